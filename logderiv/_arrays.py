@@ -1,0 +1,65 @@
+"""Small helpers on arrays, keys and pytrees that every module may use."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
+    """`mask` with trailing axes of length one, so that it broadcasts against `like`."""
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def as_keys(key: jax.Array) -> jax.Array:
+    """Typed keys from typed or raw (uint32) keys.
+
+    Raises:
+        TypeError: Something else.
+    """
+    dtype = jnp.result_type(key)
+    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+        return key
+    if dtype == jnp.uint32 and key.ndim > 0:
+        return jax.random.wrap_key_data(key)
+    raise TypeError(f"key: expected jax.random.key(seed), received {dtype}{jnp.shape(key)}.")
+
+
+def register_dataclass(cls: Any, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> Any:
+    """Register a dataclass as a pytree whose reconstruction skips `__post_init__`.
+
+    Transformations rebuild pytrees around tracers, axis numbers and placeholders, which must not meet the checks that
+    a user's own constructor call does.
+    """
+
+    def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        return tuple(getattr(obj, name) for name in data), tuple(getattr(obj, name) for name in meta)
+
+    def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, aux = flatten(obj)
+        return tuple((jax.tree_util.GetAttrKey(k), c) for k, c in zip(data, children, strict=True)), aux
+
+    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+        obj = object.__new__(cls)
+        for name, value in zip(data + meta, (*children, *aux), strict=True):
+            object.__setattr__(obj, name, value)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def widest(*dtypes: Any) -> Any:
+    """The floating dtype with the most bits."""
+    return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """The dtype that sums of `dtype` are taken in: at least float32."""
+    return widest(dtype, jnp.float32)
+
+
+def static(cls: Any) -> Any:
+    """A frozen dataclass without array fields, registered static: `jax.jit` takes it as a plain argument."""
+    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))

@@ -1,0 +1,84 @@
+"""`Bias`: what is known about the expectation of an estimator, as data."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from logderiv._arrays import static
+
+
+def unit(num_trajectories: int) -> float:
+    """The factor of an unbiased estimator: 1 at every N."""
+    del num_trajectories  # the same at every N
+    return 1.0
+
+
+@static
+class Bias:
+    """What is known about E[g]; declared by each part of an estimator, composed by `&`, and tested exactly.
+
+    Attributes:
+        order: Derivatives 1 to `order` of the objective are unbiased; 0 where the gradient itself is biased.
+        min_trajectories: Below this many trajectories the estimator is not defined, and raises.
+        factor: Exact `E[g] / grad J` at N trajectories, `None` where no such factor exists.
+        degree: The estimator is the mean over all subsets of this many trajectories of itself (a U-statistic), so that
+            mean and covariance at every N follow from `degree`-tuples; `None` where it has no such structure.
+        objective: Whose gradient it estimates.
+        assumes: Conditions that the declaration needs.
+        reasons: Which part spoiled unbiasedness, and why.
+    """
+
+    order: float = math.inf
+    min_trajectories: int = 1
+    factor: Callable[[int], float] | None = unit
+    degree: int | None = 1
+    objective: str = "finite-horizon discounted return"
+    assumes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def __and__(self, other: "Bias") -> "Bias":
+        """The bias of an estimator with both parts.
+
+        Raises:
+            ValueError: The two parts estimate different objectives.
+        """
+        if self.objective != other.objective:
+            raise ValueError(f"bias: the parts estimate different objectives, {self.objective!r} and {other.objective!r}.")
+        return dataclasses.replace(
+            self,
+            order=min(self.order, other.order),
+            min_trajectories=max(self.min_trajectories, other.min_trajectories),
+            factor=_product(self.factor, other.factor),
+            degree=None if self.degree is None or other.degree is None else max(self.degree, other.degree),
+            assumes=_union(self.assumes, other.assumes),
+            reasons=_union(self.reasons, other.reasons),
+        )
+
+    def check(self, num_trajectories: int) -> None:
+        """Raise `ValueError` below the minimum number of trajectories."""
+        if num_trajectories < self.min_trajectories:
+            raise ValueError(
+                f"trajectories: expected at least {self.min_trajectories} for this estimator, received {num_trajectories}; "
+                "draw more, or choose another baseline."
+            )
+
+
+def _product(first: Callable | None, second: Callable | None) -> Callable | None:
+    if first is None or second is None:
+        return None
+    if first is unit:
+        return second
+    return first if second is unit else _Product(first, second)
+
+
+@static
+class _Product:
+    first: Callable
+    second: Callable
+
+    def __call__(self, num_trajectories: int) -> float:
+        return self.first(num_trajectories) * self.second(num_trajectories)
+
+
+def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
+    return first + tuple(x for x in second if x not in first)

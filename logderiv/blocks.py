@@ -1,0 +1,138 @@
+"""Evaluating a function on every step of every trajectory, in blocks of rows.
+
+Given a trajectory, the factors of a memoryless policy need no sequential scan over time: the `N * T` steps are rows
+that can be taken in any order. All at once needs memory for all of them; one at a time wastes the machine. `map_rows`
+takes a block of rows at a time, vectorised inside, scans over the blocks and recomputes each block on the way back
+(`jax.checkpoint`), so that memory is that of one block. The scan is two levels deep: each inner scan starts its
+parameter cotangent from zero, which keeps float32 gradients exact to about 1e-6 at 10^7 steps where a single running
+sum is wrong in the second digit. The trajectory axis is never scanned over as a whole, so it may be sharded.
+
+`scan_steps` is the same for policies with memory: step by step in time, in checkpointed segments of about sqrt(T).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+# Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere blocks
+# only bound the memory and a device wants many rows at once; that number is *unmeasured*.
+_ROWS = {"cpu": 512}
+_ROWS_ELSEWHERE = 65536
+
+
+def default_rows() -> int:
+    """Rows in a block on the default backend."""
+    return _ROWS.get(jax.default_backend(), _ROWS_ELSEWHERE)
+
+
+class Layout(NamedTuple):
+    """How `(N, T)` steps are laid out: `N = together * turns` and `T <= outer * inner * steps`.
+
+    A block holds `steps` consecutive steps of `together` trajectories; the blocks are scanned in `turns * outer`
+    groups of `inner`.
+    """
+
+    together: int
+    turns: int
+    outer: int
+    inner: int
+    steps: int
+
+
+def layout(num_trajectories: int, num_steps: int, rows: int) -> Layout:
+    """The layout of blocks of at most about `rows` rows."""
+    together = max(d for d in range(1, min(num_trajectories, rows) + 1) if num_trajectories % d == 0)
+    turns = num_trajectories // together
+    steps = min(num_steps, max(1, rows // together))
+    blocks = -(-num_steps // steps)
+    groups = max(1, math.isqrt(turns * blocks) // turns)
+    inner = -(-blocks // groups)
+    outer = -(-blocks // inner)
+    return Layout(together, turns, outer, inner, -(-num_steps // (outer * inner)))
+
+
+def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, rows: int | None = None) -> Any:
+    """`function(params, row)` for every row of `inputs`.
+
+    Args:
+        function: From `params` and one row to a pytree of scalars.
+        params: Whatever `function` shares between rows.
+        inputs: Pytree with leading axes `(N, T)`.
+        rows: Rows in a block; `None` for the backend's default.
+
+    Returns:
+        The results with leading axes `(N, T)`.
+
+    Gradients: flow through `params` and `inputs`, at any order; each block is recomputed on the way back.
+    """
+    rows = default_rows() if rows is None else rows
+    if rows < 1:
+        raise ValueError(f"rows: expected a block of at least 1 row, received {rows}.")
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    shape = layout(num, length, rows)
+    block = jax.vmap(function, (None, 0))
+    if shape.turns * shape.outer * shape.inner == 1:
+        flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
+        return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), block(params, flat))
+    block = jax.checkpoint(block, prevent_cse=False)
+
+    def group(params: Any, xs: Any) -> Any:
+        return lax.scan(lambda _, x: (None, block(params, x)), None, xs)[1]
+
+    group = jax.checkpoint(group, prevent_cse=False)
+    _, results = lax.scan(lambda _, x: (None, group(params, x)), None, jax.tree.map(lambda x: _fold(x, shape), inputs))
+    return jax.tree.map(lambda y: _unfold(y, shape)[:, :length], results)
+
+
+def scan_steps(function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any) -> Any:
+    """Scan `carry, y = function(params, carry, x)` over time for `N` trajectories side by side.
+
+    Args:
+        function: One step of one trajectory; it must return the carry unchanged on padding.
+        params: Whatever `function` shares between steps.
+        carry: Start, without a trajectory axis.
+        inputs: Pytree with leading axes `(N, T)`; the last step is repeated to fill the segments.
+
+    Returns:
+        The `y`, with leading axes `(N, T)`.
+
+    Gradients: flow through everything, in memory O(sqrt(T)): each segment is recomputed on the way back.
+    """
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    segments = math.isqrt(length)
+    shape = Layout(num, 1, segments, -(-length // segments), 1)
+    step = jax.vmap(function, (None, 0, 0))
+
+    def segment(carry: Any, xs: Any) -> tuple[Any, Any]:
+        return _scan_with(step, params, carry, xs)
+
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), carry)
+    folded = jax.tree.map(lambda x: _fold(x, shape), inputs)
+    _, results = lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, folded)
+    return jax.tree.map(lambda y: _unfold(y, shape)[:, :length], results)
+
+
+def _scan_with(step: Any, params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
+    return lax.scan(lambda c, x: step(params, c, x), carry, xs)
+
+
+def _fold(x: jax.Array, shape: Layout) -> jax.Array:
+    """From `(N, T, ...)` to `(turns * outer, inner, together * steps, ...)`; padding repeats the last step."""
+    padding = shape.outer * shape.inner * shape.steps - x.shape[1]
+    if padding:
+        last = jnp.broadcast_to(x[:, -1:], (x.shape[0], padding, *x.shape[2:]))
+        x = jnp.concatenate([x, last], axis=1)
+    x = x.reshape((shape.together, shape.turns, shape.outer, shape.inner, shape.steps, *x.shape[2:]))
+    x = x.transpose((1, 2, 3, 0, 4, *range(5, x.ndim)))
+    return x.reshape((shape.turns * shape.outer, shape.inner, shape.together * shape.steps, *x.shape[5:]))
+
+
+def _unfold(y: jax.Array, shape: Layout) -> jax.Array:
+    """The inverse of `_fold`, padding included: `(N, outer * inner * steps, ...)`."""
+    y = y.reshape((shape.turns, shape.outer, shape.inner, shape.together, shape.steps, *y.shape[3:]))
+    y = y.transpose((3, 0, 1, 2, 4, *range(5, y.ndim)))
+    return y.reshape((shape.together * shape.turns, shape.outer * shape.inner * shape.steps, *y.shape[5:]))

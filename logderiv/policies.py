@@ -1,0 +1,175 @@
+"""Policies: tabular softmax, one softmax for all states, linear, MLP and GRU.
+
+Each is a frozen dataclass with its hyperparameters as fields, so that one rebuilt with the same fields does not
+retrace. `apply` works on one observation. `head` turns the network's output vector into a distribution.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._arrays import static
+from logderiv.distributions import Categorical, Normal
+
+Head = Callable[[jax.Array], Any]
+
+
+def normal_head(outputs: jax.Array) -> Normal:
+    """A diagonal Normal from `2 D` outputs: means, then log standard deviations."""
+    loc, log_scale = jnp.split(outputs, 2, axis=-1)
+    return Normal(loc, jnp.exp(log_scale))
+
+
+@static
+class TabularSoftmax:
+    r"""$\pi(a|s) = \mathrm{softmax}(\theta_s)_a$ with `params` the logits, shape `(S, A)`; observations are states."""
+
+    initial_carry = None
+    log_factors = None
+
+    def apply(self, params: jax.Array, observation: jax.Array) -> Categorical:
+        """The distribution in one state."""
+        return Categorical(params[observation])
+
+
+@static
+class SharedSoftmax:
+    r"""$\pi(a|s) = \mathrm{softmax}(\theta)_a$ in every state, with `params` the logits, shape `(A,)`.
+
+    The policy of the short corridor, of a bandit, and of independent draws.
+    """
+
+    initial_carry = None
+    log_factors = None
+
+    def apply(self, params: jax.Array, observation: Any) -> Categorical:
+        """The one distribution."""
+        del observation  # the point of this policy
+        return Categorical(params)
+
+
+tabular_softmax = TabularSoftmax()
+shared_softmax = SharedSoftmax()
+
+
+@static
+class MLP:
+    """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
+
+    Attributes:
+        outputs: Width of the last layer: the number of actions for `Categorical`, `2 D` for `normal_head`.
+        hidden: Widths of the hidden layers.
+        head: From outputs to a distribution.
+    """
+
+    outputs: int
+    hidden: tuple[int, ...] = (64,)
+    head: Head = Categorical
+
+    initial_carry = None
+    log_factors = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _check_widths(outputs=(self.outputs,), hidden=self.hidden)
+
+    def init(self, key: jax.Array, observation: Any) -> list[dict[str, jax.Array]]:
+        """Parameters for observations like the given one: LeCun-normal weights, zero biases, a last layer 100 times smaller.
+
+        The small last layer starts the policy near uniform. `key` is consumed.
+        """
+        widths = (flatten_observation(observation).size, *self.hidden, self.outputs)
+        keys = jax.random.split(key, len(widths) - 1)
+        params = [dense_init(k, m, n) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)]
+        params[-1]["weight"] = params[-1]["weight"] * 0.01
+        return params
+
+    def apply(self, params: list[dict[str, jax.Array]], observation: Any) -> Any:
+        """The distribution at one observation."""
+        x = flatten_observation(observation).astype(params[0]["weight"].dtype)
+        for layer in params[:-1]:
+            x = jnp.tanh(dense(layer, x))
+        return self.head(dense(params[-1], x))
+
+
+def linear(outputs: int, *, head: Head = Categorical) -> MLP:
+    """A policy whose outputs are linear in the flattened observation: an `MLP` without hidden layers."""
+    return MLP(outputs, hidden=(), head=head)
+
+
+@static
+class GRU:
+    r"""A gated recurrent unit on flattened observations, and a linear layer from its state.
+
+    $r, z = \sigma(W_{rz} x + U_{rz} h + b_{rz})$, $n = \tanh(W_n x + b_n + r \odot (U_n h))$,
+    $h' = (1 - z) \odot n + z \odot h$.
+
+    Attributes:
+        outputs: Width of the last layer.
+        hidden: Width of the carry.
+        head: From outputs to a distribution.
+
+    References:
+        Cho et al. (2014), arXiv:1406.1078, eqs. 5-8, with the reset gate after the product as in cuDNN.
+    """
+
+    outputs: int
+    hidden: int = 32
+    head: Head = Categorical
+
+    log_factors = None
+
+    def __post_init__(self) -> None:
+        _check_widths(outputs=(self.outputs,), hidden=(self.hidden,))
+
+    def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
+        """Parameters for observations like the given one; `key` is consumed."""
+        keys = jax.random.split(key, 3)
+        size = flatten_observation(observation).size
+        out = dense_init(keys[2], self.hidden, self.outputs)
+        return {
+            "input": dense_init(keys[0], size, 3 * self.hidden),
+            "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
+            "output": {"weight": out["weight"] * 0.01, "bias": out["bias"]},
+        }
+
+    def initial_carry(self, params: dict[str, dict[str, jax.Array]]) -> jax.Array:
+        """A zero state."""
+        return jnp.zeros(self.hidden, params["input"]["weight"].dtype)
+
+    def apply(self, params: dict[str, dict[str, jax.Array]], carry: jax.Array, observation: Any) -> tuple[Any, jax.Array]:
+        """The distribution at one observation, and the next carry."""
+        x = flatten_observation(observation).astype(carry.dtype)
+        xr, xz, xn = jnp.split(dense(params["input"], x), 3)
+        hr, hz, hn = jnp.split(carry @ params["state"]["weight"], 3)
+        reset, update = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+        new = jnp.tanh(xn + reset * hn)
+        carry = new + update * (carry - new)
+        return self.head(dense(params["output"], carry)), carry
+
+
+def flatten_observation(observation: Any) -> jax.Array:
+    """All leaves of one observation as one vector."""
+    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
+    dtype = jnp.result_type(*leaves, jnp.float16)
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
+
+
+def dense_init(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    """LeCun-normal weight `(inputs, outputs)` and zero bias."""
+    weight = jax.random.normal(key, (inputs, outputs)) / math.sqrt(max(inputs, 1))
+    return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
+
+
+def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`x @ weight + bias`."""
+    return x @ layer["weight"] + layer["bias"]
+
+
+def _check_widths(**fields: tuple[int, ...]) -> None:
+    for name, widths in fields.items():
+        if not all(isinstance(w, int) and w >= 1 for w in widths):
+            raise ValueError(f"{name}: expected whole numbers >= 1, received {widths}.")

@@ -1,0 +1,221 @@
+"""The values that cross modules: trajectories, policies, environments and estimates.
+
+Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, `D` parameters. A trajectory is
+`tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._arrays import expand
+
+
+class Trajectory(NamedTuple):
+    r"""One episode, or a batch of episodes, of at most `T` steps. Leading axes `(*batch, T)`.
+
+    `valid` is a prefix mask: the last real step is valid, everything after it is padding whose content is never
+    used. A stream that contains several episodes does not fit; cut it into episodes first.
+
+    Attributes:
+        observations: Pytree; the action `t` was chosen on observation `t`. Leaves `(*batch, T, ...)`.
+        actions: Pytree of held samples. Leaves `(*batch, T, ...)`.
+        rewards: Reward on leaving step `t`. Shape `(*batch, T)`.
+        discounts: 0 where the episode terminates, 1 elsewhere, padding included. Shape `(*batch, T)`.
+        valid: True on real steps. Shape `(*batch, T)`, bool.
+        behaviour_log_probs: Log-probability of the action under the policy that drew it. Shape `(*batch, T)`.
+        final_observation: Observation after the last valid step, before any reset. Leaves `(*batch, ...)`.
+    """
+
+    observations: Any
+    actions: Any
+    rewards: jax.Array
+    discounts: jax.Array
+    valid: jax.Array
+    behaviour_log_probs: jax.Array
+    final_observation: Any
+
+
+class Step(NamedTuple):
+    """What `Environment.step` returns; any 5-tuple in this order is accepted."""
+
+    observation: Any
+    state: Any
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+@runtime_checkable
+class Distribution(Protocol):
+    """What a policy returns for one step: anything with a scalar `log_prob`.
+
+    Objects of distrax, TensorFlow Probability and numpyro qualify as they are. `prob` is optional: where it exists
+    `logderiv.prob` multiplies it, elsewhere `exp(log_prob)`.
+    """
+
+    def log_prob(self, value: Any, /) -> Any:
+        """Log-probability (density) of one action, shape `()`."""
+        ...
+
+
+class Environment(Protocol):
+    """A world, as two pure functions. `params` is the environment's own pytree, `None` for its default.
+
+    There is no auto-reset inside `step`. A world with known densities also has `log_initial(trajectory)`, shape `()`,
+    and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
+    `horizon` is the default number of steps of a rollout.
+    """
+
+    def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
+        """Draw a start: `(observation, state)`."""
+        ...
+
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> tuple[Any, Any, Any, Any, Any]:
+        """One transition: `(observation, state, reward, terminated, truncated)`."""
+        ...
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A distribution over actions for each observation, as pure functions of `params`.
+
+    A plain function `apply` is accepted wherever a policy is expected and means `Policy(apply)`; wrap it once yourself
+    where it is to pass through `jax.jit` as an argument. Policies compare by their fields, so one rebuilt around the
+    same functions does not retrace. Built-in policies have the same attributes as methods.
+
+    Attributes:
+        apply: `(params, observation) -> Distribution`; with memory `(params, carry, observation) -> (Distribution, carry)`.
+        initial_carry: `(params) -> carry`; its presence says that the policy has memory.
+        log_factors: `(params, trajectory) -> (T,)` for one trajectory: a whole-sequence model, such as a transformer,
+            that would be wasteful step by step. Inputs of invalid steps are already safe, outputs there are ignored.
+    """
+
+    apply: Callable[..., Any]
+    initial_carry: Callable[[Any], Any] | None = None
+    log_factors: Callable[[Any, Trajectory], jax.Array] | None = None
+
+
+def as_policy(policy: Any) -> Any:
+    """A policy from a policy or a plain function `(params, observation) -> Distribution`.
+
+    Raises:
+        TypeError: Neither of the two.
+    """
+    if hasattr(policy, "apply") and hasattr(policy, "initial_carry"):
+        return policy
+    if callable(policy) and not hasattr(policy, "apply"):
+        return Policy(policy)
+    raise TypeError(
+        "expected a policy: a function (params, observation) -> distribution, or logderiv.Policy; "
+        f"received {type(policy).__name__}. Wrap a network as "
+        "logderiv.Policy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
+    )
+
+
+class Estimate(NamedTuple):
+    """A gradient estimate.
+
+    Attributes:
+        grads: Estimates +grad E[R]; pytree of `params`. Optimisers descend: see `logderiv.maximize`.
+        info: What only running can tell, safe to drop.
+    """
+
+    grads: Any
+    info: "BatchInfo"
+
+
+class BatchInfo(NamedTuple):
+    """What a batch of trajectories looked like; scalars.
+
+    Attributes:
+        mean_return: Mean over trajectories of the sum of rewards, undiscounted.
+        num_steps: Number of valid steps.
+        unfinished: Fraction of trajectories that fill all `T` steps without terminating: cut by the horizon, or by the
+            environment's own limit exactly there. Where it is not 0 the estimated objective is the return *up to the
+            horizon*.
+        empty: Number of trajectories without a valid step. They count in every mean; drop them before estimating.
+    """
+
+    mean_return: jax.Array
+    num_steps: jax.Array
+    unfinished: jax.Array
+    empty: jax.Array
+
+
+class SignedLog(NamedTuple):
+    """A real number as `sign * exp(logabs)`, the convention of `numpy.linalg.slogdet`; zero is `(0, -inf)`."""
+
+    sign: jax.Array
+    logabs: jax.Array
+
+
+def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
+    """Check the static shapes of a trajectory; return `(batch_shape, T)`.
+
+    Raises:
+        ValueError: `T` is zero, or a field does not have the leading axes of `valid`.
+        TypeError: `valid` is not boolean.
+    """
+    valid = jnp.asarray(trajectory.valid)
+    if valid.dtype != jnp.bool_:
+        raise TypeError(f"trajectory.valid: expected a boolean mask, received dtype {valid.dtype}; use valid.astype(bool).")
+    if valid.ndim == 0:
+        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is a trajectory with T = 1.")
+    lead = valid.shape
+    if lead[-1] == 0:
+        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
+
+    def check(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            if jnp.shape(leaf)[: len(expected)] != expected:
+                raise ValueError(
+                    f"trajectory.{name}{jax.tree_util.keystr(path)}: expected leading axes {axes} = {expected} as in "
+                    f"trajectory.valid, received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
+                )
+
+    for name in ("observations", "actions", "rewards", "discounts", "behaviour_log_probs"):
+        check(name, getattr(trajectory, name), lead, "(*batch, T)")
+    check("final_observation", trajectory.final_observation, lead[:-1], "(*batch,)")
+    return lead[:-1], lead[-1]
+
+
+def check_params(params: Any) -> None:
+    """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
+                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+            )
+
+
+def next_observations(trajectory: Trajectory) -> Any:
+    """Observation after each step: row `t + 1`, and `final_observation` after the last valid step and in the padding.
+
+    Args:
+        trajectory: Any leading batch axes.
+
+    Returns:
+        Pytree of `trajectory.observations`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> one, row = jnp.ones(3), jnp.array([4, 5, 99])
+        >>> valid = jnp.array([True, True, False])
+        >>> tau = Trajectory(row, row, one, one, valid, one, final_observation=jnp.array(6))
+        >>> next_observations(tau).tolist()
+        [5, 6, 6]
+    """
+    batch, _ = check_trajectory(trajectory)
+    axis = len(batch)
+    continues = jnp.roll(trajectory.valid, -1, axis).at[..., -1].set(False)
+
+    def shift(x: jax.Array, final: jax.Array) -> jax.Array:
+        return jnp.where(expand(continues, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
+
+    return jax.tree.map(shift, trajectory.observations, trajectory.final_observation)
