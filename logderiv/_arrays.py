@@ -1,10 +1,11 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
-import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 
 def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
@@ -40,7 +41,7 @@ def register_dataclass(cls: Any, data: tuple[str, ...], meta: tuple[str, ...] = 
         children, aux = flatten(obj)
         return tuple((jax.tree_util.GetAttrKey(k), c) for k, c in zip(data, children, strict=True)), aux
 
-    def unflatten(aux: tuple[Any, ...], children: tuple[Any, ...]) -> Any:
+    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
         obj = object.__new__(cls)
         for name, value in zip(data + meta, (*children, *aux), strict=True):
             object.__setattr__(obj, name, value)
@@ -60,6 +61,6 @@ def accumulator_dtype(dtype: Any) -> Any:
     return widest(dtype, jnp.float32)
 
 
-def static(cls: Any) -> Any:
-    """A frozen dataclass without array fields, registered static: `jax.jit` takes it as a plain argument."""
-    return jax.tree_util.register_static(dataclasses.dataclass(frozen=True)(cls))
+def is_traced(*arrays: Any) -> bool:
+    """Whether any of the arrays has no value yet."""
+    return any(isinstance(x, Tracer) for x in arrays)

@@ -4,14 +4,28 @@ A baseline leaves the gradient unbiased if $b_t$ of trajectory `n` does not depe
 from step `t` on. An average that contains the sample itself does depend on them.
 """
 
-from typing import Any, Literal, Protocol
+import dataclasses
+from typing import Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import static
 from logderiv.bias import Bias
 from logderiv.types import Trajectory
+
+
+class CreditBatch(NamedTuple):
+    """Credit of a batch, and the factors that its rewards were multiplied by.
+
+    Attributes:
+        credit: From rewards multiplied by `ratios` and `discounts`; 0 on invalid steps. Shape `(N, T)`.
+        ratios: Importance ratio of the choices up to step `t`; ones on policy. Shape `(N, T)`.
+        discounts: `gamma^t`, or ones where it is left out. Shape `(T,)`.
+    """
+
+    credit: jax.Array
+    ratios: jax.Array
+    discounts: jax.Array
 
 
 class Baseline(Protocol):
@@ -26,11 +40,11 @@ class Baseline(Protocol):
         """The first state, a pytree of arrays."""
         ...
 
-    def values(self, state: Any, trajectories: Trajectory, credit: jax.Array) -> jax.Array:
-        """$b_{n,t}$ from credit of shape `(N, T)`, zero on invalid steps; shape `(N, T)`."""
+    def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
+        """What is subtracted from `batch.credit`, its ratios and discounts included; shape `(N, T)`."""
         ...
 
-    def update(self, state: Any, trajectories: Trajectory, credit: jax.Array) -> Any:
+    def update(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> Any:
         """The next state."""
         ...
 
@@ -43,25 +57,27 @@ class Stateless:
         del params
         return ()
 
-    def update(self, state: Any, trajectories: Trajectory, credit: jax.Array) -> Any:
+    def update(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> Any:
         """Nothing to learn."""
-        del trajectories, credit
+        del trajectories, batch
         return state
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class NoBaseline(Stateless):
     """$b = 0$."""
 
     bias = Bias()
 
-    def values(self, state: Any, trajectories: Trajectory, credit: jax.Array) -> jax.Array:
+    def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
         """Zeros."""
         del state, trajectories
-        return jnp.zeros_like(credit)
+        return jnp.zeros_like(batch.credit)
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class LeaveOneOut(Stateless):
     """See `baseline_leave_one_out`."""
 
@@ -76,9 +92,10 @@ class LeaveOneOut(Stateless):
         """Unbiased at every order from two trajectories; of degree 2 where the divisor is always N - 1."""
         return Bias(min_trajectories=2, degree=2 if self.per == "trajectory" else None)
 
-    def values(self, state: Any, trajectories: Trajectory, credit: jax.Array) -> jax.Array:
-        """Mean of the other trajectories' credit; 0 where there is no other."""
+    def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
+        """Mean of the other trajectories' credit, times the own ratio; 0 where there is no other."""
         del state
+        credit = batch.credit
         if self.per == "trajectory":
             credit, counts = credit[:, :1], jnp.ones_like(credit[:, :1])
         else:
@@ -86,7 +103,7 @@ class LeaveOneOut(Stateless):
         others = jnp.sum(credit, axis=0, keepdims=True) - credit
         num_others = jnp.sum(counts, axis=0, keepdims=True) - counts
         means = others / jnp.maximum(num_others, 1)
-        return jnp.broadcast_to(means, trajectories.valid.shape)
+        return batch.ratios * jnp.broadcast_to(means, trajectories.valid.shape)
 
 
 def baseline_none() -> NoBaseline:

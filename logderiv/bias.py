@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 
-from logderiv._arrays import static
+import jax
 
 
 def unit(num_trajectories: int) -> float:
@@ -13,7 +13,8 @@ def unit(num_trajectories: int) -> float:
     return 1.0
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class Bias:
     """What is known about E[g]; declared by each part of an estimator, composed by `&`, and tested exactly.
 
@@ -43,7 +44,9 @@ class Bias:
             ValueError: The two parts estimate different objectives.
         """
         if self.objective != other.objective:
-            raise ValueError(f"bias: the parts estimate different objectives, {self.objective!r} and {other.objective!r}.")
+            raise ValueError(
+                f"bias: the parts estimate different objectives, {self.objective!r} and {other.objective!r}."
+            )
         return dataclasses.replace(
             self,
             order=min(self.order, other.order),
@@ -71,7 +74,8 @@ def _product(first: Callable | None, second: Callable | None) -> Callable | None
     return first if second is unit else _Product(first, second)
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class _Product:
     first: Callable
     second: Callable

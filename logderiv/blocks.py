@@ -12,11 +12,15 @@ sum is wrong in the second digit. The trajectory axis is never scanned over as a
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from logderiv._arrays import accumulator_dtype
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere blocks
 # only bound the memory and a device wants many rows at once; that number is *unmeasured*.
@@ -24,9 +28,11 @@ _ROWS = {"cpu": 512}
 _ROWS_ELSEWHERE = 65536
 
 
-def default_rows() -> int:
-    """Rows in a block on the default backend."""
-    return _ROWS.get(jax.default_backend(), _ROWS_ELSEWHERE)
+def _rows_or_default(rows: int | None) -> int:
+    rows = _ROWS.get(jax.default_backend(), _ROWS_ELSEWHERE) if rows is None else rows
+    if rows < 1:
+        raise ValueError(f"rows: expected a block of at least 1 row, received {rows}.")
+    return rows
 
 
 class Layout(NamedTuple):
@@ -42,6 +48,11 @@ class Layout(NamedTuple):
     inner: int
     steps: int
 
+    @property
+    def blocks(self) -> int:
+        """Number of blocks."""
+        return self.turns * self.outer * self.inner
+
 
 def layout(num_trajectories: int, num_steps: int, rows: int) -> Layout:
     """The layout of blocks of at most about `rows` rows."""
@@ -55,7 +66,9 @@ def layout(num_trajectories: int, num_steps: int, rows: int) -> Layout:
     return Layout(together, turns, outer, inner, -(-num_steps // (outer * inner)))
 
 
-def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, rows: int | None = None) -> Any:
+def map_rows(
+    function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, rows: int | None = None
+) -> Any:
     """`function(params, row)` for every row of `inputs`.
 
     Args:
@@ -69,13 +82,10 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
 
     Gradients: flow through `params` and `inputs`, at any order; each block is recomputed on the way back.
     """
-    rows = default_rows() if rows is None else rows
-    if rows < 1:
-        raise ValueError(f"rows: expected a block of at least 1 row, received {rows}.")
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    shape = layout(num, length, rows)
+    shape = layout(num, length, _rows_or_default(rows))
     block = jax.vmap(function, (None, 0))
-    if shape.turns * shape.outer * shape.inner == 1:
+    if shape.blocks == 1:
         flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
         return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), block(params, flat))
     block = jax.checkpoint(block, prevent_cse=False)
@@ -84,11 +94,92 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
         return lax.scan(lambda _, x: (None, block(params, x)), None, xs)[1]
 
     group = jax.checkpoint(group, prevent_cse=False)
-    _, results = lax.scan(lambda _, x: (None, group(params, x)), None, jax.tree.map(lambda x: _fold(x, shape), inputs))
+    _, results = lax.scan(
+        lambda _, x: (None, group(params, x)), None, jax.tree.map(lambda x: _fold(x, shape), inputs)
+    )
     return jax.tree.map(lambda y: _unfold(y, shape)[:, :length], results)
 
 
-def scan_steps(function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any) -> Any:
+def sum_rows(
+    function: Callable[[Any, Any], jax.Array], params: Any, inputs: Any, *, rows: int | None = None
+) -> jax.Array:
+    """Sum over all rows of a scalar `function(params, row)`: value and gradient in one pass over the rows.
+
+    Differentiating `map_rows` runs each block forwards, and on the way back forwards again. A sum does not need to wait
+    for its cotangent: its derivative rule takes value and gradient of each block together, which saves the first pass.
+    The rule is a JVP, linear in the tangent, so forward mode, reverse mode and higher orders all go through it.
+
+    Args:
+        function: From `params` and one row to a scalar; it may close over arrays that are being differentiated.
+        params: Whatever `function` shares between rows.
+        inputs: Pytree with leading axes `(N, T)`. Where they are differentiated too, the plain rule is used.
+        rows: Rows in a block; `None` for the backend's default.
+
+    Returns:
+        A scalar, in float32 at least.
+    """
+    rows = _rows_or_default(rows)
+    row = jax.tree.map(lambda x: x[0, 0], inputs)
+    function, captured = jax.closure_convert(function, params, row)
+
+    def plain(shared: Any, inputs: Any) -> jax.Array:
+        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, rows=rows)
+        return jnp.sum(values, dtype=accumulator_dtype(values.dtype))
+
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    if layout(num, length, rows).blocks == 1:
+        return plain((params, captured), inputs)
+    total = jax.custom_jvp(plain)
+
+    @partial(total.defjvp, symbolic_zeros=True)
+    def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+        shared, inputs = primals
+        if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[1])):
+            return jax.jvp(plain, primals, jax.tree.map(_instantiate, tangents))
+        value, gradient = _value_and_gradient(function, shared, inputs, rows)
+        terms = [
+            jnp.vdot(g, t).astype(value.dtype)
+            for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
+            if not isinstance(t, SymbolicZero)
+        ]
+        return value, sum(terms, jnp.zeros_like(value))
+
+    return total((params, captured), inputs)
+
+
+def _value_and_gradient(function: Any, shared: Any, inputs: Any, rows: int) -> tuple[jax.Array, Any]:
+    """Sum over rows and its gradient in `shared`, two levels deep, each block once."""
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    shape = layout(num, length, rows)
+    real = _fold(jnp.ones((num, length), bool), shape, fill=False)
+
+    def block(shared: Any, x: Any, real: jax.Array) -> jax.Array:
+        values = jax.vmap(lambda x: function(shared[0], x, *shared[1]))(x)
+        return jnp.sum(jnp.where(real, values, 0), dtype=accumulator_dtype(values.dtype))
+
+    def add(gradient: Any, x: Any) -> tuple[Any, jax.Array]:
+        value, new = jax.value_and_grad(block)(shared, *x)
+        return jax.tree.map(jnp.add, gradient, new), value
+
+    def group(gradient: Any, xs: Any) -> tuple[Any, jax.Array]:
+        new, values = lax.scan(add, zeros, xs)
+        return jax.tree.map(jnp.add, gradient, new), values
+
+    zeros = jax.tree.map(jnp.zeros_like, shared)
+    gradient, values = lax.scan(group, zeros, (jax.tree.map(lambda x: _fold(x, shape), inputs), real))
+    return jnp.sum(values), gradient
+
+
+def _instantiate(tangent: Any) -> Any:
+    if not isinstance(tangent, SymbolicZero):
+        return tangent
+    aval: Any = tangent.aval
+    return jnp.zeros(aval.shape, aval.dtype)
+
+
+def scan_steps(
+    function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any
+) -> Any:
     """Scan `carry, y = function(params, carry, x)` over time for `N` trajectories side by side.
 
     Args:
@@ -120,11 +211,13 @@ def _scan_with(step: Any, params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
     return lax.scan(lambda c, x: step(params, c, x), carry, xs)
 
 
-def _fold(x: jax.Array, shape: Layout) -> jax.Array:
-    """From `(N, T, ...)` to `(turns * outer, inner, together * steps, ...)`; padding repeats the last step."""
+def _fold(x: jax.Array, shape: Layout, fill: Any = None) -> jax.Array:
+    """From `(N, T, ...)` to `(turns * outer, inner, together * steps, ...)`; padding repeats the last step, or is `fill`."""
     padding = shape.outer * shape.inner * shape.steps - x.shape[1]
     if padding:
-        last = jnp.broadcast_to(x[:, -1:], (x.shape[0], padding, *x.shape[2:]))
+        last = jnp.broadcast_to(
+            x[:, -1:] if fill is None else jnp.asarray(fill), (x.shape[0], padding, *x.shape[2:])
+        )
         x = jnp.concatenate([x, last], axis=1)
     x = x.reshape((shape.together, shape.turns, shape.outer, shape.inner, shape.steps, *x.shape[2:]))
     x = x.transpose((1, 2, 3, 0, 4, *range(5, x.ndim)))

@@ -39,7 +39,9 @@ def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     _check(rewards, discounts)
     discounts = discounts.astype(rewards.dtype)
 
-    def combine(later: tuple[jax.Array, jax.Array], earlier: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def combine(
+        later: tuple[jax.Array, jax.Array], earlier: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
     return lax.associative_scan(combine, (rewards, discounts), reverse=True)[0]

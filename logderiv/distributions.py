@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import expand, register_dataclass
+from logderiv._arrays import expand, is_traced, register_dataclass
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -228,7 +228,7 @@ def check_range(distribution: Any, action: Any, actions: Any, valid: jax.Array) 
     """
     categories = num_categories(distribution, action)
     leaves = [*jax.tree.leaves(actions), valid]
-    if categories is None or any(isinstance(leaf, jax.core.Tracer) for leaf in leaves):
+    if categories is None or is_traced(*leaves):
         return
     values = np.asarray(leaves[0])
     outside = np.asarray(expand(valid, leaves[0])) & ((values < 0) | (values >= categories))
@@ -264,7 +264,9 @@ def _integer(action: Any) -> jax.Array:
     if jnp.issubdtype(action.dtype, jnp.bool_):
         return action.astype(jnp.int32)
     if not jnp.issubdtype(action.dtype, jnp.integer):
-        raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
+        raise TypeError(
+            f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32)."
+        )
     return action
 
 

@@ -1,13 +1,13 @@
 """Estimators of grad E[R], composed from credit, baseline and surrogate."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import static
-from logderiv.baselines import Baseline, NoBaseline
+from logderiv.baselines import Baseline, CreditBatch, NoBaseline
 from logderiv.bias import Bias
 from logderiv.credit import discount_factors, reward_to_go
 from logderiv.likelihood import log_factors
@@ -17,9 +17,11 @@ from logderiv.types import Estimate, Trajectory, check_params, check_trajectory
 
 Credit = Callable[[jax.Array, jax.Array], jax.Array]
 Surrogate = Callable[[jax.Array, jax.Array], jax.Array]
+_NO_BASELINE = NoBaseline()
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class Estimator:
     """Base of all estimators: three pure functions and a declaration; `estimate` follows from them.
 
@@ -46,7 +48,9 @@ class Estimator:
         """The scalar whose derivatives in `params` are the estimates."""
         raise NotImplementedError
 
-    def estimate(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[Estimate, Any]:
+    def estimate(
+        self, params: Any, state: Any, policy: Any, trajectories: Trajectory
+    ) -> tuple[Estimate, Any]:
         """Estimate +grad E[R] from a batch drawn with these `params`.
 
         Args:
@@ -69,12 +73,13 @@ class Estimator:
         return Estimate(grads, batch_info(trajectories)), state
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class ScoreFunction(Estimator):
     """See `score_function`."""
 
     credit: Credit = reward_to_go
-    baseline: Baseline = NoBaseline()
+    baseline: Baseline = _NO_BASELINE
     discount: float = 1.0
     surrogate: Surrogate = score_surrogate
 
@@ -100,8 +105,9 @@ class ScoreFunction(Estimator):
         rewards = jnp.where(valid, trajectories.rewards, 0) * factors[None]
         discounts = jnp.where(valid, trajectories.discounts, 1)
         credit = jnp.where(valid, jax.vmap(self.credit)(rewards, discounts), 0)
-        weights = jnp.where(valid, credit - self.baseline.values(state, trajectories, credit), 0)
-        return weights, self.baseline.update(state, trajectories, credit)
+        batch = CreditBatch(credit, ratios=jnp.ones_like(credit), discounts=factors)
+        weights = jnp.where(valid, credit - self.baseline.values(state, trajectories, batch), 0)
+        return weights, self.baseline.update(state, trajectories, batch)
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The surrogate of the log-factors and weights."""
@@ -138,7 +144,7 @@ def score_function(
     References:
         Williams (1992), Machine Learning 8; Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
-    return ScoreFunction(credit, NoBaseline() if baseline is None else baseline, discount, surrogate)
+    return ScoreFunction(credit, _NO_BASELINE if baseline is None else baseline, discount, surrogate)
 
 
 def num_trajectories(trajectories: Trajectory) -> int:

@@ -7,7 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv.likelihood import all_factors, all_log_factors, check_single, cumulative_product, log_prob, prob, times_exp
+from logderiv._arrays import is_traced
+from logderiv.likelihood import (
+    all_factors,
+    all_log_factors,
+    check_single,
+    cumulative_product,
+    log_prob,
+    prob,
+    times_exp,
+)
 from logderiv.types import SignedLog, Trajectory, check_params
 
 
@@ -115,13 +124,23 @@ def compare(params: Any, policy: Any, trajectory: Trajectory, *, environment: An
         jnp.int32(Case.AGREE),
     )
     return Comparison(
-        case, num_factors, value, logp, direct, score, score_form, difference, resolution, first_underflow, first_overflow
+        case,
+        num_factors,
+        value,
+        logp,
+        direct,
+        score,
+        score_form,
+        difference,
+        resolution,
+        first_underflow,
+        first_overflow,
     )
 
 
 def report(comparison: Comparison) -> str:
     """A `Comparison` of one trajectory as text, with the reason where the two forms part."""
-    if isinstance(comparison.case, jax.core.Tracer) or np.ndim(comparison.case):
+    if is_traced(comparison.case) or np.ndim(comparison.case):
         return f"Comparison of shape {np.shape(comparison.case)}: index one trajectory with jax.tree.map to print it."
     case = Case(int(comparison.case))
     lines = [
@@ -133,7 +152,9 @@ def report(comparison: Comparison) -> str:
         lines.append(f"  the running product becomes zero at factor {int(comparison.first_underflow)}")
     if comparison.first_overflow >= 0:
         lines.append(f"  the running product becomes infinite at factor {int(comparison.first_overflow)}")
-    lines.append(f"  {'leaf':<24}{'max |direct|':>14}{'max |P score|':>18}{'max |score|':>13}{'difference':>12}{'resolution':>12}")
+    lines.append(
+        f"  {'leaf':<24}{'max |direct|':>14}{'max |P score|':>18}{'max |score|':>13}{'difference':>12}{'resolution':>12}"
+    )
     direct = jax.tree_util.tree_leaves_with_path(comparison.direct)
     forms = jax.tree.leaves(comparison.score_form, is_leaf=lambda x: isinstance(x, SignedLog))
     columns = (forms, jax.tree.leaves(comparison.score), jax.tree.leaves(comparison.difference))

@@ -17,7 +17,7 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._arrays import accumulator_dtype, expand, widest
-from logderiv.blocks import map_rows, scan_steps
+from logderiv.blocks import map_rows, scan_steps, sum_rows
 from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory
 
 
@@ -72,11 +72,23 @@ def log_prob(
         >>> bool(jnp.isclose(log_prob(jnp.zeros(2), ld.shared_softmax, tau), jnp.sum(tau.valid) * jnp.log(0.5)))
         True
     """
-    logs = all_log_factors(params, policy, trajectory, environment=environment, rows=rows)
-    return jnp.sum(logs, axis=-1, dtype=accumulator_dtype(logs.dtype))
+    policy = as_policy(policy)
+    batch, _ = check_trajectory(trajectory)
+    if batch or policy.initial_carry is not None or policy.log_factors is not None:
+        total = _sum_steps(log_factors(params, policy, trajectory, rows=rows))
+    else:
+        total = _sum_in_one_pass(params, policy, trajectory, rows)
+    if environment is None:
+        return total
+    initial, dynamics = _environment_log_factors(environment, trajectory)
+    fixed = _sum_steps(dynamics) + initial.astype(accumulator_dtype(initial.dtype))
+    dtype = widest(total.dtype, fixed.dtype)
+    return total.astype(dtype) + fixed.astype(dtype)
 
 
-def prob(params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None, rows: int | None = None) -> jax.Array:
+def prob(
+    params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None, rows: int | None = None
+) -> jax.Array:
     r"""$P(\tau|\theta)$: the product of the probabilities themselves, multiplied out by `lax.scan`.
 
     This is the direct form that the log-derivative identity is compared with. It underflows (about 127 fair coins in
@@ -94,7 +106,9 @@ def prob(params: Any, policy: Any, trajectory: Trajectory, *, environment: Any =
 
     Gradients: `jax.grad(prob)` differentiates the product itself. Nothing is detached.
     """
-    return cumulative_product(all_factors(params, policy, trajectory, environment=environment, rows=rows))[..., -1]
+    return cumulative_product(all_factors(params, policy, trajectory, environment=environment, rows=rows))[
+        ..., -1
+    ]
 
 
 def signed_prob(params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None) -> SignedLog:
@@ -180,7 +194,9 @@ def check_single(trajectory: Trajectory) -> None:
     """Raise unless the trajectory has no batch axes."""
     batch, _ = check_trajectory(trajectory)
     if batch:
-        raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
+        raise ValueError(
+            f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap."
+        )
 
 
 def fill_invalid(trajectory: Trajectory) -> Trajectory:
@@ -212,29 +228,67 @@ def _factors(params: Any, policy: Any, trajectory: Trajectory, *, logs: bool, ro
     """The policy's factors, or their logarithms, with the neutral element on invalid steps. Shape `(*batch, T)`."""
     policy = as_policy(policy)
     batch, length = check_trajectory(trajectory)
-    filled = fill_invalid(trajectory)
-    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(batch) :])), filled._replace(final_observation=None))
-    inputs = (flat.observations, flat.actions)
+    if policy.log_factors is not None:
+        values = per_trajectory(
+            lambda tau: _sequence_log_factors(params, policy, tau), fill_invalid(trajectory)
+        )
+        values = values if logs else jnp.exp(values)
+    elif policy.initial_carry is not None:
+        values = _with_memory(params, policy, trajectory, _step_factor(trajectory, logs))
+    else:
+        factor = _step_factor(trajectory, logs)
+        values = map_rows(
+            lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, _flat_inputs(trajectory), rows=rows
+        )
+    values = values.reshape((*batch, length))
+    return jnp.where(trajectory.valid, values, jnp.asarray(0 if logs else 1, values.dtype))
+
+
+def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int | None) -> jax.Array:
+    """Sum of the log-factors of one trajectory under a memoryless policy; its gradient costs no second pass."""
+    factor = _step_factor(trajectory, logs=True)
+
+    def row(params: Any, x: Any) -> jax.Array:
+        (observation, action), valid = x
+        value = factor(policy.apply(params, observation), action)
+        return jnp.where(valid, value, jnp.zeros_like(value))
+
+    return sum_rows(row, params, (_flat_inputs(trajectory), trajectory.valid[None]), rows=rows)
+
+
+def _sum_steps(logs: jax.Array) -> jax.Array:
+    return jnp.sum(logs, axis=-1, dtype=accumulator_dtype(logs.dtype))
+
+
+def _with_memory(
+    params: Any, policy: Any, trajectory: Trajectory, factor: Callable[[Any, Any], jax.Array]
+) -> jax.Array:
+    def step(params: Any, carry: Any, x: Any) -> tuple[Any, jax.Array]:
+        (observation, action), valid = x
+        distribution, new = policy.apply(params, carry, observation)
+        return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), factor(distribution, action)
+
+    valid = trajectory.valid.reshape((-1, trajectory.valid.shape[-1]))
+    return scan_steps(step, params, policy.initial_carry(params), (_flat_inputs(trajectory), valid))
+
+
+def _step_factor(trajectory: Trajectory, logs: bool) -> Callable[[Any, Any], jax.Array]:
+    """From distribution and action of one step to its factor; outside `jit` the actions' range is checked."""
 
     def factor(distribution: Any, action: Any) -> jax.Array:
         distributions.check_range(distribution, action, trajectory.actions, trajectory.valid)
         return (distributions.log_prob if logs else distributions.prob)(distribution, action)
 
-    if policy.log_factors is not None:
-        values = per_trajectory(lambda tau: _sequence_log_factors(params, policy, tau), filled)
-        values = values if logs else jnp.exp(values)
-    elif policy.initial_carry is not None:
+    return factor
 
-        def step(params: Any, carry: Any, x: Any) -> tuple[Any, jax.Array]:
-            (observation, action), valid = x
-            distribution, new = policy.apply(params, carry, observation)
-            return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), factor(distribution, action)
 
-        values = scan_steps(step, params, policy.initial_carry(params), (inputs, flat.valid))
-    else:
-        values = map_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, inputs, rows=rows)
-    values = values.reshape((*batch, length))
-    return jnp.where(trajectory.valid, values, jnp.asarray(0 if logs else 1, values.dtype))
+def _flat_inputs(trajectory: Trajectory) -> tuple[Any, Any]:
+    """Observations and actions, safe on invalid steps, with the batch axes as one. Leading axes `(N, T)`."""
+    filled = fill_invalid(trajectory)
+    ndim = trajectory.valid.ndim
+    return jax.tree.map(
+        lambda x: x.reshape((-1, x.shape[ndim - 1], *x.shape[ndim:])), (filled.observations, filled.actions)
+    )
 
 
 def _sequence_log_factors(params: Any, policy: Any, trajectory: Trajectory) -> jax.Array:

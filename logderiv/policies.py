@@ -4,6 +4,7 @@ Each is a frozen dataclass with its hyperparameters as fields, so that one rebui
 retrace. `apply` works on one observation. `head` turns the network's output vector into a distribution.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import static
 from logderiv.distributions import Categorical, Normal
 
 Head = Callable[[jax.Array], Any]
@@ -23,7 +23,8 @@ def normal_head(outputs: jax.Array) -> Normal:
     return Normal(loc, jnp.exp(log_scale))
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class TabularSoftmax:
     r"""$\pi(a|s) = \mathrm{softmax}(\theta_s)_a$ with `params` the logits, shape `(S, A)`; observations are states."""
 
@@ -35,7 +36,8 @@ class TabularSoftmax:
         return Categorical(params[observation])
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class SharedSoftmax:
     r"""$\pi(a|s) = \mathrm{softmax}(\theta)_a$ in every state, with `params` the logits, shape `(A,)`.
 
@@ -55,7 +57,8 @@ tabular_softmax = TabularSoftmax()
 shared_softmax = SharedSoftmax()
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class MLP:
     """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
 
@@ -100,7 +103,8 @@ def linear(outputs: int, *, head: Head = Categorical) -> MLP:
     return MLP(outputs, hidden=(), head=head)
 
 
-@static
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
 class GRU:
     r"""A gated recurrent unit on flattened observations, and a linear layer from its state.
 
@@ -140,7 +144,9 @@ class GRU:
         """A zero state."""
         return jnp.zeros(self.hidden, params["input"]["weight"].dtype)
 
-    def apply(self, params: dict[str, dict[str, jax.Array]], carry: jax.Array, observation: Any) -> tuple[Any, jax.Array]:
+    def apply(
+        self, params: dict[str, dict[str, jax.Array]], carry: jax.Array, observation: Any
+    ) -> tuple[Any, jax.Array]:
         """The distribution at one observation, and the next carry."""
         x = flatten_observation(observation).astype(carry.dtype)
         xr, xz, xn = jnp.split(dense(params["input"], x), 3)

@@ -42,7 +42,9 @@ def require() -> Any:
     try:
         from tqdm import tqdm
     except ImportError as error:
-        raise ImportError("progress=True needs tqdm; install it, or the extra: pip install 'logderiv[progress]'.") from error
+        raise ImportError(
+            "progress=True needs tqdm; install it, or the extra: pip install 'logderiv[progress]'."
+        ) from error
     return tqdm
 
 

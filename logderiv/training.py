@@ -103,26 +103,34 @@ def train(
     if progress:
         progress_bar.require()
     static = (estimator, optimizer, num_updates, num_trajectories, horizon, progress)
-    result = _train(params, as_keys(key), as_policy(policy), as_environment(environment), environment_params, static)
+    result = _train(
+        params, as_keys(key), as_policy(policy), as_environment(environment), environment_params, static
+    )
     if progress:
         jax.effects_barrier()
     return result
 
 
 @partial(jax.jit, static_argnames="static")
-def _train(params: Any, key: jax.Array, policy: Any, environment: Any, environment_params: Any, static: tuple) -> Training:
+def _train(
+    params: Any, key: jax.Array, policy: Any, environment: Any, environment_params: Any, static: tuple
+) -> Training:
     estimator, optimizer, num_updates, num_trajectories, horizon, progress = static
 
     def update(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         params, opt_state, state, key = carry
         key, key_rollout = jax.random.split(key)
         keys = jax.random.split(key_rollout, num_trajectories)
-        taus = rollout(params, keys, policy, environment, horizon=horizon, environment_params=environment_params)
+        taus = rollout(
+            params, keys, policy, environment, horizon=horizon, environment_params=environment_params
+        )
         estimate, state = estimator.estimate(params, state, policy, taus)
         updates, opt_state = optimizer.update(estimate.grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         info = estimate.info
-        metrics = Metrics(info.mean_return, info.num_steps, info.unfinished, optax.global_norm(estimate.grads))
+        metrics = Metrics(
+            info.mean_return, info.num_steps, info.unfinished, optax.global_norm(estimate.grads)
+        )
         if progress:
             progress_bar.report(index, num_updates, info.mean_return)
         return (params, opt_state, state, key), metrics

@@ -74,7 +74,9 @@ class Environment(Protocol):
         """Draw a start: `(observation, state)`."""
         ...
 
-    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> tuple[Any, Any, Any, Any, Any]:
+    def step(
+        self, key: jax.Array, state: Any, action: Any, params: Any = None
+    ) -> tuple[Any, Any, Any, Any, Any]:
         """One transition: `(observation, state, reward, terminated, truncated)`."""
         ...
 
@@ -163,12 +165,18 @@ def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
     """
     valid = jnp.asarray(trajectory.valid)
     if valid.dtype != jnp.bool_:
-        raise TypeError(f"trajectory.valid: expected a boolean mask, received dtype {valid.dtype}; use valid.astype(bool).")
+        raise TypeError(
+            f"trajectory.valid: expected a boolean mask, received dtype {valid.dtype}; use valid.astype(bool)."
+        )
     if valid.ndim == 0:
-        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is a trajectory with T = 1.")
+        raise ValueError(
+            "trajectory.valid: expected shape (*batch, T), received (); one step is a trajectory with T = 1."
+        )
     lead = valid.shape
     if lead[-1] == 0:
-        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
+        raise ValueError(
+            "an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling."
+        )
 
     def check(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

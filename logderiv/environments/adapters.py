@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import register_dataclass
+from logderiv._arrays import is_traced, register_dataclass
 from logderiv.types import Step
 
 _NO_LIMIT = 2**30
@@ -34,7 +34,7 @@ class Gymnax:
         if self.params is None:
             object.__setattr__(self, "params", self.environment.default_params)
         limit = getattr(self.params, "max_steps_in_episode", None)
-        if self.horizon is None and limit is not None and not isinstance(limit, jax.core.Tracer):
+        if self.horizon is None and limit is not None and not is_traced(limit):
             object.__setattr__(self, "horizon", int(limit))
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
@@ -49,12 +49,20 @@ class Gymnax:
             truncated = self.environment.is_truncated(state, params)
         elif hasattr(params, "max_steps_in_episode"):
             unlimited = params.replace(max_steps_in_episode=_NO_LIMIT)
-            observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
+            observation, state, reward, terminated, _ = self.environment.step_env(
+                key, state, action, unlimited
+            )
             truncated = state.time >= params.max_steps_in_episode
         else:
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, params)
             truncated = False
-        return Step(observation, state, jnp.asarray(reward), jnp.asarray(terminated, bool), jnp.asarray(truncated, bool))
+        return Step(
+            observation,
+            state,
+            jnp.asarray(reward),
+            jnp.asarray(terminated, bool),
+            jnp.asarray(truncated, bool),
+        )
 
 
 register_dataclass(Gymnax, ("params",), ("environment", "horizon"))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import register_dataclass
+from logderiv._arrays import is_traced, register_dataclass
 from logderiv.types import Step, Trajectory, next_observations
 
 
@@ -49,8 +49,10 @@ class TabularMDP:
                     f"TabularMDP.{name}: expected shape {shape} for S = {states}, A = {actions} (from reward), "
                     f"received {getattr(self, name).shape}."
                 )
-        if not any(isinstance(x, jax.core.Tracer) for x in (self.initial, self.transition, self.terminal)):
-            _check_probabilities(np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal))
+        if not is_traced(self.initial, self.transition, self.terminal):
+            _check_probabilities(
+                np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal)
+            )
 
     @property
     def num_states(self) -> int:
@@ -80,7 +82,9 @@ class TabularMDP:
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
         r"""$\log p(s_{t+1}|s_t,a_t)$ of one trajectory, shape `(T,)`."""
-        return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
+        return jnp.log(
+            self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)]
+        )
 
 
 register_dataclass(TabularMDP, ("initial", "transition", "reward", "terminal"), ("horizon",))
@@ -114,6 +118,10 @@ def _check_probabilities(initial: np.ndarray, transition: np.ndarray, terminal: 
     for name, table in (("initial", initial[None]), ("transition", live)):
         worst = np.max(np.abs(table.sum(-1) - 1), initial=0.0)
         if not (worst <= tolerance and np.all(table >= 0)):
-            raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, received sums off by {worst:.3g}.")
+            raise ValueError(
+                f"TabularMDP.{name}: expected probabilities that sum to 1, received sums off by {worst:.3g}."
+            )
     if initial[terminal].any():
-        raise ValueError("TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step.")
+        raise ValueError(
+            "TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step."
+        )

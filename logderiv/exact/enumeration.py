@@ -16,7 +16,8 @@ def count_trajectories(mdp: TabularMDP, horizon: int) -> int:
     counts = [1] * mdp.num_states
     for _ in range(horizon):
         counts = [
-            1 if terminal[s] else sum(counts[new] for row in successors[s] for new in row) for s in range(mdp.num_states)
+            1 if terminal[s] else sum(counts[new] for row in successors[s] for new in row)
+            for s in range(mdp.num_states)
         ]
     return sum(counts[s] for s in np.flatnonzero(initial))
 
@@ -78,4 +79,9 @@ def enumerate_trajectories(mdp: TabularMDP, *, horizon: int, limit: int = LIMIT)
 
 
 def _tables(mdp: TabularMDP) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    return np.asarray(mdp.initial), np.asarray(mdp.transition), np.asarray(mdp.reward), np.asarray(mdp.terminal)
+    return (
+        np.asarray(mdp.initial),
+        np.asarray(mdp.transition),
+        np.asarray(mdp.reward),
+        np.asarray(mdp.terminal),
+    )
