@@ -1,0 +1,25 @@
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_debug_key_reuse", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _fresh_caches():
+    """Hundreds of compiled programs exhaust the process's memory maps."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.fixture
+def standard_promotion():
+    """Optax and flax mix dtypes; what runs inside them cannot be strict."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
