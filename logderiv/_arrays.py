@@ -1,5 +1,6 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -59,6 +60,24 @@ def widest(*dtypes: Any) -> Any:
 def accumulator_dtype(dtype: Any) -> Any:
     """The dtype that sums of `dtype` are taken in: at least float32."""
     return widest(dtype, jnp.float32)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Held:
+    """An object that is no pytree, as a static argument of `jax.jit`; compared as the object compares."""
+
+    value: Any
+
+
+def hold(obj: Any) -> Any:
+    """`obj` if it is a pytree of arrays, else `Held(obj)`, so that `jax.jit` takes it as an argument."""
+    return Held(obj) if any(leaf is obj for leaf in jax.tree.leaves(obj)) else obj
+
+
+def release(obj: Any) -> Any:
+    """The inverse of `hold`."""
+    return obj.value if isinstance(obj, Held) else obj
 
 
 def is_traced(*arrays: Any) -> bool:

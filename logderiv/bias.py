@@ -1,8 +1,13 @@
-"""`Bias`: what is known about the expectation of an estimator, as data."""
+"""`Bias`: what is known about the expectation of an estimator, as data.
+
+Each part of an estimator (credit, importance, baseline, surrogate) declares what it does to the expectation; `&` gives
+the declaration of the whole. A part that declares nothing is not called unbiased: `declared` refuses it with a reason.
+"""
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 
@@ -24,6 +29,7 @@ class Bias:
         factor: Exact `E[g] / grad J` at N trajectories, `None` where no such factor exists.
         degree: The estimator is the mean over all subsets of this many trajectories of itself (a U-statistic), so that
             mean and covariance at every N follow from `degree`-tuples; `None` where it has no such structure.
+        symmetric: The estimate does not depend on the order of the trajectories.
         objective: Whose gradient it estimates.
         assumes: Conditions that the declaration needs.
         reasons: Which part spoiled unbiasedness, and why.
@@ -33,6 +39,7 @@ class Bias:
     min_trajectories: int = 1
     factor: Callable[[int], float] | None = unit
     degree: int | None = 1
+    symmetric: bool = True
     objective: str = "finite-horizon discounted return"
     assumes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -53,6 +60,7 @@ class Bias:
             min_trajectories=max(self.min_trajectories, other.min_trajectories),
             factor=_product(self.factor, other.factor),
             degree=None if self.degree is None or other.degree is None else max(self.degree, other.degree),
+            symmetric=self.symmetric and other.symmetric,
             assumes=_union(self.assumes, other.assumes),
             reasons=_union(self.reasons, other.reasons),
         )
@@ -64,6 +72,24 @@ class Bias:
                 f"trajectories: expected at least {self.min_trajectories} for this estimator, received {num_trajectories}; "
                 "draw more, or choose another baseline."
             )
+
+
+def biased(reason: str, **fields: Any) -> Bias:
+    """The declaration of a part that biases the gradient, without a known factor unless one is given."""
+    return Bias(**{"order": 0, "factor": None, "reasons": (reason,), **fields})
+
+
+def declared(part: Any, known: Mapping[Any, Bias], kind: str) -> Bias:
+    """What a part declares: its attribute `bias`, or what is `known` of a function of the library.
+
+    A part that declares nothing is refused: order 0, with the reason and the remedy, and `degree` None.
+    """
+    if isinstance(own := getattr(part, "bias", None), Bias):
+        return own
+    if part in known:
+        return known[part]
+    name = getattr(part, "__name__", type(part).__name__)
+    return biased(f"unknown {kind} {name!r}: declare it by an attribute bias = logderiv.Bias(...)", degree=None)
 
 
 def _product(first: Callable | None, second: Callable | None) -> Callable | None:

@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import is_traced
+from logderiv._arrays import hold, is_traced, release
 from logderiv.likelihood import (
     all_factors,
     all_log_factors,
     check_single,
     cumulative_product,
+    log_factors,
     log_prob,
     prob,
     times_exp,
 )
-from logderiv.types import SignedLog, Trajectory, check_params
+from logderiv.types import SignedLog, Trajectory, as_policy, check_params
 
 
 class Case(enum.IntEnum):
@@ -98,6 +99,16 @@ def compare(params: Any, policy: Any, trajectory: Trajectory, *, environment: An
     """
     check_params(params)
     check_single(trajectory)
+    policy = as_policy(policy)
+    jax.eval_shape(
+        lambda p: log_factors(p, policy, trajectory), params
+    )  # checks shapes, and actions that have values
+    return _compare(params, policy, trajectory, hold(environment))
+
+
+@jax.jit
+def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any) -> Comparison:
+    environment = release(environment)
     value, direct = jax.value_and_grad(prob)(params, policy, trajectory, environment=environment)
     logp, score = jax.value_and_grad(log_prob)(params, policy, trajectory, environment=environment)
     logs = all_log_factors(params, policy, trajectory, environment=environment)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from logderiv._arrays import widest
 from logderiv.distributions import Categorical, Normal
 
 Head = Callable[[jax.Array], Any]
@@ -160,7 +161,8 @@ class GRU:
 def flatten_observation(observation: Any) -> jax.Array:
     """All leaves of one observation as one vector."""
     leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
-    dtype = jnp.result_type(*leaves, jnp.float16)
+    floating = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    dtype = widest(*floating) if floating else jnp.zeros(()).dtype
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
 
 

@@ -9,7 +9,7 @@ import optax
 from jax import lax
 
 from logderiv import progress as progress_bar
-from logderiv._arrays import as_keys
+from logderiv._arrays import as_keys, hold, release
 from logderiv.environments.adapters import as_environment
 from logderiv.estimators import Estimator
 from logderiv.rollout import rollout
@@ -104,7 +104,7 @@ def train(
         progress_bar.require()
     static = (estimator, optimizer, num_updates, num_trajectories, horizon, progress)
     result = _train(
-        params, as_keys(key), as_policy(policy), as_environment(environment), environment_params, static
+        params, as_keys(key), as_policy(policy), hold(as_environment(environment)), environment_params, static
     )
     if progress:
         jax.effects_barrier()
@@ -116,6 +116,7 @@ def _train(
     params: Any, key: jax.Array, policy: Any, environment: Any, environment_params: Any, static: tuple
 ) -> Training:
     estimator, optimizer, num_updates, num_trajectories, horizon, progress = static
+    environment = release(environment)
 
     def update(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
         params, opt_state, state, key = carry
@@ -128,9 +129,7 @@ def _train(
         updates, opt_state = optimizer.update(estimate.grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         info = estimate.info
-        metrics = Metrics(
-            info.mean_return, info.num_steps, info.unfinished, optax.global_norm(estimate.grads)
-        )
+        metrics = Metrics(info.mean_return, info.num_steps, info.unfinished, optax.tree.norm(estimate.grads))
         if progress:
             progress_bar.report(index, num_updates, info.mean_return)
         return (params, opt_state, state, key), metrics

@@ -6,9 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv.credit import discount_factors
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact.enumeration import enumerate_trajectories
+from logderiv.exact.enumeration import enumerate_trajectories, returns
 from logderiv.likelihood import log_prob, prob
 from logderiv.rollout import rollout
 from logderiv.types import Trajectory, check_params
@@ -78,12 +77,8 @@ def compare_expectation(
     check_params(params)
     every = enumerate_trajectories(mdp, horizon=horizon)
 
-    def returns(trajectories: Trajectory) -> jax.Array:
-        factors = discount_factors(discount, horizon, trajectories.rewards.dtype)
-        return jnp.sum(jnp.where(trajectories.valid, trajectories.rewards, 0) * factors[None], axis=-1)
-
     def expectation(params: Any) -> jax.Array:
-        return jnp.sum(prob(params, policy, every, environment=mdp) * returns(every))
+        return jnp.sum(prob(params, policy, every, environment=mdp) * returns(every, discount))
 
     def scores(params: Any, trajectories: Trajectory) -> Any:
         return jax.vmap(jax.grad(log_prob), (None, None, 0))(params, policy, trajectories)
@@ -93,7 +88,7 @@ def compare_expectation(
 
     def mean_and_sem(params: Any, key: jax.Array) -> tuple[Any, Any]:
         taus = rollout(params, jax.random.split(key, num_samples), policy, mdp, horizon=horizon)
-        rewards = returns(taus)
+        rewards = returns(taus, discount)
         terms = jax.tree.map(lambda s: rewards.reshape((-1,) + (1,) * (s.ndim - 1)) * s, scores(params, taus))
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
         return mean, jax.tree.map(
@@ -102,7 +97,9 @@ def compare_expectation(
 
     value, direct = jax.jit(jax.value_and_grad(expectation))(params)
     exact = jax.jit(
-        lambda p: weighted(prob(p, policy, every, environment=mdp) * returns(every), scores(p, every))
+        lambda p: weighted(
+            prob(p, policy, every, environment=mdp) * returns(every, discount), scores(p, every)
+        )
     )(params)
     sampled, sem = jax.jit(mean_and_sem)(params, key)
     return ExpectationComparison(every.valid.shape[0], value, direct, exact, sampled, sem)

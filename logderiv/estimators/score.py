@@ -1,0 +1,203 @@
+"""The score-function estimator, composed from importance, credit, baseline and surrogate."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv.baselines import Baseline, CreditBatch, NoBaseline
+from logderiv.bias import Bias, biased, unit
+from logderiv.credit import GAE, credit_bias, discount_factors, generalized_advantages, reward_to_go, total_return
+from logderiv.estimators.base import Estimator
+from logderiv.importance import Importance, log_ratios
+from logderiv.likelihood import log_factors
+from logderiv.surrogates import score_surrogate, surrogate_bias
+from logderiv.types import Trajectory
+
+Credit = Callable[[jax.Array, jax.Array], jax.Array]
+Surrogate = Callable[[jax.Array, jax.Array], jax.Array]
+ON_POLICY = "the batch was drawn with these parameters"
+_NO_BASELINE = NoBaseline()
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class ScoreFunction(Estimator):
+    """See `score_function`."""
+
+    credit: Credit | GAE = reward_to_go
+    baseline: Baseline = _NO_BASELINE
+    discount: float = 1.0
+    surrogate: Surrogate = score_surrogate
+    importance: Importance | None = None
+    gamma_t: bool = True
+
+    def __post_init__(self) -> None:
+        check_discount(self.discount)
+        if isinstance(self.credit, GAE):
+            check_state_values(self.baseline)
+
+    @property
+    def bias(self) -> Bias:
+        """That of the four parts; a factor below 1 is only known on policy."""
+        parts = credit_bias(self.credit) & self.baseline.bias & surrogate_bias(self.surrogate)
+        if not self.gamma_t and self.discount < 1.0 and self.credit is not total_return:
+            parts &= biased("gamma^t left out: the gradient of no objective")
+        if self.importance is None:
+            return parts & Bias(assumes=(ON_POLICY,))
+        if parts.factor is not unit:
+            parts = dataclasses.replace(parts, factor=None)
+        return parts & self.importance.bias
+
+    def init(self, params: Any) -> Any:
+        """The baseline's first state."""
+        return self.baseline.init(params)
+
+    def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, Any]:
+        r"""$w_t = C_t - b_t$ with the credit $C$ of $\rho_{\le t} \gamma^t r_t$; 0 on invalid steps, shape `(N, T)`."""
+        batch = self.credit_batch(params, state, policy, trajectories)
+        weights = batch.credit - self.baseline.values(state, trajectories, batch)
+        return jnp.where(trajectories.valid, weights, 0), self.baseline.update(state, trajectories, batch)
+
+    def credit_batch(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> CreditBatch:
+        r"""Credit of a batch: ratios and $\gamma^t$ enter the rewards before it."""
+        valid = trajectories.valid
+        rewards = jnp.where(valid, trajectories.rewards, 0)
+        discounts = jnp.where(valid, trajectories.discounts, 1).astype(rewards.dtype)
+        step_ratios, ratios = self._ratios(params, policy, trajectories)
+        outside, inside = (self.discount, 1.0) if self.gamma_t else (1.0, self.discount)
+        powers = discount_factors(outside, valid.shape[-1], rewards.dtype)
+        scale = powers[None] * ratios
+        if isinstance(self.credit, GAE):
+            values, next_values = (
+                v.astype(rewards.dtype) for v in state_values(self.baseline, state, trajectories)
+            )
+
+            def credit(scale: jax.Array, discounts: jax.Array, next_scale: jax.Array) -> jax.Array:
+                arrays = (rewards * scale, discounts, values * scale, next_values * next_scale)
+                advantages = jax.vmap(lambda *x: generalized_advantages(*x, lambda_=self.credit.lambda_))  # pyright: ignore
+                return advantages(*arrays)
+
+            credits = values * scale + credit(scale, inside * discounts, outside * scale)
+            targets = values + credit(step_ratios, self.discount * step_ratios * discounts, jnp.ones_like(scale))
+        else:
+            credits = jax.vmap(self.credit)(rewards * scale, inside * discounts)
+            targets = jax.vmap(self.credit)(rewards * step_ratios, self.discount * step_ratios * discounts)
+        held = jax.lax.stop_gradient(params)
+        return CreditBatch(
+            jnp.where(valid, credits, 0), ratios, powers, jnp.where(valid, targets, 0), held, policy
+        )
+
+    def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
+        """The surrogate of the log-factors and weights."""
+        return self.surrogate(log_factors(params, policy, trajectories), weights)
+
+    def _ratios(self, params: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:
+        """Ratio of each step, and the weight of the choices up to it; ones on policy."""
+        if self.importance is None:
+            ones = jnp.ones(trajectories.valid.shape, trajectories.rewards.dtype)
+            return ones, ones
+        logs = jax.lax.stop_gradient(log_ratios(params, policy, trajectories))
+        dtype = trajectories.rewards.dtype
+        return jnp.exp(logs).astype(dtype), self.importance.ratios(logs).astype(dtype)
+
+
+def score_function(
+    *,
+    credit: Credit | GAE = reward_to_go,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    surrogate: Surrogate = score_surrogate,
+    importance: Importance | None = None,
+) -> ScoreFunction:
+    r"""The score-function (REINFORCE, likelihood-ratio) estimator of the gradient of a discounted return.
+
+    $\nabla \mathbb{E} \sum_t \gamma^t r_t \approx \tfrac1N \sum_n \sum_t (C_{n,t} - b_{n,t})\, \nabla\log\pi_\theta(a_{n,t}|s_{n,t})$
+
+    with $C_t = \gamma^t G_t$ for `reward_to_go` and $C_t = G_0$ for `total_return`. $\gamma^t$ stays in the weights: this is the
+    gradient of the discounted objective itself. Rewards are constants: a reward that depends on the parameters has a
+    further term $\mathbb{E}[\nabla r]$ that is not covered.
+
+    | credit | baseline | importance | name |
+    |---|---|---|---|
+    | `total_return` | | | REINFORCE |
+    | `reward_to_go` | | | GPOMDP, policy gradient |
+    | `total_return` | `baseline_leave_one_out(per="trajectory")` | | RLOO |
+    | `gae(0)` | `baseline_learned_value(...)` | | one-step actor-critic |
+    | `gae(lambda)` | `baseline_learned_value(...)` | | GAE |
+    | `reward_to_go` | | `importance_per_decision()` | off-policy gradient, per decision |
+
+    Off policy the ratio multiplies the rewards before credit, and the baseline.
+
+    Args:
+        credit: `(rewards (T,), discounts (T,)) -> (T,)`, or `gae(lambda_)`. One of your own declares itself by an attribute
+            `bias`; without it the estimator is not called unbiased.
+        baseline: From the `baseline_*` family; `None` for none.
+        discount: $\gamma$ in [0, 1].
+        surrogate: `score_surrogate` (order one), `dice_surrogate` (every order) or `loaded_dice(lambda_)`.
+        importance: From the `importance_*` family; `None` where the trajectories are drawn with the same parameters.
+
+    Returns:
+        An `Estimator`, hashable and equal to one built from the same parts.
+
+    Raises:
+        ValueError: `discount` outside [0, 1]; `gae` without a baseline that has values of the state.
+
+    References:
+        Williams (1992), Machine Learning 8; Sutton et al. (1999), "Policy gradient methods", theorem 1.
+    """
+    return ScoreFunction(
+        credit, _NO_BASELINE if baseline is None else baseline, discount, surrogate, importance
+    )
+
+
+def score_function_without_gamma_t(
+    *,
+    credit: Credit | GAE = reward_to_go,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    surrogate: Surrogate = score_surrogate,
+    importance: Importance | None = None,
+) -> ScoreFunction:
+    r"""As `score_function`, with $G_t$ in the place of $\gamma^t G_t$, as nearly all published code does. Biased for $\gamma < 1$.
+
+    $\tfrac1N \sum_n \sum_t (G_{n,t} - b_{n,t})\, \nabla\log\pi_\theta(a_{n,t}|s_{n,t})$ discounts inside the return and not outside. Late steps keep their
+    weight, which can help; but it is not the gradient of the discounted objective, nor of any other. With `total_return` there is
+    no $\gamma^t$ to leave out and nothing changes.
+
+    Args:
+        credit: As `score_function`, like all others.
+        baseline: Likewise.
+        discount: Likewise.
+        surrogate: Likewise.
+        importance: Likewise.
+
+    References:
+        Thomas (2014), "Bias in natural actor-critic algorithms"; Nota & Thomas (2020), arXiv:1906.07073.
+    """
+    return ScoreFunction(
+        credit, _NO_BASELINE if baseline is None else baseline, discount, surrogate, importance, gamma_t=False
+    )
+
+
+def check_discount(discount: float) -> None:
+    """Raise `ValueError` outside [0, 1]."""
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount: expected a number in [0, 1], received {discount}.")
+
+
+def check_state_values(baseline: Any) -> None:
+    """Raise `ValueError` unless the baseline, or the one inside it, has values of the state."""
+    inner = getattr(baseline, "baseline", baseline)
+    if not hasattr(inner, "state_values"):
+        raise ValueError(
+            "baseline: this credit bootstraps from values of the state; expected baseline_value or baseline_learned_value, "
+            f"received {type(inner).__name__}."
+        )
+
+
+def state_values(baseline: Any, state: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:
+    """The baseline's values of the states and of the next ones, held; 0 on invalid steps."""
+    return jax.lax.stop_gradient(baseline.state_values(state, trajectories))

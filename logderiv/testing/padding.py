@@ -1,0 +1,161 @@
+"""Does padding matter? Value, gradient and Hessian-vector product with garbage in every invalid step."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from logderiv._arrays import expand, widest
+from logderiv.types import Trajectory, check_params, check_trajectory
+
+FIELDS = ("observations", "actions", "rewards", "discounts", "behaviour_log_probs")
+QUANTITIES = ("value", "gradient", "Hessian-vector product")
+# One column each: what a float, a signed integer and a bool of an invalid step are replaced by.
+GARBAGE = {
+    "NaN": (np.nan, "min", True),
+    "inf": (np.inf, "max", False),
+    "-inf": (-np.inf, -1, True),
+    "largest": ("max", "max", True),
+    "smallest": ("min", "min", False),
+    "zero": (0.0, 0, False),
+}
+
+
+class PaddingReport(NamedTuple):
+    """What `check_padding` found; print it.
+
+    Attributes:
+        num_cases: Number of comparisons of all bits.
+        num_invalid: Number of invalid steps that were filled.
+        failures: One line for each quantity that changed: kind of garbage, field, quantity.
+    """
+
+    num_cases: int
+    num_invalid: int
+    failures: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Nothing changed."""
+        return not self.failures
+
+    def __str__(self) -> str:
+        head = f"{self.num_cases} comparisons, {self.num_invalid} invalid steps filled: "
+        return head + ("no bit changed" if self.passed else "\n  ".join(["padding matters", *self.failures]))
+
+
+def check_padding(
+    function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory
+) -> PaddingReport:
+    """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit.
+
+    Observations, actions, rewards, discounts and behaviour log-probabilities of invalid steps are filled with NaN,
+    infinities, the extremes of their dtypes and zeros. Compared are the value, the gradient and the product of the
+    Hessian with a fixed direction: masking the output alone gives the right value and NaN derivatives, so a check of
+    values would not find it. Once more with NaN outside `jax.jit`, where a product with a mask shows what the compiler
+    hides by luck.
+
+    Args:
+        function: From params and a (batch of) trajectories to a pytree of floating-point arrays, such as
+            `lambda p, taus: estimator.objective(p, policy, taus, estimator.weigh(p, state, policy, taus)[0])`.
+        params: Floating point.
+        trajectories: Some of whose steps are invalid.
+
+    Returns:
+        A `PaddingReport`.
+
+    Raises:
+        AssertionError: Something changed, or is NaN to begin with; the message is the report.
+        ValueError: Every step is valid, so that there is nothing to check.
+        TypeError: A parameter is not floating point.
+    """
+    check_params(params)
+    check_trajectory(trajectories)
+    num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
+    if not num_invalid:
+        raise ValueError(
+            "trajectories: expected some invalid steps, received none; set valid to False on a suffix."
+        )
+    failures: list[str] = []
+    num_cases = 0
+
+    def direct(params: Any, taus: Trajectory) -> Any:
+        return _derivatives(function, params, taus)
+
+    # Compiled, a product with a mask becomes a selection and hides its NaN; operation by operation it does not.
+    for how, derivatives, kinds in (("compiled", jax.jit(direct), GARBAGE), ("eager", direct, ("NaN",))):
+        given = derivatives(params, trajectories)
+        reference = _bits(given)
+        failures += [f"the {name} is NaN with the padding as given ({how})" for name in _nan(given)]
+        for kind in kinds:
+            changed = _changed(reference, derivatives(params, fill(trajectories, kind)))
+            num_cases += len(QUANTITIES)
+            for field in FIELDS if changed else ():
+                only = _changed(reference, derivatives(params, fill(trajectories, kind, (field,))))
+                failures += [f"{kind} in {field}: the {name} changes ({how})" for name in only]
+            if changed and not failures:
+                failures.append(f"{kind} in several fields at once: the {changed[0]} changes ({how})")
+    report = PaddingReport(num_cases, num_invalid, tuple(failures))
+    if not report.passed:
+        raise AssertionError(f"check_padding: {report}")
+    return report
+
+
+def fill(trajectories: Trajectory, kind: str, fields: tuple[str, ...] = FIELDS) -> Trajectory:
+    """The trajectories with garbage of one kind (a key of `GARBAGE`) in the invalid steps of `fields`."""
+
+    def leaf(x: jax.Array) -> jax.Array:
+        x = jnp.asarray(x)
+        if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+            return x
+        return jnp.where(expand(trajectories.valid, x), x, jnp.asarray(_garbage(kind, x.dtype), x.dtype))
+
+    return trajectories._replace(**{name: jax.tree.map(leaf, getattr(trajectories, name)) for name in fields})
+
+
+def _garbage(kind: str, dtype: Any) -> Any:
+    floating, integer, boolean = GARBAGE[kind]
+    if jnp.issubdtype(dtype, jnp.bool_):
+        return boolean
+    value: Any = floating if jnp.issubdtype(dtype, jnp.inexact) else integer
+    limits: Any = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype)
+    if isinstance(value, str):
+        return getattr(limits, value)
+    return max(value, limits.min) if value == -1 else value
+
+
+def _derivatives(function: Any, params: Any, trajectories: Trajectory) -> tuple[Any, Any, Any]:
+    """Value, gradient and Hessian-vector product, of outputs weighted so that they cannot cancel."""
+
+    def weighted(params: Any) -> tuple[jax.Array, Any]:
+        outputs = function(params, trajectories)
+        totals = [jnp.sum(x * _ramp(x)) for x in jax.tree.leaves(outputs)]
+        dtype = widest(*(x.dtype for x in totals))
+        return jnp.sum(jnp.stack([x.astype(dtype) for x in totals])), outputs
+
+    gradient = jax.grad(weighted, has_aux=True)
+    direction = jax.tree.map(_ramp, params)
+    (first, value), (second, _) = jax.jvp(gradient, (params,), (direction,))
+    return value, first, second
+
+
+def _ramp(like: jax.Array) -> jax.Array:
+    return jnp.linspace(1, 2, like.size, dtype=like.dtype).reshape(like.shape)
+
+
+def _bits(results: tuple[Any, Any, Any]) -> list[list[bytes]]:
+    return [[np.asarray(x).tobytes() for x in jax.tree.leaves(tree)] for tree in results]
+
+
+def _changed(reference: list[list[bytes]], results: tuple[Any, Any, Any]) -> list[str]:
+    return [name for name, a, b in zip(QUANTITIES, reference, _bits(results), strict=True) if a != b]
+
+
+def _nan(results: tuple[Any, Any, Any]) -> list[str]:
+    return [
+        name
+        for name, tree in zip(QUANTITIES, results, strict=True)
+        if any(np.isnan(np.asarray(x, np.float64)).any() for x in jax.tree.leaves(tree))
+    ]
