@@ -1,0 +1,142 @@
+"""Expectations over every batch that can be drawn, by counting tuples; shares no code with `logderiv.exact.estimator_moments`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import logderiv as ld
+
+
+class World(NamedTuple):
+    """A decision process, a policy with one logit per live state, and parameters to draw with."""
+
+    kind: str
+    mdp: ld.TabularMDP
+    horizon: int
+    params: jax.Array = jnp.array([0.3, -0.5])
+    behaviour: jax.Array = jnp.array([-0.4, 0.2])
+    discount: float = 0.9
+
+
+POLICY = ld.Policy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
+
+
+def _mdp(transition: Any) -> ld.TabularMDP:
+    return ld.TabularMDP(
+        initial=jnp.array([0.75, 0.25, 0.0]) if transition is ENDING else jnp.array([1.0, 0.0, 0.0]),
+        transition=jnp.array([*transition, [[0.0, 0.0, 1.0]] * 2]),
+        reward=jnp.array([[1.0, -0.5], [0.25, 2.0], [0.0, 0.0]]),
+        terminal=jnp.array([False, False, True]),
+    )
+
+
+# Rows: state, action. In the first some episodes terminate and others are cut; in the second all end within two steps.
+CUT = ([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+ENDING = ([[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
+
+
+def cut(horizon: int = 2) -> World:
+    """Episodes of random length, some cut by the horizon. 6 trajectories at T = 2, 10 at T = 3."""
+    return World("cut", _mdp(CUT), horizon)
+
+
+def ending() -> World:
+    """Episodes of one or two steps in a horizon of three: always padding, never a cut. 7 trajectories."""
+    return World("ending", _mdp(ENDING), 3)
+
+
+@functools.cache
+def _every(kind: str, horizon: int, off_policy: bool) -> tuple[ld.Trajectory, np.ndarray]:
+    world = ending() if kind == "ending" else cut(horizon)
+    drawn_by = world.behaviour if off_policy else world.params
+    every = ld.exact.enumerate_trajectories(world.mdp, horizon=world.horizon)
+    logs = ld.log_factors(drawn_by, POLICY, every)
+    probabilities = ld.prob(drawn_by, POLICY, every, environment=world.mdp)
+    bad = jnp.where(every.valid, 0, jnp.nan)
+    every = every._replace(rewards=every.rewards + bad, behaviour_log_probs=logs + bad)
+    return jax.tree.map(np.asarray, (every, probabilities))
+
+
+def trajectories(world: World, *, off_policy: bool = False) -> tuple[ld.Trajectory, np.ndarray]:
+    """Every trajectory, `behaviour_log_probs` filled, garbage in its padding; and its probability. NumPy arrays."""
+    with jax.ensure_compile_time_eval():
+        return _every(world.kind, world.horizon, off_policy)
+
+
+@functools.cache
+def _exact(kind: str, horizon: int) -> np.ndarray:
+    world = ending() if kind == "ending" else cut(horizon)
+    return np.asarray(jax.jit(jax.grad(value(world)))(world.params))
+
+
+def gradient(world: World) -> np.ndarray:
+    """The exact gradient, by dynamic programming."""
+    with jax.ensure_compile_time_eval():
+        return _exact(world.kind, world.horizon)
+
+
+def over_tuples(
+    function: Callable[[ld.Trajectory], Any], world: World, number: int, *, off_policy: bool = False
+) -> tuple[Any, np.ndarray]:
+    """`function(batch)` of every batch of `number` trajectories, compiled, and their probabilities."""
+    every, probabilities = trajectories(world, off_policy=off_policy)
+    indices = np.stack(np.indices((len(probabilities),) * number), axis=-1).reshape(-1, number)
+    batches = jax.tree.map(lambda x: x[indices], every)  # an argument, or the compiler would fold it as a constant
+    return jax.jit(jax.vmap(function))(batches), np.prod(probabilities[indices], axis=1)
+
+
+def expectation(
+    function: Callable[[ld.Trajectory], Any], world: World, number: int, *, off_policy: bool = False
+) -> Any:
+    """E of `function(batch)` over all batches of `number` trajectories."""
+    values, weights = over_tuples(function, world, number, off_policy=off_policy)
+    return jax.tree.map(lambda v: np.tensordot(weights, v, axes=1), values)
+
+
+def every_gradient(
+    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """The estimate from every batch, shape `(K**number, D)`, and the probabilities of the batches."""
+    state = estimator.init(world.params) if state is None else state
+
+    def gradient(batch: ld.Trajectory) -> jax.Array:
+        return estimator.estimate(world.params, state, POLICY, batch)[0].grads
+
+    return over_tuples(gradient, world, number, off_policy=off_policy)
+
+
+def expected_gradient(
+    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
+) -> np.ndarray:
+    """E[g] of an estimator at `world.params`."""
+    values, weights = every_gradient(estimator, world, number, state=state, off_policy=off_policy)
+    return np.tensordot(weights, values, axes=1)
+
+
+def derivatives(function: Callable[[jax.Array], jax.Array], params: jax.Array) -> tuple[jax.Array, ...]:
+    """The first three derivatives of a scalar function."""
+    first = jax.grad(function)
+    second = jax.jacfwd(first)
+    return first(params), second(params), jax.jacfwd(second)(params)
+
+
+def expected_derivatives(
+    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
+) -> tuple[jax.Array, ...]:
+    """E of the first three derivatives of an estimator's objective, its weights held."""
+    state = estimator.init(world.params) if state is None else state
+
+    def of_batch(batch: ld.Trajectory) -> tuple[jax.Array, ...]:
+        weights, _ = estimator.weigh(world.params, state, POLICY, batch)
+        return derivatives(lambda p: estimator.objective(p, POLICY, batch, weights), world.params)
+
+    return expectation(of_batch, world, number, off_policy=off_policy)
+
+
+def value(world: World) -> Callable[[jax.Array], jax.Array]:
+    """The objective itself, by dynamic programming."""
+    return lambda p: ld.exact.value(p, POLICY, world.mdp, horizon=world.horizon, discount=world.discount)

@@ -1,0 +1,202 @@
+"""Worlds and rollouts: the protocol, densities, ends of episodes, gymnax of both contracts."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
+
+
+def test_sampled_trajectories_have_their_enumerated_probabilities():
+    """22 trajectories of the terminating world at T = 3; every frequency within 4.5 standard errors."""
+    mdp, n = terminating(), 20_000
+    every = ld.exact.enumerate_trajectories(mdp, horizon=3)
+    probs = np.asarray(ld.prob(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=mdp))
+    draw = jax.jit(lambda keys: ld.rollout(TERMINATING_LOGITS, keys, ld.tabular_softmax, mdp, horizon=3))
+    taus = draw(jax.random.split(jax.random.key(0), n))
+
+    def names(tau):
+        valid = np.asarray(tau.valid)
+        rows = np.concatenate(
+            [
+                np.where(valid, tau.observations, -1),
+                np.where(valid, tau.actions, -1),
+                np.asarray(tau.final_observation)[:, None],
+            ],
+            1,
+        )
+        return [tuple(r) for r in rows.tolist()]
+
+    index = {name: i for i, name in enumerate(names(every))}
+    assert len(index) == len(probs)
+    counts = np.bincount([index[name] for name in names(taus)], minlength=len(probs))
+    z = (counts - n * probs) / np.sqrt(n * probs * (1 - probs))
+    assert np.abs(z).max() < 4.5
+    uniform = np.full_like(probs, 1 / len(probs))
+    assert np.abs((counts - n * uniform) / np.sqrt(n * uniform)).max() > 4.5
+
+
+def test_behaviour_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
+    mdp = terminating()
+    taus = ld.rollout(
+        TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6
+    )
+    np.testing.assert_allclose(
+        taus.behaviour_log_probs, ld.log_factors(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
+    )
+    valid = np.asarray(taus.valid)
+    assert (np.diff(valid.astype(int), axis=1) <= 0).all()
+    assert (np.asarray(taus.rewards)[~valid] == 0).all()
+    assert (np.asarray(taus.discounts)[~valid] == 1).all()
+    ended = np.asarray(taus.final_observation) == 2
+    assert ended.any()
+    np.testing.assert_array_equal(ended, (np.asarray(taus.discounts) == 0).any(1))
+    np.testing.assert_array_equal((np.asarray(taus.discounts) == 0).sum(1) <= 1, True)
+
+
+def test_the_sample_is_held_so_no_reparameterised_derivative_leaks():
+    """A Normal's own draw moves with its mean; differentiating through it would give a score of exactly zero."""
+    policy = ld.Policy(lambda params, _: ld.Normal(params, jnp.ones(())))
+
+    class Walk:
+        horizon = 4
+
+        def reset(self, key, params=None):
+            return jnp.zeros(()), jnp.zeros(())
+
+        def step(self, key, state, action, params=None):
+            return state + action, state + action, action, jnp.zeros((), bool), jnp.zeros((), bool)
+
+    def held(params):
+        tau = ld.rollout(params, jax.random.key(0), policy, Walk())
+        return ld.log_prob(params, policy, tau), tau
+
+    score, tau = jax.grad(held, has_aux=True)(jnp.asarray(0.3))
+    np.testing.assert_allclose(score, jnp.sum(tau.actions - 0.3), rtol=1e-12)
+    assert abs(score) > 0.1
+
+
+def test_short_corridor_has_the_values_of_the_book():
+    """J(p) = (2 p - 4) / (p (1 - p)); optimum -(6 + 4 sqrt 2). Sutton & Barto (2018), example 13.1."""
+    mdp = ld.short_corridor()
+    for p in (0.2, 0.5, 2 - np.sqrt(2)):
+        logits = jnp.log(jnp.array([1 - p, p]))
+        value = jax.jit(lambda x: ld.exact.value(x, ld.shared_softmax, mdp, horizon=4000))(logits)
+        np.testing.assert_allclose(value, (2 * p - 4) / (p * (1 - p)), rtol=1e-12)
+    np.testing.assert_allclose(value, -(6 + 4 * np.sqrt(2)), rtol=1e-12)
+    slope = jax.jit(lambda x: ld.exact.gradient(x, ld.shared_softmax, mdp, horizon=4000))(logits)
+    np.testing.assert_allclose(slope, 0, atol=1e-10)
+
+
+def test_value_gradient_and_enumeration_agree_with_published_numbers():
+    """J at T = 1, 2 and the gradient at T = 2: every trajectory of this world enumerated independently."""
+    mdp = two_states()
+    for horizon, expected in ((1, 0.6495128338952352), (2, 1.2545818476558974)):
+        value = ld.exact.value(TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=horizon, discount=0.9)
+        np.testing.assert_allclose(value, expected, rtol=1e-14)
+    slope = ld.exact.gradient(TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=2, discount=0.9)
+    np.testing.assert_allclose(slope[0, 0], 0.3600762392217371, rtol=1e-13)
+
+
+class _State(NamedTuple):
+    time: Any
+
+
+class _Params(NamedTuple):
+    max_steps_in_episode: int = 3
+
+    def replace(self, **changes):
+        return self._replace(**changes)
+
+
+class _OldGymnax:
+    """The 0.x contract: five values, `done` also at the time limit."""
+
+    default_params = _Params()
+
+    def reset_env(self, key, params):
+        del key, params
+        return jnp.zeros(2), _State(jnp.int32(0))
+
+    def step_env(self, key, state, action, params):
+        del key
+        state = _State(state.time + 1)
+        done = ((action == 1) & (state.time >= 2)) | (state.time >= params.max_steps_in_episode)
+        return jnp.full(2, state.time.astype(float)), state, jnp.float32(1), done, {}
+
+
+class _NewGymnax(_OldGymnax):
+    """The 1.x contract: the fourth value of `step_env` is `terminated`, the limit is asked for apart."""
+
+    def step_env(self, key, state, action, params):
+        observation, state, reward, _, info = super().step_env(key, state, action, params)
+        return observation, state, reward, (action == 1) & (state.time >= 2), info
+
+    def is_truncated(self, state, params):
+        return state.time >= params.max_steps_in_episode
+
+
+@pytest.mark.parametrize("environment", [_OldGymnax(), _NewGymnax()], ids=["0.x", "1.x"])
+def test_both_gymnax_contracts_tell_an_end_from_a_time_limit(environment):
+    def always(action):
+        return lambda params, observation: ld.Categorical(
+            jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf) + 0 * params
+        )
+
+    ends = ld.rollout(jnp.zeros(2), jax.random.key(0), always(1), environment, horizon=5)
+    assert ends.valid.tolist() == [True, True, False, False, False]
+    assert ends.discounts.tolist() == [1, 0, 1, 1, 1]
+    assert ends.final_observation.tolist() == [2, 2]
+    late = ld.rollout(jnp.zeros(2), jax.random.key(0), always(0), environment, horizon=5)
+    assert late.valid.tolist() == [True, True, True, False, False]
+    assert late.discounts.tolist() == [1] * 5
+    assert ld.rollout(jnp.zeros(2), jax.random.key(0), always(0), environment).valid.shape == (3,)
+
+
+def test_gymnax_cartpole_unmodified():
+    gymnax = pytest.importorskip("gymnax")
+    with jax.numpy_dtype_promotion("standard"):
+        environment, params = gymnax.make("CartPole-v1")
+        policy = ld.linear(2)
+        weights = policy.init(jax.random.key(0), jnp.zeros(4))
+        draw = jax.jit(
+            lambda keys: ld.rollout(weights, keys, policy, environment, horizon=60, environment_params=params)
+        )
+        taus = draw(jax.random.split(jax.random.key(1), 200))
+        wrapped = jax.jit(ld.rollout, static_argnames="horizon")(
+            weights,
+            jax.random.split(jax.random.key(1), 200),
+            policy,
+            ld.Gymnax(environment, params),
+            horizon=60,
+        )
+    lengths = taus.valid.sum(1)
+    assert 15 < lengths.mean() < 35  # a random policy balances for about 22 steps
+    final = np.asarray(taus.final_observation)[np.asarray(lengths) < 60]
+    assert ((np.abs(final[:, 0]) > 2.4) | (np.abs(final[:, 2]) > 12 * np.pi / 180)).all()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), taus, wrapped)
+    assert ld.Gymnax(environment, params).horizon == 500
+
+
+def test_recurrent_rollouts_carry_their_memory():
+    policy = ld.GRU(2, hidden=4)
+    params = jax.tree.map(
+        lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)),
+        policy.init(jax.random.key(0), jnp.zeros(1)),
+    )
+    taus = ld.rollout(params, jax.random.split(jax.random.key(1), 3), policy, two_states(), horizon=7)
+    np.testing.assert_allclose(taus.behaviour_log_probs, ld.log_factors(params, policy, taus), rtol=1e-12)
+
+
+def test_batches_of_keys_equal_vmapped_rollouts():
+    keys = jax.random.split(jax.random.key(0), 6)
+    mdp = ld.short_corridor(horizon=9)
+    native = ld.rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
+    mapped = jax.vmap(ld.rollout, (None, 0, None, None))(
+        jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), native, mapped)

@@ -1,0 +1,374 @@
+"""Every declaration of every public estimator, held against exact enumeration."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv import baselines, estimators
+from logderiv.baselines import baseline_biased_batch_mean
+from logderiv.bias import unit
+from logderiv.credit import gae
+from logderiv.estimators import grpo, optimal_per_parameter, ppo, rloo, score_function_without_gamma_t, vtrace_gradient
+from logderiv.importance import importance_per_decision, log_ratios
+
+from . import oracle
+from .zoo import DISCOUNT, GIVEN, LOO, zoo
+
+ZOO = zoo()
+EXACT = 1e-12
+
+
+def _state(entry, world):
+    return None if entry.state is None else entry.state(world.params)
+
+
+def _world(entry):
+    return oracle.ending() if entry.ending else oracle.cut(3)
+
+
+def _numbers(estimator):
+    """Batch sizes from the minimum to 4 that the groups divide; with a degree d it and 3: the others follow."""
+    if (degree := estimator.bias.degree) is not None:
+        return [degree, 3]
+    weigher = getattr(estimator, "weigher", estimator)
+    size = getattr(getattr(weigher, "baseline", None), "group_size", 1)
+    return [n for n in range(estimator.bias.min_trajectories, 5) if n % size == 0]
+
+
+@functools.cache
+def _estimates(name):
+    """N to the estimate of every tuple of N trajectories, shape `(K,) * N + (D,)`, and the probabilities `(K,)`."""
+    entry = ZOO[name]
+    world, state = _world(entry), _state(entry, _world(entry))
+    estimator, off_policy = entry.estimator, entry.off_policy
+    probabilities = oracle.trajectories(world, off_policy=off_policy)[1]
+    estimates = []
+    for n in _numbers(estimator):
+        gradients, _ = oracle.every_gradient(estimator, world, n, state=state, off_policy=off_policy)
+        estimates.append(np.reshape(gradients, (len(probabilities),) * n + (-1,)))
+    return estimates, probabilities
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_declared_bias_is_the_exact_one(name):
+    bias, exact = ZOO[name].estimator.bias, oracle.gradient(_world(ZOO[name]))
+    estimates, probabilities = _estimates(name)
+    assert np.min(np.abs(exact)) > 0.05
+    assert bias.order >= 1 or bias.reasons
+    for mean in estimates:
+        n = mean.ndim - 1
+        for _ in range(n):
+            mean = np.tensordot(probabilities, mean, axes=1)  # noqa: PLW2901
+        if bias.order >= 1:
+            assert bias.factor is unit
+            np.testing.assert_allclose(mean, exact, rtol=0, atol=EXACT)
+        elif bias.factor is not None:
+            assert bias.factor(n) != 1
+            np.testing.assert_allclose(mean, bias.factor(n) * exact, rtol=0, atol=EXACT)
+        else:
+            assert np.max(np.abs(mean - exact)) > 1e-3, f"declared biased, unbiased at N = {n}"
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_degree_and_symmetry_are_as_declared(name):
+    """With degree d every estimate of three is the mean over its subsets of d; a symmetric one ignores the order."""
+    bias = ZOO[name].estimator.bias
+    estimates, _ = _estimates(name)
+    last = estimates[-1]
+    axes = range(last.ndim - 1)
+    turned = np.transpose(last, (*axes[1:], 0, last.ndim - 1))
+    swapped = np.transpose(last, (1, 0, *axes[2:], last.ndim - 1))
+    spread = max(np.max(np.abs(last - turned)), np.max(np.abs(last - swapped)))
+    assert (spread < 1e-11) == bias.symmetric
+    assert ZOO[name].estimator.symmetric == bias.symmetric
+    if bias.degree is not None:
+        h = estimates[0]
+        if bias.degree == 1:
+            mean = (h[:, None, None] + h[None, :, None] + h[None, None, :]) / 3
+        else:
+            assert bias.degree == 2
+            mean = (h[:, :, None] + h[:, None, :] + h[None, :, :]) / 3
+        np.testing.assert_allclose(last, mean, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", [n for n, entry in ZOO.items() if entry.estimator.bias.min_trajectories > 1])
+def test_below_the_minimum_it_raises(name):
+    entry, world = ZOO[name], oracle.cut()
+    every, _ = oracle.trajectories(world)
+    batch = jax.tree.map(lambda x: x[: entry.estimator.bias.min_trajectories - 1], every)
+    with pytest.raises(ValueError, match="expected at least"):
+        jax.eval_shape(
+            lambda: entry.estimator.estimate(
+                world.params, entry.estimator.init(world.params), oracle.POLICY, batch
+            )
+        )
+
+
+def test_learned_state_after_an_update_is_still_unbiased_for_the_next_batch():
+    """The state that one batch leaves behind knows nothing of the next."""
+    world = oracle.cut()
+    for name in ("learned value", "moving average"):
+        entry = ZOO[name]
+        every, _ = oracle.trajectories(world)
+
+        start = entry.estimator.init(world.params)
+        _, state = jax.jit(entry.estimator.estimate)(world.params, start, oracle.POLICY, every)
+        mean = oracle.expected_gradient(entry.estimator, world, 2, state=state)
+        moved = [jnp.max(jnp.abs(a - b)) for a, b in zip(jax.tree.leaves(start), jax.tree.leaves(state), strict=True)]
+        assert max(moved) > 0.01
+        np.testing.assert_allclose(mean, oracle.gradient(world), rtol=0, atol=EXACT)
+
+
+def test_gae_with_the_true_values_is_unbiased_for_every_lambda():
+    """In the ending world the state tells the time, so the exact value is a function of it."""
+    world = oracle.ending()
+
+
+    @jax.jit
+    def value_of(initial):
+        mdp = dataclasses.replace(world.mdp, initial=initial)
+        return ld.exact.value(world.params, oracle.POLICY, mdp, horizon=world.horizon, discount=DISCOUNT)
+
+    values = jnp.stack([value_of(jnp.eye(3)[s]) for s in range(2)])
+    exact = oracle.gradient(world)
+    zero, half, wrong = (
+        oracle.expected_gradient(
+            ld.score_function(credit=gae(lambda_), baseline=GIVEN, discount=DISCOUNT), world, 1, state=v
+        )
+        for lambda_, v in ((0.0, values), (0.5, values), (0.5, values + 0.3))
+    )
+    np.testing.assert_allclose(zero, exact, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(half, exact, rtol=0, atol=EXACT)
+    assert jnp.max(jnp.abs(wrong - exact)) > 1e-3
+
+
+def test_ratio_after_credit_and_unweighted_baseline_are_rejected():
+    """The two usual ways to put importance weights in the wrong place."""
+    world = oracle.cut(3)
+    right = ld.score_function(discount=DISCOUNT, baseline=GIVEN, importance=importance_per_decision())
+
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class AfterCredit(type(right)):
+        def weigh(self, params, state, policy, trajectories):
+            plain = dataclasses.replace(self, importance=None)
+            weights, state = estimators.ScoreFunction.weigh(plain, params, state, policy, trajectories)
+            return weights * self._ratios(params, policy, trajectories)[1], state
+
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class UnweightedBaseline(type(right)):
+        def weigh(self, params, state, policy, trajectories):
+            batch = self.credit_batch(params, state, policy, trajectories)
+            values = self.baseline.values(state, trajectories, batch._replace(ratios=jnp.ones_like(batch.ratios)))
+            return jnp.where(trajectories.valid, batch.credit - values, 0), state
+
+    fields = {f.name: getattr(right, f.name) for f in dataclasses.fields(right)}
+    candidates = (right, AfterCredit(**fields), UnweightedBaseline(**fields))
+    exact = oracle.gradient(world)
+    means = [oracle.expected_gradient(g, world, 1, off_policy=True) for g in candidates]
+    errors = [float(jnp.max(jnp.abs(m - exact))) for m in means]
+    assert errors[0] < EXACT
+    assert errors[1] > 1e-2
+    assert errors[2] > 1e-2
+
+
+def test_wrong_code_of_the_field_is_rejected():
+    """optax's old moving average takes the batch in before it subtracts; a surrogate is easily summed twice."""
+    world = oracle.cut()
+    moving = baselines.baseline_moving_average(0.9)
+
+    @jax.tree_util.register_static
+    @dataclasses.dataclass(frozen=True)
+    class BatchFirst(type(moving)):
+        def values(self, state, trajectories, batch):
+            return super().values(self.update(state, trajectories, batch), trajectories, batch)
+
+    def doubled(log_factors, weights):
+        return 2 * ld.score_surrogate(log_factors, weights)
+
+    twice = ld.score_function(discount=DISCOUNT, surrogate=doubled)
+    first = ld.score_function(discount=DISCOUNT, baseline=BatchFirst(0.9))
+    own = ld.score_function(discount=DISCOUNT, baseline=baseline_biased_batch_mean())
+    exact = oracle.gradient(world)
+    batch_first, two, mean = (oracle.expected_gradient(g, world, 2) for g in (first, twice, own))
+    np.testing.assert_allclose(batch_first, 0.5 * exact, rtol=0, atol=EXACT)  # at the first batch b is its mean
+    np.testing.assert_allclose(two, 2 * exact, rtol=0, atol=EXACT)
+    np.testing.assert_allclose(mean, 0.5 * exact, rtol=0, atol=EXACT)
+    assert twice.bias.order == 0
+    assert "unknown surrogate 'doubled'" in twice.bias.reasons[0]
+
+
+def test_unknown_credit_is_refused_and_a_declared_one_believed():
+    def sparse(rewards, discounts):
+        return ld.reward_to_go(rewards, discounts)
+
+    refused = ld.score_function(credit=sparse).bias
+    assert refused.order == 0
+    assert refused.factor is None
+    assert "unknown credit 'sparse'" in refused.reasons[0]
+    sparse.bias = ld.Bias()
+    assert ld.score_function(credit=sparse).bias == ld.score_function().bias
+
+
+def test_the_estimate_does_not_depend_on_what_padding_holds():
+    """The enumerated padding holds NaN; zeros give the same bits."""
+    for name in ("per decision, gae(1)", "learned value", "biased: V-trace", "optimal per parameter, 2 folds", "GRPO"):
+        entry, world = ZOO[name], oracle.ending()
+        dirty, _ = oracle.trajectories(world, off_policy=True)
+        clean = dirty._replace(
+            rewards=jnp.where(dirty.valid, dirty.rewards, 0),
+            behaviour_log_probs=jnp.where(dirty.valid, dirty.behaviour_log_probs, 0),
+        )
+        run = jax.jit(
+            lambda batch, entry=entry, world=world: entry.estimator.estimate(
+                world.params,
+                entry.estimator.init(world.params) if entry.state is None else _state(entry, world),
+                oracle.POLICY,
+                batch,
+            )
+        )
+        four = [jax.tree.map(lambda x: x[:4], batch) for batch in (dirty, clean)]
+        (first, state), (second, other) = run(four[0]), run(four[1])
+        assert jnp.isnan(dirty.rewards).any()
+        assert (first.grads == second.grads).all()
+        assert jnp.isfinite(first.grads).all()
+        assert all((a == b).all() for a, b in zip(jax.tree.leaves(state), jax.tree.leaves(other), strict=True))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", ["PPO, leave one out", "learned value", "per decision, given value", "optimal per parameter, 2 folds"])
+def test_dtypes_are_kept(name, dtype):
+    entry, world = ZOO[name], oracle.cut()
+    cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)  # noqa: E731
+    every = cast(oracle.trajectories(world)[0])
+    params = cast(world.params)
+    state = cast(entry.estimator.init(params) if entry.state is None else entry.state(params))
+    estimate, new = jax.jit(entry.estimator.estimate)(params, state, oracle.POLICY, every)
+    assert estimate.grads.dtype == dtype
+    assert [x.dtype for x in jax.tree.leaves(new)] == [x.dtype for x in jax.tree.leaves(state)]
+    assert jnp.isfinite(estimate.grads).all()
+
+
+def test_estimators_are_arguments_of_jit_and_equal_when_rebuilt():
+    traces = []
+
+    @jax.jit
+    def run(estimator, params, batch):
+        traces.append(1)
+        return estimator.estimate(params, estimator.init(params), oracle.POLICY, batch)[0].grads
+
+    world = oracle.cut()
+    every, _ = oracle.trajectories(world)
+    for _ in range(2):
+        run(ppo(baseline=ld.baseline_leave_one_out(), discount=0.9), world.params, every)
+        run(ld.score_function(credit=gae(0.5), baseline=GIVEN, importance=importance_per_decision()), world.params, every)
+    assert len(traces) == 2
+
+
+def test_gradients_over_seeds_by_vmap_and_in_a_scan():
+    """The state keeps its structure and dtypes, so that any estimator can be trained."""
+    world = oracle.cut()
+    every, _ = oracle.trajectories(world)
+    for name in ("moving average", "learned value", "biased: standardised gae"):
+        entry = ZOO[name]
+
+        @jax.jit
+        def run(entry=entry):
+            def one(params):
+                def step(state, _):
+                    estimate, state = entry.estimator.estimate(params, state, oracle.POLICY, every)
+                    return state, estimate.grads
+
+                return jax.lax.scan(step, entry.estimator.init(params), None, length=3)[1]
+
+            return jax.vmap(one)(jnp.stack([world.params, world.behaviour]))
+
+        assert run().shape == (2, 3, 2)
+
+
+def test_rloo_is_dr_grpo_up_to_its_declared_factor():
+    world = oracle.cut()
+    every, _ = oracle.trajectories(world)
+    for size in (2, 3):
+        ours = rloo(group_size=size, discount=DISCOUNT)
+        theirs = estimators.dr_grpo(group_size=size, discount=DISCOUNT)
+        both = jax.jit(
+            lambda *pair: [g.estimate(world.params, (), oracle.POLICY, every)[0].grads for g in pair]
+        )
+        grads = both(ours, theirs)
+        np.testing.assert_allclose(theirs.bias.factor(6) * grads[0], grads[1], rtol=0, atol=EXACT)
+
+
+def test_rloo_weights_of_a_published_example():
+    """8 answers, 3 of them right: weights +.7143 / -.4286; mean-centred +.6250 / -.3750; divided by the std +1.2076 / -.7246.
+
+    The numbers are those of issue 174 of redai-studio/Relax.
+    """
+    rewards = jnp.array([1.0, 0, 1, 0, 0, 1, 0, 0])[:, None]
+    ones = jnp.ones_like(rewards)
+    taus = ld.Trajectory(0 * ones, 0 * ones, rewards, ones, ones > 0, 0 * ones, jnp.zeros(8))
+
+    def check(estimator, wrong, right):
+        weights, _ = estimator.weigh(None, (), None, taus)
+        np.testing.assert_allclose(weights, jnp.where(rewards == 1, right, wrong), rtol=0, atol=5e-5)
+
+    check(rloo(group_size=8), -0.4286, 0.7143)
+    check(estimators.dr_grpo(group_size=8), -0.3750, 0.6250)
+    check(grpo(group_size=8, epsilon=0.0), -0.7246, 1.2076)
+
+
+def test_ppo_takes_many_gradients_and_stops_at_the_clip():
+    """One action with a positive weight: its probability rises until the ratio reaches 1 + clip, then the gradient is 0."""
+    world = oracle.cut()
+    every, _ = oracle.trajectories(world)
+    batch = jax.tree.map(lambda x: x[:1], every)
+    estimator = ppo(discount=DISCOUNT, clip=0.1)
+    weights, _ = estimator.weigh(world.params, (), oracle.POLICY, batch)
+    gradient = jax.jit(jax.grad(lambda p: estimator.objective(p, oracle.POLICY, batch, jnp.abs(weights) + 1)))
+    params = world.params
+    for _ in range(400):
+        params = params + 0.01 * gradient(params)
+    ratios = jnp.exp(log_ratios(params, oracle.POLICY, batch))
+    assert (gradient(params) == 0).all()
+    assert jnp.max(ratios) > 1.1
+    assert jnp.max(ratios) < 1.15
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ld.score_function(discount=1.5), r"discount: expected a number in \[0, 1\], received 1.5"),
+        (lambda: ld.score_function(discount=math.nan), "discount: expected"),
+        (lambda: ld.score_function(credit=gae(0.5)), "bootstraps from values.*received NoBaseline"),
+        (
+            lambda: ld.score_function(credit=gae(0.5), baseline=baselines.baseline_biased_standardised(LOO)),
+            "bootstraps from values.*received LeaveOneOut",
+        ),
+        (lambda: vtrace_gradient(baseline=LOO), "bootstraps from values"),
+        (lambda: vtrace_gradient(baseline=GIVEN, lambda_=2.0), "lambda_: expected"),
+        (lambda: gae(-0.1), "lambda_: expected"),
+        (lambda: ppo(clip=0.0), "clip: expected a positive number"),
+        (lambda: ppo(normaliser="per_batch"), "normaliser: expected 'per_trajectory'"),  # pyright: ignore
+        (lambda: rloo(group_size=1), "group_size: expected at least 2"),
+        (lambda: optimal_per_parameter(folds=1), "folds: expected a whole number >= 2"),
+        (lambda: score_function_without_gamma_t(discount=2.0), "discount: expected"),
+    ],
+)
+def test_bad_choices_are_refused_when_built(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_groups_must_divide_the_batch():
+    world = oracle.cut()
+    every, _ = oracle.trajectories(world)
+    batch = jax.tree.map(lambda x: x[:5], every)
+    with pytest.raises(ValueError, match="multiple of group_size = 2, received 5"):
+        rloo(group_size=2).estimate(world.params, (), oracle.POLICY, batch)

@@ -1,0 +1,260 @@
+"""Exact values and derivatives: dynamic programming, enumeration and published numbers agree."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
+
+# Every trajectory enumerated, and cross-checked by dynamic programming, elsewhere: shared truths, decision_problems,
+# enumerated_mdp; discount 0.9, logits as in TWO_STATES_LOGITS. The gradient is (x, -x, y, -y), the Hessian made of
+# (a, b, d) with 2 x 2 blocks a J, b J, d J and J = [[1, -1], [-1, 1]], the Fisher matrix of (a, 0, d).
+TWO_STATES = {
+    1: {
+        "value": 0.6495128338952352,
+        "gradient": (0.22001248052167127, -0.1745632281350244),
+        "hessian": (-0.03275656556001866, 0.0, 0.008720895205027501),
+        "fisher": (0.1466749870144475, 0.09975041607715679),
+    },
+    2: {
+        "value": 1.2545818476558974,
+        "gradient": (0.3600762392217371, -0.3182649256447019),
+        "hessian": (-0.00520447139818736, 0.015636764737870394, -0.015442959857532634),
+        "fisher": (0.2856094668379328, 0.20739705388233032),
+    },
+    3: {
+        "value": 1.795401176555255,
+        "gradient": (0.4989654693822225, -0.4482019507027061),
+        "hessian": (-0.003901630999192829, 0.023128413068927656, -0.029032912726438265),
+        "fisher": (0.4261136214086897, 0.3134424400460357),
+    },
+}
+BLOCK = np.array([[1.0, -1.0], [-1.0, 1.0]])
+
+# (p_right, T, J_T, dJ_T / dlogit): shared truths, decision_problems, short_corridor, finite_horizon.
+CORRIDOR = [
+    (0.05, 5, -4.99299375, 0.01284875000000003),
+    (0.05, 500, -82.04285302060394, 75.4164811054062),
+    (0.5, 10, -7.65625, 0.52734375),
+    (0.5, 2000, -12.0, 2.0),
+    (0.5857864376269049, 10, -7.546241728839691, 0.10270802215955623),
+    (0.95, 50, -30.681816620978644, -11.880024892847198),
+    (0.95, 2000, -44.210526315789295, -37.78947368421039),
+]
+
+
+def with_memory(params, carry, observation):
+    """The tabular softmax, dressed as a policy with memory."""
+    return ld.Categorical(params[observation]), carry
+
+
+WITH_MEMORY = ld.Policy(with_memory, initial_carry=lambda params: jnp.zeros((), params.dtype))
+
+
+@pytest.mark.parametrize("horizon", [1, 2, 3])
+def test_value_gradient_hessian_and_fisher_of_the_two_state_process(horizon):
+    expected = TWO_STATES[horizon]
+
+    @jax.jit
+    def ours(params):
+        arguments, options = (params, ld.tabular_softmax, two_states()), {"horizon": horizon, "discount": 0.9}
+        return (
+            ld.exact.value(*arguments, **options),
+            ld.exact.gradient(*arguments, **options),
+            ld.exact.hessian(*arguments, **options),
+            ld.exact.fisher(*arguments, horizon=horizon),
+        )
+
+    value, gradient, hessian, fisher = ours(TWO_STATES_LOGITS)
+    np.testing.assert_allclose(value, expected["value"], rtol=1e-13)
+    x, y = expected["gradient"]
+    np.testing.assert_allclose(gradient, [[x, -x], [y, -y]], rtol=1e-13)
+    a, b, d = expected["hessian"]
+    np.testing.assert_allclose(
+        hessian.reshape(4, 4), np.block([[a * BLOCK, b * BLOCK], [b * BLOCK, d * BLOCK]]), atol=1e-14
+    )
+    a, d = expected["fisher"]
+    np.testing.assert_allclose(fisher, np.block([[a * BLOCK, 0 * BLOCK], [0 * BLOCK, d * BLOCK]]), atol=1e-14)
+
+
+def test_dynamic_programming_and_enumeration_agree_with_early_termination():
+    mdp = terminating()
+
+    def exact(function, params, policy: Any = ld.tabular_softmax, method=None):
+        return function(params, policy, mdp, horizon=3, discount=0.8, method=method)
+
+    @jax.jit
+    def results(params):
+        functions = (ld.exact.value, ld.exact.gradient, ld.exact.hessian)
+        dynamic = [exact(f, params, method="dynamic") for f in functions]
+        enumerated = [exact(f, params, method="enumeration") for f in functions]
+        return dynamic, enumerated, [exact(f, params, WITH_MEMORY) for f in functions[:2]]
+
+    dynamic, enumerated, memory = results(TERMINATING_LOGITS)
+    for exact_one, other in zip(dynamic + dynamic[:2], enumerated + memory, strict=True):
+        np.testing.assert_allclose(other, exact_one, rtol=1e-12, atol=1e-14)
+    assert abs(dynamic[0]) > 0.1
+    assert np.abs(dynamic[2]).max() > 0.01
+
+
+def test_fisher_by_enumeration_for_a_policy_with_memory():
+    mdp = terminating()
+    dynamic, enumerated = jax.jit(
+        lambda params: [ld.exact.fisher(params, p, mdp, horizon=3) for p in (ld.tabular_softmax, WITH_MEMORY)]
+    )(TERMINATING_LOGITS)
+    np.testing.assert_allclose(dynamic, enumerated, atol=1e-14)
+
+
+@pytest.mark.parametrize(("p", "horizon", "value", "slope"), CORRIDOR)
+def test_short_corridor_at_finite_horizons(p, horizon, value, slope):
+    params = jnp.array([0.0, np.log(p / (1 - p))])
+    ours, gradient = jax.jit(jax.value_and_grad(ld.exact.value), static_argnames="horizon")(
+        params, ld.shared_softmax, ld.short_corridor(), horizon=horizon
+    )
+    np.testing.assert_allclose(ours, value, rtol=1e-12)
+    np.testing.assert_allclose(gradient, [-slope, slope], rtol=1e-9)
+
+
+# gamma^t V_t(s) of the two-state process at T = 3: decision_problems, enumerated_mdp, V.
+TWO_STATES_VALUES = [
+    [1.550498926420467, 2.1627545517574376],
+    [0.9173408837295345, 1.4467978316314682],
+    [0.2929476579261657, 0.8758420017486027],
+]
+
+
+def test_state_values_of_every_step():
+    values = ld.exact.state_values(
+        TWO_STATES_LOGITS, ld.tabular_softmax, two_states(), horizon=3, discount=0.9
+    )
+    np.testing.assert_allclose(0.9 ** np.arange(3)[:, None] * values, TWO_STATES_VALUES, rtol=1e-13)
+
+
+def test_trajectories_end_early_sum_to_one_and_carry_their_behaviour():
+    mdp, params = terminating(), TERMINATING_LOGITS
+    every = ld.exact.enumerate_trajectories(mdp, horizon=3, params=params, policy=ld.tabular_softmax)
+    weights = jax.jit(lambda p: ld.prob(p, ld.tabular_softmax, every, environment=mdp))(params)
+    assert every.valid.shape == (ld.exact.count_trajectories(mdp, 3), 3) == (191, 3)
+    np.testing.assert_allclose(weights.sum(), 1, rtol=1e-14)
+    every, weights = jax.tree.map(np.asarray, (every, weights))
+    lengths = every.valid.sum(axis=1)
+    assert set(lengths) == {1, 2, 3}
+    ended = np.asarray(mdp.terminal)[every.final_observation]
+    assert ended[lengths < 3].all()
+    np.testing.assert_array_equal(every.discounts.min(axis=1) == 0, ended)
+    logs = np.asarray(jax.nn.log_softmax(params))[every.observations, every.actions]
+    np.testing.assert_allclose(every.behaviour_log_probs, np.where(every.valid, logs, 0), rtol=1e-14)
+    columns = (every.valid, every.observations, every.actions, every.final_observation[:, None])
+    assert len(np.unique(np.concatenate(columns, axis=1), axis=0)) == 191
+
+    occupied = ld.exact.occupancy(params, ld.tabular_softmax, mdp, horizon=3)
+    counted = [
+        [weights[(every.observations[:, t] == s) & every.valid[:, t]].sum() for s in range(3)]
+        for t in range(3)
+    ]
+    np.testing.assert_allclose(occupied, counted, atol=1e-15)
+
+
+def test_what_a_terminal_state_says_is_never_used():
+    """A policy that is not defined there, and tables full of NaN, change no value and no derivative."""
+    clean = terminating()
+    rubbish = ld.TabularMDP(
+        clean.initial,
+        clean.transition.at[2].set(jnp.nan),
+        clean.reward.at[2].set(jnp.nan),
+        clean.terminal,
+    )
+
+    def policy(params, state):
+        return ld.Categorical(params[state] * jnp.sqrt(1.0 - state.astype(float)))  # NaN in state 2
+
+    def sound(params, state):
+        return ld.Categorical(params[state] * jnp.sqrt(jnp.where(state == 2, 1.0, 1.0 - state.astype(float))))
+
+    @jax.jit
+    def results(params):
+        return [
+            [
+                ld.exact.value(params, policy, mdp, horizon=4),
+                ld.exact.gradient(params, policy, mdp, horizon=4),
+                ld.exact.hessian(params, policy, mdp, horizon=4),
+                ld.exact.fisher(params, policy, mdp, horizon=4),
+                ld.exact.weighted_score_moments(params, policy, mdp, horizon=4),
+            ]
+            for policy, mdp in ((policy, rubbish), (sound, clean))
+        ]
+
+    assert jnp.isnan(policy(TERMINATING_LOGITS, jnp.int32(2)).logits).all()
+    received, expected = results(TERMINATING_LOGITS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-14, atol=1e-15), received, expected)
+
+
+def test_a_process_is_an_argument_like_any_other():
+    def value(reward):
+        mdp = dataclasses.replace(two_states(), reward=reward)
+        return ld.exact.value(TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=3, discount=0.9)
+
+    reward = two_states().reward
+    values, slopes = jax.jit(jax.vmap(jax.value_and_grad(value)))(jnp.stack([reward, 2 * reward]))
+    expected = TWO_STATES[3]["value"]
+    np.testing.assert_allclose(values, [expected, 2 * expected], rtol=1e-13)
+    np.testing.assert_allclose(jnp.sum(slopes * reward[None], axis=(1, 2)), [expected, expected], rtol=1e-13)
+
+
+def test_bad_input_is_named():
+    mdp, params = two_states(), TWO_STATES_LOGITS
+    with pytest.raises(
+        ValueError, match=r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"
+    ):
+        ld.exact.enumerate_trajectories(mdp, horizon=100)
+    with pytest.raises(ValueError, match="2048 trajectories of 5 steps, more than limit=2047"):
+        ld.exact.enumerate_trajectories(mdp, horizon=5, limit=2047)
+    for call in (
+        lambda **k: ld.exact.enumerate_trajectories(mdp, **k),
+        lambda **k: ld.exact.value(params, ld.tabular_softmax, mdp, **k),
+        lambda **k: ld.exact.fisher(params, ld.tabular_softmax, mdp, **k),
+        lambda **k: ld.exact.weighted_score_moments(params, ld.tabular_softmax, mdp, **k),
+    ):
+        for horizon in (0, -1, 2.0):
+            with pytest.raises(ValueError, match="horizon: expected a whole number >= 1"):
+                call(horizon=horizon)
+    for discount in (-0.1, 1.5):
+        for method in ("dynamic", "enumeration"):
+            with pytest.raises(ValueError, match=r"discount: expected a number in \[0, 1\]"):
+                ld.exact.value(params, ld.tabular_softmax, mdp, horizon=2, discount=discount, method=method)
+    with pytest.raises(ValueError, match="method: expected 'dynamic'"):
+        ld.exact.value(params, ld.tabular_softmax, mdp, horizon=2, method="monte carlo")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="mdp: expected a concrete decision process"):
+        jax.jit(lambda mdp: ld.exact.value(params, WITH_MEMORY, mdp, horizon=2))(mdp)
+    with pytest.raises(ValueError, match="received one with memory"):
+        ld.exact.value(params, WITH_MEMORY, mdp, horizon=2, method="dynamic")
+    with pytest.raises(
+        ValueError, match="between the 2 actions of the decision process, received a distribution over 3"
+    ):
+        ld.exact.value(jnp.zeros(3), ld.shared_softmax, mdp, horizon=2)
+    with pytest.raises(TypeError, match="expected a floating-point array"):
+        ld.exact.gradient(jnp.zeros(2, int), ld.shared_softmax, mdp, horizon=2)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_float32_with_and_without_x64(enabled):
+    with jax.enable_x64(enabled):
+        mdp = cast(two_states(), jnp.float32)
+        value, gradient = jax.jit(
+            lambda params: jax.value_and_grad(ld.exact.value)(
+                params,
+                ld.tabular_softmax,
+                mdp,
+                horizon=3,
+                discount=0.9,
+                method="enumeration" if enabled else "dynamic",
+            )
+        )(TWO_STATES_LOGITS.astype(jnp.float32))
+        assert value.dtype == gradient.dtype == jnp.float32
+        np.testing.assert_allclose(value, TWO_STATES[3]["value"], rtol=1e-6)
+        np.testing.assert_allclose(gradient[:, 0], TWO_STATES[3]["gradient"], rtol=1e-5)

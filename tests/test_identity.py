@@ -1,0 +1,142 @@
+"""grad P by direct differentiation beside P * grad log P."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, random_mdp, terminating, two_states
+
+
+class Coin:
+    """A coin whose parameter is the probability of heads itself, so that a factor can be exactly zero."""
+
+    def __init__(self, heads):
+        self.heads = heads
+
+    def prob(self, action):
+        return jnp.where(action == 1, self.heads, 1 - self.heads)
+
+    def log_prob(self, action):
+        return jnp.log(self.prob(action))
+
+
+def _coin(params, observation):
+    del observation
+    return Coin(params)
+
+
+def _tosses(actions, dtype=jnp.float64):
+    ones = jnp.ones(len(actions), dtype)
+    return ld.Trajectory(ones, jnp.array(actions), ones, ones, ones.astype(bool), ones, ones[0])
+
+
+def test_identity_holds_on_fifty_random_worlds_and_policies_in_float64():
+    """The largest relative difference of the two forms, each with its start and dynamics, is at most 1e-12."""
+
+    @jax.jit
+    @jax.vmap
+    def check(key):
+        keys = jax.random.split(key, 3)
+        mdp = random_mdp(keys[0])
+        params = jax.random.normal(keys[1], (3, 2))
+        tau = ld.rollout(params, keys[2], ld.tabular_softmax, mdp, horizon=6)
+        return ld.compare(params, ld.tabular_softmax, tau, environment=mdp)
+
+    found = check(jax.random.split(jax.random.key(0), 50))
+    assert found.difference.shape == (50,)
+    assert found.difference.max() <= 1e-12
+    assert (found.case == ld.Case.AGREE).all()
+    assert (found.num_factors == 13).all()
+    form = found.score_form.sign * np.exp(found.score_form.logabs)
+    np.testing.assert_allclose(form, found.direct, rtol=1e-12, atol=1e-18)
+
+
+@pytest.mark.parametrize(("dtype", "first"), [(jnp.float32, 126), (jnp.float64, 1022)])
+def test_a_product_of_fair_coins_underflows_where_the_smallest_normal_number_ends(dtype, first):
+    """Factor 126 (the 127th) makes 2^-127 in float32: below the smallest normal number, flushed to zero on a CPU."""
+    tau = _tosses([1] * 1200, dtype)
+    found = jax.jit(ld.compare)(jnp.zeros((), dtype), ld.Policy(lambda p, _: ld.Bernoulli(p)), tau)
+    assert found.case == ld.Case.UNDERFLOW
+    assert found.prob == 0
+    assert found.direct == 0
+    assert found.first_underflow == first
+    assert found.score == 600
+    assert found.score_form.sign == 1
+    np.testing.assert_allclose(found.score_form.logabs, 1200 * np.log(0.5) + np.log(600), rtol=1e-5)
+
+
+def test_densities_overflow_while_the_signed_logarithm_is_right():
+    policy = ld.Policy(lambda p, _: ld.Normal(p, jnp.asarray(1e-3, p.dtype)))
+    tau = _tosses([1] * 30, jnp.float32)
+    tau = tau._replace(actions=jnp.full(30, 2e-4, jnp.float32))
+    found = jax.jit(ld.compare)(jnp.float32(0), policy, tau)
+    assert found.case == ld.Case.OVERFLOW
+    assert jnp.isinf(found.prob)
+    density = -0.5 * 0.2**2 - np.log(1e-3) - 0.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(found.log_prob, 30 * density, rtol=1e-6)
+    np.testing.assert_allclose(found.score_form.logabs, 30 * density + np.log(30 * 200), rtol=1e-6)
+
+
+def test_at_a_factor_of_exactly_zero_only_the_direct_form_is_right():
+    found = ld.compare(jnp.asarray(0.0), _coin, _tosses([1, 0]))
+    assert found.case == ld.Case.ZERO_FACTOR
+    assert found.direct == 1  # d/dp p (1 - p) at p = 0
+    assert not jnp.isfinite(found.score_form.logabs)
+    assert "only the direct form is right" in str(found)
+
+
+def test_a_policy_whose_prob_is_not_the_exponential_of_its_log_prob_is_found_out():
+    class Wrong(Coin):
+        def log_prob(self, action):
+            return jnp.log(self.prob(action)) * 1.01
+
+    found = ld.compare(jnp.asarray(0.3), lambda p, _: Wrong(p), _tosses([1, 0, 1]))
+    assert found.case == ld.Case.DIFFER
+
+
+def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
+    """In float32 at log P = -64 both forms are right, and part by about eps |log P| = 8e-6."""
+    mdp, logits = cast(two_states(), jnp.float32), TWO_STATES_LOGITS.astype(jnp.float32)
+    tau = ld.rollout(logits, jax.random.key(2), ld.tabular_softmax, mdp, horizon=100)
+    found = jax.jit(ld.compare)(logits, ld.tabular_softmax, tau)
+    assert found.case == ld.Case.AGREE
+    assert found.log_prob < -60
+    assert 0 < found.difference < 8 * found.resolution
+
+
+def test_the_report_names_numbers_and_reasons():
+    mdp = terminating()
+    tau = ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=4)
+    text = str(ld.compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
+    assert "agree" in text
+    assert "resolution" in text
+    text = str(
+        ld.compare(
+            {"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)
+        )
+    )
+    assert "['heads']" in text
+    assert "becomes zero at factor 126" in text
+    assert "the score form is right" in text
+
+
+def test_under_the_expectation_three_routes_give_one_gradient():
+    """Direct and score form agree to 1e-12; the sampled one within 4 standard errors, and no better than that."""
+    for mdp, logits in ((two_states(), TWO_STATES_LOGITS), (terminating(), TERMINATING_LOGITS)):
+        found = ld.exact.compare_expectation(
+            logits, jax.random.key(3), ld.tabular_softmax, mdp, horizon=3, num_samples=4000, discount=0.9
+        )
+        by_programming = ld.exact.gradient(logits, ld.tabular_softmax, mdp, horizon=3, discount=0.9)
+        np.testing.assert_allclose(found.score, found.direct, atol=1e-12, rtol=0)
+        np.testing.assert_allclose(by_programming, found.direct, atol=1e-12, rtol=0)
+        live = np.asarray(found.sem) > 0
+        z = (np.asarray(found.sampled) - np.asarray(found.direct))[live] / np.asarray(found.sem)[live]
+        assert live.any()
+        assert np.abs(z).max() < 4
+        wrong = (1.5 * np.asarray(found.sampled) - np.asarray(found.direct))[live] / np.asarray(found.sem)[
+            live
+        ]
+        assert np.abs(wrong).max() > 4
+        assert "z" in str(found)

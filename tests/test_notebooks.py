@@ -1,0 +1,188 @@
+"""Every notebook runs from top to bottom in a fresh kernel, and the committed outputs are clean and up to date."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+MACHINE_PATH = re.compile(r"(?<![\w.:/-])(?:/(?:home|root|tmp|work|usr|opt|var|mnt|Users|private)/|[A-Z]:\\)")
+SECONDS_PER_CELL = 300  # a hang, not a limit on speed: the machine may be busy
+
+each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_kernel(monkeypatch, tmp_path):
+    """The kernel inherits the environment: JAX on the CPU with its defaults, no user's IPython profile or figure backend."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    for name in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "MPLBACKEND"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
+    """Run all cells in `folder`, in place; `CellExecutionError` at the first one that raises."""
+    client = NotebookClient(
+        notebook,
+        timeout=SECONDS_PER_CELL,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
+        record_timing=False,
+        extra_arguments=["--log-level=ERROR"],
+    )
+    return client.execute()
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def shows(source: str) -> bool:
+    """Whether a cell prints, shows a figure, or ends in a value."""
+    tree = ast.parse(source)
+    names = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    last = tree.body[-1] if tree.body else None
+    return bool(names & {"print", "display", "plt.show"}) or isinstance(last, ast.Expr)
+
+
+def kinds(cell: NotebookNode) -> list[str]:
+    """What a cell shows, without what depends on the machine: `stdout`, `image/png`, ... in order, runs of text as one."""
+    found = []
+    for output in cell.outputs:
+        names = (
+            [output.name] if output.output_type == "stream" else sorted(output.get("data", {"error": None}))
+        )
+        found += [name for name in names if [name] != found[-1:]]
+    return found
+
+
+def without_images(notebook: NotebookNode) -> str:
+    """All text of a notebook; base64 may spell anything."""
+    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    for cell in code_cells(copy):
+        for output in cell.outputs:
+            output.get("data", {}).pop("image/png", None)
+    return "\n".join(_strings(copy))
+
+
+def _strings(value):
+    if isinstance(value, str):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+    return [text for item in values for text in _strings(item)]
+
+
+def problems(notebook: NotebookNode) -> list[str]:
+    """What is wrong with a notebook as it was committed."""
+    cells = code_cells(notebook)
+    found = [
+        f"a path of some machine: {match.group()}"
+        for match in MACHINE_PATH.finditer(without_images(notebook))
+    ]
+    if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
+        found.append("not executed once from top to bottom")
+    if not cells or "assert " not in cells[-1].source:
+        found.append("does not end in an assert")
+    for number, cell in enumerate(cells, 1):
+        if shows(cell.source) != bool(cell.outputs):
+            found.append(
+                f"code cell {number}: {'shows something but has no' if not cell.outputs else 'unexpected'} output"
+            )
+        if {"stderr", "error"} & set(kinds(cell)):
+            found.append(f"code cell {number}: a warning or an error in the outputs")
+        if "execution" in cell.metadata:
+            found.append(f"code cell {number}: time stamps in its metadata")
+    return found
+
+
+def small(*sources: str) -> NotebookNode:
+    return nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    )
+
+
+def test_there_are_notebooks():
+    assert {"01_the_identity", "02_reinforce_with_optax"} <= {path.stem for path in PATHS}
+
+
+@each_notebook
+def test_committed_notebook_is_clean(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert problems(notebook) == []
+
+
+@each_notebook
+def test_notebook_runs_and_its_outputs_are_up_to_date(path):
+    committed = read(path)
+    executed = execute(read(path), NOTEBOOKS)
+    assert [kinds(cell) for cell in code_cells(executed)] == [kinds(cell) for cell in code_cells(committed)]
+    assert problems(executed) == []
+
+
+def test_broken_notebook_fails(tmp_path):
+    path = tmp_path / "broken.ipynb"
+    nbformat.write(small("x = 1 + 1", "assert x == 3", "print('never reached')"), path)
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        execute(read(path), tmp_path)
+
+
+def test_kernel_is_fresh_and_in_the_folder(tmp_path):
+    source = """
+    import os, jax
+    print(os.path.samefile(os.getcwd(), {!r}), jax.default_backend(), jax.config.jax_enable_x64)
+    """
+    notebook = execute(small(source.format(str(tmp_path)).strip().replace("\n    ", "\n")), tmp_path)
+    assert notebook.cells[0].outputs[0].text == "True cpu False\n"
+
+
+@pytest.mark.parametrize(
+    ("sources", "expected"),
+    [
+        (("print(1)", "assert True"), []),
+        (("print(1)",), ["does not end in an assert"]),
+        (
+            ("import sys\nsys.stderr.write('careful'); None", "assert True"),
+            ["code cell 1: a warning or an error in the outputs"],
+        ),
+        (("print('/' + 'home/me/x')", "assert True"), ["a path of some machine: /home/"]),
+    ],
+    ids=["clean", "no assert", "stderr", "path"],
+)
+def test_problems_after_a_run(tmp_path, sources, expected):
+    notebook = execute(small(*sources), tmp_path)
+    assert [problem for problem in problems(notebook) if "shows" not in problem] == expected
+
+
+def test_problems_of_a_notebook_that_was_not_run():
+    assert problems(small("print(1)", "assert True")) == [
+        "not executed once from top to bottom",
+        "code cell 1: shows something but has no output",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("File /root/.venv/lib/x.py", True),
+        ("'/tmp/a'", True),
+        ("C:\\Users\\me", True),
+        ("https://example.org/home/page", False),
+        ("a/tmp/b and and/or", False),
+        ("d J / d logit, (*batch, T)", False),
+    ],
+)
+def test_machine_paths(text, found):
+    assert bool(MACHINE_PATH.search(text)) == found

@@ -1,0 +1,157 @@
+"""What stands in invalid steps changes nothing: value, gradient and curvature, bit for bit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, batch, terminating
+
+SIZE, LENGTH = 3, 6
+MASKS = {
+    "prefix": [True, True, True, False, False, False],
+    "one step": [True] + [False] * 5,
+    "full but one": [True] * 5 + [False],
+}
+FLOATS = [0.0, -1.0, 1e30, jnp.inf, -jnp.inf, jnp.nan]
+INTEGERS = [0, -1, 2**31 - 1, -(2**31), 7, 1]
+
+
+def _nasty(params, observation):
+    """A policy with a pole at zero, a logarithm, and a mask that forbids the second action when the first entry is negative."""
+    logits = (
+        params["w"] @ jnp.log(jnp.abs(observation))
+        + params["b"] / observation[:2]
+        + jnp.linalg.norm(observation)
+    )
+    return ld.Categorical(jnp.where(observation[0] < 0, jnp.array([0.0, -jnp.inf]), logits))
+
+
+def _recurrent(params, carry, observation):
+    carry = jnp.tanh(carry + jnp.log(jnp.abs(observation)))
+    return ld.Categorical(params["w"] @ carry + params["b"]), carry
+
+
+def _sequence(params, tau):
+    return jax.vmap(lambda o, a: _nasty(params, o).log_prob(a))(tau.observations, tau.actions)
+
+
+POLICIES = {
+    "memoryless": ld.Policy(_nasty),
+    "recurrent": ld.Policy(_recurrent, lambda params: jnp.zeros(SIZE)),
+    "whole sequence": ld.Policy(_nasty, log_factors=_sequence),
+}
+PARAMS = {"w": jnp.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.6]]), "b": jnp.array([0.2, -0.3])}
+
+
+def _dirty(tau, number, integer):
+    def dirty(x):
+        bad = jnp.asarray(number if jnp.issubdtype(x.dtype, jnp.floating) else integer, x.dtype)
+        return jnp.where(tau.valid.reshape(tau.valid.shape + (1,) * (x.ndim - tau.valid.ndim)), x, bad)
+
+    fields = ("observations", "actions", "rewards", "discounts", "behaviour_log_probs")
+    return tau._replace(**{name: dirty(getattr(tau, name)) for name in fields})
+
+
+def _functions(policy):
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
+    dice = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9, surrogate=ld.dice_surrogate)
+
+    def objective(of):
+        def value(params, tau):
+            weights, _ = of.weigh(params, of.init(params), policy, tau)
+            return of.objective(params, policy, tau, weights)
+
+        return value
+
+    return {
+        "log_prob": lambda params, tau: jnp.sum(ld.log_prob(params, policy, tau, rows=4)),
+        "log_prob of one": lambda params, tau: ld.log_prob(
+            params, policy, jax.tree.map(lambda x: x[0], tau), rows=2
+        ),
+        "prob": lambda params, tau: jnp.sum(ld.prob(params, policy, tau)),
+        "score surrogate": objective(estimator),
+        "dice surrogate": objective(dice),
+    }
+
+
+@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+def test_value_gradient_and_curvature_do_not_see_the_padding(policy):
+    tau = batch(jax.random.key(0), (4, LENGTH), size=SIZE)
+    valid = jnp.array([*MASKS.values(), [True] * LENGTH])
+    legal = jnp.where(tau.observations[..., 0] < 0, 0, tau.actions)  # the masked action is never taken
+    tau = tau._replace(valid=valid, actions=legal)
+    direction = jax.tree.map(jnp.sin, PARAMS)
+
+    @jax.jit
+    def everything(params, tau):
+        def of(f):
+            gradient = jax.grad(f)
+            return (
+                f(params, tau),
+                gradient(params, tau),
+                jax.jvp(lambda p: gradient(p, tau), (params,), (direction,))[1],
+            )
+
+        return {name: of(f) for name, f in _functions(policy).items()}
+
+    clean = everything(PARAMS, _dirty(tau, 1.0, 0))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(clean))
+    for number, integer in zip(FLOATS, INTEGERS, strict=True):
+        dirty = everything(PARAMS, _dirty(tau, number, integer))
+        jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+
+
+def test_masking_the_output_alone_would_have_given_nan():
+    """The simple pattern that this library does not use: right value, NaN gradient."""
+    tau = _dirty(
+        batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.array(MASKS["prefix"])), 0.0, 0
+    )
+
+    def masked_output(params):
+        logs = jax.vmap(lambda o, a: _nasty(params, o).log_prob(a))(tau.observations, tau.actions)
+        return jnp.sum(jnp.where(tau.valid, logs, 0))
+
+    value, gradient = jax.value_and_grad(masked_output)(PARAMS)
+    assert jnp.isfinite(value)
+    assert not all(jnp.isfinite(x).all() for x in jax.tree.leaves(gradient))
+
+
+def test_padding_does_not_reach_the_dynamics():
+    mdp = terminating()
+    taus = ld.rollout(
+        TERMINATING_LOGITS, jax.random.split(jax.random.key(0), 6), ld.tabular_softmax, mdp, horizon=5
+    )
+    assert not taus.valid.all()
+    of = jax.jit(
+        jax.value_and_grad(lambda p, t: jnp.sum(ld.log_prob(p, ld.tabular_softmax, t, environment=mdp)))
+    )
+    clean = of(TERMINATING_LOGITS, taus)
+    for integer in INTEGERS:
+        jax.tree.map(
+            np.testing.assert_array_equal, clean, of(TERMINATING_LOGITS, _dirty(taus, jnp.nan, integer))
+        )
+
+
+def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
+    tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.zeros(LENGTH, bool))
+    tau = _dirty(tau, jnp.nan, -1)
+    for policy in POLICIES.values():
+        value, score = jax.value_and_grad(ld.log_prob)(PARAMS, policy, tau)
+        assert value == 0
+        assert all((x == 0).all() for x in jax.tree.leaves(score))
+        assert ld.prob(PARAMS, policy, tau) == 1
+
+
+def test_longer_padding_changes_nothing_beyond_rounding():
+    tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)
+    pad = jax.tree.map(
+        lambda x: jnp.concatenate([x, jnp.full_like(x, 1)]), tau._replace(final_observation=None)
+    )
+    pad = pad._replace(valid=jnp.arange(2 * LENGTH) < LENGTH, final_observation=tau.final_observation)
+    pad = _dirty(pad, jnp.nan, -7)
+    of = jax.jit(jax.value_and_grad(ld.log_prob))
+    for policy in POLICIES.values():
+        a, b = of(PARAMS, policy, tau), of(PARAMS, policy, pad)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-13), a, b)

@@ -1,0 +1,365 @@
+"""Score, pathwise and measure-valued gradients of one expectation: exact means and variances by quadrature, then sampled.
+
+The closed forms are those of Mohamed et al. (2020), section 3: N(mu, sigma^2), costs (x - k)^2, exp(-k x^2), cos(k x).
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv import diagnostics
+from logderiv.measure_valued import NormalNoise, gradients_measure_valued, normal_derivative, normal_noise
+from logderiv.pathwise import gradients_pathwise, gradients_score, score_term
+
+ESTIMATORS = {"score": gradients_score, "pathwise": gradients_pathwise, "measure": gradients_measure_valued}
+COSTS = {
+    "square": lambda k, x: jnp.square(x - k),
+    "exp": lambda k, x: jnp.exp(-k * jnp.square(x)),
+    "cos": lambda k, x: jnp.cos(k * x),
+}
+
+
+def normal(params):
+    return ld.Normal(params["mu"], params["sigma"])
+
+
+def point(mu, sigma):
+    return {"mu": jnp.asarray(mu), "sigma": jnp.asarray(sigma)}
+
+
+# Quadrature: Gauss-Legendre on [-12, 12] or [0, 12] with the density as weight.
+
+
+def _nodes(low, high, density, num=400):
+    x, w = np.polynomial.legendre.leggauss(num)
+    x = low + (high - low) * (x + 1) / 2
+    return x, w * (high - low) / 2 * density(x)
+
+
+def _gauss(x):
+    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+
+
+GAUSS = _nodes(-12, 12, _gauss)
+MAXWELL = _nodes(-12, 12, lambda x: x**2 * _gauss(x))
+RAYLEIGH = _nodes(0, 12, lambda x: x * np.exp(-(x**2) / 2))
+UNIFORM = _nodes(0, 1, np.ones_like, num=60)
+
+
+def _moments(values, weights):
+    mean = np.sum(weights * np.asarray(values))
+    return mean, np.sum(weights * (np.asarray(values) - mean) ** 2)
+
+
+def _by_quadrature(name, cost, mu, sigma, baseline=0.0):
+    """Exact mean and variance of one sample, for mu and sigma."""
+    params = point(mu, sigma)
+    if name == "measure":
+        w, m, u = RAYLEIGH[0], MAXWELL[0][:, None], UNIFORM[0][None]
+        zero = jnp.zeros(())
+
+        def at(w, m, u):
+            return normal_derivative(normal(params), cost, NormalNoise(zero, w, m, u))
+
+        by_mu = jax.vmap(lambda w: at(w, zero, zero).loc)(jnp.asarray(w))
+        m, u = np.broadcast_arrays(m, u)
+        by_sigma = jax.vmap(lambda m, u: at(zero, m, u).scale)(jnp.ravel(m), jnp.ravel(u))
+        return _moments(by_mu, RAYLEIGH[1]), _moments(by_sigma, np.outer(MAXWELL[1], UNIFORM[1]).ravel())
+    if name == "score":
+        x = mu + sigma * jnp.asarray(GAUSS[0])
+        each = jax.vmap(lambda x: score_term(params, x, normal, cost(x) - baseline))(x)
+    else:
+        each = jax.vmap(lambda e: jax.grad(lambda p: cost(p["mu"] + p["sigma"] * e))(params))(
+            jnp.asarray(GAUSS[0])
+        )
+    return _moments(each["mu"], GAUSS[1]), _moments(each["sigma"], GAUSS[1])
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize(("k", "mu", "sigma"), [(-3.0, 1.0, 1.0), (3.0, 1.0, 1.5)])
+def test_square_cost_has_the_published_mean_and_variance(name, k, mu, sigma):
+    """m = mu - k; Mohamed et al. (2020), section 3, in closed form."""
+    m, s = mu - k, sigma
+    variance = {
+        "score": (15 * s**2 + 14 * m**2 + m**4 / s**2, 74 * s**2 + 60 * m**2 + 2 * m**4 / s**2),
+        "pathwise": (4 * s**2, 8 * s**2 + 4 * m**2),
+        "measure": (m**2 * (16 / np.pi - 4), 4 * m**2 + 4 * s**2),
+    }[name]
+    got = _by_quadrature(name, lambda x: COSTS["square"](k, x), mu, sigma)
+    for (mean, var), exact, expected in zip(got, (2 * m, 2 * s), variance, strict=True):
+        np.testing.assert_allclose(mean, exact, rtol=1e-11)
+        np.testing.assert_allclose(var, expected, rtol=1e-11)
+
+
+def test_score_function_with_constant_baselines():
+    """k = -3, mu = sigma = 1: mean baseline 138 and 696, optimal 134 and 664 (baselines 17, 19 and 21)."""
+    for baseline, var_mu, var_sigma in ((17.0, 138.0, 696.0), (19.0, 134.0, None), (21.0, None, 664.0)):
+        got = _by_quadrature("score", lambda x: COSTS["square"](-3.0, x), 1.0, 1.0, baseline)
+        for (mean, var), exact, expected in zip(got, (8.0, 2.0), (var_mu, var_sigma), strict=True):
+            np.testing.assert_allclose(mean, exact, rtol=1e-11)
+            if expected is not None:
+                np.testing.assert_allclose(var, expected, rtol=1e-11)
+
+
+# cost, k, sigma (mu = 1): gradient in mu, variances of score, pathwise and measure; gradient in sigma, score, pathwise.
+# The project's table of Gaussian estimators, 25-digit quadrature.
+SMOOTH = [
+    ("exp", 1.0, 1.0, -0.27579303002838174, 0.17575024444333243, 0.2117233929941279, 0.012567615545902987)
+    + (-0.09193101000946056, 0.1766904939400678, 0.17573120997871328),
+    ("exp", 0.1, 1.5, -0.10691204794828799, 0.1702580088514486, 0.026736393872557034, 0.0008783194385134984)
+    + (-0.1382483378641655, 0.2431890668515959, 0.0236312006553976),
+    ("cos", 2.0, 1.0, -0.24612004961155348, 0.4410694687299561, 1.9398634671927397, 0.22408251939841003)
+    + (0.2252773999685115, 0.9279806114070651, 1.9426719028604287),
+    ("cos", 0.5, 1.5, -0.18094469137168104, 0.14075610846454673, 0.07033270907446994, 0.003944793423076985)
+    + (-0.24841277689868338, 0.30721158146370137, 0.09069897926090642),
+]
+
+
+@pytest.mark.parametrize("row", SMOOTH, ids=lambda r: f"{r[0]}-{r[1]}-{r[2]}")
+def test_smooth_costs_have_the_published_mean_and_variance(row):
+    """Neither wins everywhere: at cos(2x) the pathwise variance is 4 times that of the score function."""
+    cost, k, sigma, *numbers = row
+    expected = {
+        "score": (numbers[0], numbers[1], numbers[4], numbers[5]),
+        "pathwise": (numbers[0], numbers[2], numbers[4], numbers[6]),
+        "measure": (numbers[0], numbers[3], numbers[4], None),
+    }
+    for name, want in expected.items():
+        (mean_mu, var_mu), (mean_sigma, var_sigma) = _by_quadrature(
+            name, lambda x: COSTS[cost](k, x), 1.0, sigma
+        )
+        np.testing.assert_allclose([mean_mu, var_mu, mean_sigma], want[:3], rtol=1e-9, err_msg=name)
+        if want[3] is not None:
+            np.testing.assert_allclose(var_sigma, want[3], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("m", "coupled", "uncoupled"), [(0.5, 0.2732395447, 1.4098593), (4.0, 17.4873308631, 10.0169049763)]
+)
+def test_coupling_pays_near_an_optimum_and_costs_on_a_slope(m, coupled, uncoupled):
+    """Both sides from one Rayleigh draw against two: (8 m^2 (2 - pi/2) + 8) / (2 pi) where they are independent."""
+    w, weights = RAYLEIGH
+    sides = [_moments((m + sign * w) ** 2 / np.sqrt(2 * np.pi), weights) for sign in (1, -1)]
+    (mean, var), _ = _by_quadrature("measure", lambda x: jnp.square(x), m, 1.0)
+    np.testing.assert_allclose(mean, sides[0][0] - sides[1][0], rtol=1e-10)
+    np.testing.assert_allclose([var, sides[0][1] + sides[1][1]], [coupled, uncoupled], rtol=1e-6)
+
+
+# The noise that is drawn is the noise that was integrated over.
+
+
+def test_noise_has_the_stated_laws():
+    num = 200_000
+    noise = jax.jit(lambda key: normal_noise(key, (num,), jnp.float64))(jax.random.key(0))
+    exact = {
+        "base": lambda p: {1: 0, 2: 1, 4: 3}[p],
+        "weibull": lambda p: {1: np.sqrt(np.pi / 2), 2: 2, 4: 8}[p],
+        "maxwell": lambda p: {1: 0, 2: 3, 4: 15}[p],
+        "uniform": lambda p: 1 / (p + 1),
+    }
+    for name, moment in exact.items():
+        for power in (1, 2, 4):
+            values = getattr(noise, name) ** power
+            assert abs(values.mean() - moment(power)) < 5 * values.std() / np.sqrt(num), (name, power)
+    product = noise.maxwell * noise.uniform
+    for power, moment in ((2, 1), (4, 3), (6, 15)):
+        values = product**power
+        assert abs(values.mean() - moment) < 5 * values.std() / np.sqrt(num)
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_sampled_mean_and_variance_agree_with_the_closed_forms(name):
+    """m = 2, sigma = 1, 10^5 samples, with the standard errors that their own second and fourth moments give."""
+    variance = {"score": (87, 346), "pathwise": (4, 24), "measure": (4 * (16 / np.pi - 4), 20)}[name]
+
+    @jax.jit
+    def run(key):
+        samples = ESTIMATORS[name](point(2.0, 1.0), key, normal, jnp.square, num_samples=100_000)
+        return samples, diagnostics.mean(samples), diagnostics.sem(samples), diagnostics.variance(samples)
+
+    samples, mean, sem, var = run(jax.random.key(11))
+    for leaf, exact, expected in (("mu", 4, variance[0]), ("sigma", 2, variance[1])):
+        assert abs(mean[leaf] - exact) < 4.5 * sem[leaf]
+        fourth = np.mean((np.asarray(samples[leaf]) - exact) ** 4)
+        assert abs(var[leaf] - expected) < 4.5 * np.sqrt((fourth - expected**2) / 100_000)
+
+
+def test_a_cost_that_jumps_needs_no_derivative_and_fools_pathwise():
+    """E 1[x > 0] under N(mu, 1): the derivative is the density at 0. Pathwise silently returns 0."""
+
+    def run(estimator, key):
+        cost = lambda x: (x > 0).astype(jnp.int32)  # noqa: E731
+        samples = estimator(point(0.3, 1.0), key, normal, cost, num_samples=20_000)
+        return diagnostics.mean(samples)["mu"], diagnostics.sem(samples)["mu"]
+
+    exact = np.exp(-0.045) / np.sqrt(2 * np.pi)
+    for name in ("score", "measure"):
+        mean, sem = jax.jit(run, static_argnums=0)(ESTIMATORS[name], jax.random.key(2))
+        assert 0 < abs(mean - exact) < 4.5 * sem
+    mean, sem = jax.jit(run, static_argnums=0)(gradients_pathwise, jax.random.key(2))
+    assert (mean, sem) == (0, 0)
+
+
+def _linear_head(params):
+    """Three correlated coordinates of mean and one shared scale, through two leaves of parameters."""
+    return ld.Normal(
+        jnp.array([1.0, -1.0, 0.5], params["w"].dtype) * params["w"] + params["b"], jnp.exp(params["s"])
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((n, jnp.float64) for n in ESTIMATORS), ("measure", jnp.float32)]
+)
+def test_vectors_and_the_chain_rule(name, dtype):
+    """E (sum_i x_i)^2 has a closed form; coordinates interact, the scale is shared."""
+    params = {k: jnp.asarray(v, dtype) for k, v in (("w", 0.4), ("b", 0.7), ("s", -0.5))}
+
+    def value(p):
+        d = _linear_head(p)
+        return jnp.square(jnp.sum(d.loc)) + 3 * jnp.square(d.scale)
+
+    @jax.jit
+    def run(params, key):
+        samples = ESTIMATORS[name](
+            params, key, _linear_head, lambda x: jnp.square(jnp.sum(x)), num_samples=20_000
+        )
+        return diagnostics.mean(samples), diagnostics.sem(samples), jax.grad(value)(params)
+
+    mean, sem, exact = run(params, jax.random.key(3))
+    for leaf in params:
+        assert mean[leaf].dtype == dtype
+        assert 0 < sem[leaf] < 0.3
+        assert abs(mean[leaf] - exact[leaf]) < 4.5 * sem[leaf]
+
+
+# Discrete
+
+
+TABLE = jnp.array([1.0, -2.0, 0.5, 4.0])
+LOGITS = jnp.array([0.3, -0.2, 0.9, 0.0])
+
+
+def test_categorical_estimates_by_enumeration():
+    """Every outcome weighed by its probability: both means exact, the measure-valued variance p_a^2 Var f."""
+    from logderiv.measure_valued import categorical_derivative
+
+    @jax.jit
+    def run(logits):
+        outcomes = jnp.arange(4, dtype=jnp.int32)
+        cost = lambda a: TABLE[a]  # noqa: E731
+        score = jax.vmap(lambda x: score_term(logits, x, ld.Categorical, cost(x)))(outcomes)
+        measure = jax.vmap(lambda x: categorical_derivative(ld.Categorical(logits), cost, x).logits)(outcomes)
+        return score, measure, jax.grad(lambda p: jax.nn.softmax(p) @ TABLE)(logits)
+
+    score, measure, exact = run(LOGITS)
+    p = np.asarray(jax.nn.softmax(LOGITS))
+    np.testing.assert_allclose(p @ score, exact, atol=1e-14)
+    np.testing.assert_allclose(p @ measure, exact, atol=1e-14)
+    var = p @ (np.asarray(measure) - np.asarray(exact)) ** 2
+    f = np.asarray(TABLE)
+    np.testing.assert_allclose(var, p**2 * (p @ f**2 - (p @ f) ** 2), rtol=1e-12)
+    assert var.sum() < (p @ (np.asarray(score) - np.asarray(exact)) ** 2).sum()
+
+
+def test_categorical_and_bernoulli_through_the_public_calls():
+    @jax.jit
+    def run(key):
+        keys = jax.random.split(key, 4)
+        cost = lambda a: TABLE[a]  # noqa: E731
+        calls = [
+            f(LOGITS, k, ld.Categorical, cost, num_samples=20_000)
+            for f, k in ((gradients_score, keys[0]), (gradients_measure_valued, keys[1]))
+        ]
+        coin = [
+            f(jnp.asarray(0.7), k, ld.Bernoulli, cost, num_samples=2000)
+            for f, k in ((gradients_score, keys[2]), (gradients_measure_valued, keys[3]))
+        ]
+        return calls, coin, jax.grad(lambda p: jax.nn.softmax(p) @ TABLE)(LOGITS)
+
+    calls, coin, exact = run(jax.random.key(4))
+    for samples in calls:
+        assert samples.shape == (20_000, 4)
+        assert np.all(np.abs(diagnostics.mean(samples) - exact) < 4.5 * diagnostics.sem(samples))
+    p = 1 / (1 + np.exp(-0.7))
+    np.testing.assert_allclose(coin[1], -3 * p * (1 - p), rtol=1e-12)  # no noise at all
+    assert abs(coin[0].mean() + 3 * p * (1 - p)) < 4.5 * coin[0].std() / np.sqrt(2000)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (
+            lambda k: gradients_pathwise(LOGITS, k, ld.Categorical, lambda a: TABLE[a], num_samples=2),
+            TypeError,
+            "discrete",
+        ),
+        (
+            lambda k: gradients_pathwise(LOGITS[0], k, ld.Bernoulli, lambda a: TABLE[a], num_samples=2),
+            TypeError,
+            "discrete",
+        ),
+        (
+            lambda k: gradients_pathwise(point(0.0, 1.0), k, normal, lambda x: x[None], num_samples=2),
+            ValueError,
+            "scalar",
+        ),
+        (
+            lambda k: gradients_score(point(0.0, 1.0), k, normal, jnp.square, num_samples=0),
+            ValueError,
+            "num_samples",
+        ),
+        (
+            lambda k: gradients_score(jnp.arange(3), k, ld.Categorical, jnp.square, num_samples=2),
+            TypeError,
+            "floating",
+        ),
+        (
+            lambda k: gradients_measure_valued(1.0, k, lambda p: _Uniform(p), jnp.square, num_samples=2),
+            TypeError,
+            "Uniform",
+        ),
+        (
+            lambda k: gradients_measure_valued(
+                jnp.ones((2, 3)), k, ld.Categorical, jnp.square, num_samples=2
+            ),
+            ValueError,
+            "without batch axes",
+        ),
+    ],
+)
+def test_bad_requests_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
+        call(jax.random.key(0))
+
+
+class _Uniform:
+    def __init__(self, high):
+        self.high = high
+
+
+jax.tree_util.register_pytree_node(_Uniform, lambda u: ((u.high,), None), lambda _, c: _Uniform(*c))
+
+
+def test_libraries_that_declare_no_reparameterisation_are_refused():
+    dist = pytest.importorskip("numpyro.distributions")
+    with pytest.raises(TypeError, match="Poisson"):
+        gradients_pathwise(
+            jnp.asarray(2.0), jax.random.key(0), dist.Poisson, lambda x: x * 1.0, num_samples=2
+        )
+
+
+def test_a_score_never_differentiates_the_cost_or_the_sampler():
+    @jax.custom_jvp
+    def cost(x):
+        return jnp.square(x)
+
+    @cost.defjvp
+    def _(primals, tangents):
+        raise AssertionError("differentiated")
+
+    for name in ("score", "measure"):
+        ESTIMATORS[name](point(0.3, 1.0), jax.random.key(0), normal, cost, num_samples=2)
+    with pytest.raises(AssertionError, match="differentiated"):
+        gradients_pathwise(point(0.3, 1.0), jax.random.key(0), normal, cost, num_samples=2)
