@@ -1,0 +1,1 @@
+"""Benchmarks: one script, one question. Run them with `python -m benchmarks`."""

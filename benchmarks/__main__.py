@@ -1,0 +1,65 @@
+"""`python -m benchmarks [names...] [--quick] [--list]`: list the benchmarks, or run some or all of them.
+
+A benchmark is a module of this folder that defines `main(quick)`; the first line of its docstring is its question. Each
+runs in a process of its own, so that its peak memory is its own and one that fails does not stop the others.
+"""
+
+import argparse
+import ast
+import importlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+def questions() -> dict[str, str]:
+    """Name and question of every benchmark, read from the sources without importing them."""
+    found = {}
+    for path in sorted(FOLDER.glob("*.py")):
+        module = ast.parse(path.read_text(encoding="utf-8"))
+        runs = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body)
+        if runs and not path.name.startswith("_"):
+            found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """The command line. Returns the exit code: 0, 1 if a benchmark failed, 2 for an unknown name."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks.")
+    parser.add_argument("names", nargs="*", help="which to run; none means all")
+    parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
+    parser.add_argument("--list", action="store_true", help="only list them")
+    options = parser.parse_args(arguments)
+
+    known = questions()
+    unknown = [name for name in options.names if name not in known]
+    if unknown:
+        print(f"unknown benchmark {', '.join(unknown)}; known are: {', '.join(known)}", file=sys.stderr)
+        return 2
+    if options.list:
+        for name, question in known.items():
+            print(f"{name:<22}{question}")
+        return 0
+    if len(options.names) == 1:
+        importlib.import_module(f"benchmarks.{options.names[0]}").main(options.quick)
+        return 0
+    failed = [name for name in options.names or known if not _run_alone(name, known[name], options.quick)]
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _run_alone(name: str, question: str, quick: bool) -> bool:
+    print(f"\n== {name}: {question}", flush=True)
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks", name, *(["--quick"] if quick else [])]
+    succeeded = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode == 0
+    print(f"== {name} took {time.perf_counter() - start:.0f} s", flush=True)
+    return succeeded
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
