@@ -140,9 +140,7 @@ def main(quick: bool) -> None:
     means = played.mean(axis=1)
     print(f"\nGymnasium CartPole-v1, the policies of '{BEST}', 100 episodes each, actions sampled")
     print("  mean return per seed  " + "  ".join(f"{x:.1f}" for x in means))
-    print(
-        f"  over all of them      {means.mean():.1f}, episodes that reach 500: {np.mean(played == 500):.0%}"
-    )
+    print(f"  over all of them      {means.mean():.1f}, episodes that reach 500: {np.mean(played == 500):.0%}")
     figures: dict[str, Any] = {"variants": {name: _figures(run) for name, run in runs.items()}}
     figures["gymnasium_mean_return"] = means
     if not quick:

@@ -86,9 +86,7 @@ def machine_floor() -> dict[str, float]:
     vector = jnp.linspace(-1, 0, length, dtype=jnp.float32)
     calls = {
         "matmul": compile_call(jnp.matmul, matrix, matrix),
-        "copy": compile_call(
-            jnp.negative, vector
-        ),  # reads and writes everything; a plain copy might be elided
+        "copy": compile_call(jnp.negative, vector),  # reads and writes everything; a plain copy might be elided
         "exp": compile_call(jnp.exp, vector),
     }
     seconds = interleaved_medians({name: call.run for name, call in calls.items()})

@@ -39,9 +39,7 @@ def trajectory(length: int, key: jax.Array, *, actions: jax.Array | None = None)
     """Observations from a Normal in four dimensions, fair binary actions unless given."""
     key_observation, key_action = jax.random.split(key)
     observations = jax.random.normal(key_observation, (length, 4), jnp.float32)
-    actions = (
-        jax.random.bernoulli(key_action, shape=(length,)).astype(jnp.int32) if actions is None else actions
-    )
+    actions = jax.random.bernoulli(key_action, shape=(length,)).astype(jnp.int32) if actions is None else actions
     return _trajectory(observations, actions)
 
 
@@ -106,9 +104,7 @@ def signed_rows(length: int) -> list[Row]:
     """
     logits = 0.5 * jax.random.normal(jax.random.key(2), (5, 3), jnp.float32)
     keys = jax.random.split(jax.random.key(3))
-    states, actions = (
-        jax.random.randint(k, (length,), 0, n, jnp.int32) for k, n in zip(keys, (5, 3), strict=True)
-    )
+    states, actions = (jax.random.randint(k, (length,), 0, n, jnp.int32) for k, n in zip(keys, (5, 3), strict=True))
     tau = _trajectory(states, actions)
     counts = np.zeros((5, 3), int)
     np.add.at(counts, (np.asarray(states), np.asarray(actions)), 1)
@@ -187,9 +183,7 @@ def coherent_row(length: int) -> Row:
         exact = jax.device_get(jax.jit(jax.grad(plain_log_prob))(wide, MLP, tau))
 
     def error(grads: Any) -> float:
-        ratio = jax.tree.map(
-            lambda g, e: np.linalg.norm(np.asarray(g, float) - e) / np.linalg.norm(e), grads, exact
-        )
+        ratio = jax.tree.map(lambda g, e: np.linalg.norm(np.asarray(g, float) - e) / np.linalg.norm(e), grads, exact)
         return float(max(jax.tree.leaves(ratio)))
 
     return Row("grad log P, MLP, one action, worst leaf", length, error(ours), error(plain), 1e-5)
@@ -219,9 +213,7 @@ def speed(length: int = 65536, repeats: int = 9) -> dict[str, dict[str, float]]:
 def main(quick: bool) -> None:
     slow = 10**5 if quick else 10**6
     if quick:
-        print(
-            "\nquick: T = 10^5 for the GRU and for the coherent scores of the MLP; all others at full length"
-        )
+        print("\nquick: T = 10^5 for the GRU and for the coherent scores of the MLP; all others at full length")
     rows = [
         *value_rows("MLP 4-64-2", MLP, 10**6),
         *value_rows("GRU 16", GRU, slow),

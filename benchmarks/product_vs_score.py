@@ -187,8 +187,7 @@ def survivals(dtype: str, params: str, factors: Sequence[float]) -> list[Surviva
         rounded = float(p.astype(dtype))
         values = score_forms(p, jnp.int32(LONG))
         score, *logs = (
-            relative_error(float(x), exact)
-            for x, exact in zip(values, exact_forms(rounded, LONG), strict=True)
+            relative_error(float(x), exact) for x, exact in zip(values, exact_forms(rounded, LONG), strict=True)
         )
         overflows = None
         if not np.isfinite(float(values[0])):
@@ -275,9 +274,7 @@ def main(quick: bool) -> None:
     worst = [s for s in survived if s.dtype == s.params == "float32"]
     bounds = [
         harness.Bound("signed_prob, float32, T = 10^6, worst factor", max(s.log_prob for s in worst), 1e-5),
-        harness.Bound(
-            "grad_prob, float32, T = 10^6, worst factor", max(s.log_grad_prob for s in worst), 1e-5
-        ),
+        harness.Bound("grad_prob, float32, T = 10^6, worst factor", max(s.log_grad_prob for s in worst), 1e-5),
     ]
     lengths = np.unique(np.geomspace(1, LONG, 13 if quick else 37).astype(int)).tolist()
     errors = errors_by_length(0.9, lengths)
@@ -296,9 +293,7 @@ def _print(found: list[Collapse], survived: list[Survival], seconds: dict[str, A
     rows = []
     for c in found:
         zero = c.prob or f"never: rests at {c.last_prob:.3g}"
-        rows.append(
-            (c.dtype, f"{c.factor:.4g}", zero, *(x or "never" for x in (c.grad, c.ratio, c.log_grad)))
-        )
+        rows.append((c.dtype, f"{c.factor:.4g}", zero, *(x or "never" for x in (c.grad, c.ratio, c.log_grad))))
     harness.print_table(
         "The product of T equal factors: the first T at which ...",
         ("dtype", "factor", "P = 0", "grad P = 0", "grad P / P inf or NaN", "grad log(P) inf or NaN"),
@@ -307,10 +302,7 @@ def _print(found: list[Collapse], survived: list[Survival], seconds: dict[str, A
     rows = []
     for dtype, params in dict.fromkeys((s.dtype, s.params) for s in survived):
         group = [s for s in survived if (s.dtype, s.params) == (dtype, params)]
-        worst = [
-            f"{np.max([getattr(s, name) for s in group]):.1e}"
-            for name in ("score", "log_prob", "log_grad_prob")
-        ]
+        worst = [f"{np.max([getattr(s, name) for s in group]):.1e}" for name in ("score", "log_prob", "log_grad_prob")]
         overflow = [s.score_overflows for s in group if s.score_overflows]
         rows.append((dtype, params, *worst, f"{min(overflow)} .. {max(overflow)}" if overflow else "never"))
     harness.print_table(
@@ -321,9 +313,7 @@ def _print(found: list[Collapse], survived: list[Survival], seconds: dict[str, A
     rows = []
     for dtype, by_length in seconds.items():
         for length, values in by_length.items():
-            cells = [
-                f"{1e3 * values[n]:.3g}" if n in values else "-" for n in ("product", "score", "signed-log")
-            ]
+            cells = [f"{1e3 * values[n]:.3g}" if n in values else "-" for n in ("product", "score", "signed-log")]
             compiling = sum(v for n, v in values.items() if n.endswith("compile"))
             rows.append((dtype, length, *cells, f"{compiling:.2f}"))
     harness.print_table(
@@ -336,24 +326,25 @@ def _print(found: list[Collapse], survived: list[Survival], seconds: dict[str, A
 
 def _draw(found: list[Collapse], lengths: list[int], errors: dict[str, dict[str, list[float]]]) -> None:
     figure, axes = harness.new_figure(ncols=3, figsize=(15, 4.6))
+    ends = {c.factor: c.prob for c in found if c.dtype == "float32"}
     for ax, (quantity, curves) in zip(axes[:2], errors.items(), strict=True):
         plots.relative_error(lengths, curves, floor=1e-9, ax=ax)
         ax.set(title=f"{quantity}, float32, factors of 0.9", ylim=(5e-10, 1))
         product = np.asarray(curves[METHODS[0]])
         last = int(np.flatnonzero(np.isfinite(product))[-1])
-        ax.annotate("the product is zero\nfrom here on", (1.3 * lengths[last], product[last]), va="center")
+        where = (lengths[last], product[last])
+        arrow = {"arrowstyle": "->", "color": "0.4"}
+        ax.annotate(f"the product is zero from\nT = {ends[0.9]} on", where, (1e4, 4e-9), arrowprops=arrow)
         ax.legend(frameon=False, loc="upper left")
     looks = {"float16": ("o", 6), "bfloat16": ("s", 11), "float32": ("D", 5), "float64": ("^", 6)}
     for dtype in DTYPES:
         marker, size = looks[dtype]
-        ends = [(f"{c.factor:.3g}", c.log_grad) for c in found if c.dtype == dtype and c.log_grad]
+        points = [(f"{c.factor:.3g}", c.log_grad) for c in found if c.dtype == dtype and c.log_grad]
         fill = "none" if dtype == "bfloat16" else "full"  # it lies under float32, which has the same range
-        axes[2].plot(*zip(*ends, strict=True), marker=marker, markersize=size, fillstyle=fill, label=dtype)
+        axes[2].plot(*zip(*points, strict=True), marker=marker, markersize=size, fillstyle=fill, label=dtype)
     axes[2].axhline(LONG, color="0.4", linestyle="--", linewidth=0.8)
-    axes[2].text(
-        len(FACTORS) - 1, 0.75 * LONG, "the score form is still right here", ha="right", va="top", color="0.3"
-    )
+    axes[2].text(len(FACTORS) - 1, 0.75 * LONG, "the score form is still right here", ha="right", va="top", color="0.3")
     axes[2].set(yscale="log", xlabel="size of each factor", ylabel="number of steps T")
-    axes[2].set_title("first T at which grad log(P) is inf or NaN, P the product")
+    axes[2].set_title("first T at which grad log(product) is not finite")
     axes[2].legend(frameon=False, loc="lower left")
     harness.save_figure(figure, "product_vs_score")

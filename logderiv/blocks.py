@@ -66,9 +66,7 @@ def layout(num_trajectories: int, num_steps: int, rows: int) -> Layout:
     return Layout(together, turns, outer, inner, -(-num_steps // (outer * inner)))
 
 
-def map_rows(
-    function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, rows: int | None = None
-) -> Any:
+def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, rows: int | None = None) -> Any:
     """`function(params, row)` for every row of `inputs`.
 
     Args:
@@ -94,9 +92,7 @@ def map_rows(
         return lax.scan(lambda _, x: (None, block(params, x)), None, xs)[1]
 
     group = jax.checkpoint(group, prevent_cse=False)
-    _, results = lax.scan(
-        lambda _, x: (None, group(params, x)), None, jax.tree.map(lambda x: _fold(x, shape), inputs)
-    )
+    _, results = lax.scan(lambda _, x: (None, group(params, x)), None, jax.tree.map(lambda x: _fold(x, shape), inputs))
     return jax.tree.map(lambda y: _unfold(y, shape)[:, :length], results)
 
 
@@ -177,9 +173,7 @@ def _instantiate(tangent: Any) -> Any:
     return jnp.zeros(aval.shape, aval.dtype)
 
 
-def scan_steps(
-    function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any
-) -> Any:
+def scan_steps(function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any) -> Any:
     """Scan `carry, y = function(params, carry, x)` over time for `N` trajectories side by side.
 
     Args:
@@ -215,9 +209,7 @@ def _fold(x: jax.Array, shape: Layout, fill: Any = None) -> jax.Array:
     """From `(N, T, ...)` to `(turns * outer, inner, together * steps, ...)`; padding repeats the last step, or is `fill`."""
     padding = shape.outer * shape.inner * shape.steps - x.shape[1]
     if padding:
-        last = jnp.broadcast_to(
-            x[:, -1:] if fill is None else jnp.asarray(fill), (x.shape[0], padding, *x.shape[2:])
-        )
+        last = jnp.broadcast_to(x[:, -1:] if fill is None else jnp.asarray(fill), (x.shape[0], padding, *x.shape[2:]))
         x = jnp.concatenate([x, last], axis=1)
     x = x.reshape((shape.together, shape.turns, shape.outer, shape.inner, shape.steps, *x.shape[2:]))
     x = x.transpose((1, 2, 3, 0, 4, *range(5, x.ndim)))

@@ -68,9 +68,7 @@ def total_return(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     return jnp.broadcast_to(returns[0], returns.shape)
 
 
-def td_residuals(
-    rewards: jax.Array, discounts: jax.Array, values: jax.Array, next_values: jax.Array
-) -> jax.Array:
+def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, next_values: jax.Array) -> jax.Array:
     r"""One-step errors of a value function, $\delta_t = r_t + \gamma_t v(s_{t+1}) - v(s_t)$.
 
     Args:

@@ -264,9 +264,7 @@ def _integer(action: Any) -> jax.Array:
     if jnp.issubdtype(action.dtype, jnp.bool_):
         return action.astype(jnp.int32)
     if not jnp.issubdtype(action.dtype, jnp.integer):
-        raise TypeError(
-            f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32)."
-        )
+        raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     return action
 
 

@@ -100,9 +100,7 @@ def compare(params: Any, policy: Any, trajectory: Trajectory, *, environment: An
     check_params(params)
     check_single(trajectory)
     policy = as_policy(policy)
-    jax.eval_shape(
-        lambda p: log_factors(p, policy, trajectory), params
-    )  # checks shapes, and actions that have values
+    jax.eval_shape(lambda p: log_factors(p, policy, trajectory), params)  # checks shapes, and actions that have values
     return _compare(params, policy, trajectory, hold(environment))
 
 

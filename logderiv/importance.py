@@ -96,13 +96,10 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
 
     Args:
         log_weights: Logarithms of the weights, up to a constant: for trajectories the sum of `log_ratios` over time.
-            Shape `(N,)`.
+            Shape `(..., N)`.
 
     Returns:
-        A scalar; exactly N for equal weights, NaN if all are zero.
-
-    Raises:
-        ValueError: Not one-dimensional.
+        Shape `(...)`; exactly N for equal weights, NaN if all are zero.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,12 +109,8 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     References:
         Kish (1965), Survey Sampling; Kong, Liu & Wong (1994), JASA 89.
     """
-    if log_weights.ndim != 1:
-        raise ValueError(
-            f"log_weights: expected shape (N,), one per trajectory, received {log_weights.shape}; sum over time first."
-        )
-    weights = jnp.exp(log_weights - jnp.max(log_weights))
-    return jnp.square(jnp.sum(weights)) / jnp.sum(jnp.square(weights))
+    weights = jnp.exp(log_weights - jnp.max(log_weights, axis=-1, keepdims=True))
+    return jnp.square(jnp.sum(weights, axis=-1)) / jnp.sum(jnp.square(weights), axis=-1)
 
 
 @jax.tree_util.register_static

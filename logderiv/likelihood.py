@@ -106,9 +106,7 @@ def prob(
 
     Gradients: `jax.grad(prob)` differentiates the product itself. Nothing is detached.
     """
-    return cumulative_product(all_factors(params, policy, trajectory, environment=environment, rows=rows))[
-        ..., -1
-    ]
+    return cumulative_product(all_factors(params, policy, trajectory, environment=environment, rows=rows))[..., -1]
 
 
 def signed_prob(params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None) -> SignedLog:
@@ -194,9 +192,7 @@ def check_single(trajectory: Trajectory) -> None:
     """Raise unless the trajectory has no batch axes."""
     batch, _ = check_trajectory(trajectory)
     if batch:
-        raise ValueError(
-            f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap."
-        )
+        raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
 
 
 def fill_invalid(trajectory: Trajectory) -> Trajectory:
@@ -229,17 +225,13 @@ def _factors(params: Any, policy: Any, trajectory: Trajectory, *, logs: bool, ro
     policy = as_policy(policy)
     batch, length = check_trajectory(trajectory)
     if policy.log_factors is not None:
-        values = per_trajectory(
-            lambda tau: _sequence_log_factors(params, policy, tau), fill_invalid(trajectory)
-        )
+        values = per_trajectory(lambda tau: _sequence_log_factors(params, policy, tau), fill_invalid(trajectory))
         values = values if logs else jnp.exp(values)
     elif policy.initial_carry is not None:
         values = _with_memory(params, policy, trajectory, _step_factor(trajectory, logs))
     else:
         factor = _step_factor(trajectory, logs)
-        values = map_rows(
-            lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, _flat_inputs(trajectory), rows=rows
-        )
+        values = map_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, _flat_inputs(trajectory), rows=rows)
     values = values.reshape((*batch, length))
     return jnp.where(trajectory.valid, values, jnp.asarray(0 if logs else 1, values.dtype))
 

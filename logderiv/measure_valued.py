@@ -93,9 +93,7 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
             return difference(jnp.zeros((), jnp.int32), plus, minus)
         return jax.vmap(lambda i: difference(i, plus, minus))(jnp.arange(x.shape[0]))
 
-    by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (
-        scale * math.sqrt(2 * math.pi)
-    )
+    by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
     by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
     return Normal(_reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale))
 
@@ -114,9 +112,7 @@ def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> NormalNo
 def categorical_derivative(categorical: Categorical, cost: Cost, x: jax.Array) -> Categorical:
     r"""$p_a\, (f(a) - f(x))$ for every outcome `a`, given the draw `x` (as a `Categorical`)."""
     values = jax.vmap(lambda a: scalar_cost(cost, a))(jnp.arange(categorical.logits.shape[-1], dtype=x.dtype))
-    return Categorical(
-        jax.nn.softmax(categorical.logits) * (values - values[x]).astype(categorical.logits.dtype)
-    )
+    return Categorical(jax.nn.softmax(categorical.logits) * (values - values[x]).astype(categorical.logits.dtype))
 
 
 def bernoulli_derivative(bernoulli: Bernoulli, cost: Cost) -> Bernoulli:

@@ -121,9 +121,7 @@ def scalar_cost(cost: Cost, x: Any) -> jax.Array:
     """`cost(x)`, checked to be one floating-point number."""
     value = jnp.asarray(cost(x))
     if value.shape != ():
-        raise ValueError(
-            f"cost: expected a scalar for one sample, received shape {value.shape}; sum over the event."
-        )
+        raise ValueError(f"cost: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
 
 

@@ -67,9 +67,7 @@ def learning_curves(
     return ax
 
 
-def relative_error(
-    lengths: Any, errors: Mapping[str, Any], *, floor: float | None = None, ax: Any = None
-) -> Any:
+def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | None = None, ax: Any = None) -> Any:
     """Relative errors against the number of steps `T`, both axes logarithmic.
 
     An error that is infinite or NaN cannot be drawn, and must not look like an absent measurement: the line ends in a
@@ -94,9 +92,7 @@ def relative_error(
     for index, (name, values) in enumerate(errors.items()):
         values = np.asarray(values, float)
         if values.shape != lengths.shape:
-            raise ValueError(
-                f"errors[{name!r}]: expected shape {lengths.shape} as lengths, received {values.shape}."
-            )
+            raise ValueError(f"errors[{name!r}]: expected shape {lengths.shape} as lengths, received {values.shape}.")
         finite = np.isfinite(values)
         drawn = np.where(finite, np.maximum(values, floor), np.nan)
         colour, style = _look(index)
@@ -128,9 +124,7 @@ def _common_grid(name: str, values: np.ndarray, steps: np.ndarray | None) -> tup
     if steps is None:
         return np.arange(1, values.shape[1] + 1), values
     if steps.shape != values.shape:
-        raise ValueError(
-            f"steps[{name!r}]: expected shape {values.shape} as the curve, received {steps.shape}."
-        )
+        raise ValueError(f"steps[{name!r}]: expected shape {values.shape} as the curve, received {steps.shape}.")
     grid = np.linspace(steps[:, 0].max(), steps[:, -1].min(), 200)
     return grid, np.stack([np.interp(grid, s, v) for s, v in zip(steps, values, strict=True)])
 

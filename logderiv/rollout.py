@@ -76,9 +76,7 @@ def batch_info(trajectories: Trajectory) -> BatchInfo:
     )
 
 
-def _rollout(
-    params: Any, key: jax.Array, policy: Any, environment: Any, horizon: int, env_params: Any
-) -> Trajectory:
+def _rollout(params: Any, key: jax.Array, policy: Any, environment: Any, horizon: int, env_params: Any) -> Trajectory:
     params = lax.stop_gradient(params)
     has_memory = policy.initial_carry is not None
     key, key_reset = jax.random.split(key)

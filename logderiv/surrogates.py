@@ -77,7 +77,9 @@ class LoadedDice:
         """Every order at `lambda_ = 1`, else order one."""
         if self.lambda_ == 1.0:
             return Bias()
-        return Bias(order=1, reasons=(f"Loaded DiCE forgets earlier choices at lambda = {self.lambda_} from order 2 on",))
+        return Bias(
+            order=1, reasons=(f"Loaded DiCE forgets earlier choices at lambda = {self.lambda_} from order 2 on",)
+        )
 
     def __call__(self, log_factors: jax.Array, weights: jax.Array) -> jax.Array:
         """As `dice_surrogate`, with sums of log-factors that decay."""

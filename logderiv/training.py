@@ -122,9 +122,7 @@ def _train(
         params, opt_state, state, key = carry
         key, key_rollout = jax.random.split(key)
         keys = jax.random.split(key_rollout, num_trajectories)
-        taus = rollout(
-            params, keys, policy, environment, horizon=horizon, environment_params=environment_params
-        )
+        taus = rollout(params, keys, policy, environment, horizon=horizon, environment_params=environment_params)
         estimate, state = estimator.estimate(params, state, policy, taus)
         updates, opt_state = optimizer.update(estimate.grads, opt_state, params)
         params = optax.apply_updates(params, updates)

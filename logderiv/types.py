@@ -74,9 +74,7 @@ class Environment(Protocol):
         """Draw a start: `(observation, state)`."""
         ...
 
-    def step(
-        self, key: jax.Array, state: Any, action: Any, params: Any = None
-    ) -> tuple[Any, Any, Any, Any, Any]:
+    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> tuple[Any, Any, Any, Any, Any]:
         """One transition: `(observation, state, reward, terminated, truncated)`."""
         ...
 
@@ -174,9 +172,7 @@ def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
         )
     lead = valid.shape
     if lead[-1] == 0:
-        raise ValueError(
-            "an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling."
-        )
+        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
 
     def check(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

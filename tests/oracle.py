@@ -84,7 +84,7 @@ def over_tuples(
 ) -> tuple[Any, np.ndarray]:
     """`function(batch)` of every batch of `number` trajectories, compiled, and their probabilities."""
     every, probabilities = trajectories(world, off_policy=off_policy)
-    indices = np.stack(np.indices((len(probabilities),) * number), axis=-1).reshape(-1, number)
+    indices = np.moveaxis(np.indices((len(probabilities),) * number), 0, -1).reshape(-1, number)
     batches = jax.tree.map(lambda x: x[indices], every)  # an argument, or the compiler would fold it as a constant
     return jax.jit(jax.vmap(function))(batches), np.prod(probabilities[indices], axis=1)
 

@@ -84,8 +84,6 @@ def test_every_public_name_has_a_docstring():
     import logderiv as ld
 
     missing = [
-        name
-        for name, value in vars(ld).items()
-        if not name.startswith("_") and not (value.__doc__ or "").strip()
+        name for name, value in vars(ld).items() if not name.startswith("_") and not (value.__doc__ or "").strip()
     ]
     assert not missing

@@ -72,9 +72,7 @@ def test_the_command_runs_what_was_named(monkeypatch, capsys):
     assert seen == ["benchmarks.cartpole", True]
 
     ran = []
-    monkeypatch.setattr(
-        command, "_run_alone", lambda name, question, quick: ran.append(name) or name != "cartpole"
-    )
+    monkeypatch.setattr(command, "_run_alone", lambda name, question, quick: ran.append(name) or name != "cartpole")
     assert command.main([]) == 1
     assert ran == list(command.questions())
     assert capsys.readouterr().err == "failed: cartpole\n"
@@ -225,9 +223,7 @@ def test_gymnasium_returns_equal_a_plain_loop():
     assert played.shape == (2, 3)
     assert played.ravel().tolist() == expected
     sampled = cartpole.play_gymnasium(params, episodes=20)
-    assert sampled.mean() > 1.5 * np.mean(
-        expected
-    )  # fair coins balance for about 22 steps, one direction for 9
+    assert sampled.mean() > 1.5 * np.mean(expected)  # fair coins balance for about 22 steps, one direction for 9
 
 
 def test_cartpole_prints_and_saves(results, monkeypatch, capsys):
@@ -243,9 +239,7 @@ def test_cartpole_prints_and_saves(results, monkeypatch, capsys):
     cartpole.main(quick=False)
     (row,) = rows(results / "cartpole.jsonl")
     assert set(row["figures"]["variants"]) == set(cartpole.VARIANTS)
-    assert (
-        row["figures"]["variants"][cartpole.BEST]["steps_to_475"] == [None] * 8
-    )  # 475 only in the last two updates
+    assert row["figures"]["variants"][cartpole.BEST]["steps_to_475"] == [None] * 8  # 475 only in the last two updates
     assert [bound["holds"] for bound in row["bounds"]] == [False, False, False]
     assert row["bounds"][0]["value"] == "inf"
     assert "MISSED  Gymnasium mean return, all seeds: 470 >= 475" in capsys.readouterr().out
@@ -259,9 +253,7 @@ def test_rows_are_appended_as_strict_json_without_the_host(results):
     path = harness.save_row("made_up", {}, quick=False)
     first, second = rows(path)
     assert first["figures"] == {"a": "nan", "b": 0.5, "c": [1.0, "inf"], "3": [True, None]}
-    assert first["bounds"] == [
-        {"name": "too slow", "value": 1.0, "limit": 2.0, "at_least": True, "holds": False}
-    ]
+    assert first["bounds"] == [{"name": "too slow", "value": 1.0, "limit": 2.0, "at_least": True, "holds": False}]
     assert (first["quick"], second["quick"]) == (True, False)
     assert first["machine"]["jax"] == jax.__version__
     assert all(0 < value < 1e6 for value in first["floor"].values())
@@ -350,9 +342,7 @@ def test_learning_curves_compare_at_equal_steps(ax):
 
 
 def test_relative_error_marks_where_a_method_gives_no_number(ax):
-    plots.relative_error(
-        [1, 10, 100], {"breaks": [0.0, 1e-3, np.inf], "goes on": [1e-8] * 3}, floor=1e-9, ax=ax
-    )
+    plots.relative_error([1, 10, 100], {"breaks": [0.0, 1e-3, np.inf], "goes on": [1e-8] * 3}, floor=1e-9, ax=ax)
     breaks, cross, goes_on = map(drawn, ax.lines)
     np.testing.assert_array_equal(breaks[1], [1e-9, 1e-3, np.nan])
     np.testing.assert_array_equal(cross, [[10], [1e-3]])
@@ -392,6 +382,4 @@ def test_plots_name_the_extra_when_matplotlib_is_missing(monkeypatch):
 
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, logderiv.plots; sys.exit('matplotlib' in sys.modules)"
-    assert (
-        subprocess.run([sys.executable, "-c", code], cwd=command.FOLDER.parent, check=False).returncode == 0
-    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=command.FOLDER.parent, check=False).returncode == 0

@@ -70,9 +70,7 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
         "reverse over reverse": lambda f: jax.jacrev(jax.grad(f)),
         "reverse over forward": lambda f: jax.jacrev(jax.jacfwd(f)),
         "third order": lambda f: jax.jacfwd(jax.hessian(f)),
-        "vmap of grad": lambda f: (
-            lambda p: jax.vmap(jax.grad(f))(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), p))
-        ),
+        "vmap of grad": lambda f: lambda p: jax.vmap(jax.grad(f))(jax.tree.map(lambda x: jnp.stack([x, 2 * x]), p)),
     }
 
     @jax.jit
@@ -121,9 +119,7 @@ def test_segmented_scan_equals_the_plain_scan(num, length):
             return scan_steps(step, params, jnp.asarray(0.1), inputs)
 
         def plain(params):
-            return jax.vmap(
-                lambda xs: jax.lax.scan(lambda c, x: step(params, c, x), jnp.asarray(0.1), xs)[1]
-            )(inputs)
+            return jax.vmap(lambda xs: jax.lax.scan(lambda c, x: step(params, c, x), jnp.asarray(0.1), xs)[1])(inputs)
 
         return [(m(segmented)(params), m(plain)(params)) for m in (lambda f: f, jax.jacrev, jax.hessian)]
 

@@ -152,9 +152,7 @@ def test_contributions_average_to_the_estimate_and_equal_a_loop(name):
         )
 
     samples, groups, loop, estimate = run(params)
-    for got, want, group, whole in zip(
-        *map(jax.tree.leaves, (samples, loop, groups, estimate.grads)), strict=True
-    ):
+    for got, want, group, whole in zip(*map(jax.tree.leaves, (samples, loop, groups, estimate.grads)), strict=True):
         assert got.shape == (12, *whole.shape)
         np.testing.assert_allclose(got, want, atol=1e-13)
         np.testing.assert_allclose(got.mean(axis=0), whole, atol=1e-13)
@@ -169,9 +167,7 @@ def test_streamed_moments_are_those_of_all_contributions(batch_size):
     @jax.jit
     def run(params):
         samples = diagnostics.per_trajectory_gradients(estimator, params, (), policy, taus)
-        return samples, diagnostics.gradient_moments(
-            estimator, params, (), policy, taus, batch_size=batch_size
-        )
+        return samples, diagnostics.gradient_moments(estimator, params, (), policy, taus, batch_size=batch_size)
 
     samples, moments = run(params)
     for name in ("mean", "variance", "sem"):
@@ -204,9 +200,7 @@ TRACES = {
 @pytest.mark.parametrize(("horizon", "credit"), TRACES)
 def test_contributions_have_the_exact_variance(horizon, credit):
     mdp, params = two_states(), TWO_STATES_LOGITS
-    estimator = ld.score_function(
-        credit=ld.total_return if credit == "full" else ld.reward_to_go, discount=0.9
-    )
+    estimator = ld.score_function(credit=ld.total_return if credit == "full" else ld.reward_to_go, discount=0.9)
     taus = ld.exact.enumerate_trajectories(mdp, horizon=horizon)
 
     @jax.jit

@@ -42,9 +42,7 @@ def test_sampled_trajectories_have_their_enumerated_probabilities():
 
 def test_behaviour_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
     mdp = terminating()
-    taus = ld.rollout(
-        TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6
-    )
+    taus = ld.rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6)
     np.testing.assert_allclose(
         taus.behaviour_log_probs, ld.log_factors(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
     )
@@ -196,7 +194,5 @@ def test_batches_of_keys_equal_vmapped_rollouts():
     keys = jax.random.split(jax.random.key(0), 6)
     mdp = ld.short_corridor(horizon=9)
     native = ld.rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
-    mapped = jax.vmap(ld.rollout, (None, 0, None, None))(
-        jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp
-    )
+    mapped = jax.vmap(ld.rollout, (None, 0, None, None))(jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), native, mapped)

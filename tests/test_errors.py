@@ -1,5 +1,7 @@
 """Bad input is answered with what was expected, what came and the likely fix."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -16,7 +18,7 @@ LOO = ld.score_function(baseline=ld.baseline_leave_one_out())
 BLIND = jnp.zeros(2)
 
 
-def _log_prob(policy=MLP, tau=TAU, params=PARAMS):
+def _log_prob(policy: Any = MLP, tau=TAU, params=PARAMS):
     return ld.log_prob(params, policy, tau)
 
 
@@ -36,9 +38,7 @@ def _train(**options):
         "num_trajectories": 2,
         "horizon": 2,
     } | options
-    return ld.train(
-        options.pop("params", BLIND), jax.random.key(0), ld.shared_softmax, ld.short_corridor(), **options
-    )
+    return ld.train(options.pop("params", BLIND), jax.random.key(0), ld.shared_softmax, ld.short_corridor(), **options)
 
 
 class _Growing:
@@ -123,9 +123,7 @@ CASES = {
         r"scalar, received shape \(3,\).*batch.*event axis",
     ),
     "an unsummed event axis": (
-        lambda: _log_prob(
-            policy=lambda p, x: ld.Bernoulli(x), tau=TAU._replace(actions=jnp.ones((5, 4), int))
-        ),
+        lambda: _log_prob(policy=lambda p, x: ld.Bernoulli(x), tau=TAU._replace(actions=jnp.ones((5, 4), int))),
         ValueError,
         r"scalar, received shape \(4,\)",
     ),
@@ -186,10 +184,10 @@ CASES = {
     ),
     "gamma above one": (lambda: ld.score_function(discount=1.1), ValueError, r"\[0, 1\], received 1\.1"),
     "leave-one-out per nothing": (
-        lambda: ld.baseline_leave_one_out(per="batch"),
+        lambda: ld.baseline_leave_one_out(per=cast("Any", "batch")),
         ValueError,
         "'step' or 'trajectory'",
-    ),  # pyright: ignore[reportArgumentType]
+    ),
     "a layer of no width": (lambda: ld.MLP(0), ValueError, "outputs"),
     "weights that would broadcast": (
         lambda: ld.score_surrogate(jnp.zeros((3, 5)), jnp.zeros((3, 1))),

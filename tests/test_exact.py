@@ -129,9 +129,7 @@ TWO_STATES_VALUES = [
 
 
 def test_state_values_of_every_step():
-    values = ld.exact.state_values(
-        TWO_STATES_LOGITS, ld.tabular_softmax, two_states(), horizon=3, discount=0.9
-    )
+    values = ld.exact.state_values(TWO_STATES_LOGITS, ld.tabular_softmax, two_states(), horizon=3, discount=0.9)
     np.testing.assert_allclose(0.9 ** np.arange(3)[:, None] * values, TWO_STATES_VALUES, rtol=1e-13)
 
 
@@ -153,10 +151,7 @@ def test_trajectories_end_early_sum_to_one_and_carry_their_behaviour():
     assert len(np.unique(np.concatenate(columns, axis=1), axis=0)) == 191
 
     occupied = ld.exact.occupancy(params, ld.tabular_softmax, mdp, horizon=3)
-    counted = [
-        [weights[(every.observations[:, t] == s) & every.valid[:, t]].sum() for s in range(3)]
-        for t in range(3)
-    ]
+    counted = [[weights[(every.observations[:, t] == s) & every.valid[:, t]].sum() for s in range(3)] for t in range(3)]
     np.testing.assert_allclose(occupied, counted, atol=1e-15)
 
 
@@ -208,9 +203,7 @@ def test_a_process_is_an_argument_like_any_other():
 
 def test_bad_input_is_named():
     mdp, params = two_states(), TWO_STATES_LOGITS
-    with pytest.raises(
-        ValueError, match=r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"
-    ):
+    with pytest.raises(ValueError, match=r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"):
         ld.exact.enumerate_trajectories(mdp, horizon=100)
     with pytest.raises(ValueError, match="2048 trajectories of 5 steps, more than limit=2047"):
         ld.exact.enumerate_trajectories(mdp, horizon=5, limit=2047)

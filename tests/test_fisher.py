@@ -45,8 +45,7 @@ def test_exact_fisher_with_early_ends_by_three_routes():
     def run(params):
         probs = ld.prob(params, policy, taus, environment=mdp)
         matrices = [
-            fisher.fisher_matrix(params, policy, taus, per=p, probabilities=probs)
-            for p in ("step", "trajectory")
+            fisher.fisher_matrix(params, policy, taus, per=p, probabilities=probs) for p in ("step", "trajectory")
         ]
         fixed = jax.lax.stop_gradient(probs)
         hessian = jax.hessian(lambda p: jnp.sum(fixed * ld.log_prob(p, policy, taus)))(params).reshape((6, 6))
@@ -184,9 +183,7 @@ def test_it_passes_through_chain_and_maximize_and_learns_in_float32():
     mdp = ld.short_corridor(dtype=dtype)
     estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
     optimizer: Any = ld.maximize(
-        optax.chain(
-            fisher.natural_gradient(ld.shared_softmax, damping=1e-2), optax.scale_by_learning_rate(0.02)
-        )
+        optax.chain(fisher.natural_gradient(ld.shared_softmax, damping=1e-2), optax.scale_by_learning_rate(0.02))
     )
 
     def step(carry, key):

@@ -112,11 +112,7 @@ def test_the_report_names_numbers_and_reasons():
     text = str(ld.compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
     assert "agree" in text
     assert "resolution" in text
-    text = str(
-        ld.compare(
-            {"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)
-        )
-    )
+    text = str(ld.compare({"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)))
     assert "['heads']" in text
     assert "becomes zero at factor 126" in text
     assert "the score form is right" in text
@@ -135,8 +131,6 @@ def test_under_the_expectation_three_routes_give_one_gradient():
         z = (np.asarray(found.sampled) - np.asarray(found.direct))[live] / np.asarray(found.sem)[live]
         assert live.any()
         assert np.abs(z).max() < 4
-        wrong = (1.5 * np.asarray(found.sampled) - np.asarray(found.direct))[live] / np.asarray(found.sem)[
-            live
-        ]
+        wrong = (1.5 * np.asarray(found.sampled) - np.asarray(found.direct))[live] / np.asarray(found.sem)[live]
         assert np.abs(wrong).max() > 4
         assert "z" in str(found)

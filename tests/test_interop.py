@@ -59,10 +59,7 @@ def test_independent_normal_of_numpyro_gives_our_diagonal_normal():
     ours = ld.Policy(lambda p, x: ld.Normal(x @ p, jnp.full(2, 0.7)))
     theirs = ld.Policy(lambda p, x: numpyro.Normal(x @ p, 0.7).to_event(1))
     with jax.numpy_rank_promotion("allow"):
-        a, b = (
-            jax.jit(jax.grad(lambda p, q=q: jnp.sum(ld.log_prob(p, q, taus))))(WEIGHTS)
-            for q in (ours, theirs)
-        )
+        a, b = (jax.jit(jax.grad(lambda p, q=q: jnp.sum(ld.log_prob(p, q, taus))))(WEIGHTS) for q in (ours, theirs))
     np.testing.assert_allclose(a, b, rtol=1e-12)
 
 

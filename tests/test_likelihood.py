@@ -34,8 +34,7 @@ class CausalSequence:
     @staticmethod
     def log_factors(params, tau):
         means = (
-            jnp.cumsum(tau.observations, axis=0)
-            / jnp.arange(1, tau.valid.shape[0] + 1, dtype=params.dtype)[:, None]
+            jnp.cumsum(tau.observations, axis=0) / jnp.arange(1, tau.valid.shape[0] + 1, dtype=params.dtype)[:, None]
         )
         return ld.Categorical(means @ params).log_prob(tau.actions)
 
@@ -78,9 +77,7 @@ def test_a_whole_sequence_model_equals_its_stepwise_form():
 def test_the_probabilities_of_all_trajectories_sum_to_one():
     for mdp, logits in ((two_states(), TWO_STATES_LOGITS), (terminating(), TERMINATING_LOGITS)):
         every = ld.exact.enumerate_trajectories(mdp, horizon=3)
-        probs = jax.jit(
-            lambda p, mdp=mdp, every=every: ld.prob(p, ld.tabular_softmax, every, environment=mdp)
-        )(logits)
+        probs = jax.jit(lambda p, mdp=mdp, every=every: ld.prob(p, ld.tabular_softmax, every, environment=mdp))(logits)
         np.testing.assert_allclose(probs.sum(), 1, rtol=1e-14)
         logs = ld.log_prob(logits, ld.tabular_softmax, every, environment=mdp)
         np.testing.assert_allclose(np.log(probs), logs, rtol=1e-13)
@@ -89,14 +86,10 @@ def test_the_probabilities_of_all_trajectories_sum_to_one():
 def test_p_of_one_trajectory_by_hand():
     """s0 = 0, a = 1, s1 = 1, a = 0, end in 0; softmax of equal logits is 1/2."""
     ones = jnp.ones(2)
-    tau = ld.Trajectory(
-        jnp.array([0, 1]), jnp.array([1, 0]), ones, ones, ones.astype(bool), 0 * ones, jnp.array(0)
-    )
+    tau = ld.Trajectory(jnp.array([0, 1]), jnp.array([1, 0]), ones, ones, ones.astype(bool), 0 * ones, jnp.array(0))
     mdp, logits = two_states(), jnp.zeros((2, 2))
     expected = 0.6 * 0.5 * 0.8 * 0.5 * 0.5
-    np.testing.assert_allclose(
-        ld.prob(logits, ld.tabular_softmax, tau, environment=mdp), expected, rtol=1e-15
-    )
+    np.testing.assert_allclose(ld.prob(logits, ld.tabular_softmax, tau, environment=mdp), expected, rtol=1e-15)
     np.testing.assert_allclose(
         ld.log_prob(logits, ld.tabular_softmax, tau, environment=mdp), math.log(expected), rtol=1e-15
     )
@@ -107,9 +100,7 @@ def test_start_and_dynamics_drop_out_of_the_score():
     mdp = terminating()
     tau = ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=12)
     score = jax.jit(jax.grad(ld.log_prob))
-    with_dynamics = jax.grad(partial(ld.log_prob, environment=mdp))(
-        TERMINATING_LOGITS, ld.tabular_softmax, tau
-    )
+    with_dynamics = jax.grad(partial(ld.log_prob, environment=mdp))(TERMINATING_LOGITS, ld.tabular_softmax, tau)
     np.testing.assert_array_equal(with_dynamics, score(TERMINATING_LOGITS, ld.tabular_softmax, tau))
 
 
@@ -141,8 +132,7 @@ def test_log_prob_is_differentiable_in_the_observations():
     tau, params = batch(jax.random.key(5), (9,)), _params(MLP)
     ours, expected = jax.jit(
         lambda x: [
-            jax.grad(lambda x, r=r: ld.log_prob(params, MLP, tau._replace(observations=x), rows=r))(x)
-            for r in (2, 100)
+            jax.grad(lambda x, r=r: ld.log_prob(params, MLP, tau._replace(observations=x), rows=r))(x) for r in (2, 100)
         ]
     )(tau.observations)
     np.testing.assert_allclose(ours, expected, rtol=1e-12)

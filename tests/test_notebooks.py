@@ -61,9 +61,7 @@ def kinds(cell: NotebookNode) -> list[str]:
     """What a cell shows, without what depends on the machine: `stdout`, `image/png`, ... in order, runs of text as one."""
     found = []
     for output in cell.outputs:
-        names = (
-            [output.name] if output.output_type == "stream" else sorted(output.get("data", {"error": None}))
-        )
+        names = [output.name] if output.output_type == "stream" else sorted(output.get("data", {"error": None}))
         found += [name for name in names if [name] != found[-1:]]
     return found
 
@@ -87,10 +85,7 @@ def _strings(value):
 def problems(notebook: NotebookNode) -> list[str]:
     """What is wrong with a notebook as it was committed."""
     cells = code_cells(notebook)
-    found = [
-        f"a path of some machine: {match.group()}"
-        for match in MACHINE_PATH.finditer(without_images(notebook))
-    ]
+    found = [f"a path of some machine: {match.group()}" for match in MACHINE_PATH.finditer(without_images(notebook))]
     if [cell.execution_count for cell in cells] != list(range(1, len(cells) + 1)):
         found.append("not executed once from top to bottom")
     if not cells or "assert " not in cells[-1].source:

@@ -20,11 +20,7 @@ INTEGERS = [0, -1, 2**31 - 1, -(2**31), 7, 1]
 
 def _nasty(params, observation):
     """A policy with a pole at zero, a logarithm, and a mask that forbids the second action when the first entry is negative."""
-    logits = (
-        params["w"] @ jnp.log(jnp.abs(observation))
-        + params["b"] / observation[:2]
-        + jnp.linalg.norm(observation)
-    )
+    logits = params["w"] @ jnp.log(jnp.abs(observation)) + params["b"] / observation[:2] + jnp.linalg.norm(observation)
     return ld.Categorical(jnp.where(observation[0] < 0, jnp.array([0.0, -jnp.inf]), logits))
 
 
@@ -67,9 +63,7 @@ def _functions(policy):
 
     return {
         "log_prob": lambda params, tau: jnp.sum(ld.log_prob(params, policy, tau, rows=4)),
-        "log_prob of one": lambda params, tau: ld.log_prob(
-            params, policy, jax.tree.map(lambda x: x[0], tau), rows=2
-        ),
+        "log_prob of one": lambda params, tau: ld.log_prob(params, policy, jax.tree.map(lambda x: x[0], tau), rows=2),
         "prob": lambda params, tau: jnp.sum(ld.prob(params, policy, tau)),
         "score surrogate": objective(estimator),
         "dice surrogate": objective(dice),
@@ -105,9 +99,7 @@ def test_value_gradient_and_curvature_do_not_see_the_padding(policy):
 
 def test_masking_the_output_alone_would_have_given_nan():
     """The simple pattern that this library does not use: right value, NaN gradient."""
-    tau = _dirty(
-        batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.array(MASKS["prefix"])), 0.0, 0
-    )
+    tau = _dirty(batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.array(MASKS["prefix"])), 0.0, 0)
 
     def masked_output(params):
         logs = jax.vmap(lambda o, a: _nasty(params, o).log_prob(a))(tau.observations, tau.actions)
@@ -120,18 +112,12 @@ def test_masking_the_output_alone_would_have_given_nan():
 
 def test_padding_does_not_reach_the_dynamics():
     mdp = terminating()
-    taus = ld.rollout(
-        TERMINATING_LOGITS, jax.random.split(jax.random.key(0), 6), ld.tabular_softmax, mdp, horizon=5
-    )
+    taus = ld.rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(0), 6), ld.tabular_softmax, mdp, horizon=5)
     assert not taus.valid.all()
-    of = jax.jit(
-        jax.value_and_grad(lambda p, t: jnp.sum(ld.log_prob(p, ld.tabular_softmax, t, environment=mdp)))
-    )
+    of = jax.jit(jax.value_and_grad(lambda p, t: jnp.sum(ld.log_prob(p, ld.tabular_softmax, t, environment=mdp))))
     clean = of(TERMINATING_LOGITS, taus)
     for integer in INTEGERS:
-        jax.tree.map(
-            np.testing.assert_array_equal, clean, of(TERMINATING_LOGITS, _dirty(taus, jnp.nan, integer))
-        )
+        jax.tree.map(np.testing.assert_array_equal, clean, of(TERMINATING_LOGITS, _dirty(taus, jnp.nan, integer)))
 
 
 def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
@@ -146,9 +132,7 @@ def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
 
 def test_longer_padding_changes_nothing_beyond_rounding():
     tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)
-    pad = jax.tree.map(
-        lambda x: jnp.concatenate([x, jnp.full_like(x, 1)]), tau._replace(final_observation=None)
-    )
+    pad = jax.tree.map(lambda x: jnp.concatenate([x, jnp.full_like(x, 1)]), tau._replace(final_observation=None))
     pad = pad._replace(valid=jnp.arange(2 * LENGTH) < LENGTH, final_observation=tau.final_observation)
     pad = _dirty(pad, jnp.nan, -7)
     of = jax.jit(jax.value_and_grad(ld.log_prob))

@@ -71,9 +71,7 @@ def _by_quadrature(name, cost, mu, sigma, baseline=0.0):
         x = mu + sigma * jnp.asarray(GAUSS[0])
         each = jax.vmap(lambda x: score_term(params, x, normal, cost(x) - baseline))(x)
     else:
-        each = jax.vmap(lambda e: jax.grad(lambda p: cost(p["mu"] + p["sigma"] * e))(params))(
-            jnp.asarray(GAUSS[0])
-        )
+        each = jax.vmap(lambda e: jax.grad(lambda p: cost(p["mu"] + p["sigma"] * e))(params))(jnp.asarray(GAUSS[0]))
     return _moments(each["mu"], GAUSS[1]), _moments(each["sigma"], GAUSS[1])
 
 
@@ -106,14 +104,54 @@ def test_score_function_with_constant_baselines():
 # cost, k, sigma (mu = 1): gradient in mu, variances of score, pathwise and measure; gradient in sigma, score, pathwise.
 # The project's table of Gaussian estimators, 25-digit quadrature.
 SMOOTH = [
-    ("exp", 1.0, 1.0, -0.27579303002838174, 0.17575024444333243, 0.2117233929941279, 0.012567615545902987)
-    + (-0.09193101000946056, 0.1766904939400678, 0.17573120997871328),
-    ("exp", 0.1, 1.5, -0.10691204794828799, 0.1702580088514486, 0.026736393872557034, 0.0008783194385134984)
-    + (-0.1382483378641655, 0.2431890668515959, 0.0236312006553976),
-    ("cos", 2.0, 1.0, -0.24612004961155348, 0.4410694687299561, 1.9398634671927397, 0.22408251939841003)
-    + (0.2252773999685115, 0.9279806114070651, 1.9426719028604287),
-    ("cos", 0.5, 1.5, -0.18094469137168104, 0.14075610846454673, 0.07033270907446994, 0.003944793423076985)
-    + (-0.24841277689868338, 0.30721158146370137, 0.09069897926090642),
+    (
+        "exp",
+        1.0,
+        1.0,
+        -0.27579303002838174,
+        0.17575024444333243,
+        0.2117233929941279,
+        0.012567615545902987,
+        -0.09193101000946056,
+        0.1766904939400678,
+        0.17573120997871328,
+    ),
+    (
+        "exp",
+        0.1,
+        1.5,
+        -0.10691204794828799,
+        0.1702580088514486,
+        0.026736393872557034,
+        0.0008783194385134984,
+        -0.1382483378641655,
+        0.2431890668515959,
+        0.0236312006553976,
+    ),
+    (
+        "cos",
+        2.0,
+        1.0,
+        -0.24612004961155348,
+        0.4410694687299561,
+        1.9398634671927397,
+        0.22408251939841003,
+        0.2252773999685115,
+        0.9279806114070651,
+        1.9426719028604287,
+    ),
+    (
+        "cos",
+        0.5,
+        1.5,
+        -0.18094469137168104,
+        0.14075610846454673,
+        0.07033270907446994,
+        0.003944793423076985,
+        -0.24841277689868338,
+        0.30721158146370137,
+        0.09069897926090642,
+    ),
 ]
 
 
@@ -127,9 +165,7 @@ def test_smooth_costs_have_the_published_mean_and_variance(row):
         "measure": (numbers[0], numbers[3], numbers[4], None),
     }
     for name, want in expected.items():
-        (mean_mu, var_mu), (mean_sigma, var_sigma) = _by_quadrature(
-            name, lambda x: COSTS[cost](k, x), 1.0, sigma
-        )
+        (mean_mu, var_mu), (mean_sigma, var_sigma) = _by_quadrature(name, lambda x: COSTS[cost](k, x), 1.0, sigma)
         np.testing.assert_allclose([mean_mu, var_mu, mean_sigma], want[:3], rtol=1e-9, err_msg=name)
         if want[3] is not None:
             np.testing.assert_allclose(var_sigma, want[3], rtol=1e-9)
@@ -204,14 +240,10 @@ def test_a_cost_that_jumps_needs_no_derivative_and_fools_pathwise():
 
 def _linear_head(params):
     """Three correlated coordinates of mean and one shared scale, through two leaves of parameters."""
-    return ld.Normal(
-        jnp.array([1.0, -1.0, 0.5], params["w"].dtype) * params["w"] + params["b"], jnp.exp(params["s"])
-    )
+    return ld.Normal(jnp.array([1.0, -1.0, 0.5], params["w"].dtype) * params["w"] + params["b"], jnp.exp(params["s"]))
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [*((n, jnp.float64) for n in ESTIMATORS), ("measure", jnp.float32)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [*((n, jnp.float64) for n in ESTIMATORS), ("measure", jnp.float32)])
 def test_vectors_and_the_chain_rule(name, dtype):
     """E (sum_i x_i)^2 has a closed form; coordinates interact, the scale is shared."""
     params = {k: jnp.asarray(v, dtype) for k, v in (("w", 0.4), ("b", 0.7), ("s", -0.5))}
@@ -222,9 +254,7 @@ def test_vectors_and_the_chain_rule(name, dtype):
 
     @jax.jit
     def run(params, key):
-        samples = ESTIMATORS[name](
-            params, key, _linear_head, lambda x: jnp.square(jnp.sum(x)), num_samples=20_000
-        )
+        samples = ESTIMATORS[name](params, key, _linear_head, lambda x: jnp.square(jnp.sum(x)), num_samples=20_000)
         return diagnostics.mean(samples), diagnostics.sem(samples), jax.grad(value)(params)
 
     mean, sem, exact = run(params, jax.random.key(3))
@@ -321,9 +351,7 @@ def test_categorical_and_bernoulli_through_the_public_calls():
             "Uniform",
         ),
         (
-            lambda k: gradients_measure_valued(
-                jnp.ones((2, 3)), k, ld.Categorical, jnp.square, num_samples=2
-            ),
+            lambda k: gradients_measure_valued(jnp.ones((2, 3)), k, ld.Categorical, jnp.square, num_samples=2),
             ValueError,
             "without batch axes",
         ),
@@ -345,9 +373,7 @@ jax.tree_util.register_pytree_node(_Uniform, lambda u: ((u.high,), None), lambda
 def test_libraries_that_declare_no_reparameterisation_are_refused():
     dist = pytest.importorskip("numpyro.distributions")
     with pytest.raises(TypeError, match="Poisson"):
-        gradients_pathwise(
-            jnp.asarray(2.0), jax.random.key(0), dist.Poisson, lambda x: x * 1.0, num_samples=2
-        )
+        gradients_pathwise(jnp.asarray(2.0), jax.random.key(0), dist.Poisson, lambda x: x * 1.0, num_samples=2)
 
 
 def test_a_score_never_differentiates_the_cost_or_the_sampler():

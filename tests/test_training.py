@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +48,7 @@ def test_maximize_ascends_where_optax_descends():
 
     def trained(optimizer):
         options = {"estimator": ESTIMATOR, "num_updates": 20, "num_trajectories": 8, "horizon": 1}
-        return ld.train(
-            jnp.zeros(2), jax.random.key(0), ld.shared_softmax, bandit, optimizer=optimizer, **options
-        )
+        return ld.train(jnp.zeros(2), jax.random.key(0), ld.shared_softmax, bandit, optimizer=optimizer, **options)
 
     up, down = trained(ld.maximize(optax.sgd(0.5))), trained(optax.sgd(0.5))
     assert up.params[1] > 0.5 > -0.5 > down.params[1]
@@ -72,9 +71,7 @@ def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
         )
 
     result = jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(0), 8))
-    values = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, ld.short_corridor(), horizon=2000))(
-        result.params
-    )
+    values = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, ld.short_corridor(), horizon=2000))(result.params)
     assert result.metrics.mean_return.shape == (8, 150)
     assert (values > -12.5).all()
     assert (result.metrics.mean_return[:, 0] < -60).all()
@@ -196,7 +193,8 @@ def test_a_progress_bar_without_tqdm_names_the_extra(monkeypatch):
 
 
 def test_policies_start_near_uniform_and_are_differentiable():
-    for policy in (ld.MLP(3, hidden=(8, 8)), ld.linear(3), ld.GRU(3, hidden=4)):
+    policies: list[Any] = [ld.MLP(3, hidden=(8, 8)), ld.linear(3), ld.GRU(3, hidden=4)]
+    for policy in policies:
         params = policy.init(jax.random.key(0), {"a": jnp.ones(2), "b": jnp.ones((), int)})
         observation = {"a": jnp.array([0.5, -1.0]), "b": jnp.asarray(2)}
         distribution = (

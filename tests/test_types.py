@@ -58,9 +58,7 @@ def test_batch_info_counts_what_the_horizon_cut():
     tau = batch(jax.random.key(0), (4, 3))
     valid = jnp.array([[True, True, True], [True, True, True], [True, False, False], [False, False, False]])
     discounts = jnp.array([[1.0, 1, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
-    info = ld.batch_info(
-        tau._replace(valid=valid, discounts=discounts, rewards=jnp.where(valid, 1.0, jnp.nan))
-    )
+    info = ld.batch_info(tau._replace(valid=valid, discounts=discounts, rewards=jnp.where(valid, 1.0, jnp.nan)))
     assert info.unfinished == 0.25
     assert info.empty == 1
     assert info.num_steps == 7

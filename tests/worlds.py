@@ -49,9 +49,7 @@ def random_mdp(key: jax.Array, states: int = 3, actions: int = 2) -> ld.TabularM
     )
 
 
-def batch(
-    key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 2, dtype=jnp.float64
-) -> ld.Trajectory:
+def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 2, dtype=jnp.float64) -> ld.Trajectory:
     """Random observations and actions with every step valid."""
     keys = jax.random.split(key, 3)
     ones = jnp.ones(shape, dtype)

@@ -88,13 +88,9 @@ def zoo() -> dict[str, Entry]:
         "biased: batch mean, reward-to-go": Entry(_score(baseline=b.baseline_biased_batch_mean())),
         "biased: batch mean per step": Entry(_score(baseline=b.baseline_biased_batch_mean(per="step"))),
         "biased: optimal in sample": Entry(_score(baseline=b.baseline_biased_optimal_in_sample())),
-        "biased: optimal per parameter in sample": Entry(
-            e.optimal_per_parameter_biased_in_sample(discount=DISCOUNT)
-        ),
+        "biased: optimal per parameter in sample": Entry(e.optimal_per_parameter_biased_in_sample(discount=DISCOUNT)),
         "biased: standardised": Entry(_score(baseline=b.baseline_biased_standardised())),
-        "biased: standardised gae": Entry(
-            _score(credit=c.gae(0.9), baseline=b.baseline_biased_standardised(GIVEN))
-        ),
+        "biased: standardised gae": Entry(_score(credit=c.gae(0.9), baseline=b.baseline_biased_standardised(GIVEN))),
         "biased: group-normalised": Entry(
             _score(credit=c.total_return, baseline=b.baseline_biased_group_normalised(2))
         ),
@@ -117,9 +113,7 @@ def zoo() -> dict[str, Entry]:
         "biased: per decision, batch mean": Entry(
             _score(importance=decision, baseline=b.baseline_biased_batch_mean()), off_policy=True
         ),
-        "biased: self-normalised": Entry(
-            _score(importance=i.importance_self_normalised()), off_policy=True
-        ),
+        "biased: self-normalised": Entry(_score(importance=i.importance_self_normalised()), off_policy=True),
         "biased: self-normalised trajectory": Entry(
             _score(importance=i.importance_self_normalised(product="trajectory")), off_policy=True
         ),

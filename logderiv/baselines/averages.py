@@ -89,16 +89,12 @@ class MovingAverage:
         average = state.total / jnp.where(state.weight == 0, 1, state.weight)
         return batch.ratios * average.astype(batch.ratios.dtype)
 
-    def update(
-        self, state: MovingAverageState, trajectories: Trajectory, batch: CreditBatch
-    ) -> MovingAverageState:
+    def update(self, state: MovingAverageState, trajectories: Trajectory, batch: CreditBatch) -> MovingAverageState:
         """Take this batch in."""
         del trajectories
         mean = jnp.mean(batch.credit[:, 0]).astype(state.total.dtype)
         decay = self.decay
-        return MovingAverageState(
-            decay * state.total + (1 - decay) * mean, decay * state.weight + (1 - decay)
-        )
+        return MovingAverageState(decay * state.total + (1 - decay) * mean, decay * state.weight + (1 - decay))
 
 
 @jax.tree_util.register_static
@@ -166,9 +162,7 @@ class _At:
         return self.factor(self.number)
 
 
-def credits_and_counts(
-    trajectories: Trajectory, batch: CreditBatch, per: Per
-) -> tuple[jax.Array, jax.Array]:
+def credits_and_counts(trajectories: Trajectory, batch: CreditBatch, per: Per) -> tuple[jax.Array, jax.Array]:
     """What is averaged, and 1 where it counts: every valid step, or the first step's credit of every trajectory."""
     if per == "trajectory":
         return batch.credit[:, :1], jnp.ones_like(batch.credit[:, :1])

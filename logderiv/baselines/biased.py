@@ -145,9 +145,7 @@ def baseline_biased_standardised(
     return Standardised(baseline, per, ddof, epsilon)
 
 
-def baseline_biased_group_normalised(
-    group_size: int, *, ddof: int = 1, epsilon: float = 1e-4
-) -> PerGroup:
+def baseline_biased_group_normalised(group_size: int, *, ddof: int = 1, epsilon: float = 1e-4) -> PerGroup:
     r"""Weights $(R - \text{mean}) / (\text{std} + \epsilon)$ within consecutive groups. Biased, in size and direction.
 
     The advantage of GRPO. `baseline_per_group(baseline_leave_one_out(per="trajectory"), group_size)` is unbiased.

@@ -48,10 +48,12 @@ class Optimal(Stateless):
 
 def fold_moments(trajectories: Trajectory, batch: CreditBatch, folds: int) -> list[tuple[Any, Any]]:
     r"""$(\sum_n h_n \odot d_n, \sum_n d_n \odot d_n)$ over each fold, pytrees of `params`. Trajectory `n` is in fold `n % folds`."""
-    return [
-        _score_moments(*(jax.tree.map(lambda x, k=k: x[k::folds], x) for x in (trajectories, batch.credit, batch.ratios)), batch)
-        for k in range(folds)
-    ]
+
+    def moments(k: int) -> tuple[Any, Any]:
+        fold = jax.tree.map(lambda x: x[k::folds], (trajectories, batch.credit, batch.ratios))
+        return _score_moments(fold[0], fold[1], fold[2], batch)
+
+    return [moments(k) for k in range(folds)]
 
 
 def leave_fold_out(moments: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:

@@ -123,9 +123,7 @@ def evaluate(
     return values, jnp.where(valid, next_values, 0)
 
 
-def baseline_value(
-    function: Callable[..., jax.Array], init: Callable[[Any], Any] | None = None
-) -> Value:
+def baseline_value(function: Callable[..., jax.Array], init: Callable[[Any], Any] | None = None) -> Value:
     r"""A given value of the state: $b_t = \gamma^t v(s_t)$.
 
     Unbiased at every order, whatever the function; the better it predicts the reward-to-go, the lower the variance.

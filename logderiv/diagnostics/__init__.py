@@ -9,7 +9,6 @@ from logderiv.diagnostics.statistics import VarianceRatio as VarianceRatio
 from logderiv.diagnostics.statistics import check_same as check_same
 from logderiv.diagnostics.statistics import cosine as cosine
 from logderiv.diagnostics.statistics import covariance_trace as covariance_trace
-from logderiv.diagnostics.statistics import effective_sample_size as effective_sample_size
 from logderiv.diagnostics.statistics import leaf_variance as leaf_variance
 from logderiv.diagnostics.statistics import mean as mean
 from logderiv.diagnostics.statistics import noise_scale as noise_scale
@@ -19,3 +18,4 @@ from logderiv.diagnostics.statistics import sem as sem
 from logderiv.diagnostics.statistics import signal_to_noise as signal_to_noise
 from logderiv.diagnostics.statistics import variance as variance
 from logderiv.diagnostics.statistics import variance_ratio as variance_ratio
+from logderiv.importance import effective_sample_size as effective_sample_size

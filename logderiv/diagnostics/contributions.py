@@ -132,9 +132,7 @@ def gradient_moments(
         return centre, jax.tree.map(lambda g, c: jnp.sum(jnp.square(g - c[None]), axis=0), grads, centre)
 
     def merge(old: Any, new: Any, count: Any, added: int) -> Any:
-        def leaf(
-            m: jax.Array, s: jax.Array, m_new: jax.Array, s_new: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
+        def leaf(m: jax.Array, s: jax.Array, m_new: jax.Array, s_new: jax.Array) -> tuple[jax.Array, jax.Array]:
             before = count.astype(m.dtype)
             share, shift = added / (before + added), m_new - m
             return m + share * shift, s + s_new + before * share * jnp.square(shift)
@@ -226,9 +224,7 @@ def _terms(
     num = num_trajectories(trajectories)
     estimator.bias.check(num)
     if num_groups < 1 or num % num_groups:
-        raise ValueError(
-            f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}."
-        )
+        raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     weights, _ = estimator.weigh(params, state, policy, trajectories)
     for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
         if jnp.shape(leaf)[:1] != (num,):
@@ -245,9 +241,7 @@ def _terms(
 
 
 def _check_mean(samples: Any, whole: Any) -> None:
-    for (path, leaf), grad in zip(
-        jax.tree_util.tree_leaves_with_path(samples), jax.tree.leaves(whole), strict=True
-    ):
+    for (path, leaf), grad in zip(jax.tree_util.tree_leaves_with_path(samples), jax.tree.leaves(whole), strict=True):
         values = np.asarray(leaf, np.float64)
         gap = np.abs(values.mean(axis=0) - np.asarray(grad, np.float64))
         tolerance = 10 * np.sqrt(float(jnp.finfo(leaf.dtype).eps)) * np.max(np.abs(values), initial=0.0)

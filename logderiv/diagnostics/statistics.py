@@ -99,9 +99,7 @@ def noise_scale(samples: Any, *, group_size: int = 1) -> jax.Array:
     return group_size * trace / _signal(samples, trace)
 
 
-def samples_needed(
-    samples: Any, accuracy: float, *, relative: bool = False, group_size: int = 1
-) -> jax.Array:
+def samples_needed(samples: Any, accuracy: float, *, relative: bool = False, group_size: int = 1) -> jax.Array:
     r"""Samples after which the mean's root-mean-square error $\sqrt{\mathrm{tr}\,\Sigma / N}$ is `accuracy`.
 
     Args:
@@ -134,32 +132,7 @@ def cosine(tree: Any, reference: Any) -> jax.Array:
     """
     check_same(tree, reference, "cosine")
     products = jax.tree.map(lambda a, b: jnp.sum(_lift(a) * _lift(b).astype(_lift(a).dtype)), tree, reference)
-    return _total(products) / jnp.sqrt(
-        _squared_norm(tree) * _squared_norm(reference).astype(_total(products).dtype)
-    )
-
-
-def effective_sample_size(log_weights: jax.Array) -> jax.Array:
-    r"""$(\sum_n w_n)^2 / \sum_n w_n^2$ of importance weights, in log space; from 1 to `N`.
-
-    A common factor of the weights drops out. NaN where every weight is zero.
-
-    Args:
-        log_weights: Logarithms of the weights, shape `(..., N)`.
-
-    Returns:
-        Shape `(...)`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> round(float(effective_sample_size(jnp.log(jnp.array([1.0, 1.0, 2.0])))), 4)
-        2.6667
-
-    References:
-        Kong (1992), "A note on importance sampling using standardized weights".
-    """
-    logs = jax.nn.logsumexp(log_weights, axis=-1)
-    return jnp.exp(2 * logs - jax.nn.logsumexp(2 * log_weights, axis=-1))
+    return _total(products) / jnp.sqrt(_squared_norm(tree) * _squared_norm(reference).astype(_total(products).dtype))
 
 
 def variance_ratio(baselined: Any, plain: Any, *, k: float = 3.0) -> VarianceRatio:
@@ -184,9 +157,7 @@ def variance_ratio(baselined: Any, plain: Any, *, k: float = 3.0) -> VarianceRat
     above, below = _squared_deviations(baselined), _squared_deviations(plain)
     above = above.astype(below.dtype)
     ratio = jnp.sum(above) / jnp.sum(below)
-    error = jnp.std(above - ratio * below, ddof=1) / (
-        jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below)
-    )
+    error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
 
 
@@ -198,9 +169,7 @@ def num_samples(samples: Any, *, at_least: int = 2) -> int:
     """
     shapes = [jnp.shape(x) for x in jax.tree.leaves(samples)]
     if not shapes or any(not s for s in shapes) or len({s[0] for s in shapes}) > 1:
-        raise ValueError(
-            f"samples: expected leaves with one common leading axis (N, ...), received shapes {shapes}."
-        )
+        raise ValueError(f"samples: expected leaves with one common leading axis (N, ...), received shapes {shapes}.")
     if shapes[0][0] < at_least:
         raise ValueError(
             f"samples: expected at least {at_least} samples on the leading axis, received {shapes[0][0]}; "

@@ -49,9 +49,7 @@ class Gymnax:
             truncated = self.environment.is_truncated(state, params)
         elif hasattr(params, "max_steps_in_episode"):
             unlimited = params.replace(max_steps_in_episode=_NO_LIMIT)
-            observation, state, reward, terminated, _ = self.environment.step_env(
-                key, state, action, unlimited
-            )
+            observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
             truncated = state.time >= params.max_steps_in_episode
         else:
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, params)

@@ -50,9 +50,7 @@ class TabularMDP:
                     f"received {getattr(self, name).shape}."
                 )
         if not is_traced(self.initial, self.transition, self.terminal):
-            _check_probabilities(
-                np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal)
-            )
+            _check_probabilities(np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal))
 
     @property
     def num_states(self) -> int:
@@ -82,9 +80,7 @@ class TabularMDP:
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
         r"""$\log p(s_{t+1}|s_t,a_t)$ of one trajectory, shape `(T,)`."""
-        return jnp.log(
-            self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)]
-        )
+        return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
 
 
 register_dataclass(TabularMDP, ("initial", "transition", "reward", "terminal"), ("horizon",))
@@ -122,6 +118,4 @@ def _check_probabilities(initial: np.ndarray, transition: np.ndarray, terminal: 
                 f"TabularMDP.{name}: expected probabilities that sum to 1, received sums off by {worst:.3g}."
             )
     if initial[terminal].any():
-        raise ValueError(
-            "TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step."
-        )
+        raise ValueError("TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step.")

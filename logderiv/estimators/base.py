@@ -43,9 +43,7 @@ class Estimator:
         """The scalar whose derivatives in `params` are the estimates."""
         raise NotImplementedError
 
-    def estimate(
-        self, params: Any, state: Any, policy: Any, trajectories: Trajectory
-    ) -> tuple[Estimate, Any]:
+    def estimate(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[Estimate, Any]:
         """Estimate +grad E[R] from a batch; drawn with these `params` unless the estimator weighs off-policy steps.
 
         Args:

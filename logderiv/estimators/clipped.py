@@ -24,7 +24,7 @@ from logderiv.types import Trajectory
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class Clipped(Estimator):
-    """See `ppo`.
+    r"""See `ppo`.
 
     Attributes:
         weigher: Where the weights come from.
@@ -49,7 +49,9 @@ class Clipped(Estimator):
     @property
     def bias(self) -> Bias:
         """Of the first gradient, at the parameters that drew the batch."""
-        first = Bias(order=1, assumes=("it is the first gradient of the batch; later ones, at other parameters, are biased",))
+        first = Bias(
+            order=1, assumes=("it is the first gradient of the batch; later ones, at other parameters, are biased",)
+        )
         return self.weigher.bias & first & normaliser_bias(self.normaliser)
 
     def init(self, params: Any) -> Any:
@@ -153,9 +155,7 @@ def grpo(
         Shao et al. (2024), arXiv:2402.03300, section 4.1; Yu et al. (2025), arXiv:2503.14476, for the normaliser per token.
     """
     baseline = baseline_biased_group_normalised(group_size, ddof=ddof, epsilon=epsilon)
-    return Clipped(
-        score_function(credit=total_return, baseline=baseline, discount=discount), clip, normaliser
-    )
+    return Clipped(score_function(credit=total_return, baseline=baseline, discount=discount), clip, normaliser)
 
 
 def dr_grpo(*, group_size: int, discount: float = 1.0, clip: float = 0.2) -> Clipped:

@@ -71,9 +71,7 @@ class ScoreFunction(Estimator):
         powers = discount_factors(outside, valid.shape[-1], rewards.dtype)
         scale = powers[None] * ratios
         if isinstance(self.credit, GAE):
-            values, next_values = (
-                v.astype(rewards.dtype) for v in state_values(self.baseline, state, trajectories)
-            )
+            values, next_values = (v.astype(rewards.dtype) for v in state_values(self.baseline, state, trajectories))
 
             def credit(scale: jax.Array, discounts: jax.Array, next_scale: jax.Array) -> jax.Array:
                 arrays = (rewards * scale, discounts, values * scale, next_values * next_scale)
@@ -86,9 +84,7 @@ class ScoreFunction(Estimator):
             credits = jax.vmap(self.credit)(rewards * scale, inside * discounts)
             targets = jax.vmap(self.credit)(rewards * step_ratios, self.discount * step_ratios * discounts)
         held = jax.lax.stop_gradient(params)
-        return CreditBatch(
-            jnp.where(valid, credits, 0), ratios, powers, jnp.where(valid, targets, 0), held, policy
-        )
+        return CreditBatch(jnp.where(valid, credits, 0), ratios, powers, jnp.where(valid, targets, 0), held, policy)
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The surrogate of the log-factors and weights."""
@@ -148,9 +144,7 @@ def score_function(
     References:
         Williams (1992), Machine Learning 8; Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
-    return ScoreFunction(
-        credit, _NO_BASELINE if baseline is None else baseline, discount, surrogate, importance
-    )
+    return ScoreFunction(credit, _NO_BASELINE if baseline is None else baseline, discount, surrogate, importance)
 
 
 def score_function_without_gamma_t(

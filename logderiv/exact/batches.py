@@ -90,9 +90,7 @@ class Ensemble(NamedTuple):
 
         def values(indices: np.ndarray) -> np.ndarray:
             padded = np.concatenate([indices, np.repeat(indices[:1], rows - len(indices), axis=0)])
-            values = compiled(
-                _on_batches, padded.astype(np.int32), self.trajectories, *context, function=function
-            )
+            values = compiled(_on_batches, padded.astype(np.int32), self.trajectories, *context, function=function)
             return np.asarray(values, np.float64)[: len(indices)]
 
         if self.batches.method == "multisets":
@@ -161,9 +159,7 @@ class FunctionEstimator:
         """The function's own attribute; true where it has none."""
         return getattr(self.function, "symmetric", True)
 
-    def estimate(
-        self, params: Any, state: Any, policy: Any, trajectories: Trajectory
-    ) -> tuple[Estimate, Any]:
+    def estimate(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[Estimate, Any]:
         """The function's gradient."""
         return Estimate(self.function(params, policy, trajectories), batch_info(trajectories)), state
 
@@ -195,9 +191,7 @@ def _on_batches(
     return jax.vmap(lambda rows: function(*context, jax.tree.map(lambda x: x[rows], trajectories)))(indices)
 
 
-def _log_likelihood(
-    params: Any, policy: Any, every: Trajectory, mdp: TabularMDP
-) -> tuple[jax.Array, jax.Array]:
+def _log_likelihood(params: Any, policy: Any, every: Trajectory, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:
     """Logarithms of the policy's factors `(K, T)`, and of start and dynamics together `(K,)`."""
     dynamics = jnp.where(every.valid, jax.vmap(mdp.log_factors)(every), 0)
     fixed = jax.vmap(mdp.log_initial)(every) + jnp.sum(dynamics, axis=-1)
@@ -238,9 +232,7 @@ def _plan(
             f"{degree}; use 'multisets' or 'tuples'."
         )
     if method == "multisets" and not symmetric:
-        raise ValueError(
-            "method: 'multisets' needs an estimator that is symmetric, this one is not; use 'tuples'."
-        )
+        raise ValueError("method: 'multisets' needs an estimator that is symmetric, this one is not; use 'tuples'.")
     size = degree if method == "degree" and degree is not None else num_trajectories
     outcomes = len(probabilities)
     number = math.comb(outcomes + size - 1, size) if method == "multisets" else outcomes**size
@@ -256,9 +248,7 @@ def _plan(
 
 def _multinomial(indices: np.ndarray) -> np.ndarray:
     """Number of orders of each sorted row: n! over the factorials of its multiplicities."""
-    run = np.ones(
-        indices.shape
-    )  # position within a run of equal entries; over the run they multiply to its factorial
+    run = np.ones(indices.shape)  # position within a run of equal entries; over the run they multiply to its factorial
     for j in range(1, indices.shape[1]):
         run[:, j] = np.where(indices[:, j] == indices[:, j - 1], run[:, j - 1] + 1, 1)
     return math.factorial(indices.shape[1]) / np.prod(run, axis=1)

@@ -120,9 +120,7 @@ def _exact_derivative(params: Any, policy: Any, mdp: TabularMDP, *, order: int, 
 
 @functools.cache  # one function object for each order, so that it is compiled once
 def _objective_derivative(order: int) -> Callable[..., jax.Array]:
-    def derivative(
-        estimator: Any, params: Any, state: Any, policy: Any, trajectories: Trajectory
-    ) -> jax.Array:
+    def derivative(estimator: Any, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> jax.Array:
         weights = lax.stop_gradient(estimator.weigh(params, state, policy, trajectories)[0])
         flat, unravel = ravel_pytree(params)
 

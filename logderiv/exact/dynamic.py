@@ -81,9 +81,7 @@ def hessian(
     return jax.hessian(value)(params, policy, mdp, horizon=horizon, discount=discount, method=method)
 
 
-def state_values(
-    params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, discount: float = 1.0
-) -> jax.Array:
+def state_values(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, discount: float = 1.0) -> jax.Array:
     r"""$V_t(s)$: expected reward from step `t` on in state `s`, discounted from there.
 
     $V_t(s) = \sum_a \pi(a|s) (r(s,a) + \gamma \sum_{s'} p(s'|s,a) V_{t+1}(s'))$, zero on terminal states and for $t = T$.
@@ -139,9 +137,7 @@ def policy_table(params: Any, policy: Any, mdp: TabularMDP) -> jax.Array:
     return _tabulate(params, policy, mdp, distributions.prob, jnp.arange(mdp.num_states, dtype=jnp.int32))
 
 
-def choices(
-    params: Any, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]
-) -> jax.Array:
+def choices(params: Any, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
     """`function(distribution, action)` in every state, shape `(S, A)`; never in a terminal one.
 
     Nothing is ever chosen in a terminal state and a policy need not be defined there: the first live state takes its

@@ -33,9 +33,7 @@ class ExpectationComparison(NamedTuple):
     sem: Any
 
     def __str__(self) -> str:
-        rows = zip(
-            *(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[2:]), strict=True
-        )
+        rows = zip(*(np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[2:]), strict=True)
         head = f"grad E[R] over {self.num_trajectories} trajectories, E[R] = {float(self.value):.6g}\n"
         head += f"  {'direct':>14}{'score, exact':>14}{'difference':>12}{'sampled':>12}{'std. error':>12}{'z':>7}\n"
         return head + "\n".join(
@@ -91,15 +89,11 @@ def compare_expectation(
         rewards = returns(taus, discount)
         terms = jax.tree.map(lambda s: rewards.reshape((-1,) + (1,) * (s.ndim - 1)) * s, scores(params, taus))
         mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
-        return mean, jax.tree.map(
-            lambda x: jnp.std(x, axis=0, ddof=1) / jnp.sqrt(x.shape[0]).astype(x.dtype), terms
-        )
+        return mean, jax.tree.map(lambda x: jnp.std(x, axis=0, ddof=1) / jnp.sqrt(x.shape[0]).astype(x.dtype), terms)
 
     value, direct = jax.jit(jax.value_and_grad(expectation))(params)
     exact = jax.jit(
-        lambda p: weighted(
-            prob(p, policy, every, environment=mdp) * returns(every, discount), scores(p, every)
-        )
+        lambda p: weighted(prob(p, policy, every, environment=mdp) * returns(every, discount), scores(p, every))
     )(params)
     sampled, sem = jax.jit(mean_and_sem)(params, key)
     return ExpectationComparison(every.valid.shape[0], value, direct, exact, sampled, sem)

@@ -184,9 +184,7 @@ def _check_grads(grads: Any, params: Any) -> None:
             f"estimator: expected a gradient of the structure of params, {expected}, received {received}; return "
             "+grad for every parameter, zeros for one that is not used."
         )
-    for (path, leaf), grad in zip(
-        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(grads), strict=True
-    ):
+    for (path, leaf), grad in zip(jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(grads), strict=True):
         if jnp.shape(leaf) != jnp.shape(grad):
             raise ValueError(
                 f"estimator: expected a gradient of shape {jnp.shape(leaf)} for params{jax.tree_util.keystr(path)}, received "
@@ -199,6 +197,4 @@ def _unravel(vector: np.ndarray, params: Any) -> Any:
     leaves, structure = jax.tree.flatten(params)
     ends = np.cumsum([np.size(leaf) for leaf in leaves])
     parts = np.split(vector, ends[:-1])
-    return structure.unflatten(
-        [part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)]
-    )
+    return structure.unflatten([part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)])

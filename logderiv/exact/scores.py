@@ -86,10 +86,10 @@ def weighted_score_moments(
             "logderiv.exact.estimator_moments enumerates."
         )
     flat, unravel = ravel_pytree(params)
+    baselines = _baseline_table(baseline, horizon, mdp.num_states)
     table, scores = _choices_and_scores(params, policy, mdp)
     dtype, size = scores.dtype, flat.size
     transition, reward = live_tables(mdp, dtype)
-    baselines = _baseline_table(baseline, horizon, mdp.num_states, dtype)
     rows = 2 + size * (1 if credit is reward_to_go else 2)
     end = jnp.zeros((mdp.num_states, rows, rows), dtype).at[:, 0, 0].set(1)
 
@@ -114,7 +114,7 @@ def weighted_score_moments(
         return jnp.where(mdp.terminal[:, None, None], end, second), None
 
     factors = discount_factors(discount, horizon, dtype)
-    second, _ = lax.scan(backup, end, (factors, baselines), reverse=True)
+    second, _ = lax.scan(backup, end, (factors, baselines.astype(dtype)), reverse=True)
     second = jnp.einsum("s,sij->ij", mdp.initial.astype(dtype), second)
     mean = second[0, -size:]
     return ScoreMoments(unravel(mean), second[-size:, -size:] - jnp.outer(mean, mean))
@@ -157,7 +157,7 @@ def _choices_and_scores(params: Any, policy: Any, mdp: TabularMDP) -> tuple[jax.
     return table, jnp.where(table[..., None] == 0, 0, scores)
 
 
-def _baseline_table(baseline: Any, horizon: int, num_states: int, dtype: Any) -> jax.Array:
+def _baseline_table(baseline: Any, horizon: int, num_states: int) -> jax.Array:
     baseline = jnp.asarray(baseline)
     if baseline.shape not in ((), (num_states,), (horizon, num_states)):
         raise ValueError(
@@ -165,4 +165,4 @@ def _baseline_table(baseline: Any, horizon: int, num_states: int, dtype: Any) ->
             f"received shape {baseline.shape}."
         )
     baseline = baseline.reshape((1,) * (2 - baseline.ndim) + baseline.shape)
-    return jnp.broadcast_to(baseline, (horizon, num_states)).astype(dtype)
+    return jnp.broadcast_to(baseline, (horizon, num_states))

@@ -44,7 +44,9 @@ class OrderReport(NamedTuple):
         return next((i for i, ok in enumerate(self.agree) if not ok), len(self.agree))
 
     def __str__(self) -> str:
-        head = f"right up to order {self.order} of {len(self.agree)} looked at ({self.num_batches} batches enumerated)\n"
+        head = (
+            f"right up to order {self.order} of {len(self.agree)} looked at ({self.num_batches} batches enumerated)\n"
+        )
         head += f"  {'order':>5}{'error':>12}{'exact':>12}\n"
         return head + "\n".join(
             f"  {i:>5}{e:>12.2e}{s:>12.2e}  {'right' if ok else 'WRONG'}"
@@ -99,9 +101,7 @@ def check_order(
         TypeError: A parameter is not floating point.
     """
     check_params(params)
-    size = (
-        estimator.bias.min_trajectories if num_trajectories_per_batch is None else num_trajectories_per_batch
-    )
+    size = estimator.bias.min_trajectories if num_trajectories_per_batch is None else num_trajectories_per_batch
     estimator.bias.check(size)
     members, weights = _batches(trajectories, probabilities, size)
     theta, unravel = ravel_pytree(params)

@@ -46,9 +46,7 @@ class PaddingReport(NamedTuple):
         return head + ("no bit changed" if self.passed else "\n  ".join(["padding matters", *self.failures]))
 
 
-def check_padding(
-    function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory
-) -> PaddingReport:
+def check_padding(function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory) -> PaddingReport:
     """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit.
 
     Observations, actions, rewards, discounts and behaviour log-probabilities of invalid steps are filled with NaN,
@@ -75,9 +73,7 @@ def check_padding(
     check_trajectory(trajectories)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:
-        raise ValueError(
-            "trajectories: expected some invalid steps, received none; set valid to False on a suffix."
-        )
+        raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
     failures: list[str] = []
     num_cases = 0
 

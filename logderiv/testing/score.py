@@ -207,9 +207,7 @@ def random_directions(size: int) -> np.ndarray:
     return np.concatenate([axes, vectors]) if size > 1 else axes
 
 
-def _derivatives(
-    log_prob: Any, sample: Any, params: Any, direction: Any, key: jax.Array
-) -> tuple[jax.Array, ...]:
+def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: jax.Array) -> tuple[jax.Array, ...]:
     """Along one direction: through the sampler, and at the held sample the first and the second derivative. Shapes `(R,)`."""
     x, moves = jax.jvp(lambda p: sample(p, key), (params,), (direction,))
 

@@ -67,16 +67,16 @@ class UnbiasedReport(NamedTuple):
         else:
             verdict = "passed" if self.centred else "BIASED"
         head = f"{verdict}\n{int(self.num_replicates)} replicates, k = {float(self.k):.2f} standard errors\n"
-        head += f"  {'leaf':<20}{'mean':>13}{'exact':>13}{'sem':>11}{'worst z':>10}{'bias seen':>12}{'resolution':>12}\n"
+        head += (
+            f"  {'leaf':<20}{'mean':>13}{'exact':>13}{'sem':>11}{'worst z':>10}{'bias seen':>12}{'resolution':>12}\n"
+        )
         return head + "\n".join(self._rows())
 
     def _rows(self) -> list[str]:
         columns = (self.exact, self.sem, self.z, self.resolution)
         leaves = zip(*map(jax.tree.leaves, columns), strict=True)
         rows = []
-        for (path, m), (e, s, z, r) in zip(
-            jax.tree_util.tree_leaves_with_path(self.mean), leaves, strict=True
-        ):
+        for (path, m), (e, s, z, r) in zip(jax.tree_util.tree_leaves_with_path(self.mean), leaves, strict=True):
             i = jnp.argmax(jnp.abs(jnp.ravel(z)))
             at = [float(jnp.ravel(x)[i]) for x in (m, e, s, z)]
             rows.append(
@@ -146,9 +146,7 @@ def unbiased_report(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0
         resolution=resolution,
         k=k,
         num_replicates=num,
-        replicates_needed=_largest(
-            jax.tree.map(lambda s, r: jnp.ceil(num * jnp.square(k * s / r)), sem, resolution)
-        ),
+        replicates_needed=_largest(jax.tree.map(lambda s, r: jnp.ceil(num * jnp.square(k * s / r)), sem, resolution)),
         varies=_every(jax.tree.map(varies, samples, sem)),
         powered=_every(jax.tree.map(lambda s, r: k * s <= r, sem, resolution)),
         centred=_every(jax.tree.map(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem)),
