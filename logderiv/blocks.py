@@ -149,13 +149,14 @@ def _value_and_gradient(function: Any, shared: Any, inputs: Any, rows: int) -> t
     shape = layout(num, length, rows)
     real = _fold(jnp.ones((num, length), bool), shape, fill=False)
 
-    def block(shared: Any, x: Any, real: jax.Array) -> jax.Array:
+    def block(shared: Any, x: Any, real: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jax.vmap(lambda x: function(shared[0], x, *shared[1]))(x)
-        return jnp.sum(jnp.where(real, values, 0), dtype=accumulator_dtype(values.dtype))
+        values = jnp.where(real, values, jnp.zeros_like(values))
+        return jnp.sum(values), values
 
     def add(gradient: Any, x: Any) -> tuple[Any, jax.Array]:
-        value, new = jax.value_and_grad(block)(shared, *x)
-        return jax.tree.map(jnp.add, gradient, new), value
+        new, values = jax.grad(block, has_aux=True)(shared, *x)
+        return jax.tree.map(jnp.add, gradient, new), values
 
     def group(gradient: Any, xs: Any) -> tuple[Any, jax.Array]:
         new, values = lax.scan(add, zeros, xs)
@@ -163,7 +164,8 @@ def _value_and_gradient(function: Any, shared: Any, inputs: Any, rows: int) -> t
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
     gradient, values = lax.scan(group, zeros, (jax.tree.map(lambda x: _fold(x, shape), inputs), real))
-    return jnp.sum(values), gradient
+    # All rows at once: a sum inside the block would be fused with it and run in sequence.
+    return jnp.sum(values, dtype=accumulator_dtype(values.dtype)), gradient
 
 
 def _instantiate(tangent: Any) -> Any:

@@ -22,6 +22,7 @@ class World(NamedTuple):
     discount: float = 0.9
 
 
+QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # run once: compile fast
 POLICY = ld.Policy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
 
 
@@ -86,7 +87,7 @@ def over_tuples(
     every, probabilities = trajectories(world, off_policy=off_policy)
     indices = np.moveaxis(np.indices((len(probabilities),) * number), 0, -1).reshape(-1, number)
     batches = jax.tree.map(lambda x: x[indices], every)  # an argument, or the compiler would fold it as a constant
-    return jax.jit(jax.vmap(function))(batches), np.prod(probabilities[indices], axis=1)
+    return jax.jit(jax.vmap(function), compiler_options=QUICK)(batches), np.prod(probabilities[indices], axis=1)
 
 
 def expectation(

@@ -50,11 +50,12 @@ def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def shows(source: str) -> bool:
-    """Whether a cell prints, shows a figure, or ends in a value."""
+    """Whether a cell prints, shows a figure, or ends in a value (a call may return None, so it does not count)."""
     tree = ast.parse(source)
     names = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
     last = tree.body[-1] if tree.body else None
-    return bool(names & {"print", "display", "plt.show"}) or isinstance(last, ast.Expr)
+    ends_in_value = isinstance(last, ast.Expr) and not isinstance(last.value, ast.Call)
+    return ends_in_value or bool(names & {"print", "display", "plt.show"})
 
 
 def kinds(cell: NotebookNode) -> list[str]:

@@ -1,0 +1,183 @@
+"""Credit by hand, by identity and against rlax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.bias import Bias
+from logderiv.credit import (
+    backward_sums,
+    credit_bias,
+    discount_factors,
+    gae,
+    generalized_advantages,
+    lambda_returns,
+    reward_to_go,
+    td_residuals,
+    total_return,
+)
+
+REWARDS = jnp.array([1.0, 2.0, 3.0])
+HALVES = jnp.full(3, 0.5)
+VALUES = jnp.array([10.0, 20.0, 40.0])
+NEXT = jnp.array([20.0, 40.0, 80.0])  # the last is the value of the final observation
+
+
+def random_arrays(seed, length=7, terminated=False):
+    keys = jax.random.split(jax.random.key(seed), 4)
+    rewards, values = jax.random.normal(keys[0], (length,)), jax.random.normal(keys[1], (length + 1,))
+    discounts = 0.9 * jnp.ones(length).at[3].set(0.0 if terminated else 1.0)
+    lambdas = jax.random.uniform(keys[2], (length,))
+    return rewards, discounts, values, lambdas, jnp.exp(jax.random.normal(keys[3], (length,)))
+
+
+def test_reward_to_go_and_total_return_by_hand():
+    assert reward_to_go(REWARDS, HALVES).tolist() == [1 + 0.5 * (2 + 0.5 * 3), 2 + 0.5 * 3, 3]
+    assert total_return(REWARDS, HALVES).tolist() == [2.75, 2.75, 2.75]
+    cut_apart = jnp.array([0.5, 0.0, 0.5])
+    assert reward_to_go(REWARDS, cut_apart).tolist() == [2.0, 2.0, 3.0]
+
+
+def test_td_residuals_by_hand():
+    assert td_residuals(REWARDS, HALVES, VALUES, NEXT).tolist() == [1 + 10 - 10, 2 + 20 - 20, 3 + 40 - 40]
+
+
+def test_truncation_bootstraps_and_termination_does_not():
+    """The same rewards, cut after two steps or terminated there; what follows is padding with garbage."""
+    valid = jnp.array([True, True, False])
+    bad = jnp.array([1.0, 2.0, jnp.nan])
+    cut = lambda_returns(bad, HALVES, NEXT, valid=valid)
+    ended = lambda_returns(bad, HALVES.at[1].set(0.0), NEXT.at[2].set(jnp.inf), valid=valid)
+    assert cut.tolist() == [1 + 0.5 * (2 + 0.5 * 40), 2 + 0.5 * 40, 0.0]
+    assert ended.tolist() == [2.0, 2.0, 0.0]
+    advantages = generalized_advantages(bad, HALVES, VALUES.at[2].set(jnp.nan), NEXT, valid=valid)
+    assert advantages.tolist() == [1 + 0.5 * (2 + 0.5 * 40) - 10, 2 + 0.5 * 40 - 20, 0.0]
+
+
+def test_padding_has_no_derivative_either():
+    valid = jnp.array([True, True, False])
+    bad = jnp.array([1.0, 2.0, jnp.nan])
+
+    def total(rewards, discounts, values, next_values):
+        returns = lambda_returns(rewards, discounts, next_values, lambda_=0.7, valid=valid)
+        return jnp.sum(returns + generalized_advantages(rewards, discounts, values, next_values, lambda_=0.7, valid=valid))
+
+    grads = jax.grad(total, argnums=(0, 1, 2, 3))(bad, bad * 0.5, VALUES * bad, NEXT * bad)
+    assert all(jnp.isfinite(g).all() for g in grads)
+    assert all(g[2] == 0 for g in grads)
+    assert all((g[:2] != 0).all() for g in (grads[0], grads[2]))
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_lambda_identities(terminated):
+    rewards, discounts, values, lambdas, _ = random_arrays(0, terminated=terminated)
+    now, then = values[:-1], values[1:]
+    for lambda_ in (0.0, 0.4, 1.0, lambdas):
+        returns = lambda_returns(rewards, discounts, then, lambda_=lambda_)
+        if not isinstance(lambda_, float):  # rlax: its GAE moves lambda by one step against its lambda-returns
+            continue
+        advantages = generalized_advantages(rewards, discounts, now, then, lambda_=lambda_)
+        np.testing.assert_allclose(returns - now, advantages, rtol=0, atol=1e-13)
+    one_step = lambda_returns(rewards, discounts, then, lambda_=0.0)
+    np.testing.assert_allclose(one_step, rewards + discounts * then, rtol=0, atol=1e-15)
+    final = jnp.zeros_like(rewards).at[-1].set(discounts[-1] * then[-1])
+    bootstrapped = reward_to_go(rewards + final, discounts)
+    np.testing.assert_allclose(lambda_returns(rewards, discounts, then), bootstrapped, rtol=0, atol=1e-13)
+
+
+def test_backward_sums_is_the_recursion():
+    rewards, discounts, *_ = random_arrays(1)
+    expected, y = [], 0.0
+    for x, c in zip(rewards[::-1].tolist(), discounts[::-1].tolist(), strict=True):
+        y = x + c * y
+        expected.append(y)
+    np.testing.assert_allclose(backward_sums(rewards, discounts), expected[::-1], rtol=0, atol=1e-14)
+
+
+def test_float32_keeps_seven_digits_over_a_million_steps():
+    """A float32 scan of ones is off by a percent where sums of 1/3 pass 2^18."""
+    rewards = jnp.full(10**6, 1 / 3, jnp.float32)
+    first = jax.jit(reward_to_go)(rewards, jnp.ones_like(rewards))[0]
+    assert first.dtype == jnp.float32
+    np.testing.assert_allclose(first, 10**6 * float(rewards[0]), rtol=1e-6)
+
+
+def test_discount_factors():
+    assert discount_factors(0.5, 3, jnp.float32).tolist() == [1.0, 0.5, 0.25]
+    assert discount_factors(0.0, 3, jnp.float64).tolist() == [1.0, 0.0, 0.0]
+
+
+def test_gamma_t_is_kept_unless_left_out_by_name():
+    taus = ld.Trajectory(
+        jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.stack([REWARDS, REWARDS]), jnp.ones((2, 3)),
+        jnp.ones((2, 3), bool), jnp.zeros((2, 3)), jnp.zeros(2, int),
+    )  # fmt: skip
+    from logderiv.estimators import score_function_without_gamma_t
+
+    kept, _ = ld.score_function(discount=0.5).weigh(None, (), None, taus)
+    dropped, _ = score_function_without_gamma_t(discount=0.5).weigh(None, (), None, taus)
+    returns = np.array([2.75, 3.5, 3.0])
+    np.testing.assert_array_equal(kept, [returns * [1, 0.5, 0.25]] * 2)
+    np.testing.assert_array_equal(dropped, [returns] * 2)
+
+
+def test_declarations():
+    assert credit_bias(reward_to_go) == credit_bias(total_return) == Bias()
+    assert gae(1.0).bias.order > 0
+    assert gae(0.99).bias.order == 0
+    assert gae(0.99).bias.factor is None
+
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_equal_to_rlax(terminated):
+    rlax = pytest.importorskip("rlax")
+    for seed in range(3):
+        rewards, discounts, values, lambdas, _ = (
+            x.astype(jnp.float32) for x in random_arrays(seed, terminated=terminated)
+        )
+        now, then = values[:-1], values[1:]
+        for lambda_ in (0.0, 0.3, 1.0):
+            ours = lambda_returns(rewards, discounts, then, lambda_=lambda_)
+            np.testing.assert_allclose(ours, rlax.lambda_returns(rewards, discounts, then, lambda_), atol=1e-6)
+            ours = generalized_advantages(rewards, discounts, now, then, lambda_=lambda_)
+            theirs = rlax.truncated_generalized_advantage_estimation(rewards, discounts, lambda_, values)
+            np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        ours = lambda_returns(rewards, discounts, then, lambda_=lambdas)
+        np.testing.assert_allclose(ours, rlax.lambda_returns(rewards, discounts, then, lambdas), atol=1e-6)
+        ours = td_residuals(rewards, discounts, now, then)
+        theirs = jax.vmap(rlax.td_learning)(now, rewards, discounts, then)
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+        theirs = rlax.discounted_returns(rewards, discounts, jnp.zeros_like(then))
+        np.testing.assert_allclose(reward_to_go(rewards, discounts), theirs, atol=1e-6)
+
+
+def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t():
+    rlax = pytest.importorskip("rlax")
+    logits = jax.random.normal(jax.random.key(0), (5, 3), jnp.float32)
+    actions = jnp.array([0, 2, 1, 1, 0])
+    weights = jnp.arange(5, dtype=jnp.float32)
+
+    def ours(logits):
+        logs = jax.vmap(lambda x, a: ld.Categorical(x).log_prob(a))(logits, actions)
+        return ld.score_surrogate(logs, weights)
+
+    theirs = jax.grad(lambda x: rlax.policy_gradient_loss(x, actions, weights, jnp.ones_like(weights)))(logits)
+    np.testing.assert_allclose(jax.grad(ours)(logits), -5 * theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: reward_to_go(jnp.ones((2, 3)), jnp.ones((2, 3))), r"rewards \(2, 3\).*use jax.vmap"),
+        (lambda: total_return(jnp.ones(3), jnp.ones(2)), r"discounts \(2,\)"),
+        (lambda: td_residuals(REWARDS, HALVES, jnp.ones(4), NEXT), r"values \(4,\)"),
+        (lambda: lambda_returns(REWARDS, HALVES, jnp.ones(4)), r"next_values \(4,\)"),
+        (lambda: generalized_advantages(REWARDS, HALVES, VALUES, jnp.ones(())), r"next_values \(\)"),
+        (lambda: gae(1.1), r"lambda_: expected a number in \[0, 1\], received 1.1"),
+    ],
+)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
