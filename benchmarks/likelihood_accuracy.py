@@ -5,7 +5,9 @@ a float64 scan; beside each stands the error of what one would write first, a pl
 for an MLP 4-64-2 on one trajectory of 65 536 steps: the library, a plain scan over t, and everything vectorised.
 
 Finding (2 CPU cores, jax 0.10.2): a plain scan loses two to five digits at 10^6 steps and is right to one digit at 10^7; sums in blocks lose none
-that matter and are several times faster.
+that matter, except that the value which comes with a gradient is right to 2.5e-6 only where all factors are equal. Blocks take a twelfth of the time
+of a plain scan. Against the vectorised form it is 2.2 to 2.7 times less where the cores are busy or there is one, 1.6 on two idle cores, which the
+vectorised form can both use.
 """
 
 import math

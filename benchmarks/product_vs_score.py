@@ -334,7 +334,7 @@ def _draw(found: list[Collapse], lengths: list[int], errors: dict[str, dict[str,
         last = int(np.flatnonzero(np.isfinite(product))[-1])
         where = (lengths[last], product[last])
         arrow = {"arrowstyle": "->", "color": "0.4"}
-        ax.annotate(f"the product is zero from\nT = {ends[0.9]} on", where, (1e4, 4e-9), arrowprops=arrow)
+        ax.annotate(f"the product is zero\nfrom T = {ends[0.9]} on", where, (1e4, 2e-9), arrowprops=arrow)
         ax.legend(frameon=False, loc="upper left")
     looks = {"float16": ("o", 6), "bfloat16": ("s", 11), "float32": ("D", 5), "float64": ("^", 6)}
     for dtype in DTYPES:

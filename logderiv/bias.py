@@ -86,8 +86,9 @@ def declared(part: Any, known: Mapping[Any, Bias], kind: str) -> Bias:
     """
     if isinstance(own := getattr(part, "bias", None), Bias):
         return own
-    if part in known:
-        return known[part]
+    for function, bias in known.items():
+        if part is function:
+            return bias
     name = getattr(part, "__name__", type(part).__name__)
     return biased(f"unknown {kind} {name!r}: declare it by an attribute bias = logderiv.Bias(...)", degree=None)
 

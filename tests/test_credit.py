@@ -62,7 +62,9 @@ def test_padding_has_no_derivative_either():
 
     def total(rewards, discounts, values, next_values):
         returns = lambda_returns(rewards, discounts, next_values, lambda_=0.7, valid=valid)
-        return jnp.sum(returns + generalized_advantages(rewards, discounts, values, next_values, lambda_=0.7, valid=valid))
+        return jnp.sum(
+            returns + generalized_advantages(rewards, discounts, values, next_values, lambda_=0.7, valid=valid)
+        )
 
     grads = jax.grad(total, argnums=(0, 1, 2, 3))(bad, bad * 0.5, VALUES * bad, NEXT * bad)
     assert all(jnp.isfinite(g).all() for g in grads)

@@ -10,6 +10,7 @@ $z_{t+1}$, with coefficients that the step alone decides:
 so $M_t(s) = \mathbb{E}[z_t z_t^\top | s_t = s]$ obeys a backward recursion $M_t(s) = \mathbb{E}_{a, s'}[L\, M_{t+1}(s')\, L^\top]$.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -93,17 +94,7 @@ def weighted_score_moments(
     rows = 2 + size * (1 if credit is reward_to_go else 2)
     end = jnp.zeros((mdp.num_states, rows, rows), dtype).at[:, 0, 0].set(1)
 
-    def advance(z: jax.Array, c: jax.Array, b: jax.Array, score: jax.Array) -> jax.Array:
-        """$z_t$ from $z_{t+1}$, in each column; it holds the sum of scores only where the whole return weighs them."""
-        one, later, sums, g = z[0], z[1], z[2:-size], z[-size:]
-        g = g + jnp.outer(score, later + (c - b) * one)
-        if credit is total_return:
-            g, sums = g + c * sums, sums + jnp.outer(score, one)
-        return jnp.concatenate([one[None], later[None] + c * one[None], sums, g])
-
-    def both_sides(second: jax.Array, *step: jax.Array) -> jax.Array:
-        return advance(advance(second, *step).T, *step)
-
+    both_sides = functools.partial(_both_sides, credit)
     over_actions = jax.vmap(both_sides, (0, 0, None, 0))
     over_states = jax.vmap(over_actions, (0, 0, 0, 0))
 
@@ -147,6 +138,20 @@ def fisher(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Ar
     scores = jax.jacfwd(lambda flat: log_prob(unravel(flat), policy, every))(flat)
     scores = jnp.where(weights[:, None] == 0, 0, scores)  # never drawn, and its score not defined
     return jnp.einsum("k,ki,kj->ij", weights, scores, scores)
+
+
+def _both_sides(credit: Credit, second: jax.Array, c: jax.Array, b: jax.Array, score: jax.Array) -> jax.Array:
+    """$L M L^T$ for a symmetric `M`."""
+
+    def advance(z: jax.Array) -> jax.Array:
+        """$z_t$ from $z_{t+1}$ in each column; it holds the sum of scores only where the whole return weighs them."""
+        one, later, sums, g = z[0], z[1], z[2 : -score.size], z[-score.size :]
+        g = g + jnp.outer(score, later + (c - b) * one)
+        if credit is total_return:
+            g, sums = g + c * sums, sums + jnp.outer(score, one)
+        return jnp.concatenate([one[None], later[None] + c * one[None], sums, g])
+
+    return advance(advance(second).T)
 
 
 def _choices_and_scores(params: Any, policy: Any, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:

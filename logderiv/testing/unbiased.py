@@ -161,7 +161,7 @@ def familywise(k: float, num_comparisons: int) -> float:
 
     Example:
         >>> round(familywise(5.0, 1), 6), round(familywise(5.0, 1000), 2)
-        (5.0, 6.23)
+        (5.0, 6.2)
     """
     if not 0 < k <= 30:
         raise ValueError(f"k: expected a number of standard errors in (0, 30], received {k}.")

@@ -1,0 +1,186 @@
+"""Surrogates: values of derivatives by hand, exact expectations at orders 1 to 3, and the known error of the plain one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.surrogates import clipped_terms, loaded_dice, reduce_steps
+
+from . import oracle
+from .worlds import TWO_STATES_LOGITS, two_states
+from .zoo import zoo
+
+ZOO = zoo()
+ANY_ORDER = [name for name, entry in ZOO.items() if entry.estimator.bias.order == np.inf]
+
+
+def _expected(name, world):
+    entry = ZOO[name]
+    state = None if entry.state is None else entry.state(world.params)
+    number = entry.estimator.bias.min_trajectories
+    return oracle.expected_derivatives(entry.estimator, world, number, state=state, off_policy=entry.off_policy)
+
+
+def _exact(world):
+    return jax.jit(lambda p: oracle.derivatives(oracle.value(world), p))(world.params)
+
+
+@pytest.mark.parametrize("name", ANY_ORDER)
+def test_every_order_is_exact(name):
+    world = oracle.ending() if ZOO[name].ending else oracle.cut(3)
+    for computed, exact in zip(_expected(name, world), _exact(world), strict=True):
+        assert np.max(np.abs(exact)) > 1e-2
+        np.testing.assert_allclose(computed, exact, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "name", ["reward-to-go", "given value", "leave one out per step", "loaded DiCE(0.5)", "PPO, leave one out"]
+)
+def test_first_order_ones_are_right_at_order_one_only(name):
+    world = oracle.cut(3)
+    assert ZOO[name].estimator.bias.order == 1
+    errors = [np.max(np.abs(a - b)) for a, b in zip(_expected(name, world), _exact(world), strict=True)]
+    assert errors[0] < 1e-12
+    assert min(errors[1:]) > 1e-2
+
+
+def test_own_sample_mean_keeps_its_factor_at_every_order():
+    world = oracle.cut(3)
+    for computed, exact in zip(_expected("biased: DiCE, batch mean", world), _exact(world), strict=True):
+        np.testing.assert_allclose(computed, 0.5 * exact, rtol=0, atol=1e-10)
+
+
+def test_baseline_in_the_wrong_place_is_wrong_at_every_order():
+    """(1 - box(l_<=t)) b_t instead of (box(l_<t) - box(l_<=t)) b_t: right for leave-one-out, wrong for a value of the state."""
+    world = oracle.cut(3)
+    estimator = ld.score_function(discount=0.9)
+    values = jnp.array([0.7, -0.3])
+
+    def of_batch(batch):
+        weights, _ = estimator.weigh(world.params, (), oracle.POLICY, batch)
+        baseline = jnp.where(batch.valid, values[jnp.minimum(batch.observations, 1)] * 0.9 ** jnp.arange(3.0)[None], 0)
+
+        def objective(params):
+            logs = ld.log_factors(params, oracle.POLICY, batch)
+            up_to = jnp.cumsum(logs, axis=1)
+            box = jnp.exp(up_to - jax.lax.stop_gradient(up_to))
+            return ld.dice_surrogate(logs, weights) + jnp.mean(jnp.sum((1 - box) * baseline, axis=1))
+
+        return oracle.derivatives(objective, world.params)
+
+    for computed, exact in zip(oracle.expectation(of_batch, world, 1), _exact(world), strict=True):
+        assert np.max(np.abs(computed - exact)) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("horizon", "hessian", "naive"),
+    [
+        (1, [-0.03275656556001866, 0.008720895205027501], [-0.0530470295336212, -0.10785877048428763]),
+        (2, [-0.00520447139818736, -0.015442959857532634], [-0.3374866431093107, -0.28144949895418714]),
+    ],
+)
+def test_plain_surrogate_is_wrong_by_its_known_amount(horizon, hessian, naive):
+    """The two-state process of `worlds`, discount 0.9; corners (0, 0) and (2, 2) of the Hessian.
+
+    Numbers: every trajectory enumerated and checked against dynamic programming (decision_problems, enumerated_mdp).
+    """
+    mdp, params = two_states(), TWO_STATES_LOGITS
+    every = ld.exact.enumerate_trajectories(mdp, horizon=horizon)
+
+    @jax.jit
+    def run(params):
+        probabilities = ld.prob(params, ld.tabular_softmax, every, environment=mdp)
+
+        def expected(surrogate):
+            estimator = ld.score_function(credit=ld.total_return, discount=0.9, surrogate=surrogate)
+
+            def objective(p, tau):
+                batch = jax.tree.map(lambda x: x[None], tau)
+                weights, _ = estimator.weigh(params, (), ld.tabular_softmax, batch)
+                return estimator.objective(p, ld.tabular_softmax, batch, weights)
+
+            hessians = jax.vmap(jax.hessian(objective), (None, 0))(params, every)
+            return jnp.tensordot(probabilities, hessians, axes=1).reshape(4, 4)
+
+        return expected(ld.dice_surrogate), expected(ld.score_surrogate)
+
+    dice, plain = run(params)
+    np.testing.assert_allclose([dice[0, 0], dice[2, 2]], hessian, rtol=0, atol=1e-12)
+    np.testing.assert_allclose([plain[0, 0], plain[2, 2]], naive, rtol=0, atol=1e-12)
+
+
+def test_magic_box_derivatives_of_half_the_square():
+    """Derivatives 1 to 6 of box(tau^2 / 2) at tau = 1 are the involution numbers, OEIS A000085; one step of weight 1."""
+    f = lambda tau: ld.dice_surrogate(tau[None] ** 2 / 2, jnp.ones(1))  # noqa: E731
+    found = []
+    for _ in range(6):
+        f = jax.grad(f)
+        found.append(float(jax.jit(f)(jnp.array(1.0))))
+    np.testing.assert_allclose(found, [1, 2, 4, 10, 26, 76], rtol=1e-13)
+
+
+def test_loaded_dice_at_one_is_dice_and_at_zero_keeps_the_own_step_only():
+    logs, weights = -jnp.array([[0.5, 1.0, 0.2]]), jnp.array([[1.0, -2.0, 0.5]])
+    hessian = lambda surrogate: jax.jit(jax.hessian(lambda x: surrogate(x[None], weights)))(logs[0])  # noqa: E731
+    np.testing.assert_allclose(hessian(loaded_dice(1.0)), hessian(ld.dice_surrogate), atol=1e-14)
+    np.testing.assert_allclose(hessian(loaded_dice(0.0)), np.diag([1.0, -2.0, 0.5]), atol=1e-14)
+    half = np.array([[1.0, -1.0, 0.125], [-1.0, -2.0, 0.25], [0.125, 0.25, 0.5]])  # w_t lambda^(t - s)
+    np.testing.assert_allclose(hessian(loaded_dice(0.5)), half, atol=1e-14)
+
+
+def test_loaded_dice_has_the_gradient_of_dice():
+    logs, weights = -jnp.arange(1.0, 7.0).reshape(2, 3), jnp.arange(6.0).reshape(2, 3)
+    for lambda_ in (0.0, 0.3, 1.0):
+        gradient = jax.jit(jax.grad(lambda x, f=loaded_dice(lambda_): f(x, weights)))(logs)
+        np.testing.assert_allclose(gradient, weights / 2, atol=1e-14)
+
+
+def test_weights_are_held_and_cast():
+    logs = -jnp.ones((2, 3), jnp.float32)
+    weights = jnp.ones((2, 3), jnp.float64)
+    for surrogate in (
+        ld.score_surrogate,
+        ld.dice_surrogate,
+        loaded_dice(0.5),
+        lambda x, w: jnp.sum(clipped_terms(x, w, 0.2)),
+    ):
+        value, gradient = jax.value_and_grad(surrogate, argnums=1)(logs, weights)
+        assert value.dtype == jnp.float32
+        assert (gradient == 0).all()
+
+
+def test_clipped_terms_by_hand():
+    """Ratios .5, 1, 1.1, 2 with a positive and a negative weight; the derivative in the log-ratio is ratio * w or 0."""
+    logs = jnp.log(jnp.array([0.5, 1.0, 1.1, 2.0]))
+    up, down = jnp.full(4, 3.0), jnp.full(4, -3.0)
+    np.testing.assert_allclose(clipped_terms(logs, up, 0.2), [1.5, 3.0, 3.3, 3.6])
+    np.testing.assert_allclose(clipped_terms(logs, down, 0.2), [-2.4, -3.0, -3.3, -6.0])
+    slope = lambda w, clip: jax.grad(lambda x: jnp.sum(clipped_terms(x, w, clip)))(logs)  # noqa: E731
+    np.testing.assert_allclose(slope(up, 0.2), [1.5, 3.0, 3.3, 0.0])
+    np.testing.assert_allclose(slope(down, 0.2), [0.0, -3.0, -3.3, -6.0])
+    np.testing.assert_allclose(slope(up, None), [1.5, 3.0, 3.3, 6.0])
+
+
+def test_normalisers_by_hand():
+    valid = jnp.array([[True, True, True], [True, False, False]])
+    terms = jnp.where(valid, jnp.array([[1.0, 2.0, 3.0], [8.0, 0.0, 0.0]]), 0)
+    assert reduce_steps(terms, valid, "per_trajectory") == 7.0
+    assert reduce_steps(terms, valid, "per_own_token") == 5.0
+    assert reduce_steps(terms, valid, "per_token") == 3.5
+    with pytest.raises(ValueError, match="received 'mean'"):
+        reduce_steps(terms, valid, "mean")  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    "surrogate", [ld.score_surrogate, ld.dice_surrogate, loaded_dice(0.5), lambda x, w: clipped_terms(x, w, 0.1)]
+)
+def test_shapes_that_would_broadcast_are_refused(surrogate):
+    with pytest.raises(ValueError, match="would broadcast"):
+        surrogate(jnp.ones((3, 1)), jnp.ones(3))
+
+
+def test_bad_lambda():
+    with pytest.raises(ValueError, match="lambda_: expected"):
+        loaded_dice(1.01)
