@@ -60,7 +60,7 @@ def test_objectives_must_agree():
     with pytest.raises(
         ValueError, match="different objectives, 'finite-horizon discounted return' and 'average reward'"
     ):
-        Bias() & Bias(objective="average reward")
+        _ = Bias() & Bias(objective="average reward")
 
 
 def test_check_raises_below_the_minimum():

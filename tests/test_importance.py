@@ -199,7 +199,10 @@ def test_vtrace_gradient_on_policy_is_gae_one():
         (lambda: importance_truncated(0.0), "threshold: expected a positive number, received 0.0"),
         (lambda: importance_truncated(1.0, product="both"), "product: expected 'decision' or 'trajectory'"),  # pyright: ignore
         (lambda: importance_self_normalised(product="step"), "product: expected"),  # pyright: ignore
-        (lambda: vtrace(*[jnp.ones(3)] * 4, jnp.ones(2)), r"ratios: expected the shape of rewards"),
+        (
+            lambda: vtrace(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(2)),
+            r"ratios: expected the shape of rewards",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -133,7 +133,8 @@ def test_loaded_dice_at_one_is_dice_and_at_zero_keeps_the_own_step_only():
 def test_loaded_dice_has_the_gradient_of_dice():
     logs, weights = -jnp.arange(1.0, 7.0).reshape(2, 3), jnp.arange(6.0).reshape(2, 3)
     for lambda_ in (0.0, 0.3, 1.0):
-        gradient = jax.jit(jax.grad(lambda x, f=loaded_dice(lambda_): f(x, weights)))(logs)
+        surrogate = loaded_dice(lambda_)
+        gradient = jax.jit(jax.grad(lambda x, f=surrogate: f(x, weights)))(logs)
         np.testing.assert_allclose(gradient, weights / 2, atol=1e-14)
 
 
