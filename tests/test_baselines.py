@@ -35,6 +35,19 @@ def values(baseline, batch=ON_POLICY, state=None):
     return baseline.values(state, TAUS, batch)
 
 
+def test_constant():
+    np.testing.assert_array_equal(values(ld.baseline_constant(3), BATCH), 3 * RATIOS)
+    np.testing.assert_array_equal(values(ld.baseline_constant(3.0, per="step"), BATCH), 3 * RATIOS * POWERS[None])
+    np.testing.assert_array_equal(values(ld.baseline_none(), BATCH), np.zeros((3, 3)))
+
+
+def test_leave_one_out_per_trajectory():
+    expected = np.array([[6.0] * 3, [7.5] * 3, [4.5] * 3])
+    np.testing.assert_array_equal(values(ld.baseline_leave_one_out(per="trajectory")), expected)
+    off = values(ld.baseline_leave_one_out(per="trajectory"), BATCH)
+    np.testing.assert_array_equal(off, expected * np.asarray(RATIOS))
+
+
 def test_leave_one_out_per_step_averages_survivors_and_spares_the_last():
     """At step 2 the first trajectory is alone: its baseline is 0, not its own credit."""
     expected = np.array([[6.0, 1.0, 0.0], [7.5, 5.0, 4.0], [4.5, 3.0, 4.0]])
@@ -68,6 +81,16 @@ def test_moving_average_uses_the_old_value_and_is_not_fed_back():
     np.testing.assert_allclose(new, [0.99 * 0.8 + 0.01 * 6.0, 0.99 * 0.5 + 0.01], rtol=1e-14)
 
 
+def test_given_value_of_the_state():
+    now, then = GIVEN.state_values(wrong_values(None), TAUS)
+    v = [0.7, -0.3]
+    np.testing.assert_array_equal(now, [[v[0], v[1], v[0]], [v[1], v[0], 0], [v[0], 0, 0]])
+    np.testing.assert_array_equal(then, [[v[1], v[0], v[1]], [v[0], v[1], 0], [v[0], 0, 0]])  # ends in the final state
+    np.testing.assert_array_equal(values(GIVEN, BATCH), RATIOS * POWERS[None] * now)
+    plain = ld.baseline_value(lambda s: table_value(jnp.array(v), s))
+    np.testing.assert_array_equal(values(plain, BATCH), values(GIVEN, BATCH))
+
+
 def test_learned_value_steps_down_the_mean_squared_error_after_use():
     """One step of size 1/2 on the mean over valid steps: v(s) moves by (share of steps in s) * (mean target - v(s))."""
     baseline = ld.baseline_learned_value(table_value, wrong_values, optax.sgd(0.5))
@@ -80,6 +103,23 @@ def test_learned_value_steps_down_the_mean_squared_error_after_use():
     many = dataclasses.replace(baseline, num_steps=200)
     new, _ = jax.jit(lambda s: many.update(s, TAUS, BATCH))(state)
     np.testing.assert_allclose(new, [2.0, 2.0], rtol=1e-12)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_learned_value_finds_the_values_of_a_task():
+    """Fitted to all trajectories by their probability it becomes the true value of each state."""
+    world = oracle.ending()
+    every, probabilities = oracle.trajectories(world)
+    counts = np.round(probabilities / np.min(probabilities) * 40).astype(int)
+    batch = jax.tree.map(lambda x: jnp.asarray(np.repeat(x, counts, axis=0)), every)
+    baseline = ld.baseline_learned_value(table_value, wrong_values, optax.adam(0.02), num_steps=1500)
+    estimator = ld.score_function(baseline=baseline, discount=world.discount)
+    _, (learned, _) = jax.jit(estimator.weigh)(world.params, baseline.init(None), oracle.POLICY, batch)
+    exact = []
+    for s in range(2):
+        mdp = dataclasses.replace(world.mdp, initial=jnp.eye(3)[s])
+        exact.append(ld.exact.value(world.params, oracle.POLICY, mdp, horizon=3, discount=world.discount))
+    np.testing.assert_allclose(learned, exact, atol=5e-3)
 
 
 def test_targets_are_what_a_state_value_should_predict():
@@ -123,6 +163,37 @@ def test_standardised_weights_have_mean_zero_and_deviation_one():
     np.testing.assert_array_equal(
         equal.credit - values(ld.baseline_biased_group_normalised(3), equal), np.zeros((3, 3))
     )
+
+
+def test_optimal_baselines_are_the_ratios_of_score_moments():
+    """Against scores written out; per parameter and scalar, cross-fitted and in sample."""
+    world = oracle.cut(3)
+    every, _ = oracle.trajectories(world)
+    taus = jax.tree.map(lambda x: jnp.asarray(x)[jnp.array([0, 3, 7, 10, 5])], every)
+    weigher = ld.score_function(discount=0.9)
+
+    @jax.jit
+    def run(params):
+        batch = weigher.credit_batch(params, (), oracle.POLICY, taus)
+        jacobian = jax.jacobian(lambda p: ld.log_factors(p, oracle.POLICY, taus))(params)
+        scalar = ld.baseline_optimal().values((), taus, batch)
+        own = ld.baseline_biased_optimal_in_sample().values((), taus, batch)
+        per_parameter, _ = ld.optimal_per_parameter(discount=0.9, folds=2).weigh(params, (), oracle.POLICY, taus)
+        gradient = ld.optimal_per_parameter(discount=0.9, folds=2).estimate(params, (), oracle.POLICY, taus)[0].grads
+        return batch.credit, jacobian, scalar, own, per_parameter[2], gradient
+
+    credit, jacobian, scalar, own, per_parameter, gradient = jax.tree.map(np.asarray, run(world.params))
+    h, d = np.einsum("nt,ntd->nd", credit, jacobian), np.sum(jacobian, axis=1)
+    parts = [np.array([0, 2, 4]), np.array([1, 3])]
+    np.testing.assert_allclose(own, np.full((5, 3), np.sum(h * d) / np.sum(d * d)), rtol=1e-13)
+    expected = np.zeros(2)
+    for k, part in enumerate(parts):
+        other = parts[1 - k]
+        np.testing.assert_allclose(scalar[part], np.sum((h * d)[other]) / np.sum((d * d)[other]), rtol=1e-13)
+        optimum = np.sum((h * d)[other], axis=0) / np.sum((d * d)[other], axis=0)
+        np.testing.assert_allclose(per_parameter[k], optimum, rtol=1e-13)
+        expected += np.sum(h[part] - optimum * d[part], axis=0) / 5
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
 
 
 def test_an_unseen_score_gives_no_baseline_and_nan_stays_nan():
