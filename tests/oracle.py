@@ -17,8 +17,8 @@ class World(NamedTuple):
     kind: str
     mdp: ld.TabularMDP
     horizon: int
-    params: jax.Array = jnp.array([0.3, -0.5])
-    behaviour: jax.Array = jnp.array([-0.4, 0.2])
+    params: jax.Array
+    behaviour: jax.Array
     discount: float = 0.9
 
 
@@ -42,12 +42,16 @@ ENDING = ([[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
 
 def cut(horizon: int = 2) -> World:
     """Episodes of random length, some cut by the horizon. 6 trajectories at T = 2, 10 at T = 3."""
-    return World("cut", _mdp(CUT), horizon)
+    return _world("cut", CUT, horizon)
 
 
 def ending() -> World:
     """Episodes of one or two steps in a horizon of three: always padding, never a cut. 7 trajectories."""
-    return World("ending", _mdp(ENDING), 3)
+    return _world("ending", ENDING, 3)
+
+
+def _world(kind: str, transition: Any, horizon: int) -> World:
+    return World(kind, _mdp(transition), horizon, jnp.array([0.3, -0.5]), jnp.array([-0.4, 0.2]))
 
 
 @functools.cache
