@@ -13,6 +13,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
+from benchmarks.tasks import random_walk_mdp, walk
 from logderiv.bias import Bias
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
@@ -283,6 +284,20 @@ def test_a_choice_that_is_never_made_has_no_part_in_the_expectation():
     )(PARAMS)
     np.testing.assert_allclose(programmed.covariance, ours.covariance, atol=1e-14)
     assert ours.num_evaluations < 47
+
+
+def test_a_plain_function_is_compiled_once_for_all_chunks(monkeypatch):
+    """Traced for its expectation and nothing else, however many chunks the batches come in."""
+    traces = []
+
+    def plain(params, policy, trajectories):
+        traces.append(1)
+        return jax.grad(lambda p: jnp.mean(ld.log_prob(p, policy, trajectories)))(params)
+
+    monkeypatch.setattr("logderiv.exact.batches._STEPS", 64)
+    found = moments(plain, horizon=2, num_trajectories=2)
+    assert found.num_evaluations > 10 * 64 // 4
+    assert len(traces) <= 2
 
 
 def test_nan_stays_nan():
@@ -596,26 +611,9 @@ def test_the_short_corridor_in_the_limit_of_long_horizons():
         np.testing.assert_allclose(information, fisher, rtol=1e-12)
 
 
-def random_walk(steps: int) -> ld.TabularMDP:
-    """From 0, up or down by one; rewards add up to the square of the last position."""
-    x = np.arange(steps + 1)
-    transition = np.zeros((steps + 1, 2, steps + 1))
-    down, up = np.maximum(x - 1, 0), np.minimum(x + 1, steps)
-    transition[x, 0, down] = transition[x, 1, up] = 1
-    reward = np.stack([down**2 - x**2, (x + 1) ** 2 - x**2], axis=1).astype(float)
-    terminal = jnp.zeros(steps + 1, bool)
-    return ld.TabularMDP(jnp.eye(steps + 1)[0], jnp.asarray(transition), jnp.asarray(reward), terminal)
-
-
-def walk(p, x):
-    """Up with probability exp(-x / p): certain at 0."""
-    log_up = -jnp.where(x == 0, 1, x).astype(p.dtype) / p
-    return ld.Bernoulli(jnp.where(x == 0, jnp.inf, log_up - jnp.log(-jnp.expm1(log_up))))
-
-
 def test_random_walk_of_arya_et_al():
     """n = 50, p = 100: Arya et al. (2022), arXiv:2210.08572, section 5; the two standard deviations as in the issue."""
-    mdp = random_walk(50)
+    mdp = random_walk_mdp(50)
 
     @jax.jit
     def ours(p):

@@ -26,14 +26,15 @@ def compiled(function: Callable[..., Any], /, *arguments: Any, **options: Any) -
     Pytrees of arrays are traced; objects registered static are part of the cache's key, like `options`; anything else
     is held, and compiles anew. Functions are compared by identity: pass one that lives at module level.
     """
-    return _call(function, tuple(options.items()), *(_argument(x) for x in arguments))
+    return _call(function, tuple(options.items()), *(held(x) for x in arguments))
+
+
+def held(x: Any) -> Any:
+    """An argument as `jax.jit` takes it: itself, or its holder. Hold once what several calls are to share a program for."""
+    arrays = all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in jax.tree.leaves(x))
+    return x if arrays else Held(x)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _call(function: Callable[..., Any], options: tuple[tuple[str, Any], ...], *arguments: Any) -> Any:
     return function(*(x.value if isinstance(x, Held) else x for x in arguments), **dict(options))
-
-
-def _argument(x: Any) -> Any:
-    arrays = all(isinstance(leaf, jax.Array | np.ndarray | float) for leaf in jax.tree.leaves(x))
-    return x if arrays else Held(x)

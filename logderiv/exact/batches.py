@@ -21,7 +21,7 @@ import numpy as np
 
 from logderiv.bias import Bias
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact._compiled import compiled
+from logderiv.exact._compiled import compiled, held
 from logderiv.exact.enumeration import enumerate_trajectories, readable
 from logderiv.likelihood import log_factors
 from logderiv.rollout import batch_info
@@ -86,7 +86,7 @@ class Ensemble(NamedTuple):
         """
         steps = self.batches.size * self.trajectories.valid.shape[-1]
         rows = max(1, min(_STEPS // steps, _NUMBERS // size, self.batches.number))
-        context = (self.estimator, self.params, self.state, self.policy)
+        context = tuple(map(held, (self.estimator, self.params, self.state, self.policy)))
 
         def values(indices: np.ndarray) -> np.ndarray:
             padded = np.concatenate([indices, np.repeat(indices[:1], rows - len(indices), axis=0)])
