@@ -381,9 +381,20 @@ def _counts_padding(params, taus):
     return jnp.sum(params) * jnp.mean(taus.actions.astype(params.dtype))
 
 
+def _divides_by_the_length(params, taus):
+    return jnp.mean(ld.log_factors(params, _logits, taus))
+
+
+def test_the_number_of_invalid_steps_matters_to_a_mean_over_time():
+    """What fills the padding is masked, yet a mean over T counts it."""
+    with pytest.raises(AssertionError, match=r"2 more invalid steps: the value changes\n.*the gradient changes"):
+        testing.check_padding(_divides_by_the_length, PARAMS, _padded())
+    assert testing.check_padding(_divides_by_the_length, PARAMS, _padded(), num_extra=0).passed
+
+
 def test_padding_passes_where_it_does_not_matter():
     report = testing.check_padding(_objective, PARAMS, _padded())
-    assert report.num_cases == 21
+    assert report.num_cases == 24
     assert report.num_invalid == 9
     assert str(report).endswith("no bit changed")
 
@@ -394,7 +405,7 @@ def test_padding_passes_where_it_does_not_matter():
         (_unmasked_input, "NaN in observations: the gradient changes"),
         (_multiplied_credit, "NaN in rewards: the value changes"),
         (_discounted_unmasked, "NaN in discounts: the value changes"),
-        (_counts_padding, "largest in actions: the value changes"),
+        (_counts_padding, "largest, .*in actions: the value changes"),
     ],
 )
 def test_padding_that_matters_is_caught_and_named(function, message):

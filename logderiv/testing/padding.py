@@ -1,4 +1,4 @@
-"""Does padding matter? Value, gradient and Hessian-vector product with garbage in every invalid step."""
+"""Does padding matter? Value, gradient and Hessian-vector product with garbage in every invalid step, and with more of them."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from logderiv._arrays import expand, widest
 from logderiv.types import Trajectory, check_params, check_trajectory
@@ -29,7 +30,7 @@ class PaddingReport(NamedTuple):
     Attributes:
         num_cases: Number of comparisons of all bits.
         num_invalid: Number of invalid steps that were filled.
-        failures: One line for each quantity that changed: kind of garbage, field, quantity.
+        failures: One line for each field and quantity that changed, with the kinds of garbage.
     """
 
     num_cases: int
@@ -46,8 +47,10 @@ class PaddingReport(NamedTuple):
         return head + ("no bit changed" if self.passed else "\n  ".join(["padding matters", *self.failures]))
 
 
-def check_padding(function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory) -> PaddingReport:
-    """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit.
+def check_padding(
+    function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory, *, num_extra: int = 2
+) -> PaddingReport:
+    """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit, nor on their number.
 
     Observations, actions, rewards, discounts and behaviour log-probabilities of invalid steps are filled with NaN,
     infinities, the extremes of their dtypes and zeros. Compared are the value, the gradient and the product of the
@@ -55,11 +58,15 @@ def check_padding(function: Callable[[Any, Trajectory], Any], params: Any, traje
     values would not find it. Once more with NaN outside `jax.jit`, where a product with a mask shows what the compiler
     hides by luck.
 
+    Then invalid steps are appended to every trajectory. A division by `T` changes with them. Sums may round differently,
+    so the three quantities agree to the square root of the dtype's rounding unit; outputs that have a time axis are not compared.
+
     Args:
         function: From params and a (batch of) trajectories to a pytree of floating-point arrays, such as
             `lambda p, taus: estimator.objective(p, policy, taus, estimator.weigh(p, state, policy, taus)[0])`.
         params: Floating point.
         trajectories: Some of whose steps are invalid.
+        num_extra: Invalid steps to append; 0 for a function that holds arrays of a fixed `T`.
 
     Returns:
         A `PaddingReport`.
@@ -75,6 +82,7 @@ def check_padding(function: Callable[[Any, Trajectory], Any], params: Any, traje
     if not num_invalid:
         raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
     failures: list[str] = []
+    where: dict[tuple[str, str, str], list[str]] = {}  # field, quantity, how: kinds of garbage
     num_cases = 0
 
     def direct(params: Any, taus: Trajectory) -> Any:
@@ -89,10 +97,18 @@ def check_padding(function: Callable[[Any, Trajectory], Any], params: Any, traje
             changed = _changed(reference, derivatives(params, fill(trajectories, kind)))
             num_cases += len(QUANTITIES)
             for field in FIELDS if changed else ():
-                only = _changed(reference, derivatives(params, fill(trajectories, kind, (field,))))
-                failures += [f"{kind} in {field}: the {name} changes ({how})" for name in only]
-            if changed and not failures:
+                for name in _changed(reference, derivatives(params, fill(trajectories, kind, (field,)))):
+                    where.setdefault((field, name, how), []).append(kind)
+            if changed and not where:
                 failures.append(f"{kind} in several fields at once: the {changed[0]} changes ({how})")
+    failures += [
+        f"{', '.join(kinds)} in {field}: the {name} changes ({how})" for (field, name, how), kinds in where.items()
+    ]
+    if num_extra:
+        compiled = jax.jit(direct)
+        longer = _apart(compiled(params, trajectories), compiled(params, extend(trajectories, num_extra)))
+        num_cases += len(QUANTITIES)
+        failures += [f"{num_extra} more invalid steps: the {name} changes" for name in longer]
     report = PaddingReport(num_cases, num_invalid, tuple(failures))
     if not report.passed:
         raise AssertionError(f"check_padding: {report}")
@@ -109,6 +125,19 @@ def fill(trajectories: Trajectory, kind: str, fields: tuple[str, ...] = FIELDS) 
         return jnp.where(expand(trajectories.valid, x), x, jnp.asarray(_garbage(kind, x.dtype), x.dtype))
 
     return trajectories._replace(**{name: jax.tree.map(leaf, getattr(trajectories, name)) for name in fields})
+
+
+def extend(trajectories: Trajectory, number: int) -> Trajectory:
+    """The trajectories with `number` more invalid steps, which repeat the last one."""
+    axis = trajectories.valid.ndim - 1
+
+    def leaf(x: jax.Array) -> jax.Array:
+        last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
+        return jnp.concatenate([x, *[last] * number], axis=axis)
+
+    fields = {name: jax.tree.map(leaf, getattr(trajectories, name)) for name in FIELDS}
+    nothing = jnp.zeros((*trajectories.valid.shape[:-1], number), bool)
+    return trajectories._replace(valid=jnp.concatenate([trajectories.valid, nothing], axis=axis), **fields)
 
 
 def _garbage(kind: str, dtype: Any) -> Any:
@@ -147,6 +176,20 @@ def _bits(results: tuple[Any, Any, Any]) -> list[list[bytes]]:
 
 def _changed(reference: list[list[bytes]], results: tuple[Any, Any, Any]) -> list[str]:
     return [name for name, a, b in zip(QUANTITIES, reference, _bits(results), strict=True) if a != b]
+
+
+def _apart(first: tuple[Any, Any, Any], second: tuple[Any, Any, Any]) -> list[str]:
+    """Quantities that differ by more than rounding; none where the outputs have another shape."""
+    pairs = [list(zip(*map(jax.tree.leaves, trees), strict=True)) for trees in zip(first, second, strict=True)]
+    if any(np.shape(a) != np.shape(b) for a, b in pairs[0]):
+        return []
+
+    def close(a: jax.Array, b: jax.Array) -> bool:
+        tolerance = float(np.sqrt(jnp.finfo(a.dtype).eps))
+        scale = float(np.max(np.abs(np.asarray(a, np.float64)), initial=0.0))
+        return np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=tolerance * scale)
+
+    return [name for name, leaves in zip(QUANTITIES, pairs, strict=True) if not all(close(a, b) for a, b in leaves)]
 
 
 def _nan(results: tuple[Any, Any, Any]) -> list[str]:
