@@ -5,13 +5,16 @@ summed: the difference of two sums would lose what matters. The weights are expo
 
 | | weight of step `t` | |
 |---|---|---|
-| per decision | $\rho_{\le t} = \prod_{s \le t} \pi/b$ | what the choices up to `t` cost; the lower variance |
+| per decision | $\rho_{\le t} = \prod_{s \le t} \pi/b$ | only the choices that a reward follows from |
 | trajectory | $\rho_{\le T}$ at every step | the whole product |
 | self-normalised | $N \rho_n / \sum_m \rho_m$ | bounded by N; biased, consistent |
 | truncated | $\min(\rho, c)$ | bounded by c; biased |
 
 and enter the rewards *before* credit; a baseline is multiplied by them too. Applied after credit they are biased. Weights
 are held: no gradient flows through them.
+
+Per decision has the lower variance without a baseline. A state value as baseline is different: what it predicts is then the
+sum of rewards with *one* weight, so give it the residuals (`credit=gae(1.0)`), or take the trajectory's weight.
 
 They are exactly 1, bit for bit, when `behaviour_log_probs` are the very numbers that `log_factors` returns. A rollout stores
 what it computed one step at a time, which may differ in the last bit; `with_behaviour` refreshes them.

@@ -112,6 +112,9 @@ def baseline_optimal(*, folds: int = 2) -> Optimal:
     Exactly unbiased at every order, at the cost of two more gradients per trajectory (a few held at a time). Trajectory `n`
     is in fold `n mod folds`, so the estimate depends on their order. Where the others have seen no score, $b = 0$.
 
+    Unbiased does not mean small: with a few trajectories in a fold the denominator can be close to 0 and the variance above that
+    of no baseline at all. `logderiv.diagnostics` tells.
+
     Args:
         folds: At least 2, and at most the number of trajectories.
 
