@@ -21,8 +21,9 @@ each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.ste
 
 @pytest.fixture(autouse=True)
 def _fresh_kernel(monkeypatch, tmp_path):
-    """The kernel inherits the environment: JAX on the CPU with its defaults, no user's IPython profile or figure backend."""
+    """The kernel inherits the environment: JAX on the CPU with its default types, no user's IPython profile or figure backend."""
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiling is what costs
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     for name in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "MPLBACKEND"):
         monkeypatch.delenv(name, raising=False)
