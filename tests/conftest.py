@@ -21,6 +21,12 @@ def _fresh_caches():
 
 @pytest.fixture
 def standard_promotion():
-    """Optax and flax mix dtypes; what runs inside them cannot be strict."""
+    """Optax, flax and rlax mix dtypes; what runs inside them cannot be strict."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def rlax(standard_promotion):
+    """DeepMind's rlax as an oracle, where it is installed (extra `peers`)."""
+    return pytest.importorskip("rlax")

@@ -218,6 +218,7 @@ def test_sampled_mean_and_variance_agree_with_the_closed_forms(name):
     samples, mean, sem, var = run(jax.random.key(11))
     for leaf, exact, expected in (("mu", 4, variance[0]), ("sigma", 2, variance[1])):
         assert abs(mean[leaf] - exact) < 4.5 * sem[leaf]
+        assert abs(1.5 * mean[leaf] - exact) > 4.5 * sem[leaf]
         fourth = np.mean((np.asarray(samples[leaf]) - exact) ** 4)
         assert abs(var[leaf] - expected) < 4.5 * np.sqrt((fourth - expected**2) / 100_000)
 
@@ -234,6 +235,7 @@ def test_a_cost_that_jumps_needs_no_derivative_and_fools_pathwise():
     for name in ("score", "measure"):
         mean, sem = jax.jit(run, static_argnums=0)(ESTIMATORS[name], jax.random.key(2))
         assert 0 < abs(mean - exact) < 4.5 * sem
+        assert abs(1.5 * mean - exact) > 4.5 * sem
     mean, sem = jax.jit(run, static_argnums=0)(gradients_pathwise, jax.random.key(2))
     assert (mean, sem) == (0, 0)
 
@@ -262,6 +264,7 @@ def test_vectors_and_the_chain_rule(name, dtype):
         assert mean[leaf].dtype == dtype
         assert 0 < sem[leaf] < 0.3
         assert abs(mean[leaf] - exact[leaf]) < 4.5 * sem[leaf]
+        assert abs(2 * mean[leaf] - exact[leaf]) > 4.5 * sem[leaf]
 
 
 # Discrete
@@ -312,6 +315,7 @@ def test_categorical_and_bernoulli_through_the_public_calls():
     for samples in calls:
         assert samples.shape == (20_000, 4)
         assert np.all(np.abs(diagnostics.mean(samples) - exact) < 4.5 * diagnostics.sem(samples))
+        assert np.any(np.abs(1.5 * diagnostics.mean(samples) - exact) > 4.5 * diagnostics.sem(samples))
     p = 1 / (1 + np.exp(-0.7))
     np.testing.assert_allclose(coin[1], -3 * p * (1 - p), rtol=1e-12)  # no noise at all
     assert abs(coin[0].mean() + 3 * p * (1 - p)) < 4.5 * coin[0].std() / np.sqrt(2000)

@@ -1,0 +1,81 @@
+"""Every statistical check of the other files again, on 200 fresh seeds: at most one may fail.
+
+Each check holds a right estimator to its standard errors and rejects a wrong one, so that a failure is either a false
+alarm or a wrong twin that got through. `test_testing` has such a sweep of its own, over seeds in one program.
+"""
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from tests import (
+    test_diagnostics,
+    test_distributions,
+    test_environments,
+    test_estimator_benchmarks,
+    test_identity,
+    test_siblings,
+)
+
+NUM_SEEDS = 200
+CHECKS = {
+    "noise laws": test_siblings.test_noise_has_the_stated_laws,
+    "moments of the score": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("score"),
+    "moments of pathwise": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("pathwise"),
+    "moments of measure": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("measure"),
+    "a cost that jumps": test_siblings.test_a_cost_that_jumps_needs_no_derivative_and_fools_pathwise,
+    "vectors, score": lambda: test_siblings.test_vectors_and_the_chain_rule("score", jax.numpy.float64),
+    "vectors, pathwise": lambda: test_siblings.test_vectors_and_the_chain_rule("pathwise", jax.numpy.float64),
+    "vectors, measure": lambda: test_siblings.test_vectors_and_the_chain_rule("measure", jax.numpy.float64),
+    "discrete": test_siblings.test_categorical_and_bernoulli_through_the_public_calls,
+    "three routes": test_identity.test_under_the_expectation_three_routes_give_one_gradient,
+    "frequencies": test_environments.test_sampled_trajectories_have_their_enumerated_probabilities,
+    "normal samples": lambda: test_distributions.test_samples_have_the_declared_mean_within_four_standard_errors(
+        test_distributions.ld.Normal(jax.numpy.asarray(0.4), jax.numpy.asarray(1.5)), 0.4, 2.25
+    ),
+    "variance ratio": test_diagnostics.test_variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one,
+    "error of the alarm": test_diagnostics.test_the_alarm_knows_its_error,
+    "linear-quadratic": (
+        test_estimator_benchmarks.test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value
+    ),
+}
+
+
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Each check jits anew: the programs, equal but for their keys, are kept on disk."""
+    options = {
+        "jax_compilation_cache_dir": str(tmp_path),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in options}
+    compilation_cache.reset_cache()
+    for name, value in options.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKS)
+def test_two_hundred_fresh_seeds(name, monkeypatch, compiled_once):
+    original, failures = jax.random.key, []
+    for fresh in range(1, NUM_SEEDS + 1):
+        monkeypatch.setattr(jax.random, "key", lambda seed, fresh=fresh: original(seed + 1000 * fresh))
+        try:
+            CHECKS[name]()
+        except AssertionError as error:
+            failures.append(f"seed {fresh}: {error}")
+        if fresh % 20 == 0:
+            jax.clear_caches()
+    assert len(failures) <= NUM_SEEDS // 200, failures
+
+
+def test_a_check_that_always_fails_is_noticed(monkeypatch, compiled_once):
+    monkeypatch.setitem(CHECKS, "wrong", lambda: test_siblings.np.testing.assert_equal(1, 2))
+    monkeypatch.setattr("tests.test_seeds.NUM_SEEDS", 2)
+    with pytest.raises(AssertionError, match="seed 2"):
+        test_two_hundred_fresh_seeds("wrong", monkeypatch, None)
