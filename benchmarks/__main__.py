@@ -13,15 +13,16 @@ import time
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
+BY_NAME = ("mutation",)  # run only when named: most of an hour, and about the tests rather than the library
 
 
-def questions() -> dict[str, str]:
-    """Name and question of every benchmark, read from the sources without importing them."""
+def questions(*, by_name: bool = False) -> dict[str, str]:
+    """Name and question of every benchmark, or of those that run `BY_NAME` only, read without importing them."""
     found = {}
     for path in sorted(FOLDER.glob("*.py")):
         module = ast.parse(path.read_text(encoding="utf-8"))
         runs = any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in module.body)
-        if runs and not path.name.startswith("_"):
+        if runs and not path.name.startswith("_") and (path.stem in BY_NAME) == by_name:
             found[path.stem] = (ast.get_docstring(module) or "").partition("\n")[0]
     return found
 
@@ -29,12 +30,13 @@ def questions() -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     """The command line. Returns the exit code: 0, 1 if a benchmark failed, 2 for an unknown name."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks.")
-    parser.add_argument("names", nargs="*", help="which to run; none means all")
+    parser.add_argument("names", nargs="*", help=f"which to run; none means all but {', '.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
     parser.add_argument("--list", action="store_true", help="only list them")
     options = parser.parse_args(arguments)
 
-    known = questions()
+    standard = questions()
+    known = standard | questions(by_name=True)
     unknown = [name for name in options.names if name not in known]
     if unknown:
         print(f"unknown benchmark {', '.join(unknown)}; known are: {', '.join(known)}", file=sys.stderr)
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     if len(options.names) == 1:
         importlib.import_module(f"benchmarks.{options.names[0]}").main(options.quick)
         return 0
-    failed = [name for name in options.names or known if not _run_alone(name, known[name], options.quick)]
+    failed = [name for name in options.names or standard if not _run_alone(name, known[name], options.quick)]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0

@@ -1,4 +1,4 @@
-r"""Is each estimator as biased as it declares? Its exact mean, variance and highest right order, by summing over every batch.
+r"""Is each estimator exactly as biased as it declares, and to which order are its derivatives right?
 
 Small decision processes (two live states, episodes of random length, some cut by the horizon) whose trajectories can all be listed, float64.
 For N = 1 to 8 from the estimator's minimum, E[g] is compared with `factor(N) * grad J` of its declaration; where there is no factor, it must differ. For each N the

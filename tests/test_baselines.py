@@ -10,9 +10,13 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv.baselines import CreditBatch
+from logderiv.baselines import CreditBatch, NoBaseline, averages, biased
 from logderiv.baselines.averages import MovingAverageState
+from logderiv.baselines.base import Stateless
 from logderiv.baselines.biased import own_sample_factor
+from logderiv.baselines.optimal import Optimal, fold_moments
+from logderiv.baselines.values import LearnedValue, Value
+from logderiv.bias import Bias
 
 from . import oracle
 from .zoo import GIVEN, table_value, wrong_values
@@ -247,3 +251,161 @@ def test_optimal_baseline_has_the_least_variance_of_constants():
 def test_bad_input(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+TWO_LEAVES = ld.Policy(lambda params, state: ld.Bernoulli(jnp.where(state == 0, params["left"], params["right"])))
+LOGITS = {"left": jnp.zeros(()), "right": jnp.zeros(())}  # scores are +-1/2, one leaf per state
+
+
+def two_steps(ratios, credit):
+    """Trajectories through the states 0, 1 and what a baseline sees of them."""
+    num = len(credit)
+    ones = jnp.ones((num, 2))
+    taus = ld.Trajectory(
+        jnp.tile(jnp.arange(2), (num, 1)), jnp.arange(2 * num).reshape(num, 2) % 3 % 2, ones, ones, ones > 0, 0 * ones, jnp.zeros(num, int)
+    )  # fmt: skip
+    return taus, CreditBatch(
+        jnp.array(credit), jnp.array(ratios), jnp.ones(2), targets=ones, params=LOGITS, policy=TWO_LEAVES
+    )
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_cross_fitted_optimum_off_policy(folds):
+    """Squared scores are all 1/4 and each leaf has its own, so that b* = sum C rho / sum rho^2 over the other folds."""
+    ratios = np.array([[1.0, 2.0], [0.5, 1.0], [3.0, 1.0], [1.0, 0.25]])
+    credit = np.array([[4.0, 1.0], [2.0, -3.0], [1.0, 5.0], [0.5, 2.0]])
+    taus, batch = two_steps(ratios, credit)
+    found = jax.jit(lambda: ld.baseline_optimal(folds=folds).values((), taus, batch))()
+    for n in range(4):
+        others = np.arange(4) % folds != n % folds
+        best = np.sum((credit * ratios)[others]) / np.sum((ratios**2)[others])
+        np.testing.assert_allclose(found[n], ratios[n] * best, rtol=1e-14)
+    for k, (cross, square) in enumerate(jax.jit(lambda: fold_moments(taus, batch, folds))()):
+        own = np.arange(4) % folds == k
+        for state, leaf in enumerate(("left", "right")):
+            np.testing.assert_allclose(cross[leaf], np.sum((credit * ratios)[own, state]) / 4, rtol=1e-14)
+            np.testing.assert_allclose(square[leaf], np.sum((ratios**2)[own, state]) / 4, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("num", "turns"), [(2, 1), (30, 1), (32, 1), (34, 17), (64, 2), (68, 17)])
+def test_optimal_baseline_holds_at_most_sixteen_scores(num, turns):
+    """Folds of `num / 2`: taken in as few equal turns of at most 16 trajectories as there are."""
+    taus, batch = two_steps(np.ones((num, 2)), np.ones((num, 2)))
+    jaxpr = jax.make_jaxpr(lambda: ld.baseline_optimal().values((), taus, batch))()
+    lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert lengths == [turns] * 2
+
+
+def test_ratio_is_safe_to_differentiate_where_nothing_was_seen():
+    from logderiv.baselines.optimal import ratio
+
+    assert ratio(jnp.array([3.0, 3.0]), jnp.array([1.0, -1.0])).tolist() == [3.0, -3.0]
+    assert jax.grad(ratio, argnums=(0, 1))(jnp.array(1.0), jnp.array(0.0)) == (0.0, 0.0)
+
+
+def test_standardised_weights_by_hand():
+    """Inner values and epsilon in their place: A = C - b, then (A - mean) / (std + epsilon) over valid steps."""
+    advantages = np.asarray(CREDIT) - np.asarray(values(GIVEN, BATCH))
+    alive = advantages[np.asarray(VALID)]
+    for ddof in (0, 1):
+        baseline = ld.baseline_biased_standardised(GIVEN, ddof=ddof, epsilon=1.0)
+        expected = (advantages - np.mean(alive)) / (np.std(alive, ddof=ddof) + 1.0)
+        np.testing.assert_allclose(CREDIT - values(baseline, BATCH), expected, rtol=1e-13)
+    whole = ld.baseline_biased_standardised(per="trajectory", ddof=1, epsilon=1.0)
+    firsts = np.array([6.0, 3.0, 9.0])
+    np.testing.assert_allclose((CREDIT - values(whole))[:, 0], (firsts - 6.0) / (np.std(firsts, ddof=1) + 1.0))
+
+
+def test_batches_with_hardly_a_step():
+    """One valid step, or none: means of nothing are 0, not NaN; one step is its own mean."""
+    one = TAUS._replace(valid=jnp.zeros((3, 3), bool).at[0, 0].set(True))
+    none = TAUS._replace(valid=jnp.zeros((3, 3), bool))
+    batch = ON_POLICY._replace(credit=jnp.zeros((3, 3)).at[0, 0].set(6.0), targets=jnp.full((3, 3), 2.0))
+    empty = batch._replace(credit=jnp.zeros((3, 3)))
+    two = ld.baseline_biased_standardised(per="trajectory", ddof=1, epsilon=0.0)
+    pair = batch._replace(credit=jnp.array([[0.0] * 3, [2.0] * 3]), ratios=jnp.ones((2, 3)))
+    weights = pair.credit - two.values((), jax.tree.map(lambda x: x[:2], TAUS), pair)
+    np.testing.assert_allclose(weights[:, 0], [-(0.5**0.5), 0.5**0.5], rtol=1e-14)
+    for ddof in (0, 1):
+        baseline = ld.baseline_biased_standardised(ddof=ddof)
+        assert baseline.values((), one, batch)[0, 0] == 6.0
+        np.testing.assert_array_equal(baseline.values((), none, empty), np.zeros((3, 3)))
+    for baseline in (ld.baseline_biased_batch_mean(per="step"), ld.baseline_leave_one_out()):
+        np.testing.assert_array_equal(baseline.values((), none, empty), np.zeros((3, 3)))
+    learned = ld.baseline_learned_value(table_value, wrong_values, optax.sgd(0.5))
+    np.testing.assert_allclose(learned.update(learned.init(None), one, batch)[0], [2.0, -0.3], rtol=1e-14)
+    np.testing.assert_array_equal(learned.update(learned.init(None), none, batch)[0], [0.7, -0.3])
+
+
+def test_next_values_are_those_of_the_same_trajectory():
+    """Every state another number, the final ones negative."""
+    seen = TAUS._replace(observations=jnp.arange(9.0).reshape(3, 3), final_observation=jnp.array([-1.0, -2.0, -3.0]))
+    now, then = ld.baseline_value(lambda o: o).state_values((), seen)
+    np.testing.assert_array_equal(now, [[0, 1, 2], [3, 4, 0], [6, 0, 0]])
+    np.testing.assert_array_equal(then, [[1, 2, -1], [4, -2, 0], [-3, 0, 0]])
+
+
+def test_values_of_vector_observations():
+    seen = TAUS._replace(
+        observations=jax.nn.one_hot(jnp.minimum(STATES, 1), 2), final_observation=jax.nn.one_hot(jnp.array([1, 1, 0]), 2)
+    )  # fmt: skip
+    linear = ld.baseline_value(lambda o: o @ jnp.array([0.7, -0.3]))
+    for ours, table in zip(linear.state_values((), seen), GIVEN.state_values(wrong_values(None), TAUS), strict=True):
+        np.testing.assert_array_equal(ours, table)
+
+
+def test_declarations():
+    whole, step = ld.baseline_leave_one_out(per="trajectory"), ld.baseline_leave_one_out()
+    assert whole.bias == Bias(min_trajectories=2, degree=2)
+    assert step.bias == Bias(min_trajectories=2, degree=None)
+    assert ld.baseline_optimal(folds=3).bias == Bias(min_trajectories=3, degree=None, symmetric=False)
+    assert ld.baseline_biased_batch_mean().bias.factor is own_sample_factor
+    assert ld.baseline_biased_batch_mean(per="step").bias.factor is None
+    for build in (
+        ld.baseline_biased_batch_mean, ld.baseline_biased_standardised, ld.baseline_biased_optimal_in_sample,
+    ):  # fmt: skip
+        bias = build().bias
+        assert (bias.order, bias.min_trajectories, bias.degree, bias.symmetric) == (0, 2, None, True)
+    assert ld.baseline_per_group(ld.baseline_constant(1.0), 3).bias == Bias(min_trajectories=3)
+    assert ld.baseline_per_group(whole, 3).bias == Bias(min_trajectories=3, degree=None, symmetric=False)
+
+
+def test_defaults_are_those_of_the_classes_and_of_the_papers():
+    """Equal and hashed alike when rebuilt, as static arguments of `jit` must be."""
+    sgd = optax.sgd(0.1)
+    learned = (table_value, wrong_values, sgd)
+    for build, of_class in (
+        (ld.baseline_none, NoBaseline),
+        (lambda: ld.baseline_constant(2), lambda: averages.Constant(2.0)),
+        (ld.baseline_leave_one_out, averages.LeaveOneOut),
+        (ld.baseline_moving_average, averages.MovingAverage),
+        (lambda: ld.baseline_per_group(ld.baseline_none(), 2), lambda: averages.PerGroup(NoBaseline(), 2)),
+        (lambda: ld.baseline_per_group(ld.baseline_biased_batch_mean(), 2).bias, lambda: averages.PerGroup(biased.BatchMean(), 2).bias),
+        (ld.baseline_biased_batch_mean, biased.BatchMean),
+        (lambda: ld.baseline_biased_standardised(GIVEN), lambda: biased.Standardised(GIVEN)),
+        (ld.baseline_biased_optimal_in_sample, biased.OptimalInSample),
+        (ld.baseline_optimal, Optimal),
+        (lambda: ld.baseline_value(table_value), lambda: Value(table_value)),
+        (lambda: ld.baseline_learned_value(*learned), lambda: LearnedValue(*learned)),
+    ):  # fmt: skip
+        assert build() == of_class()
+        assert hash(build()) == hash(of_class())
+    assert isinstance(ld.baseline_biased_standardised(), Stateless)
+    assert ld.baseline_moving_average().decay == 0.99
+    assert ld.baseline_optimal().folds == 2
+    assert ld.baseline_biased_optimal_in_sample().folds == 1
+    assert ld.baseline_learned_value(*learned).num_steps == 1
+    group, usual = ld.baseline_biased_group_normalised(2).baseline, ld.baseline_biased_standardised()
+    assert (group.ddof, group.epsilon) == (1, 1e-4)  # pyright: ignore[reportAttributeAccessIssue]
+    assert (usual.ddof, usual.epsilon) == (0, 1e-8)
+
+
+def test_limits_that_are_allowed_and_just_beyond():
+    assert ld.baseline_moving_average(0.0).decay == 0.0
+    assert ld.baseline_per_group(ld.baseline_leave_one_out(), 3).group_size == 3
+    with pytest.raises(ValueError, match=r"received -0\.01"):
+        ld.baseline_moving_average(-0.01)
+    with pytest.raises(ValueError, match=r"received 2\.5"):
+        ld.baseline_optimal(folds=cast("Any", 2.5))
+    with pytest.raises(TypeError):
+        cast("Any", biased.OptimalInSample)(folds=2)

@@ -130,11 +130,12 @@ def test_declarations():
     assert gae(1.0).bias.order > 0
     assert gae(0.99).bias.order == 0
     assert gae(0.99).bias.factor is None
+    assert gae(0.0) == gae(0.0)
+    assert hash(gae(0.0)) == hash(gae(0.0))
 
 
 @pytest.mark.parametrize("terminated", [False, True])
-def test_equal_to_rlax(terminated):
-    rlax = pytest.importorskip("rlax")
+def test_equal_to_rlax(terminated, rlax):
     for seed in range(3):
         rewards, discounts, values, lambdas, _ = (
             x.astype(jnp.float32) for x in random_arrays(seed, terminated=terminated)
@@ -155,8 +156,8 @@ def test_equal_to_rlax(terminated):
         np.testing.assert_allclose(reward_to_go(rewards, discounts), theirs, atol=1e-6)
 
 
-def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t():
-    rlax = pytest.importorskip("rlax")
+@pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
+def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t(rlax):
     logits = jax.random.normal(jax.random.key(0), (5, 3), jnp.float32)
     actions = jnp.array([0, 2, 1, 1, 0])
     weights = jnp.arange(5, dtype=jnp.float32)
@@ -177,6 +178,7 @@ def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t():
         (lambda: td_residuals(REWARDS, HALVES, jnp.ones(4), NEXT), r"values \(4,\)"),
         (lambda: lambda_returns(REWARDS, HALVES, jnp.ones(4)), r"next_values \(4,\)"),
         (lambda: generalized_advantages(REWARDS, HALVES, VALUES, jnp.ones(())), r"next_values \(\)"),
+        (lambda: gae(-0.1), r"lambda_: expected a number in \[0, 1\], received -0.1"),
         (lambda: gae(1.1), r"lambda_: expected a number in \[0, 1\], received 1.1"),
     ],
 )

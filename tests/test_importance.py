@@ -14,6 +14,7 @@ from logderiv.importance import (
     importance_self_normalised,
     importance_trajectory,
     importance_truncated,
+    log_products,
     log_ratios,
     per_decision_ratios,
     trajectory_ratios,
@@ -43,6 +44,15 @@ def test_products_by_hand():
     np.testing.assert_allclose(trajectory_ratios(LOGS), [[6, 6, 6], [2, 2, 2]], rtol=1e-15)
     assert (importance_per_decision().ratios(LOGS) == per_decision_ratios(LOGS)).all()
     np.testing.assert_allclose(importance_trajectory().ratios(LOGS), trajectory_ratios(LOGS), rtol=1e-15)
+
+
+def test_leading_axes_are_a_batch():
+    """One trajectory, a batch, and batches of batches: time is the last axis."""
+    deep = jnp.stack([LOGS, 2 * LOGS, -LOGS])
+    whole = lambda logs: log_products(logs, "trajectory")  # noqa: E731
+    for function in (per_decision_ratios, trajectory_ratios, whole):
+        one_by_one = [[function(row) for row in rows] for rows in deep]
+        np.testing.assert_allclose(function(deep), one_by_one, rtol=1e-15)
 
 
 def test_self_normalised_weights_have_mean_one_and_are_at_most_n():
@@ -136,7 +146,25 @@ def test_effective_sample_size():
     assert effective_sample_size(jnp.array([0.0, -jnp.inf, -jnp.inf])) == 1
     np.testing.assert_allclose(effective_sample_size(jnp.log(jnp.array([3.0, 1.0])) + 1000), 16 / 10, rtol=1e-12)
     assert jnp.isnan(effective_sample_size(jnp.array([-jnp.inf, -jnp.inf])))
-    assert effective_sample_size(jnp.zeros((2, 3))).tolist() == [3.0, 3.0]
+    rows = jnp.array([[[0.0, 0.0]], [[0.0, -jnp.inf]], [[1000.0, 1000.0]]])  # each row by its own largest
+    assert effective_sample_size(rows).tolist() == [[2.0], [1.0], [2.0]]
+
+
+def test_declarations():
+    """Equal when rebuilt, as static arguments of `jit` must be; only the plain products are unbiased, the choices covered."""
+    for build in (
+        importance_per_decision,
+        importance_trajectory,
+        importance_self_normalised,
+        lambda: importance_truncated(0.5),
+    ):
+        assert build() == build()
+        assert hash(build()) == hash(build())
+        assert len(build().bias.assumes) == 2
+    assert importance_per_decision().bias.order == importance_trajectory().bias.order == np.inf
+    normalised, cut = importance_self_normalised().bias, importance_truncated(0.5).bias
+    assert (normalised.order, normalised.min_trajectories, normalised.degree) == (0, 2, None)
+    assert (cut.order, cut.min_trajectories, cut.degree, cut.factor) == (0, 1, 1, None)
 
 
 def test_vtrace_on_policy_is_gae_and_the_bootstrapped_return():
@@ -168,8 +196,7 @@ def test_vtrace_by_hand():
 
 
 @pytest.mark.parametrize("terminated", [False, True])
-def test_vtrace_equals_rlax(terminated):
-    rlax = pytest.importorskip("rlax")
+def test_vtrace_equals_rlax(terminated, rlax):
     for seed in range(3):
         rewards, discounts, values, _, ratios = (
             x.astype(jnp.float32) for x in random_arrays(seed, terminated=terminated)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.surrogates import clipped_terms, loaded_dice, reduce_steps
+from logderiv.bias import Bias
+from logderiv.surrogates import clipped_terms, loaded_dice, normaliser_bias, reduce_steps, surrogate_bias
 
 from . import oracle
 from .worlds import TWO_STATES_LOGITS, two_states
@@ -130,6 +131,14 @@ def test_loaded_dice_at_one_is_dice_and_at_zero_keeps_the_own_step_only():
     np.testing.assert_allclose(hessian(loaded_dice(0.5)), half, atol=1e-14)
 
 
+def test_loaded_dice_decays_over_many_steps():
+    """The Hessian couples the steps s <= t by w_t lambda^(t - s); seven of them, so that products of decays are multiplied."""
+    steps, weights = np.arange(7), np.arange(1.0, 8.0)
+    later, apart = np.maximum.outer(steps, steps), np.abs(np.subtract.outer(steps, steps))
+    hessian = jax.jit(jax.hessian(lambda x: loaded_dice(0.5)(x, jnp.asarray(weights))))(-jnp.ones(7))
+    np.testing.assert_allclose(hessian, weights[later] * 0.5**apart, rtol=1e-13)
+
+
 def test_loaded_dice_has_the_gradient_of_dice():
     logs, weights = -jnp.arange(1.0, 7.0).reshape(2, 3), jnp.arange(6.0).reshape(2, 3)
     for lambda_ in (0.0, 0.3, 1.0):
@@ -174,14 +183,54 @@ def test_normalisers_by_hand():
         reduce_steps(terms, valid, "mean")  # pyright: ignore
 
 
+def test_trajectories_without_steps_count_as_one_step():
+    """T_n is at least 1: an empty trajectory adds nothing and divides by nothing."""
+    valid = jnp.array([[True, False], [False, False]])
+    terms = jnp.where(valid, 3.0, 0.0)
+    assert reduce_steps(terms, valid, "per_own_token") == 1.5
+    assert reduce_steps(terms, valid, "per_token") == 3.0
+    assert reduce_steps(0 * terms, valid & False, "per_own_token") == 0.0
+    assert reduce_steps(0 * terms, valid & False, "per_token") == 0.0
+
+
+@pytest.mark.parametrize("surrogate", [ld.score_surrogate, ld.dice_surrogate, loaded_dice(0.5)])
+def test_leading_axes_are_a_batch(surrogate):
+    """Time is the last axis, the mean goes over all others; second derivatives too couple steps of one trajectory only."""
+    logs, weights = -jnp.arange(1.0, 13.0).reshape(2, 2, 3), jnp.arange(12.0).reshape(2, 2, 3)
+
+    @jax.jit
+    def derivatives(logs, weights):
+        first = jax.grad(lambda x: surrogate(x, weights))
+        return first(logs), jax.jvp(first, (logs,), (logs,))[1]
+
+    for batch, *rows in zip(derivatives(logs, weights), *map(derivatives, logs[0], weights[0]), strict=True):
+        np.testing.assert_allclose(batch[0], np.stack(rows) / 4, rtol=1e-14)
+
+
+def test_declarations():
+    assert surrogate_bias(ld.score_surrogate) == Bias(order=1)
+    assert surrogate_bias(ld.dice_surrogate) == loaded_dice(1.0).bias == Bias()
+    assert loaded_dice(0.0).bias.order == loaded_dice(0.99).bias.order == 1
+    assert loaded_dice(0.5) == loaded_dice(0.5)
+    assert hash(loaded_dice(0.5)) == hash(loaded_dice(0.5))
+    assert normaliser_bias("per_trajectory") == Bias()
+    own, all_steps = normaliser_bias("per_own_token"), normaliser_bias("per_token")
+    assert (own.order, own.degree, own.factor) == (0, 1, None)
+    assert (all_steps.order, all_steps.degree, all_steps.factor) == (0, None, None)
+    with pytest.raises(ValueError, match="received 'mean'"):
+        normaliser_bias("mean")  # pyright: ignore
+
+
 @pytest.mark.parametrize(
     "surrogate", [ld.score_surrogate, ld.dice_surrogate, loaded_dice(0.5), lambda x, w: clipped_terms(x, w, 0.1)]
 )
-def test_shapes_that_would_broadcast_are_refused(surrogate):
+@pytest.mark.parametrize("shapes", [((3, 1), (3,)), ((), ())])
+def test_shapes_that_would_broadcast_are_refused(surrogate, shapes):
     with pytest.raises(ValueError, match="would broadcast"):
-        surrogate(jnp.ones((3, 1)), jnp.ones(3))
+        surrogate(jnp.ones(shapes[0]), jnp.ones(shapes[1]))
 
 
-def test_bad_lambda():
+@pytest.mark.parametrize("lambda_", [-0.01, 1.01])
+def test_bad_lambda(lambda_):
     with pytest.raises(ValueError, match="lambda_: expected"):
-        loaded_dice(1.01)
+        loaded_dice(lambda_)
