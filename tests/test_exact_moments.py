@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import math
-import time
 from typing import Any
 
 import jax
@@ -571,12 +570,10 @@ def test_a_thousand_steps_follow_the_laws_of_the_horizon(p):
         (ld.reward_to_go, "value"): horizon * (m4 - w**2) + w**2 * horizon * (horizon - 1) / 2,
     }
     baselines = {"none": 0.0, "mean": horizon * p, "value": to_go}
-    start = time.perf_counter()
     for (credit, name), variance in laws.items():
         ours = coins(logit(p), jnp.broadcast_to(baselines[name], (horizon, 1)), credit)
         np.testing.assert_allclose(ours.mean, horizon * w, rtol=1e-12)
         np.testing.assert_allclose(ours.covariance, [[variance]], rtol=1e-10)
-    assert time.perf_counter() - start < 4 * 10
 
 
 # Variances of the whole return times the score, with no, the mean and the optimal constant baseline, and the Fisher
