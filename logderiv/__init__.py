@@ -46,6 +46,7 @@ from logderiv.estimators import score_function as score_function
 from logderiv.estimators import score_function_without_gamma_t as score_function_without_gamma_t
 from logderiv.estimators import vtrace as vtrace
 from logderiv.estimators import vtrace_gradient as vtrace_gradient
+from logderiv.factors import log_factors as log_factors
 from logderiv.fisher import fisher_matrix as fisher_matrix
 from logderiv.fisher import fisher_vector_product as fisher_vector_product
 from logderiv.fisher import natural_gradient as natural_gradient
@@ -60,10 +61,10 @@ from logderiv.importance import importance_truncated as importance_truncated
 from logderiv.importance import log_ratios as log_ratios
 from logderiv.importance import with_behaviour as with_behaviour
 from logderiv.likelihood import grad_prob as grad_prob
-from logderiv.likelihood import log_factors as log_factors
 from logderiv.likelihood import log_prob as log_prob
 from logderiv.likelihood import prob as prob
 from logderiv.likelihood import signed_prob as signed_prob
+from logderiv.likelihood import weighted_log_prob as weighted_log_prob
 from logderiv.measure_valued import gradients_measure_valued as gradients_measure_valued
 from logderiv.pathwise import gradients_pathwise as gradients_pathwise
 from logderiv.pathwise import gradients_score as gradients_score
@@ -92,5 +93,6 @@ from logderiv.types import SignedLog as SignedLog
 from logderiv.types import Step as Step
 from logderiv.types import Trajectory as Trajectory
 from logderiv.types import next_observations as next_observations
+from logderiv.visits import visit_counts as visit_counts
 
 __version__ = "0.1.0"

@@ -28,7 +28,12 @@ _ROWS = {"cpu": 512}
 _ROWS_ELSEWHERE = 65536
 
 
-def _rows_or_default(rows: int | None) -> int:
+def rows_or_default(rows: int | None) -> int:
+    """Rows in a block: as asked, or the backend's default.
+
+    Raises:
+        ValueError: Fewer than one.
+    """
     rows = _ROWS.get(jax.default_backend(), _ROWS_ELSEWHERE) if rows is None else rows
     if rows < 1:
         raise ValueError(f"rows: expected a block of at least 1 row, received {rows}.")
@@ -81,7 +86,7 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
     Gradients: flow through `params` and `inputs`, at any order; each block is recomputed on the way back.
     """
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    shape = layout(num, length, _rows_or_default(rows))
+    shape = layout(num, length, rows_or_default(rows))
     block = jax.vmap(function, (None, 0))
     if shape.blocks == 1:
         flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
@@ -97,9 +102,9 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
 
 
 def sum_rows(
-    function: Callable[[Any, Any], jax.Array], params: Any, inputs: Any, *, rows: int | None = None
+    function: Callable[[Any, Any], jax.Array], params: Any, inputs: Any, valid: jax.Array, *, rows: int | None = None
 ) -> jax.Array:
-    """Sum over all rows of a scalar `function(params, row)`: value and gradient in one pass over the rows.
+    """Sum over the valid rows of a scalar `function(params, row)`: value and gradient in one pass over the rows.
 
     Differentiating `map_rows` runs each block forwards, and on the way back forwards again. A sum does not need to wait
     for its cotangent: its derivative rule takes value and gradient of each block together, which saves the first pass.
@@ -108,31 +113,30 @@ def sum_rows(
     Args:
         function: From `params` and one row to a scalar; it may close over arrays that are being differentiated.
         params: Whatever `function` shares between rows.
-        inputs: Pytree with leading axes `(N, T)`. Where they are differentiated too, the plain rule is used.
+        inputs: Pytree with leading axis `(T,)`. Where they are differentiated too, the plain rule is used.
+        valid: Which rows count. Shape `(T,)`.
         rows: Rows in a block; `None` for the backend's default.
 
     Returns:
         A scalar, in float32 at least.
     """
-    rows = _rows_or_default(rows)
-    row = jax.tree.map(lambda x: x[0, 0], inputs)
-    function, captured = jax.closure_convert(function, params, row)
+    rows = rows_or_default(rows)
+    function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0], inputs))
 
-    def plain(shared: Any, inputs: Any) -> jax.Array:
-        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, rows=rows)
-        return jnp.sum(values, dtype=accumulator_dtype(values.dtype))
+    def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
+        one = jax.tree.map(lambda x: x[None], inputs)
+        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, one, rows=rows)[0]
+        return jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)), dtype=accumulator_dtype(values.dtype))
 
-    num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    if layout(num, length, rows).blocks == 1:
-        return plain((params, captured), inputs)
-    total = jax.custom_jvp(plain)
+    if valid.size <= rows:
+        return plain((params, captured), inputs, valid)
+    total: Any = jax.custom_jvp(plain)
 
     @partial(total.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        shared, inputs = primals
         if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[1])):
             return jax.jvp(plain, primals, jax.tree.map(_instantiate, tangents))
-        value, gradient = _value_and_gradient(function, shared, inputs, rows)
+        value, gradient = _value_and_gradient(function, *primals, rows=rows)
         terms = [
             jnp.vdot(g, t).astype(value.dtype)
             for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
@@ -140,32 +144,54 @@ def sum_rows(
         ]
         return value, sum(terms, jnp.zeros_like(value))
 
-    return total((params, captured), inputs)
+    return total((params, captured), inputs, valid)
 
 
-def _value_and_gradient(function: Any, shared: Any, inputs: Any, rows: int) -> tuple[jax.Array, Any]:
-    """Sum over rows and its gradient in `shared`, two levels deep, each block once."""
-    num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    shape = layout(num, length, rows)
-    real = _fold(jnp.ones((num, length), bool), shape, fill=False)
+def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """`function` of each trajectory: one after the other, with one a device side by side in case their axis is sharded.
 
-    def block(shared: Any, x: Any, real: jax.Array) -> tuple[jax.Array, jax.Array]:
+    Args:
+        function: From one trajectory's part of `inputs` to a pytree of arrays.
+        inputs: Pytree with leading axis `(N,)`.
+
+    Returns:
+        The results with leading axis `(N,)`.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
+    together = math.gcd(num, jax.device_count())
+    turns = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])).swapaxes(0, 1), inputs)
+    results = lax.map(jax.vmap(function), turns)
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)
+
+
+def _value_and_gradient(
+    function: Any, shared: Any, inputs: Any, valid: jax.Array, *, rows: int
+) -> tuple[jax.Array, Any]:
+    """Sum over the valid rows of one trajectory and its gradient in `shared`, two levels deep, each block once."""
+    shape = layout(1, valid.shape[0], rows)
+
+    def block(shared: Any, x: Any, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jax.vmap(lambda x: function(shared[0], x, *shared[1]))(x)
-        values = jnp.where(real, values, jnp.zeros_like(values))
-        return jnp.sum(values), values
+        values = jnp.where(valid, values, jnp.zeros_like(values))
+        return jnp.sum(values), _sum_apart(values)
 
     def add(gradient: Any, x: Any) -> tuple[Any, jax.Array]:
-        new, values = jax.grad(block, has_aux=True)(shared, *x)
-        return jax.tree.map(jnp.add, gradient, new), values
+        new, value = jax.grad(block, has_aux=True)(shared, *x)
+        return jax.tree.map(jnp.add, gradient, new), value
 
     def group(gradient: Any, xs: Any) -> tuple[Any, jax.Array]:
         new, values = lax.scan(add, zeros, xs)
         return jax.tree.map(jnp.add, gradient, new), values
 
     zeros = jax.tree.map(jnp.zeros_like, shared)
-    gradient, values = lax.scan(group, zeros, (jax.tree.map(lambda x: _fold(x, shape), inputs), real))
-    # All rows at once: a sum inside the block would be fused with it and run in sequence.
-    return jnp.sum(values, dtype=accumulator_dtype(values.dtype)), gradient
+    folded = jax.tree.map(lambda x: _fold(x[None], shape), inputs), _fold(valid[None], shape, fill=False)
+    gradient, values = lax.scan(group, zeros, folded)
+    return jnp.sum(values), gradient
+
+
+def _sum_apart(values: jax.Array) -> jax.Array:
+    """The sum of a vector as a product of its own: fused with what made the values it would be taken in sequence."""
+    return jnp.dot(values, jnp.ones_like(values), preferred_element_type=accumulator_dtype(values.dtype))
 
 
 def _instantiate(tangent: Any) -> Any:

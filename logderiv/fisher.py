@@ -14,7 +14,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from logderiv.likelihood import log_factors
+from logderiv.factors import log_factors
 from logderiv.types import Trajectory, as_policy, check_params, check_trajectory
 
 Per = Literal["step", "trajectory"]

@@ -8,16 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._arrays import hold, is_traced, release
-from logderiv.likelihood import (
-    all_factors,
-    all_log_factors,
-    check_single,
-    cumulative_product,
-    log_factors,
-    log_prob,
-    prob,
-    times_exp,
-)
+from logderiv.factors import all_factors, all_log_factors, log_factors
+from logderiv.likelihood import check_single, cumulative_product, log_prob, prob, times_exp
 from logderiv.types import SignedLog, Trajectory, as_policy, check_params
 
 

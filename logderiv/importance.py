@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv.bias import Bias, biased
-from logderiv.likelihood import log_factors
+from logderiv.factors import log_factors
 from logderiv.types import Trajectory
 
 Product = Literal["decision", "trajectory"]

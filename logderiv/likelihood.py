@@ -3,12 +3,12 @@ r"""The probability of a trajectory: its factors, their sum of logarithms and th
 $P(\tau|\theta) = \rho_0(s_0) \prod_t \pi_\theta(a_t|s_t)\, p(s_{t+1}|s_t,a_t)$. Without `environment` only the factors of the
 policy are taken, which is all that depends on $\theta$: the start and the dynamics drop out of every gradient.
 
-All functions take any leading batch axes natively. Use that rather than `jax.vmap`, which hides the batch from the
-blocking rule and costs 1.3 to 4 times the time on a CPU. Invalid steps never matter: their inputs are replaced by the
-trajectory's own first valid step before the policy sees them, their results by the neutral element.
+Only the direct form multiplies. Everything else sums logarithms, by the cheapest of three routes: counting visits, where
+the policy is a table; value and gradient of a trajectory in one pass, where it is memoryless; or factor by factor
+(`logderiv.factors`).
 """
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,34 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._arrays import accumulator_dtype, expand, widest
-from logderiv.blocks import map_rows, scan_steps, sum_rows
+from logderiv._arrays import accumulator_dtype, widest
+from logderiv.blocks import map_trajectories, rows_or_default, sum_rows
+from logderiv.factors import all_factors, environment_log_factors, flat_inputs, log_factors, step_factor
 from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory
-
-
-def log_factors(params: Any, policy: Any, trajectory: Trajectory, *, rows: int | None = None) -> jax.Array:
-    r"""$\log\pi_\theta(a_t|s_t)$ for every step; 0 on invalid steps.
-
-    A memoryless policy is evaluated in blocks of rows, one with memory in checkpointed segments of time, a policy with
-    its own `log_factors` once per trajectory.
-
-    Args:
-        params: Parameters of the policy.
-        policy: A `Policy` or a function `(params, observation) -> distribution`.
-        trajectory: Leading axes `(*batch, T)`.
-        rows: Rows in a block; `None` for the backend's default. Speed and memory only.
-
-    Returns:
-        Shape `(*batch, T)`.
-
-    Raises:
-        ValueError: Shapes of the trajectory disagree, the policy's log-probability is not a scalar, or, outside
-            `jax.jit`, an action of a valid step is out of range. Inside `jax.jit` such an action has log-probability `-inf`.
-        TypeError: The policy does not return a distribution, or a categorical action is a float.
-
-    Gradients: flow through `params`, observations and actions, at any order. Nothing is detached.
-    """
-    return _factors(params, policy, trajectory, logs=True, rows=rows)
+from logderiv.visits import from_visits
 
 
 def log_prob(
@@ -74,17 +51,60 @@ def log_prob(
         True
     """
     policy = as_policy(policy)
-    batch, _ = check_trajectory(trajectory)
-    if batch or policy.initial_carry is not None or policy.log_factors is not None:
-        total = _sum_steps(log_factors(params, policy, trajectory, rows=rows))
-    else:
+    check_trajectory(trajectory)
+    table = _table(params, policy, trajectory, trajectory.valid.shape[-1])
+    if table is not None:
+        count = partial(from_visits, table[0])
+        for _ in trajectory.valid.shape[:-1]:
+            count = jax.vmap(count)
+        total = count(table[1], trajectory.actions, trajectory.valid)
+    elif _fits_one_pass(params, policy, trajectory, rows):
         total = _sum_in_one_pass(params, policy, trajectory, rows)
+    else:
+        total = _sum_steps(log_factors(params, policy, trajectory, rows=rows))
     if environment is None:
         return total
-    initial, dynamics = _environment_log_factors(environment, trajectory)
+    initial, dynamics = environment_log_factors(environment, trajectory)
     fixed = _sum_steps(dynamics) + initial.astype(accumulator_dtype(initial.dtype))
     dtype = widest(total.dtype, fixed.dtype)
     return total.astype(dtype) + fixed.astype(dtype)
+
+
+def weighted_log_prob(
+    params: Any, policy: Any, trajectory: Trajectory, weights: jax.Array, *, rows: int | None = None
+) -> jax.Array:
+    r"""$\sum_n \sum_t w_{n,t} \log\pi_\theta(a_{n,t}|s_{n,t})$: one number, whose gradient is the weighted sum of scores.
+
+    What every estimator of order one differentiates. A policy with sufficient statistics (a tabular one) has its steps
+    counted; any other is evaluated as in `log_factors`.
+
+    Args:
+        params: Parameters of the policy.
+        policy: As in `log_factors`.
+        trajectory: Leading axes `(*batch, T)`.
+        weights: Same shape; held, cast to the dtype of the log-factors. Those of invalid steps are not used.
+        rows: As in `log_factors`.
+
+    Returns:
+        A scalar, in float32 at least.
+
+    Raises:
+        ValueError, TypeError: As `log_factors`; the weights have another shape.
+    """
+    policy = as_policy(policy)
+    check_trajectory(trajectory)
+    valid = trajectory.valid
+    if jnp.shape(weights) != valid.shape:
+        raise ValueError(
+            f"weights: expected the shape of trajectory.valid, {valid.shape}, received {jnp.shape(weights)}; a (N, 1) against "
+            "a (N,) would broadcast to (N, N)."
+        )
+    weights = lax.stop_gradient(jnp.where(valid, weights, jnp.zeros_like(weights)))
+    table = _table(params, policy, trajectory, valid.size)
+    if table is not None:
+        return from_visits(*table, trajectory.actions, weights)
+    logs = log_factors(params, policy, trajectory, rows=rows)
+    return jnp.sum(_sum_steps(weights.astype(logs.dtype) * logs))
 
 
 def prob(
@@ -153,31 +173,6 @@ def times_exp(score: Any, log_scale: jax.Array) -> Any:
     return jax.tree.map(leaf, score)
 
 
-def all_log_factors(
-    params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None, rows: int | None = None
-) -> jax.Array:
-    r"""Every log-factor of $P(\tau|\theta)$ in the order in which they are multiplied.
-
-    Without `environment` those of the policy, shape `(*batch, T)`; with it
-    $\rho_0, \pi_0, p_0, \pi_1, p_1, \ldots$, shape `(*batch, 2 T + 1)`. Invalid steps are 0.
-    """
-    logs = log_factors(params, policy, trajectory, rows=rows)
-    if environment is None:
-        return logs
-    return _interleave(*_environment_log_factors(environment, trajectory), logs)
-
-
-def all_factors(
-    params: Any, policy: Any, trajectory: Trajectory, *, environment: Any = None, rows: int | None = None
-) -> jax.Array:
-    """Every factor, as in `all_log_factors`, as a probability; 1 on invalid steps."""
-    factors = _factors(params, policy, trajectory, logs=False, rows=rows)
-    if environment is None:
-        return factors
-    initial, dynamics = _environment_log_factors(environment, trajectory)
-    return _interleave(jnp.exp(initial), jnp.exp(dynamics), factors)
-
-
 def cumulative_product(factors: jax.Array) -> jax.Array:
     """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`, in the dtype of the factors."""
 
@@ -196,127 +191,50 @@ def check_single(trajectory: Trajectory) -> None:
         raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
 
 
-def fill_invalid(trajectory: Trajectory) -> Trajectory:
-    """The trajectory with the observations and actions of invalid steps replaced by those of its first valid step.
-
-    By ones where no step is valid. Zeros would not be safe: a policy may divide by its observation.
-    """
-    valid = trajectory.valid
-    axis = valid.ndim - 1
-    first = jnp.argmax(valid, axis=-1, keepdims=True)
-    some = jnp.any(valid, axis=-1, keepdims=True)
-
-    def fill(x: jax.Array) -> jax.Array:
-        source = jnp.take_along_axis(x, expand(first, x), axis=axis)
-        source = jnp.where(expand(some, x), source, jnp.ones((), x.dtype))
-        return jnp.where(expand(valid, x), x, source)
-
-    def final(x: jax.Array) -> jax.Array:
-        return jnp.where(expand(some[..., 0], x), x, jnp.ones((), x.dtype))
-
-    return trajectory._replace(
-        observations=jax.tree.map(fill, trajectory.observations),
-        actions=jax.tree.map(fill, trajectory.actions),
-        final_observation=jax.tree.map(final, trajectory.final_observation),
-    )
-
-
-def _factors(params: Any, policy: Any, trajectory: Trajectory, *, logs: bool, rows: int | None) -> jax.Array:
-    """The policy's factors, or their logarithms, with the neutral element on invalid steps. Shape `(*batch, T)`."""
-    policy = as_policy(policy)
-    batch, length = check_trajectory(trajectory)
-    if policy.log_factors is not None:
-        values = per_trajectory(lambda tau: _sequence_log_factors(params, policy, tau), fill_invalid(trajectory))
-        values = values if logs else jnp.exp(values)
-    elif policy.initial_carry is not None:
-        values = _with_memory(params, policy, trajectory, _step_factor(trajectory, logs))
-    else:
-        factor = _step_factor(trajectory, logs)
-        values = map_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, _flat_inputs(trajectory), rows=rows)
-    values = values.reshape((*batch, length))
-    return jnp.where(trajectory.valid, values, jnp.asarray(0 if logs else 1, values.dtype))
-
-
 def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int | None) -> jax.Array:
-    """Sum of the log-factors of one trajectory under a memoryless policy; its gradient costs no second pass."""
-    factor = _step_factor(trajectory, logs=True)
+    """Sum over time of the log-factors of a memoryless policy, shape `(*batch,)`; its gradient costs no second pass."""
+    factor = step_factor(trajectory, logs=True)
 
-    def row(params: Any, x: Any) -> jax.Array:
-        (observation, action), valid = x
-        value = factor(policy.apply(params, observation), action)
-        return jnp.where(valid, value, jnp.zeros_like(value))
+    def one(tau: Trajectory) -> jax.Array:
+        inputs = jax.tree.map(lambda x: x[0], flat_inputs(tau))
+        return sum_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, inputs, tau.valid, rows=rows)
 
-    return sum_rows(row, params, (_flat_inputs(trajectory), trajectory.valid[None]), rows=rows)
+    batch = trajectory.valid.shape[:-1]
+    if not batch:
+        return one(trajectory)
+    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(batch) :])), trajectory)
+    return map_trajectories(one, flat).reshape(batch)
+
+
+def _table(params: Any, policy: Any, trajectory: Trajectory, num_steps: int) -> tuple[jax.Array, jax.Array] | None:
+    """Logits and states of a tabular policy where counting pays: no more logits than there are steps to count."""
+    actions = jnp.asarray(trajectory.actions) if hasattr(policy, "table") else None
+    if actions is None or actions.shape != trajectory.valid.shape or not jnp.issubdtype(actions.dtype, jnp.integer):
+        return None
+    table = policy.table(params, trajectory.observations, actions)
+    if table is None or table[0].size > num_steps:
+        return None
+    distributions.check_range(
+        distributions.Categorical(table[0][0]), jnp.zeros((), actions.dtype), actions, trajectory.valid
+    )
+    return table
+
+
+def _fits_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int | None) -> bool:
+    """Whether a pass over a trajectory at a time, which holds a gradient for each of them, is the cheaper one.
+
+    Not where trajectories do not fill a block, nor where a gradient is larger than the trajectory it belongs to.
+    """
+    if policy.initial_carry is not None or policy.log_factors is not None:
+        return False
+    num, length = trajectory.valid.size // trajectory.valid.shape[-1], trajectory.valid.shape[-1]
+
+    def size(tree: Any) -> int:
+        return sum(jnp.size(x) for x in jax.tree.leaves(tree))
+
+    held = size((trajectory.observations, trajectory.actions))
+    return num == 1 or (length >= rows_or_default(rows) and num * size(params) <= held)
 
 
 def _sum_steps(logs: jax.Array) -> jax.Array:
     return jnp.sum(logs, axis=-1, dtype=accumulator_dtype(logs.dtype))
-
-
-def _with_memory(
-    params: Any, policy: Any, trajectory: Trajectory, factor: Callable[[Any, Any], jax.Array]
-) -> jax.Array:
-    def step(params: Any, carry: Any, x: Any) -> tuple[Any, jax.Array]:
-        (observation, action), valid = x
-        distribution, new = policy.apply(params, carry, observation)
-        return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), factor(distribution, action)
-
-    valid = trajectory.valid.reshape((-1, trajectory.valid.shape[-1]))
-    return scan_steps(step, params, policy.initial_carry(params), (_flat_inputs(trajectory), valid))
-
-
-def _step_factor(trajectory: Trajectory, logs: bool) -> Callable[[Any, Any], jax.Array]:
-    """From distribution and action of one step to its factor; outside `jit` the actions' range is checked."""
-
-    def factor(distribution: Any, action: Any) -> jax.Array:
-        distributions.check_range(distribution, action, trajectory.actions, trajectory.valid)
-        return (distributions.log_prob if logs else distributions.prob)(distribution, action)
-
-    return factor
-
-
-def _flat_inputs(trajectory: Trajectory) -> tuple[Any, Any]:
-    """Observations and actions, safe on invalid steps, with the batch axes as one. Leading axes `(N, T)`."""
-    filled = fill_invalid(trajectory)
-    ndim = trajectory.valid.ndim
-    return jax.tree.map(
-        lambda x: x.reshape((-1, x.shape[ndim - 1], *x.shape[ndim:])), (filled.observations, filled.actions)
-    )
-
-
-def _sequence_log_factors(params: Any, policy: Any, trajectory: Trajectory) -> jax.Array:
-    values = policy.log_factors(params, trajectory)
-    if values.shape != trajectory.valid.shape:
-        raise ValueError(
-            f"policy.log_factors: expected shape (T,) = {trajectory.valid.shape} for one trajectory, received {values.shape}; "
-            "return one log-probability per step, event axes summed."
-        )
-    return values
-
-
-def _environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
-    """Log-density of the start `(*batch,)` and of the transitions `(*batch, T)`; 0 on invalid steps."""
-    if not (hasattr(environment, "log_initial") and hasattr(environment, "log_factors")):
-        raise ValueError(
-            f"environment: expected one with known densities (log_initial and log_factors), received "
-            f"{type(environment).__name__}; leave environment out: the unknown factors do not depend on params."
-        )
-    filled = fill_invalid(trajectory)
-    initial = per_trajectory(environment.log_initial, filled)
-    dynamics = per_trajectory(environment.log_factors, filled)
-    return jnp.where(trajectory.valid[..., 0], initial, 0), jnp.where(trajectory.valid, dynamics, 0)
-
-
-def per_trajectory(function: Callable[[Trajectory], Any], trajectory: Trajectory) -> Any:
-    """`function`, written for one trajectory, over all leading batch axes."""
-    for _ in range(trajectory.valid.ndim - 1):
-        function = jax.vmap(function)
-    return function(trajectory)
-
-
-def _interleave(initial: jax.Array, dynamics: jax.Array, choices: jax.Array) -> jax.Array:
-    """Factors in the order of the product: the start, then choice and transition of every step."""
-    dtype = widest(initial.dtype, dynamics.dtype, choices.dtype)
-    pairs = jnp.stack([choices.astype(dtype), dynamics.astype(dtype)], axis=-1)
-    pairs = pairs.reshape((*choices.shape[:-1], 2 * choices.shape[-1]))
-    return jnp.concatenate([initial.astype(dtype)[..., None], pairs], axis=-1)

@@ -33,8 +33,14 @@ class TabularSoftmax:
     log_factors = None
 
     def apply(self, params: jax.Array, observation: jax.Array) -> Categorical:
-        """The distribution in one state."""
-        return Categorical(params[observation])
+        """The distribution in one state; NaN in a state outside `0 .. S - 1`."""
+        state = jnp.where(observation < 0, params.shape[0], observation)
+        return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
+
+    def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
+        """Logits `(S, A)` and the states: a likelihood may count visits instead of taking steps one by one."""
+        whole = isinstance(observations, jax.Array) and jnp.issubdtype(observations.dtype, jnp.integer)
+        return (params, observations) if whole and observations.shape == actions.shape else None
 
 
 @jax.tree_util.register_static
@@ -52,6 +58,11 @@ class SharedSoftmax:
         """The one distribution."""
         del observation  # the point of this policy
         return Categorical(params)
+
+    def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits `(1, A)`, and one state for all steps; see `TabularSoftmax.table`."""
+        del observations
+        return params[None], jnp.zeros_like(actions)
 
 
 tabular_softmax = TabularSoftmax()

@@ -20,6 +20,8 @@ ORDER = [
     "policies",
     "rollout",
     "blocks",
+    "factors",
+    "visits",
     "likelihood",
     "identity",
     "importance",

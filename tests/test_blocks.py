@@ -59,9 +59,9 @@ def test_blocked_values_and_derivatives_equal_plain_ones(num, length, rows):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, expected)
 
 
-@pytest.mark.parametrize(("num", "length", "rows"), [(1, 50, 8), (1, 131, 5), (6, 7, 4)])
-def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(num, length, rows):
-    inputs = _inputs(num, length)
+@pytest.mark.parametrize(("length", "rows"), [(50, 8), (131, 5), (7, 7)])
+def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(length, rows):
+    inputs, valid = _inputs(1, length)[0], jnp.arange(length) < length - 3
     modes = {
         "value": lambda f: f,
         "reverse": jax.grad,
@@ -76,10 +76,10 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
     @jax.jit
     def check(params):
         def one_pass(params):
-            return sum_rows(_row, params, inputs, rows=rows)
+            return sum_rows(_row, params, inputs, valid, rows=rows)
 
         def plain(params):
-            return jnp.sum(jax.vmap(jax.vmap(lambda x: _row(params, x)))(inputs))
+            return jnp.sum(jax.vmap(lambda x: _row(params, x))(inputs)[:-3])
 
         return {name: (mode(one_pass)(params), mode(plain)(params)) for name, mode in modes.items()}
 
@@ -88,7 +88,7 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
 
 
 def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
-    inputs = _inputs(1, 40)
+    inputs = _inputs(1, 40)[0]
 
     @jax.jit
     def check(scale):
@@ -96,9 +96,9 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
             return lambda scale, x: sum_(lambda p, row: scale * _row(p, row), PARAMS, x)
 
         def plain(f, p, x):
-            return jnp.sum(jax.vmap(jax.vmap(lambda row: f(p, row)))(x))
+            return jnp.sum(jax.vmap(lambda row: f(p, row))(x))
 
-        ours = of(lambda f, p, x: sum_rows(f, p, x, rows=8))
+        ours = of(lambda f, p, x: sum_rows(f, p, x, jnp.ones(40, bool), rows=8))
         return [jax.grad(f, (0, 1))(scale, inputs) for f in (ours, of(plain))]
 
     ours, expected = check(jnp.asarray(0.7))
@@ -128,6 +128,7 @@ def test_segmented_scan_equals_the_plain_scan(num, length):
 
 
 def test_a_block_of_no_rows_is_refused():
-    for function in (map_rows, sum_rows):
-        with pytest.raises(ValueError, match="at least 1 row"):
-            function(_row, PARAMS, _inputs(2, 3), rows=0)
+    with pytest.raises(ValueError, match="at least 1 row"):
+        map_rows(_row, PARAMS, _inputs(2, 3), rows=0)
+    with pytest.raises(ValueError, match="at least 1 row"):
+        sum_rows(_row, PARAMS, _inputs(1, 3)[0], jnp.ones(3, bool), rows=0)

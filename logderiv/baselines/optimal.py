@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from logderiv.baselines.base import CreditBatch, Stateless
 from logderiv.bias import Bias
-from logderiv.likelihood import log_factors
+from logderiv.factors import log_factors
 from logderiv.types import Trajectory
 
 _TOGETHER = 16  # trajectories whose scores are held at a time

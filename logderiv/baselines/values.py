@@ -12,7 +12,7 @@ from logderiv._arrays import expand
 from logderiv.baselines.base import CreditBatch
 from logderiv.bias import Bias
 from logderiv.blocks import map_rows
-from logderiv.likelihood import fill_invalid
+from logderiv.factors import fill_invalid
 from logderiv.types import Trajectory
 
 

@@ -14,7 +14,7 @@ from jax import lax
 from logderiv._arrays import is_traced
 from logderiv.diagnostics.statistics import num_samples
 from logderiv.estimators import Estimator, num_trajectories
-from logderiv.likelihood import log_factors
+from logderiv.factors import log_factors
 from logderiv.surrogates import score_surrogate
 from logderiv.types import Trajectory, check_params
 

@@ -12,8 +12,8 @@ from logderiv.bias import Bias, biased
 from logderiv.credit import reward_to_go
 from logderiv.estimators.base import Estimator
 from logderiv.estimators.score import Credit, ScoreFunction
+from logderiv.factors import log_factors
 from logderiv.importance import Importance
-from logderiv.likelihood import log_factors
 from logderiv.types import Trajectory
 
 

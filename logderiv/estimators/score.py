@@ -11,8 +11,9 @@ from logderiv.baselines import Baseline, CreditBatch, NoBaseline
 from logderiv.bias import Bias, biased, unit
 from logderiv.credit import GAE, credit_bias, discount_factors, generalized_advantages, reward_to_go, total_return
 from logderiv.estimators.base import Estimator
+from logderiv.factors import log_factors
 from logderiv.importance import Importance, log_ratios
-from logderiv.likelihood import log_factors
+from logderiv.likelihood import weighted_log_prob
 from logderiv.surrogates import score_surrogate, surrogate_bias
 from logderiv.types import Trajectory
 
@@ -88,6 +89,8 @@ class ScoreFunction(Estimator):
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The surrogate of the log-factors and weights."""
+        if self.surrogate is score_surrogate:
+            return weighted_log_prob(params, policy, trajectories, weights) / weights.shape[0]
         return self.surrogate(log_factors(params, policy, trajectories), weights)
 
     def _ratios(self, params: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:

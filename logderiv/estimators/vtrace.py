@@ -11,8 +11,8 @@ from logderiv.bias import Bias, biased
 from logderiv.credit import backward_sums, discount_factors, td_residuals
 from logderiv.estimators.base import Estimator
 from logderiv.estimators.score import check_discount, check_state_values, state_values
+from logderiv.factors import log_factors
 from logderiv.importance import log_ratios
-from logderiv.likelihood import log_factors
 from logderiv.surrogates import score_surrogate
 from logderiv.types import Trajectory
 

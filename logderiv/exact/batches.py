@@ -23,7 +23,7 @@ from logderiv.bias import Bias
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact._compiled import compiled, held
 from logderiv.exact.enumeration import enumerate_trajectories, readable
-from logderiv.likelihood import log_factors
+from logderiv.factors import log_factors
 from logderiv.rollout import batch_info
 from logderiv.types import Estimate, Trajectory, as_policy, check_params
 

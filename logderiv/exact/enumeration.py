@@ -10,7 +10,8 @@ from logderiv._arrays import is_traced
 from logderiv.credit import discount_factors
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact._compiled import compiled
-from logderiv.likelihood import log_factors, prob
+from logderiv.factors import log_factors
+from logderiv.likelihood import prob
 from logderiv.types import Trajectory
 
 LIMIT = 2**20

@@ -1,0 +1,133 @@
+"""Visit counts: all that the likelihood of a tabular policy depends on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.visits import from_visits
+from tests.worlds import TERMINATING_LOGITS, terminating
+
+# The same two policies without a table: every step is taken on its own.
+STEPWISE = ld.Policy(ld.tabular_softmax.apply)
+SHARED_STEPWISE = ld.Policy(ld.shared_softmax.apply)
+
+
+def _batch(key, num, length, states=3, actions=2):
+    keys = jax.random.split(key, 3)
+    s = jax.random.randint(keys[0], (num, length), 0, states)
+    a = jax.random.randint(keys[1], (num, length), 0, actions)
+    lengths = jax.random.randint(keys[2], (num,), 1, length + 1)
+    one = jnp.ones((num, length))
+    return ld.Trajectory(s, a, one, one, jnp.arange(length)[None] < lengths[:, None], one, s[:, -1])
+
+
+def test_counts_by_hand_and_what_is_outside_is_dropped():
+    states, actions = jnp.array([0, 1, 1, 2, -1, 0, 1]), jnp.array([0, 1, 0, 0, 0, -1, 1])
+    weights = jnp.array([True, True, True, True, True, True, False])
+    assert ld.visit_counts(states, actions, weights, (2, 2)).tolist() == [[1, 0], [1, 1]]
+    weighted = ld.visit_counts(states, actions, jnp.array([0.5, 2.0, 3.0, 7.0, 7.0, 7.0, 4.0]), (2, 2))
+    assert weighted.tolist() == [[0.5, 0.0], [3.0, 6.0]]
+    with pytest.raises(ValueError, match="one shape"):
+        ld.visit_counts(states, actions[:-1], weights, (2, 2))
+
+
+@pytest.mark.parametrize(
+    ("policy", "stepwise", "logits"),
+    [
+        (ld.tabular_softmax, STEPWISE, TERMINATING_LOGITS),
+        (ld.shared_softmax, SHARED_STEPWISE, TERMINATING_LOGITS[1]),
+    ],
+    ids=["tabular", "shared"],
+)
+def test_counting_equals_taking_every_step_at_every_order(policy, stepwise, logits):
+    taus = _batch(jax.random.key(0), 5, 40)
+    weights = jax.random.normal(jax.random.key(1), (5, 40))
+
+    def functions(policy):
+        def total(p):
+            return ld.log_prob(p, policy, taus)
+
+        def weighted(p):
+            return ld.weighted_log_prob(p, policy, taus, weights)
+
+        return [total, jax.jacrev(total), jax.hessian(total), weighted, jax.grad(weighted), jax.hessian(weighted)]
+
+    ours, expected = jax.jit(lambda p: [[f(p) for f in functions(q)] for q in (policy, stepwise)])(logits)
+    for a, b in zip(ours, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_the_score_is_counts_minus_what_was_expected():
+    states, actions = jnp.array([0, 0, 1, 0, 1]), jnp.array([1, 1, 0, 0, 0])
+    logits = jnp.array([[0.3, -0.2], [1.0, 0.5]])
+    one = jnp.ones(5)
+    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[-1])
+    expected = jnp.array([[1.0, 2.0], [2.0, 0.0]]) - jnp.array([[3.0], [2.0]]) * jax.nn.softmax(logits)
+    np.testing.assert_allclose(jax.grad(ld.log_prob)(logits, ld.tabular_softmax, tau), expected, rtol=1e-13)
+
+
+def test_counting_is_what_log_prob_does(monkeypatch):
+    """The one-step-at-a-time route is taken away: only counting is left."""
+
+    def refuse(*_, **__):
+        raise AssertionError("a step was taken on its own")
+
+    monkeypatch.setattr("logderiv.likelihood.log_factors", refuse)
+    monkeypatch.setattr("logderiv.likelihood.sum_rows", refuse)
+    taus = _batch(jax.random.key(2), 4, 30)
+    assert ld.log_prob(TERMINATING_LOGITS, ld.tabular_softmax, taus).shape == (4,)
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    grads = estimator.estimate(TERMINATING_LOGITS, (), ld.tabular_softmax, taus)[0].grads
+    assert grads.shape == TERMINATING_LOGITS.shape
+    with pytest.raises(AssertionError, match="on its own"):  # more logits than steps: counting does not pay
+        ld.log_prob(jnp.zeros((3, 20)), ld.tabular_softmax, taus)
+
+
+def test_a_masked_action_that_was_never_taken_leaves_no_nan():
+    logits = jnp.array([[0.3, -jnp.inf, 0.1], [0.0, 0.2, -jnp.inf]])
+    states, actions = jnp.array([0, 1, 0, 0, 1, 1]), jnp.array([0, 1, 2, 0, 0, 1])
+    value, grad = jax.value_and_grad(from_visits)(logits, states, actions, jnp.ones(6))
+    assert np.isfinite(value)
+    assert np.all(np.isfinite(grad))
+    taken = from_visits(logits, states, actions.at[0].set(1), jnp.ones(6))
+    assert taken == -jnp.inf
+
+
+def test_out_of_range_is_never_another_action_or_state():
+    states, actions, weights = jnp.array([0, 1, 1]), jnp.array([0, 1, 2]), jnp.ones(3)
+    logits = jnp.zeros((2, 2))
+    assert jax.jit(from_visits)(logits, states, actions, weights) == -jnp.inf
+    assert from_visits(logits, states, actions, weights.at[2].set(0)) == pytest.approx(2 * np.log(0.5))
+    for state in (2, -1):
+        moved = states.at[0].set(state)
+        assert np.isnan(from_visits(logits, moved, jnp.zeros(3, int), weights))
+        assert np.isnan(ld.tabular_softmax.apply(logits, jnp.asarray(state)).log_prob(jnp.asarray(0)))
+    one = jnp.ones(3)
+    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[-1])
+    with pytest.raises(ValueError, match=r"0 \.\. 1, received 2 at index \(2,\)"):
+        ld.log_prob(logits, ld.tabular_softmax, tau)
+
+
+def test_float32_counts_do_not_drift():
+    """One state, one action taken 2^24 + 2^20 times: a running float32 sum stops at 2^24."""
+    length = 2**24 + 2**20
+    zeros = jnp.zeros(length, jnp.int32)
+    count = jax.jit(lambda w: ld.visit_counts(zeros, zeros, w, (1, 1)))
+    assert count(jnp.ones(length, bool)).item() == length
+    assert count(jnp.ones(length, jnp.float32)).item() == pytest.approx(length, rel=1e-7)
+
+
+def test_weights_of_another_shape_are_refused():
+    taus = _batch(jax.random.key(3), 4, 6)
+    with pytest.raises(ValueError, match=r"\(4, 6\), received \(4, 1\)"):
+        ld.weighted_log_prob(TERMINATING_LOGITS, ld.tabular_softmax, taus, jnp.ones((4, 1)))
+
+
+def test_an_estimate_is_the_same_with_and_without_counting():
+    mdp = terminating()
+    taus = ld.rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(4), 8), ld.tabular_softmax, mdp, horizon=6)
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
+    both = [estimator.estimate(TERMINATING_LOGITS, (), p, taus)[0].grads for p in (ld.tabular_softmax, STEPWISE)]
+    np.testing.assert_allclose(*both, rtol=1e-12, atol=1e-14)
