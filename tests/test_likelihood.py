@@ -243,3 +243,31 @@ def test_vmap_over_parameters_and_over_trajectories():
     np.testing.assert_allclose(native, mapped, rtol=1e-13)
     np.testing.assert_allclose(both[0], native, rtol=1e-13)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a.sum(0), b, rtol=1e-10, atol=1e-14), scores, total)
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (2, 3, 21)])
+def test_a_batch_in_one_pass_equals_the_sum_of_its_factors_at_every_order(shape):
+    policy = ld.MLP(2, hidden=(3,))
+    tau, params = batch(jax.random.key(4), shape), _params(policy)
+
+    def one_pass(params):
+        return ld.log_prob(params, policy, tau, rows=8)
+
+    def summed(params):
+        return jnp.sum(ld.log_factors(params, policy, tau, rows=8), axis=-1)
+
+    @jax.jit
+    def check(params):
+        modes = (lambda f: f, jax.jacrev, jax.jacfwd, lambda f: jax.hessian(lambda p: jnp.sum(f(p) ** 2)))
+        return [(mode(one_pass)(params), mode(summed)(params)) for mode in modes]
+
+    for ours, expected in check(params):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), ours, expected)
+    assert "custom_jvp_call" in str(jax.make_jaxpr(one_pass)(params))  # it is that route
+    assert "custom_jvp_call" not in str(jax.make_jaxpr(summed)(params))
+
+
+def test_a_gradient_larger_than_its_trajectory_is_not_held_for_each_of_a_batch():
+    policy = ld.MLP(2, hidden=(64,))
+    tau, params = batch(jax.random.key(5), (3, 24)), _params(policy)
+    assert "custom_jvp_call" not in str(jax.make_jaxpr(lambda p: ld.log_prob(p, policy, tau, rows=8))(params))
