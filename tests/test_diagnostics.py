@@ -159,7 +159,7 @@ def test_contributions_average_to_the_estimate_and_equal_a_loop(name):
         np.testing.assert_allclose(got.reshape((4, 3, *whole.shape)).mean(axis=1), group, atol=1e-13)
 
 
-@pytest.mark.parametrize("batch_size", [5, 100])
+@pytest.mark.parametrize("batch_size", [None, 5, 100])
 def test_streamed_moments_are_those_of_all_contributions(batch_size):
     params, policy, taus = _batch()
     estimator = ESTIMATORS["leave-one-out"]
@@ -173,6 +173,12 @@ def test_streamed_moments_are_those_of_all_contributions(batch_size):
     for name in ("mean", "variance", "sem"):
         got, want = getattr(moments, name), getattr(diagnostics, name)(samples)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), got, want)
+
+
+def test_a_batch_of_no_trajectories_is_refused():
+    params, policy, taus = _batch()
+    with pytest.raises(ValueError, match="batch_size: expected at least 1"):
+        diagnostics.gradient_moments(ESTIMATORS["none"], params, (), policy, taus, batch_size=0)
 
 
 def test_streamed_moments_never_hold_all_gradients():

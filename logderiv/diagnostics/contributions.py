@@ -45,7 +45,7 @@ def per_trajectory_gradients(
     policy: Any,
     trajectories: Trajectory,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Any:
     """Each trajectory's own contribution to an estimate; their mean *is* the estimate.
 
@@ -61,7 +61,8 @@ def per_trajectory_gradients(
         state: State of the estimator.
         policy: The policy that drew the trajectories.
         trajectories: Leading axes `(N, T)`.
-        batch_size: Trajectories differentiated side by side: memory for so many gradients.
+        batch_size: Trajectories differentiated side by side: memory for so many gradients. `None` takes 16, and fewer where
+            that would be more than 65536 numbers: large gradients are faster one at a time.
 
     Returns:
         Samples: pytree of `params` with a leading axis `N`.
@@ -70,7 +71,7 @@ def per_trajectory_gradients(
         ValueError: The weights have no leading axis `N`; or, outside `jax.jit`, the contributions do not average to the
             estimate, because the objective is not such a mean.
     """
-    return _gradients(estimator, params, state, policy, trajectories, None, batch_size)
+    return _gradients(estimator, params, state, policy, trajectories, None, _side_by_side(params, batch_size))
 
 
 def group_gradients(
@@ -111,7 +112,7 @@ def gradient_moments(
     policy: Any,
     trajectories: Trajectory,
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
 ) -> Moments:
     """Mean and variance of the per-trajectory gradients, streamed: never more than `batch_size` of them at once.
 
@@ -123,7 +124,7 @@ def gradient_moments(
     num = num_trajectories(trajectories)
     num_samples(trajectories.valid)
     gradient, rows = _terms(estimator, params, state, policy, trajectories, num)
-    size = min(batch_size, num)
+    size = min(_side_by_side(params, batch_size), num)
     whole = num - num % size
 
     def moments(rows: Any) -> Any:
@@ -153,7 +154,7 @@ def gradient_moments(
 
 
 def variance_by_step(
-    params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array, *, batch_size: int = 16
+    params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array, *, batch_size: int | None = None
 ) -> jax.Array:
     r"""How much of the covariance trace each time step causes.
 
@@ -167,7 +168,7 @@ def variance_by_step(
         policy: The policy.
         trajectories: Leading axes `(N, T)`.
         weights: What multiplies the scores, from `estimator.weigh`. Shape `(N, T)`.
-        batch_size: Trajectories side by side.
+        batch_size: As in `per_trajectory_gradients`.
 
     Returns:
         Shape `(T,)`.
@@ -196,7 +197,9 @@ def variance_by_step(
         _, along = jax.jvp(lambda p: log_factors(p, policy, tau), (params,), (deviation,))
         return weight.astype(along.dtype) * along
 
-    return jnp.sum(lax.map(contributions, (trajectories, weights), batch_size=batch_size), axis=0) / (num - 1)
+    return jnp.sum(
+        lax.map(contributions, (trajectories, weights), batch_size=_side_by_side(params, batch_size)), axis=0
+    ) / (num - 1)
 
 
 def _gradients(
@@ -214,6 +217,14 @@ def _gradients(
     if not is_traced(*jax.tree.leaves(samples)):
         _check_mean(samples, gradient(jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), rows)))
     return samples
+
+
+def _side_by_side(params: Any, batch_size: int | None) -> int:
+    if batch_size is None:
+        return min(16, max(1, 65536 // sum(jnp.size(x) for x in jax.tree.leaves(params))))
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1 trajectory, received {batch_size}.")
+    return batch_size
 
 
 def _terms(
