@@ -5,6 +5,7 @@ is timed apart. A figure is written beside what the machine itself can do, or it
 """
 
 import functools
+import importlib
 import importlib.metadata
 import json
 import math
@@ -12,6 +13,7 @@ import os
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -97,6 +99,13 @@ def machine_floor() -> dict[str, float]:
     }
 
 
+@functools.cache
+def matmul_gflops(m: int, k: int, n: int) -> float:
+    """What this machine does in float32 on an `(m, k)` by `(k, n)` product, 1e9 operations a second."""
+    call = compile_call(jnp.matmul, jnp.ones((m, k), jnp.float32), jnp.ones((k, n), jnp.float32))
+    return 2e-9 * m * k * n / interleaved_medians({"matmul": call.run})["matmul"]
+
+
 def machine() -> dict[str, Any]:
     """Processor, device and versions; nothing that names the host."""
     device = jax.devices()[0]
@@ -114,6 +123,42 @@ def peak_memory_bytes() -> int:
     """The largest resident size of this process so far."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def peak_rss(prepare: str, *args: Any) -> int:
+    """Resident bytes that one call adds at its peak, its result included, in a process of its own.
+
+    Args:
+        prepare: `"module:function"`. In the new process `function(*args)` makes everything ready, inputs and compiled
+            program, and returns the call without arguments that is measured.
+        args: What JSON can hold.
+    """
+    code = "import sys; from benchmarks import harness; harness._measure_peak(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, prepare, json.dumps(args)]
+    root = Path(__file__).resolve().parent.parent
+    output = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return int(output.splitlines()[-1])
+
+
+def _measure_peak(prepare: str, args: str) -> None:
+    module, _, function = prepare.partition(":")
+    run = getattr(importlib.import_module(module), function)(*json.loads(args))
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux then counts the peak anew
+    except OSError:
+        before = peak_memory_bytes()
+        run()
+        print(peak_memory_bytes() - before)
+    else:
+        before = _status_bytes("VmRSS")
+        run()
+        print(max(0, _status_bytes("VmHWM") - before))
+
+
+def _status_bytes(field: str) -> int:
+    """A field of this process's status. Not `ru_maxrss`, which a child inherits from the process that started it."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
 def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
