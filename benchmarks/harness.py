@@ -11,6 +11,7 @@ import json
 import math
 import os
 import platform
+import random
 import resource
 import statistics
 import subprocess
@@ -69,12 +70,17 @@ def compile_call(function: Callable[..., Any], *args: Any) -> Compiled:
 
 
 def interleaved_medians(runs: Mapping[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
-    """Median seconds of each of `runs`, one of each per round after a round that is not counted."""
+    """Median seconds of each of `runs`, one of each per round after a round that is not counted.
+
+    Each round has an order of its own: whoever runs after a candidate that swept the caches would pay for it every time.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names, order = list(runs), random.Random(0)
     for round_ in range(repeats + 1):
-        for name, run in runs.items():
+        order.shuffle(names)
+        for name in names:
             start = time.perf_counter()
-            run()
+            runs[name]()
             if round_ > 0:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -134,15 +140,41 @@ def peak_rss(prepare: str, *args: Any) -> int:
         args: What JSON can hold.
     """
     code = "import sys; from benchmarks import harness; harness._measure_peak(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, prepare, json.dumps(args)]
+    return int(_last_line(code, prepare, args))
+
+
+def on_cores(cores: int, function: str, *args: Any) -> Any:
+    """The result of `function(*args)`, given as `"module:function"`, in a process of its own on so many cores.
+
+    Args:
+        cores: How many, from those that this process may use. Where the system cannot bind a process, all.
+        function: In the new process, called before JAX has counted its threads.
+        args: What JSON can hold, as must be the result.
+    """
+    code = "import sys; from benchmarks import harness; harness._call(*sys.argv[1:])"
+    if hasattr(os, "sched_setaffinity"):
+        code = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); {code}"
+    return json.loads(_last_line(code, function, args))
+
+
+def _call(function: str, args: str) -> None:
+    print(json.dumps(_plain(_named(function)(*json.loads(args)))))
+
+
+def _named(function: str) -> Callable[..., Any]:
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _last_line(code: str, function: str, args: Sequence[Any]) -> str:
+    """What a new process prints last."""
+    command = [sys.executable, "-c", code, function, json.dumps(args)]
     root = Path(__file__).resolve().parent.parent
-    output = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return int(output.splitlines()[-1])
+    return subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
 
 
 def _measure_peak(prepare: str, args: str) -> None:
-    module, _, function = prepare.partition(":")
-    run = getattr(importlib.import_module(module), function)(*json.loads(args))
+    run = _named(prepare)(*json.loads(args))
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux then counts the peak anew
     except OSError:

@@ -158,6 +158,8 @@ def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
         The results with leading axis `(N,)`.
     """
     num = jax.tree.leaves(inputs)[0].shape[0]
+    if num == 1:  # without the axis: a copy of the inputs less
+        return jax.tree.map(lambda y: y[None], function(jax.tree.map(lambda x: x[0], inputs)))
     together = math.gcd(num, jax.device_count())
     turns = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])).swapaxes(0, 1), inputs)
     results = lax.map(jax.vmap(function), turns)

@@ -233,7 +233,7 @@ def _fits_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int |
         return sum(jnp.size(x) for x in jax.tree.leaves(tree))
 
     held = size((trajectory.observations, trajectory.actions))
-    return num == 1 or (length >= rows_or_default(rows) and num * size(params) <= held)
+    return num == 1 or (length > rows_or_default(rows) and num * size(params) <= held)
 
 
 def _sum_steps(logs: jax.Array) -> jax.Array:
