@@ -203,36 +203,55 @@ def _instantiate(tangent: Any) -> Any:
     return jnp.zeros(aval.shape, aval.dtype)
 
 
-def scan_steps(function: Callable[[Any, Any, Any], tuple[Any, Any]], params: Any, carry: Any, inputs: Any) -> Any:
+def scan_steps(
+    function: Callable[[Any, Any, Any], tuple[Any, Any]],
+    params: Any,
+    carry: Any,
+    inputs: Any,
+    valid: jax.Array,
+    *,
+    total: bool = False,
+) -> Any:
     """Scan `carry, y = function(params, carry, x)` over time for `N` trajectories side by side.
 
     Args:
-        function: One step of one trajectory; it must return the carry unchanged on padding.
+        function: One step of one trajectory. Where the step is not valid the carry stays as it is.
         params: Whatever `function` shares between steps.
         carry: Start, without a trajectory axis.
         inputs: Pytree with leading axes `(N, T)`; the last step is repeated to fill the segments.
+        valid: Which steps are real. Shape `(N, T)`.
+        total: Return the sums of `y` over the valid steps, segment by segment, instead of every `y`.
 
     Returns:
-        The `y`, with leading axes `(N, T)`.
+        The `y`, with leading axes `(N, T)`; their sums, leading axis `(N,)`, with `total`.
 
-    Gradients: flow through everything, in memory O(sqrt(T)): each segment is recomputed on the way back.
+    Gradients: flow through everything. Each segment is recomputed on the way back: memory O(sqrt(T)) beyond the inputs
+    and what is returned.
     """
-    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    num, length = valid.shape
     segments = math.isqrt(length)
     shape = Layout(num, 1, segments, -(-length // segments), 1)
-    step = jax.vmap(function, (None, 0, 0))
+
+    def one(carry: Any, x: Any, valid: jax.Array) -> tuple[Any, Any]:
+        new, y = function(params, carry, x)
+        if total:
+            y = jax.tree.map(lambda y: jnp.where(valid, y, jnp.zeros_like(y)), y)
+        return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), y
 
     def segment(carry: Any, xs: Any) -> tuple[Any, Any]:
-        return _scan_with(step, params, carry, xs)
+        carry, ys = lax.scan(lambda c, x: jax.vmap(one)(c, *x), carry, xs)
+        return carry, jax.tree.map(_sum_first, ys) if total else ys
 
     carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), carry)
-    folded = jax.tree.map(lambda x: _fold(x, shape), inputs)
+    folded = jax.tree.map(lambda x: _fold(x, shape), inputs), _fold(valid, shape, fill=False)
     _, results = lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, folded)
+    if total:
+        return jax.tree.map(_sum_first, results)
     return jax.tree.map(lambda y: _unfold(y, shape)[:, :length], results)
 
 
-def _scan_with(step: Any, params: Any, carry: Any, xs: Any) -> tuple[Any, Any]:
-    return lax.scan(lambda c, x: step(params, c, x), carry, xs)
+def _sum_first(x: jax.Array) -> jax.Array:
+    return jnp.sum(x, axis=0, dtype=accumulator_dtype(x.dtype))
 
 
 def _fold(x: jax.Array, shape: Layout, fill: Any = None) -> jax.Array:

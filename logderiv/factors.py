@@ -139,7 +139,7 @@ def _factors(params: Any, policy: Any, trajectory: Trajectory, *, logs: bool, ro
         values = per_trajectory(lambda tau: _sequence_log_factors(params, policy, tau), fill_invalid(trajectory))
         values = values if logs else jnp.exp(values)
     elif policy.initial_carry is not None:
-        values = _with_memory(params, policy, trajectory, step_factor(trajectory, logs))
+        values = with_memory(params, policy, trajectory, step_factor(trajectory, logs))
     else:
         factor = step_factor(trajectory, logs)
         values = map_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, flat_inputs(trajectory), rows=rows)
@@ -147,16 +147,22 @@ def _factors(params: Any, policy: Any, trajectory: Trajectory, *, logs: bool, ro
     return jnp.where(trajectory.valid, values, jnp.asarray(0 if logs else 1, values.dtype))
 
 
-def _with_memory(
-    params: Any, policy: Any, trajectory: Trajectory, factor: Callable[[Any, Any], jax.Array]
+def with_memory(
+    params: Any,
+    policy: Any,
+    trajectory: Trajectory,
+    factor: Callable[[Any, Any], jax.Array],
+    *,
+    total: bool = False,
 ) -> jax.Array:
+    """`factor` of every step of a policy with memory, shape `(N, T)`; their sums over time, `(N,)`, with `total`."""
+
     def step(params: Any, carry: Any, x: Any) -> tuple[Any, jax.Array]:
-        (observation, action), valid = x
-        distribution, new = policy.apply(params, carry, observation)
-        return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), factor(distribution, action)
+        distribution, carry = policy.apply(params, carry, x[0])
+        return carry, factor(distribution, x[1])
 
     valid = trajectory.valid.reshape((-1, trajectory.valid.shape[-1]))
-    return scan_steps(step, params, policy.initial_carry(params), (flat_inputs(trajectory), valid))
+    return scan_steps(step, params, policy.initial_carry(params), flat_inputs(trajectory), valid, total=total)
 
 
 def _sequence_log_factors(params: Any, policy: Any, trajectory: Trajectory) -> jax.Array:

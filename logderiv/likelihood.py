@@ -18,7 +18,7 @@ from jax import lax
 from logderiv import distributions
 from logderiv._arrays import accumulator_dtype, widest
 from logderiv.blocks import map_trajectories, rows_or_default, sum_rows
-from logderiv.factors import all_factors, environment_log_factors, flat_inputs, log_factors, step_factor
+from logderiv.factors import all_factors, environment_log_factors, flat_inputs, log_factors, step_factor, with_memory
 from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory
 from logderiv.visits import from_visits
 
@@ -52,16 +52,7 @@ def log_prob(
     """
     policy = as_policy(policy)
     check_trajectory(trajectory)
-    table = _table(params, policy, trajectory, trajectory.valid.shape[-1])
-    if table is not None:
-        count = partial(from_visits, table[0])
-        for _ in trajectory.valid.shape[:-1]:
-            count = jax.vmap(count)
-        total = count(table[1], trajectory.actions, trajectory.valid)
-    elif _fits_one_pass(params, policy, trajectory, rows):
-        total = _sum_in_one_pass(params, policy, trajectory, rows)
-    else:
-        total = _sum_steps(log_factors(params, policy, trajectory, rows=rows))
+    total = _policy_log_prob(params, policy, trajectory, rows)
     if environment is None:
         return total
     initial, dynamics = environment_log_factors(environment, trajectory)
@@ -189,6 +180,22 @@ def check_single(trajectory: Trajectory) -> None:
     batch, _ = check_trajectory(trajectory)
     if batch:
         raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
+
+
+def _policy_log_prob(params: Any, policy: Any, trajectory: Trajectory, rows: int | None) -> jax.Array:
+    """Sum over time of the policy's log-factors, by the cheapest route. Shape `(*batch,)`."""
+    batch, length = trajectory.valid.shape[:-1], trajectory.valid.shape[-1]
+    table = _table(params, policy, trajectory, length)
+    if table is not None:
+        count = partial(from_visits, table[0])
+        for _ in batch:
+            count = jax.vmap(count)
+        return count(table[1], trajectory.actions, trajectory.valid)
+    if _fits_one_pass(params, policy, trajectory, rows):
+        return _sum_in_one_pass(params, policy, trajectory, rows)
+    if policy.log_factors is None and policy.initial_carry is not None:
+        return with_memory(params, policy, trajectory, step_factor(trajectory, logs=True), total=True).reshape(batch)
+    return _sum_steps(log_factors(params, policy, trajectory, rows=rows))
 
 
 def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int | None) -> jax.Array:

@@ -37,14 +37,16 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
             f"visit_counts: expected states, actions and weights of one shape, received {states.shape}, {actions.shape} and "
             f"{weights.shape}."
         )
-    states, actions = (jnp.where(x < 0, n, x).ravel() for x, n in zip((states, actions), shape, strict=True))
+    size = math.prod(shape)
+    inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
+    place = jnp.where(inside, states * shape[1] + actions, size).ravel()  # one index, which is faster than two
     weights = weights.ravel()
     if weights.dtype == jnp.bool_:
-        return jnp.zeros(shape, jnp.int32).at[states, actions].add(weights.astype(jnp.int32), mode="drop")
-    groups = max(1, math.isqrt(weights.size // max(1, math.prod(shape))))
+        return jnp.zeros(size, jnp.int32).at[place].add(weights.astype(jnp.int32), mode="drop").reshape(shape)
+    groups = max(1, math.isqrt(weights.size // max(1, size)))
     group = jnp.arange(weights.size) * groups // weights.size
-    counts = jnp.zeros((groups, *shape), weights.dtype)
-    return jnp.sum(counts.at[group, states, actions].add(weights, mode="drop"), axis=0)
+    counts = jnp.zeros((groups, size), weights.dtype).at[group, place].add(weights, mode="drop")
+    return jnp.sum(counts, axis=0).reshape(shape)
 
 
 def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weights: jax.Array) -> jax.Array:

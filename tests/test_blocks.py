@@ -108,6 +108,7 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
 @pytest.mark.parametrize(("num", "length"), [(3, 1), (3, 10), (2, 17)])
 def test_segmented_scan_equals_the_plain_scan(num, length):
     inputs = _inputs(num, length)
+    valid = jnp.arange(length) < jnp.array([[length], [length - 1], [length // 2]])[:num]
 
     def step(params, carry, x):
         carry = jnp.tanh(carry * params["b"] + x @ params["w"])
@@ -115,13 +116,20 @@ def test_segmented_scan_equals_the_plain_scan(num, length):
 
     @jax.jit
     def check(params):
-        def segmented(params):
-            return scan_steps(step, params, jnp.asarray(0.1), inputs)
+        def segmented(params, total=False):
+            return scan_steps(step, params, jnp.asarray(0.1), inputs, valid, total=total)
 
         def plain(params):
             return jax.vmap(lambda xs: jax.lax.scan(lambda c, x: step(params, c, x), jnp.asarray(0.1), xs)[1])(inputs)
 
-        return [(m(segmented)(params), m(plain)(params)) for m in (lambda f: f, jax.jacrev, jax.hessian)]
+        def both(params):
+            return jnp.where(valid, segmented(params), 0), segmented(params, total=True)
+
+        def expected(params):
+            ys = jnp.where(valid, plain(params), 0)
+            return ys, jnp.sum(ys, axis=1)
+
+        return [(m(both)(params), m(expected)(params)) for m in (lambda f: f, jax.jacrev, jax.hessian)]
 
     for ours, expected in check(PARAMS):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, expected)
