@@ -143,6 +143,11 @@ def peak_rss(prepare: str, *args: Any) -> int:
     return int(_last_line(code, prepare, args))
 
 
+def core_counts() -> list[int]:
+    """One core, and two where there are two: what timings are taken on."""
+    return sorted({1, min(2, os.cpu_count() or 1)})
+
+
 def on_cores(cores: int, function: str, *args: Any) -> Any:
     """The result of `function(*args)`, given as `"module:function"`, in a process of its own on so many cores.
 

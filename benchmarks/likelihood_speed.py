@@ -8,7 +8,6 @@ Finding (2 CPU cores, jax 0.10.2, torch 2.13):
 """
 
 import math
-import os
 from typing import Any
 
 import jax
@@ -192,12 +191,11 @@ def bounds_of(cores: int, point: tuple[int, int], seconds: dict[str, float]) -> 
 
 def main(quick: bool) -> None:
     points = QUICK_POINTS if quick else POINTS
-    counts = sorted({1, min(2, os.cpu_count() or 1)})
     on_cpu = jax.default_backend() == "cpu"
     bounds: list[Bound] = []
     timings: dict[str, Any] = {}
     _, missing = peers.libraries()
-    for cores in counts if on_cpu else [0]:
+    for cores in harness.core_counts() if on_cpu else [0]:
         arguments = (list(points), 3 if quick else 7)
         place = "benchmarks.likelihood_speed:time_points"
         rows = harness.on_cores(cores, place, *arguments) if on_cpu else time_points(*arguments)

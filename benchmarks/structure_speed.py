@@ -1,0 +1,175 @@
+r"""What do a recurrent policy, a tabular one, and the gradients of every trajectory cost, beside the obvious way?
+
+Value and gradient of log P of a GRU by checkpointed segments against a scan that keeps everything; of a tabular softmax by counting visits against
+differentiating through the gather, as arrays and as a table; and mean and variance of 1024 trajectories' own gradients, 67 586 numbers each, streamed,
+against `vmap(grad)`, with the means of 16 groups against the gradient of the batch alone. Float32; time, and temporary memory as XLA has it.
+
+Finding (2 CPU cores, jax 0.10.2):
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import logderiv as ld
+from benchmarks import harness, likelihood_speed, peers
+from benchmarks.harness import Bound, Compiled
+
+GRU = ld.GRU(2, hidden=32)
+NET = ld.MLP(2, hidden=(256, 256))
+STATES, ACTIONS = 100, 5
+
+
+def recurrent(length: int) -> dict[str, Compiled]:
+    """One trajectory under a GRU 32: the library, and a scan over time that keeps what the way back needs."""
+    params, taus = GRU.init(jax.random.key(0), jnp.zeros(4, jnp.float32)), likelihood_speed.trajectories(length, 1)
+    forms = {"logderiv": peers.ours(GRU), "plain scan": peers.plain_scan(GRU)}
+    return {name: peers.compiled(function, params, taus) for name, function in forms.items()}
+
+
+def recurrent_memory(lengths: list[int]) -> list[dict[str, Any]]:
+    """Temporary bytes of both forms as T grows, and those of a copy of the inputs."""
+    params = GRU.init(jax.random.key(0), jnp.zeros(4, jnp.float32))
+    rows = []
+    for length in lengths:
+        taus = jax.eval_shape(lambda length=length: likelihood_speed.trajectories_shape(length))
+        ours, plain = (
+            peers.compiled(f, params, taus).temp_bytes or 0 for f in (peers.ours(GRU), peers.plain_scan(GRU))
+        )
+        rows.append({"T": length, "temp": ours, "inputs": 21 * length, "plain": plain})
+    return rows
+
+
+def tabular(length: int) -> dict[str, Compiled]:
+    """One trajectory under a table of 100 states and 5 actions."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    logits = jax.random.normal(keys[0], (STATES, ACTIONS), jnp.float32)
+    states, actions = (
+        jax.random.randint(k, (1, length), 0, n) for k, n in zip(keys[1:], (STATES, ACTIONS), strict=True)
+    )
+    ones = jnp.ones((1, length), jnp.float32)
+    taus = ld.Trajectory(states, actions, ones, ones, ones > 0, ones, states[:, 0])
+
+    def rows(logits: jax.Array, taus: ld.Trajectory) -> jax.Array:
+        logs = jax.nn.log_softmax(logits[taus.observations])
+        return jnp.sum(jnp.take_along_axis(logs, taus.actions[..., None], axis=-1))
+
+    def table(logits: jax.Array, taus: ld.Trajectory) -> jax.Array:
+        return jnp.sum(jax.nn.log_softmax(logits)[taus.observations, taus.actions])
+
+    stepwise = ld.Policy(ld.tabular_softmax.apply)  # the same policy, without its table
+    forms = {
+        "logderiv": peers.ours(ld.tabular_softmax),
+        "in blocks of steps": peers.ours(stepwise),
+        "log-softmax of the table, gathered": table,
+        "log-softmax of gathered rows": rows,
+    }
+    return {name: peers.compiled(function, logits, taus) for name, function in forms.items()}
+
+
+def moments(num: int, length: int) -> dict[str, Compiled]:
+    """Mean and variance of each trajectory's gradient, the means of 16 groups, and the batch's gradient alone."""
+    params, taus = NET.init(jax.random.key(0), jnp.zeros(4, jnp.float32)), likelihood_speed.trajectories(length, num)
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+
+    def streamed(params: Any, taus: ld.Trajectory) -> Any:
+        return ld.diagnostics.gradient_moments(estimator, params, (), NET, taus)[:2]
+
+    def groups(params: Any, taus: ld.Trajectory) -> Any:
+        return ld.diagnostics.group_gradients(estimator, params, (), NET, taus)
+
+    def batch(params: Any, taus: ld.Trajectory) -> Any:
+        return estimator.estimate(params, (), NET, taus)[0].grads
+
+    def all_at_once(params: Any, taus: ld.Trajectory) -> Any:
+        weights, _ = estimator.weigh(params, (), NET, taus)
+
+        def term(params: Any, tau: ld.Trajectory, weights: jax.Array) -> jax.Array:
+            logs = jax.nn.log_softmax(peers.logits(params, tau.observations))
+            return jnp.sum(weights * jnp.take_along_axis(logs, tau.actions[:, None], axis=-1)[:, 0])
+
+        grads = jax.vmap(jax.grad(term), (None, 0, 0))(params, taus, weights)
+        return jax.tree.map(lambda g: (jnp.mean(g, axis=0), jnp.var(g, axis=0, ddof=1)), grads)
+
+    forms: dict[str, Callable[..., Any]] = {
+        "streamed": streamed,
+        "vmap(grad)": all_at_once,
+        "16 group means": groups,
+        "batch gradient": batch,
+    }
+    return {name: harness.compile_call(function, params, taus) for name, function in forms.items()}
+
+
+def measure(make: str, arguments: list[int], repeats: int) -> dict[str, Any]:
+    """One of the three families, interleaved; runs in a process of its own."""
+    calls: dict[str, Compiled] = {"recurrent": recurrent, "tabular": tabular, "moments": moments}[make](*arguments)
+    seconds = harness.interleaved_medians({name: call.run for name, call in calls.items()}, repeats)
+    return {name: {"seconds": seconds[name], "temp_mib": (calls[name].temp_bytes or 0) / 2**20} for name in calls}
+
+
+def main(quick: bool) -> None:
+    families = {
+        "recurrent": ("GRU 32, one trajectory", [8192 if quick else 65536]),
+        "tabular": (f"a table of {STATES} x {ACTIONS}, one trajectory", [10**5 if quick else 10**6]),
+        "moments": ("gradients of MLP 4-256-256-2, N trajectories of T", [256 if quick else 1024, 32]),
+    }
+    bounds: list[Bound] = []
+    found: dict[str, Any] = {}
+    for cores in harness.core_counts():
+        for name, (title, arguments) in families.items():
+            rows = harness.on_cores(cores, "benchmarks.structure_speed:measure", name, arguments, 3 if quick else 9)
+            found[f"{name}, {cores} core{'s' * (cores > 1)}"] = rows
+            first = next(iter(rows.values()))["seconds"]
+            harness.print_table(
+                f"{title} ({', '.join(map(str, arguments))}), {cores} core{'s' * (cores > 1)}",
+                ("form", "ms", "times the first", "temporary MiB"),
+                [
+                    (form, f"{1e3 * r['seconds']:.2f}", f"{r['seconds'] / first:.2f}", f"{r['temp_mib']:.2f}")
+                    for form, r in rows.items()
+                ],
+            )
+            bounds += _bounds(name, cores, rows)
+    memory = recurrent_memory([4096, 16384, 65536] if quick else [4096, 65536, 2**20])
+    harness.print_table(
+        "GRU 32, temporary MiB as T grows",
+        ("T", "logderiv", "beyond a copy of the inputs", "plain scan"),
+        [(r["T"], *(f"{x / 2**20:.2f}" for x in (r["temp"], r["temp"] - r["inputs"], r["plain"]))) for r in memory],
+    )
+    first, last = memory[0], memory[-1]
+    growth = (last["temp"] - last["inputs"]) / (first["temp"] - first["inputs"])
+    root = (last["T"] / first["T"]) ** 0.5
+    bounds.append(Bound("GRU: growth of memory beyond the inputs over that of sqrt(T)", growth / root, 1.25))
+    _draw(found)
+    harness.finish("structure_speed", {"families": found, "recurrent_memory": memory}, bounds, quick=quick)
+
+
+def _bounds(family: str, cores: int, rows: dict[str, Any]) -> list[Bound]:
+    at = f"{cores} core{'s' * (cores > 1)}"
+    seconds = {form: row["seconds"] for form, row in rows.items()}
+    if family == "recurrent":
+        return [Bound(f"GRU: over an uncheckpointed scan, {at}", seconds["logderiv"] / seconds["plain scan"], 1.3)]
+    if family == "tabular":
+        return [
+            Bound(f"table: {form} over counting, {at}", seconds[form] / seconds["logderiv"], 3.0, at_least=True)
+            for form in ("log-softmax of the table, gathered", "log-softmax of gathered rows")
+        ]
+    return [
+        Bound(f"streamed moments over vmap(grad), {at}", seconds["streamed"] / seconds["vmap(grad)"], 1.3),
+        Bound(f"streamed moments, temporary MiB, {at}", rows["streamed"]["temp_mib"], 10.0),
+        Bound(
+            f"group means over the batch gradient, {at}", seconds["16 group means"] / seconds["batch gradient"], 1.15
+        ),
+    ]
+
+
+def _draw(found: dict[str, Any]) -> None:
+    figure, axes = harness.new_figure(ncols=len(found), figsize=(4 * len(found), 3.2))
+    for ax, (title, rows) in zip(axes, found.items(), strict=True):
+        places = range(len(rows))[::-1]
+        ax.barh(places, [1e3 * r["seconds"] for r in rows.values()], color="#0072B2")
+        ax.set_yticks(places, [f"{form}\n{r['temp_mib']:.1f} MiB" for form, r in rows.items()], fontsize=7)
+        ax.set(xlabel="ms", title=title)
+        ax.grid(axis="x", alpha=0.3)
+    harness.save_figure(figure, "structure_speed")
