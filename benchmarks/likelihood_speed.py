@@ -39,7 +39,7 @@ def trajectories(length: int, num: int, *, one_action: bool = False) -> ld.Traje
 def parameters() -> Any:
     """Weights of ordinary size, away from the nearly uniform start."""
     params = MLP.init(jax.random.key(1), jnp.zeros(4, jnp.float32))
-    leaves, structure = jax.tree.flatten(params)
+    leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: x.astype(jnp.float32), params))
     keys = jax.random.split(jax.random.key(2), len(leaves))
     noise = [0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
     return structure.unflatten([x + e for x, e in zip(leaves, noise, strict=True)])

@@ -215,13 +215,13 @@ def kernel_call(params: Any, taus: ld.Trajectory) -> Callable[[], tuple[float, n
     (first, last) = params
     out = np.zeros(4 * 64 + 2 * 64 + 1)
     arrays = [
-        np.ascontiguousarray(x)
-        for x in (
-            np.asarray(taus.observations, np.float32),
-            np.asarray(taus.actions, np.int32),
-            first["weight"],
-            first["bias"],
-            last["weight"][:, 1] - last["weight"][:, 0],
+        np.ascontiguousarray(x, dtype)
+        for x, dtype in (
+            (taus.observations, np.float32),
+            (taus.actions, np.int32),
+            (first["weight"], np.float32),
+            (first["bias"], np.float32),
+            (last["weight"][:, 1] - last["weight"][:, 0], np.float32),
         )
     ]
     pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in arrays]

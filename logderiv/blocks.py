@@ -261,7 +261,8 @@ def _fold(x: jax.Array, shape: Layout, fill: Any = None) -> jax.Array:
         last = jnp.broadcast_to(x[:, -1:] if fill is None else jnp.asarray(fill), (x.shape[0], padding, *x.shape[2:]))
         x = jnp.concatenate([x, last], axis=1)
     x = x.reshape((shape.together, shape.turns, shape.outer, shape.inner, shape.steps, *x.shape[2:]))
-    x = x.transpose((1, 2, 3, 0, 4, *range(5, x.ndim)))
+    if x.shape[0] > 1:
+        x = x.transpose((1, 2, 3, 0, 4, *range(5, x.ndim)))
     return x.reshape((shape.turns * shape.outer, shape.inner, shape.together * shape.steps, *x.shape[5:]))
 
 

@@ -108,7 +108,7 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
 @pytest.mark.parametrize(("num", "length"), [(3, 1), (3, 10), (2, 17)])
 def test_segmented_scan_equals_the_plain_scan(num, length):
     inputs = _inputs(num, length)
-    valid = jnp.arange(length) < jnp.array([[length], [length - 1], [length // 2]])[:num]
+    valid = jnp.arange(length)[None] < jnp.array([[length], [length - 1], [length // 2]])[:num]
 
     def step(params, carry, x):
         carry = jnp.tanh(carry * params["b"] + x @ params["w"])

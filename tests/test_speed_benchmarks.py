@@ -1,0 +1,178 @@
+"""The speed benchmarks compare like with like: every candidate computes the same numbers. Speed itself is not tested."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import pytest
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+import logderiv as ld
+from benchmarks import harness, likelihood_speed, peers, structure_speed
+
+
+def here(_, place, *args):
+    """`harness.on_cores` without a process of its own."""
+    return json.loads(json.dumps(harness._plain(harness._named(place)(*args))))
+
+
+@pytest.fixture(autouse=True)
+def as_users_write():
+    """What people would write broadcasts and mixes dtypes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "on_cores", here)
+    monkeypatch.setattr(harness, "peak_rss", lambda *_: 2**20)
+    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
+    yield tmp_path
+    plt.close("all")
+
+
+def value_and_gradient(function, params, taus):
+    return jax.device_get(jax.jit(jax.value_and_grad(function))(params, taus))
+
+
+def test_every_form_of_log_prob_gives_the_same_value_and_gradient():
+    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(40, 3)
+    installed, missing = peers.libraries()
+    assert set(installed) | set(missing) == set(peers.LIBRARIES)
+    forms = {"plain": peers.plain_scan(likelihood_speed.MLP), "vectorised": peers.vectorised, **installed}
+    forms["rows 8"] = peers.ours(likelihood_speed.MLP, 8)
+    expected = value_and_gradient(peers.ours(likelihood_speed.MLP), params, taus)
+    for function in forms.values():
+        got = value_and_gradient(function, params, taus)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5), got, expected)
+
+
+def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient():
+    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(700, 1, one_action=True)
+    value, grads = likelihood_speed.exact(params, taus)
+    wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, taus.observations))
+    expected = value_and_gradient(peers.vectorised, wide[0], taus._replace(observations=wide[1]))
+    np.testing.assert_allclose(value, expected[0], rtol=1e-12)
+    flat = [expected[1][i][k] for i in (0, 1) for k in ("weight", "bias")]
+    for got, want in zip(grads, flat, strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+    run = peers.kernel_call(params, taus)
+    if run is None:
+        pytest.skip("no C compiler")
+    kernel_value, out = run()
+    np.testing.assert_allclose(kernel_value, value, rtol=1e-6)
+    pieces = [grads[0].ravel(), grads[1], grads[2][:, 1], grads[3][1:]]
+    np.testing.assert_allclose(out, np.concatenate(pieces), rtol=1e-4, atol=1e-3)
+
+
+def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
+    """Compiled as for a user, never run. The wrong twin, everything at once, needs 512 bytes for every step."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    short, long = harness.on_cores(2, "benchmarks.likelihood_speed:growth", [10**5, 10**6])
+    for row in (short, long):
+        assert row["temp"] < 1.1 * row["inputs"] + 2**20
+        assert row["vectorised"] > 500 * row["T"]
+    assert long["vectorised"] > 20 * long["temp"]
+    rows = harness.on_cores(2, "benchmarks.structure_speed:recurrent_memory", [4096, 65536])
+    assert structure_speed.growth_over_root(rows, "ours") < 1.25
+    assert structure_speed.growth_over_root(rows, "plain") > 3  # as T, not as its root
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments"),
+    [("recurrent", [50]), ("tabular", [700]), ("moments", [32, 5])],
+)
+def test_every_form_of_a_structured_gradient_agrees(make, arguments, monkeypatch):
+    monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
+    calls = getattr(structure_speed, make)(*arguments)
+    found = {name: jax.device_get(call.run()) for name, call in calls.items()}
+    if make == "moments":  # groups and the batch gradient are other quantities: means of what the others give
+        mean = jax.tree.map(lambda x: x[0], found["vmap(grad)"], is_leaf=lambda x: isinstance(x, tuple))
+        streamed = jax.tree.leaves(found["streamed"])
+        both = [*jax.tree.leaves(mean), *(x[1] for x in _pairs(found["vmap(grad)"]))]
+        for a, b in zip(streamed, both, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        return
+    expected = found.pop("logderiv")
+    for got in found.values():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
+
+
+def _pairs(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple))
+
+
+def test_what_each_point_is_held_to():
+    seconds = {
+        "logderiv": 1.0,
+        "plain scan over t": 5.0,
+        "vectorised": 3.0,
+        "torch": 5.0,
+        "rows 512": 0.9,
+        "rows 64": 2.0,
+    }
+    found = {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(1, (65536, 1), seconds)}
+    assert found == {
+        ("plain scan", 10): False,
+        ("against the best block", 1.2): True,
+        ("vectorised", 4.0): False,
+        ("torch", 6.0): False,
+    }
+    found = {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(2, (1024, 64), seconds)}
+    assert found == {
+        ("plain scan", 3.5): True,
+        ("against the best block", 1.2): True,
+        ("vectorised", 2.5): True,
+        ("torch", 2.5): True,
+    }
+    small = likelihood_speed.bounds_of(1, (1024, 1), seconds)
+    assert [b.name.split(",")[0] for b in small] == ["plain scan", "against the best block"]
+
+
+def test_likelihood_speed_runs_and_saves(results, monkeypatch, capsys):
+    monkeypatch.setattr(likelihood_speed, "QUICK_POINTS", ((600, 1), (20, 4)))
+    monkeypatch.setattr(likelihood_speed, "ROWS", (256,))
+    monkeypatch.setattr(likelihood_speed, "block_floor", lambda: {"tanh": 1e-3})
+    row = {"compile": 0.1, "temp": 30, "inputs": 21, "vectorised": 900}
+    monkeypatch.setattr(likelihood_speed, "growth", lambda lengths: [row | {"T": t} for t in lengths])
+    errors = likelihood_speed.errors
+    monkeypatch.setattr(likelihood_speed, "errors", lambda _: errors(600))
+    likelihood_speed.main(quick=True)
+    saved = json.loads((results / "likelihood_speed.jsonl").read_text())
+    assert saved["figures"]["errors"][0]["logderiv"]["value"] < 1e-6
+    assert (results / "likelihood_speed.png").stat().st_size > 10_000
+    assert "kept    relative error of the gradient" in capsys.readouterr().out
+
+
+def test_structure_speed_runs_and_saves(results, monkeypatch, capsys):
+    monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
+    small = {"recurrent": lambda _: {}, "tabular": structure_speed.tabular, "moments": lambda *_: {}}
+    tabular, measure = small["tabular"](60), structure_speed.measure
+    monkeypatch.setattr(structure_speed, "tabular", lambda _: tabular)
+    row = {"seconds": 1.0, "temp_mib": 1.0}
+    forms = ("logderiv", "plain scan", "streamed", "vmap(grad)", "16 group means", "batch gradient")
+    given = dict.fromkeys(forms, row)
+    monkeypatch.setattr(
+        structure_speed, "measure", lambda name, *rest: measure(name, *rest) if name == "tabular" else given
+    )
+    row = {"ours, value": 20, "plain": 90, "plain, value": 0}
+    memory = [{"T": 100, "ours": 30, **row}, {"T": 400, "ours": 40, **row}]
+    monkeypatch.setattr(structure_speed, "recurrent_memory", lambda _: memory)
+    structure_speed.main(quick=True)
+    saved = json.loads((results / "structure_speed.jsonl").read_text())
+    assert {b["name"].split(":")[0] for b in saved["bounds"]} >= {"GRU", "table"}
+    assert (
+        "kept    GRU: growth of what the gradient adds to memory over that of sqrt(T): 1 <= 1.25"
+        in capsys.readouterr().out
+    )
+
+
+def test_a_call_on_fewer_cores_comes_back():
+    assert harness.on_cores(1, "math:sqrt", 4.0) == 2.0
