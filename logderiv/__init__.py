@@ -6,6 +6,7 @@
 from logderiv import diagnostics as diagnostics
 from logderiv import exact as exact
 from logderiv import plots as plots
+from logderiv import processes as processes
 from logderiv import testing as testing
 from logderiv.baselines import Baseline as Baseline
 from logderiv.baselines import CreditBatch as CreditBatch

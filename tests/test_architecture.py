@@ -33,6 +33,7 @@ ORDER = [
     "pathwise",
     "measure_valued",
     "exact",
+    "processes",
     "diagnostics",
     "progress",
     "training",
