@@ -135,93 +135,57 @@ def random_walk() -> Task:
     return tabular("random walk, n = 50", random_walk_mdp(50), walk, jnp.array(100.0), jnp.array(90.0), horizon=50)
 
 
-@dataclasses.dataclass(frozen=True)
-class LinearQuadratic:
-    """$x' = a x + b u + c w$ with normal noise, reward $-(q x^2 + r u^2)$; starts at `x = 1`."""
-
-    a: float = 0.9
-    b: float = 0.5
-    c: float = 0.3
-    q: float = 1.0
-    r: float = 0.1
-
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
-        """Always 1."""
-        del key, params
-        return jnp.ones(()), jnp.ones(())
-
-    def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
-        """One transition; never ends."""
-        del params
-        new = self.a * state + self.b * action + self.c * jax.random.normal(key)
-        reward = -(self.q * state**2 + self.r * action**2)
-        return Step(new, new, reward, jnp.zeros((), bool), jnp.zeros((), bool))
-
-    def quadratics(self, params: Any, horizon: int, discount: float) -> tuple[jax.Array, jax.Array]:
-        r"""$V_t(x) = -(P_t x^2 + C_t)$ of the policy $u \sim N(k x, \sigma^2)$: `P` and `C`, each `(T + 1,)`."""
-        gain, variance = params["gain"], jnp.exp(2 * params["log_std"])
-        decay = (self.a + self.b * gain) ** 2
-
-        def back(carry: Any, _: None) -> tuple[Any, Any]:
-            p, rest = carry
-            rest = self.r * variance + discount * (rest + p * (self.b**2 * variance + self.c**2))
-            p = self.q + self.r * gain**2 + discount * p * decay
-            return (p, rest), (p, rest)
-
-        end = (jnp.zeros_like(gain), jnp.zeros_like(gain))
-        tables = jax.lax.scan(back, end, None, length=horizon, reverse=True)[1]
-        return jax.tree.map(lambda x: jnp.append(x, jnp.zeros(1, x.dtype)), tables)
-
-
 def linear_quadratic() -> Task:
     """One dimension, 20 steps, a noisy linear policy with a learnable gain and spread."""
-    world, horizon, discount = LinearQuadratic(), 20, 0.95
-    params = {"gain": jnp.array(-0.4), "log_std": jnp.array(-0.7)}
-    drawn = {"gain": jnp.array(-0.5), "log_std": jnp.array(-0.6)}
-
-    def value(params: Any) -> jax.Array:
-        p, rest = world.quadratics(params, horizon, discount)
-        return -(p[0] + rest[0])
+    horizon, discount = 20, 0.95
+    world = ld.processes.LinearQuadratic(
+        transition=jnp.array([[0.9]]),
+        control=jnp.array([[0.5]]),
+        noise=jnp.array([[0.3]]),
+        state_cost=jnp.array([[1.0]]),
+        control_cost=jnp.array([[0.1]]),
+        initial_mean=jnp.ones(1),
+    )
+    params = ld.processes.LinearPolicyParams(gain=jnp.array([[-0.4]]), log_std=jnp.array([-0.7]))
+    drawn = ld.processes.LinearPolicyParams(gain=jnp.array([[-0.5]]), log_std=jnp.array([-0.6]))
 
     def state_value(observation: Any) -> jax.Array:
-        p, rest = world.quadratics(params, horizon, discount)
-        return -(p[observation[1]] * observation[0] ** 2 + rest[observation[1]])
-
-    def policy(params: Any, observation: Any) -> ld.Normal:
-        return ld.Normal(params["gain"] * observation[0], jnp.exp(params["log_std"]))
+        state, time = observation
+        return world.quadratics(params, horizon=horizon, discount=discount).at(time, state)
 
     def fit(v: jax.Array, observation: Any) -> jax.Array:
-        return v[0] + v[1] * observation[0] ** 2
+        return v[0] + v[1] * jnp.sum(observation[0] ** 2)
 
     return Task(
         "linear-quadratic, T = 20",
         Timed(world),
-        ld.Policy(policy),
+        ld.Policy(lambda params, observation: world.policy.apply(params, observation[0])),
         params,
         drawn,
         horizon,
         discount,
-        value,
-        state_value,
-        fit,
-        jnp.zeros(2),
+        value=lambda params: world.value(params, horizon=horizon, discount=discount),
+        state_value=state_value,
+        fit=fit,
+        value_params=jnp.zeros(2),
     )
 
 
 def pathwise(task: Task, params: Any, key: jax.Array) -> Any:
     """Gradient of one return of the linear-quadratic task through its own dynamics, the noise held: what a score cannot use."""
-    world: LinearQuadratic = task.environment.inner
+    world: ld.processes.LinearQuadratic = task.environment.inner
 
     def discounted_return(params: Any) -> jax.Array:
-        noise = jax.random.normal(key, (task.horizon, 2))
+        noise = jax.random.normal(key, (task.horizon, 2, 1))
 
         def step(x: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             power, (e, w) = inputs
-            u = params["gain"] * x + jnp.exp(params["log_std"]) * e
-            return world.a * x + world.b * u + world.c * w, -power * (world.q * x**2 + world.r * u**2)
+            u = params.gain @ x + jnp.exp(params.log_std) * e
+            reward = -(x @ world.state_cost @ x + u @ world.control_cost @ u)
+            return world.transition @ x + world.control @ u + world.noise @ w, power * reward
 
         powers = task.discount ** jnp.arange(task.horizon, dtype=noise.dtype)
-        return jnp.sum(jax.lax.scan(step, jnp.ones(()), (powers, noise))[1])
+        return jnp.sum(jax.lax.scan(step, world.initial_mean, (powers, noise))[1])
 
     return jax.grad(discounted_return)(params)
 

@@ -30,14 +30,16 @@ def test_value_of_the_linear_quadratic_task_by_forward_moments():
     """E[x_t^2] forwards in place of V_t backwards."""
     task = tasks.linear_quadratic()
     world, params = task.environment.inner, task.params
-    gain, variance = float(params["gain"]), math.exp(2 * float(params["log_std"]))
+    gain, variance = params.gain.item(), math.exp(2 * params.log_std.item())
+    a, b, c = (x.item() for x in (world.transition, world.control, world.noise))
+    q, r = world.state_cost.item(), world.control_cost.item()
     square, total = 1.0, 0.0
     for t in range(task.horizon):
-        total -= task.discount**t * (world.q * square + world.r * (gain**2 * square + variance))
-        square = (world.a + world.b * gain) ** 2 * square + world.b**2 * variance + world.c**2
+        total -= task.discount**t * (q * square + r * (gain**2 * square + variance))
+        square = (a + b * gain) ** 2 * square + b**2 * variance + c**2
     np.testing.assert_allclose(jax.jit(task.value)(params), total, rtol=1e-12)
-    start = jax.jit(task.state_value)((jnp.ones(()), jnp.int32(0)))
-    end = jax.jit(task.state_value)((jnp.ones(()), jnp.int32(task.horizon)))
+    start = jax.jit(task.state_value)((jnp.ones(1), jnp.int32(0)))
+    end = jax.jit(task.state_value)((jnp.ones(1), jnp.int32(task.horizon)))
     np.testing.assert_allclose(start, total, rtol=1e-12)
     assert end == 0
 
@@ -51,10 +53,10 @@ def test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value():
 
     exact = jax.jit(jax.grad(task.value))(task.params)
     samples = run(jax.random.split(jax.random.key(0), 4096))
-    for name in exact:
-        mean, sem = jnp.mean(samples[name]), jnp.std(samples[name], ddof=1) / 64
-        assert abs(mean - exact[name]) < 4 * sem
-        assert abs(1.2 * mean - exact[name]) > 4 * sem
+    for values, expected in zip(samples, exact, strict=True):
+        mean, sem = jnp.mean(values), jnp.std(values, ddof=1) / 64
+        assert abs(mean - expected.item()) < 4 * sem
+        assert abs(1.2 * mean - expected.item()) > 4 * sem
 
 
 @pytest.mark.parametrize("build", [tasks.short_corridor, tasks.five_states, tasks.random_walk])

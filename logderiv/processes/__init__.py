@@ -9,3 +9,19 @@ A process is an environment that carries its own `policy`, so that everything in
 Parameters in the start are drawn at the first step, whose observation says `start`; parameters in the dynamics are
 drawn as an action that *is* the next state. Beside each process stand its exact numbers, as plain methods.
 """
+
+from logderiv.processes.autoregressive import Autoregressive as Autoregressive
+from logderiv.processes.autoregressive import AutoregressiveParams as AutoregressiveParams
+from logderiv.processes.autoregressive import GaussianMoments as GaussianMoments
+from logderiv.processes.base import AutonomousProcess as AutonomousProcess
+from logderiv.processes.base import Previous as Previous
+from logderiv.processes.base import ProcessPolicy as ProcessPolicy
+from logderiv.processes.gaussian import MultivariateNormal as MultivariateNormal
+from logderiv.processes.gaussian import covariance_from as covariance_from
+from logderiv.processes.gaussian import log_cholesky_of as log_cholesky_of
+from logderiv.processes.linear_gaussian import LinearPolicyParams as LinearPolicyParams
+from logderiv.processes.linear_gaussian import LinearQuadratic as LinearQuadratic
+from logderiv.processes.linear_gaussian import QuadraticValues as QuadraticValues
+from logderiv.processes.markov_chain import MarkovChain as MarkovChain
+from logderiv.processes.markov_chain import MarkovChainParams as MarkovChainParams
+from logderiv.processes.markov_chain import markov_chain as markov_chain

@@ -1,0 +1,151 @@
+"""Linear-quadratic control: values by forward moments, gradients by exact Gaussian expectations, optimum by scipy's Riccati solver."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+import scipy.stats
+
+import logderiv as ld
+from logderiv.processes import LinearPolicyParams, LinearQuadratic
+from tests.quadrature import gauss_hermite, normal_logpdf
+
+WORLD = LinearQuadratic(
+    transition=jnp.array([[0.9, 0.2], [-0.1, 0.7]]),
+    control=jnp.array([[0.5], [1.0]]),
+    noise=jnp.array([[0.3, 0.0], [0.1, 0.2]]),
+    state_cost=jnp.array([[1.0, 0.3], [0.3, 0.5]]),
+    control_cost=jnp.array([[0.2]]),
+    initial_mean=jnp.array([1.0, -0.5]),
+    initial_noise=jnp.array([[0.4, 0.0], [-0.2, 0.3]]),
+)
+PARAMS = LinearPolicyParams(jnp.array([[-0.4, 0.2]]), jnp.array([-0.7]))
+GAMMA = 0.9
+
+
+def test_value_by_forward_moments():
+    """E[x x'] and E[u u'] forwards in place of V_t backwards."""
+    a, b, c, q, r = (
+        np.asarray(x) for x in (WORLD.transition, WORLD.control, WORLD.noise, WORLD.state_cost, WORLD.control_cost)
+    )
+    gain, sigma = np.asarray(PARAMS.gain), np.diag(np.exp(2 * np.asarray(PARAMS.log_std)))
+    mean, noise = np.asarray(WORLD.initial_mean), np.asarray(WORLD.initial_noise)
+    square, total = np.outer(mean, mean) + noise @ noise.T, 0.0
+    for t in range(5):
+        total -= GAMMA**t * (np.trace(q @ square) + np.trace(r @ (gain @ square @ gain.T + sigma)))
+        square = (a + b @ gain) @ square @ (a + b @ gain).T + b @ sigma @ b.T + c @ c.T
+    value = jax.jit(lambda p, w: w.value(p, horizon=5, discount=GAMMA))(PARAMS, WORLD)
+    np.testing.assert_allclose(value, total, rtol=1e-12)
+
+
+def weighted_scores(horizon):
+    """Nodes of all randomness of `horizon` steps: trajectories, their weights, their scores."""
+    nodes, weights = gauss_hermite(
+        2 + 3 * horizon - 2, 3
+    )  # start, then control and transition; the last one is not paid for
+
+    def one(noise):
+        x, rows = WORLD.initial_mean + WORLD.initial_noise @ noise[:2], []
+        for t in range(horizon):
+            u = PARAMS.gain @ x + jnp.exp(PARAMS.log_std) * noise[2 + 3 * t : 3 + 3 * t]
+            rows.append((x, u, -(x @ WORLD.state_cost @ x + u @ WORLD.control_cost @ u)))
+            later = noise[3 + 3 * t : 5 + 3 * t]
+            x = WORLD.transition @ x + WORLD.control @ u + (WORLD.noise @ later if later.size else 0 * x)
+        states, actions, rewards = (jnp.stack(xs) for xs in zip(*rows, strict=True))
+        ones = jnp.ones(horizon)
+        tau = ld.Trajectory(states, actions, rewards, ones, ones > 0, 0 * ones, x)
+        return tau, jax.grad(ld.log_prob)(PARAMS, WORLD.policy, tau)
+
+    return jnp.asarray(weights), *jax.vmap(one)(jnp.asarray(nodes))
+
+
+@pytest.mark.parametrize("horizon", [1, 2])
+def test_expected_return_times_score_is_the_gradient_of_the_value(horizon):
+    @jax.jit
+    def run():
+        weights, taus, scores = weighted_scores(horizon)
+        returns = taus.rewards @ GAMMA ** jnp.arange(horizon, dtype=float)
+
+        def average(weights):
+            return jax.tree.map(lambda s: jnp.tensordot(weights, s, axes=1), scores)
+
+        exact = jax.grad(lambda p: WORLD.value(p, horizon=horizon, discount=GAMMA))(PARAMS)
+        return average(weights * returns), average(weights), exact
+
+    estimate, mean_score, exact = run()
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), estimate, exact)
+    jax.tree.map(lambda a: np.testing.assert_allclose(a, 0, atol=1e-12), mean_score)
+
+
+def test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one():
+    values = jax.jit(lambda p: WORLD.quadratics(p, horizon=4, discount=GAMMA))(PARAMS)
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=GAMMA)
+
+    @jax.jit
+    def run(keys):
+        def one(keys):
+            taus = ld.rollout(PARAMS, keys, WORLD.policy, WORLD, horizon=4)
+            return estimator.estimate(PARAMS, estimator.init(PARAMS), WORLD.policy, taus)[0].grads
+
+        return jax.vmap(one)(keys), jax.grad(lambda p: WORLD.value(p, horizon=4, discount=GAMMA))(PARAMS)
+
+    samples, exact = run(jax.random.split(jax.random.key(0), (3000, 16)))
+    ld.testing.assert_unbiased(samples, exact, resolution=0.8)
+    with pytest.raises(AssertionError, match="BIASED"):
+        ld.testing.assert_unbiased(samples, exact._replace(gain=exact.gain + 1.0), resolution=0.8)
+    assert values.matrix.shape == (5, 2, 2)
+    assert values.at(jnp.int32(4), WORLD.initial_mean) == 0
+
+
+def test_gradient_vanishes_at_the_optimal_gain_of_a_riccati_solver():
+    """Of the discounted problem without end; no noise in the start, so that one gain is best everywhere."""
+    scale = np.sqrt(GAMMA)
+    a, b = scale * np.asarray(WORLD.transition), scale * np.asarray(WORLD.control)
+    p = scipy.linalg.solve_discrete_are(a, b, np.asarray(WORLD.state_cost), np.asarray(WORLD.control_cost))
+    best = jnp.asarray(-np.linalg.solve(np.asarray(WORLD.control_cost) + b.T @ p @ b, b.T @ p @ a))
+    grad = jax.jit(jax.grad(lambda params: WORLD.value(params, horizon=400, discount=GAMMA)))
+    np.testing.assert_allclose(grad(PARAMS._replace(gain=best)).gain, 0, atol=1e-9)
+    assert jnp.max(jnp.abs(grad(PARAMS._replace(gain=1.01 * best)).gain)) > 1e-3
+
+
+def test_densities_of_a_trajectory_against_scipy():
+    tau = jax.jit(lambda key: ld.rollout(PARAMS, key, WORLD.policy, WORLD, horizon=3))(jax.random.key(3))
+    states = np.concatenate([tau.observations, tau.final_observation[None]])
+    start, noise = np.asarray(WORLD.initial_noise), np.asarray(WORLD.noise)
+    expected = normal_logpdf(states[0], WORLD.initial_mean, start @ start.T)
+    for x, u, new in zip(states[:-1], np.asarray(tau.actions), states[1:], strict=True):
+        expected += scipy.stats.norm.logpdf(u, PARAMS.gain @ x, np.exp(PARAMS.log_std)).sum()
+        expected += normal_logpdf(new, WORLD.transition @ x + WORLD.control @ u, noise @ noise.T)
+    logp = jax.jit(lambda tau: ld.log_prob(PARAMS, WORLD.policy, tau, environment=WORLD))(tau)
+    np.testing.assert_allclose(logp, expected, rtol=1e-10)
+
+
+def test_a_known_start_and_float32():
+    known = jax.tree.map(
+        lambda x: x.astype(jnp.float32),
+        LinearQuadratic(
+            WORLD.transition, WORLD.control, WORLD.noise, WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
+        ),
+    )
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
+
+    @jax.jit
+    def run(params, key):
+        tau = ld.rollout(params, key, known.policy, known, horizon=2)
+        return tau, ld.log_prob(params, known.policy, tau, environment=known), known.value(params, horizon=2)
+
+    tau, logp, value = run(params, jax.random.key(0))
+    np.testing.assert_array_equal(tau.observations[0], known.initial_mean)
+    assert {tau.rewards.dtype, tau.observations.dtype, logp.dtype, value.dtype} == {jnp.dtype(jnp.float32)}
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match=r"noise: expected shape \(2, 2\) for n = 2, m = 1"):
+        LinearQuadratic(
+            WORLD.transition, WORLD.control, jnp.ones((2, 1)), WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
+        )
+    with pytest.raises(ValueError, match=r"control: expected shape \(n, m\)"):
+        LinearQuadratic(*(jnp.ones(2),) * 6)
+    with pytest.raises(ValueError, match=r"params.gain: expected shape \(m, n\) = \(1, 2\)"):
+        ld.rollout(PARAMS._replace(gain=jnp.ones((2, 1))), jax.random.key(0), WORLD.policy, WORLD, horizon=2)
