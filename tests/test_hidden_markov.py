@@ -1,0 +1,158 @@
+"""Hidden Markov models against the sum over all hidden paths."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.processes import HiddenMarkovModel, HiddenMarkovParams, fisher_score, fisher_score_samples
+
+T, S = 4, 3
+MODEL = HiddenMarkovModel()
+PARAMS = HiddenMarkovParams(
+    initial=jnp.array([0.3, -0.4, 0.1]),
+    transition=jnp.array([[0.9, -0.2, 0.0], [0.3, 0.8, -0.5], [-0.1, 0.2, 1.0]]),
+    emission=jnp.array([[1.0, 0.2], [-0.3, 0.5], [0.0, -1.0]]),
+)
+Y = jnp.array([0, 1, 1, 0])
+MASK = jnp.array([True, True, False, True])
+PATHS = jnp.asarray(list(itertools.product(range(S), repeat=T)), jnp.int32)
+# States only move up, and start in 0: most paths are impossible.
+LEFT_TO_RIGHT = PARAMS._replace(
+    initial=jnp.array([0.0, -jnp.inf, -jnp.inf]),
+    transition=jnp.where(jnp.tril(jnp.ones((S, S)), -1) > 0, -jnp.inf, PARAMS.transition),
+)
+
+
+def normal_emission(params, state):
+    return ld.Normal(params["loc"][state], jnp.exp(params["log_scale"]))
+
+
+NORMAL = HiddenMarkovModel(emission=normal_emission)
+NORMAL_PARAMS = PARAMS._replace(emission={"loc": jnp.array([-1.0, 0.0, 2.0]), "log_scale": jnp.array(-0.2)})
+CASES = {
+    "symbols": (MODEL, PARAMS, Y, jnp.ones(T, bool)),
+    "missing": (MODEL, PARAMS, Y, MASK),
+    "left to right": (MODEL, LEFT_TO_RIGHT, Y, jnp.ones(T, bool)),
+    "normal, missing NaN": (NORMAL, NORMAL_PARAMS, jnp.array([0.3, -1.0, jnp.nan, 2.5]), MASK),
+}
+EVERY = pytest.mark.parametrize("name", CASES)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def everything(params, y, mask, model):
+    """Log-joint of every path, the likelihood by their sum and by the filter, three scores and the smoothed marginals."""
+
+    def joint(params):
+        taus = jax.vmap(lambda states: model.pair_trajectory(states, y, observed=mask))(PATHS)
+        return ld.log_prob(params, model.policy, taus, environment=model)
+
+    def filtered(params):
+        return model.log_likelihood(params, y, observed=mask)
+
+    return {
+        "joint": joint(params),
+        "sum": jax.value_and_grad(lambda params: jnp.log(jnp.sum(jnp.exp(joint(params)))))(params),
+        "filter": jax.value_and_grad(filtered)(params),
+        "identity": fisher_score(params, model, y, observed=mask),
+        "smoothed": model.smooth(params, y, observed=mask),
+    }
+
+
+@functools.cache
+def run(name):
+    model, params, y, mask = CASES[name]
+    return everything(params, y, mask, model)
+
+
+@EVERY
+def test_likelihood_and_scores_are_those_of_the_sum_over_all_paths(name):
+    found = run(name)
+    (exact, exact_score), (value, by_filter) = found["sum"], found["filter"]
+    np.testing.assert_allclose(value, exact, rtol=1e-12)
+    for score in (by_filter, found["identity"]):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-14), score, exact_score)
+    assert float(jnp.max(jnp.abs(by_filter.transition))) > 0.01
+
+
+@EVERY
+def test_smoothed_marginals_are_those_of_the_enumerated_posterior(name):
+    found = run(name)
+    weights = np.exp(found["joint"] - found["sum"][0])
+    for t in range(T):
+        states = [np.sum(weights[PATHS[:, t] == i]) for i in range(S)]
+        np.testing.assert_allclose(found["smoothed"].states[t], states, atol=1e-13)
+    for t, i, j in itertools.product(range(T - 1), range(S), range(S)):
+        pair = np.sum(weights[(PATHS[:, t] == i) & (PATHS[:, t + 1] == j)])
+        np.testing.assert_allclose(found["smoothed"].pairs[t, i, j], pair, atol=1e-13)
+
+
+def test_a_missing_symbol_is_summed_over():
+    value = jax.jit(MODEL.log_likelihood)
+    np.testing.assert_allclose(value(PARAMS, Y), run("symbols")["filter"][0], rtol=1e-14)
+    both = jnp.exp(jnp.stack([value(PARAMS, Y.at[2].set(symbol)) for symbol in (0, 1)]))
+    np.testing.assert_allclose(run("missing")["filter"][0], jnp.log(jnp.sum(both)), rtol=1e-12)
+
+
+def test_impossible_observations_have_likelihood_zero():
+    never = PARAMS._replace(emission=PARAMS.emission.at[:, 1].set(-jnp.inf))
+    assert everything(never, Y, jnp.ones(T, bool), MODEL)["filter"][0] == -jnp.inf
+
+
+def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score():
+    num_samples = 4000
+
+    @jax.jit
+    def draw(params, keys):
+        paths = jax.vmap(lambda key: MODEL.sample_states(params, key, Y, observed=MASK))(keys[0])
+        prior = ld.rollout(params, keys[1], MODEL.policy, MODEL, horizon=T).actions[0]
+        return paths, prior, fisher_score_samples(params, keys[2, 0], MODEL, Y, num_samples=num_samples, observed=MASK)
+
+    paths, prior, scores = draw(PARAMS, jax.random.split(jax.random.key(0), (3, num_samples)))
+    exact = jnp.exp(run("missing")["joint"] - run("missing")["sum"][0])
+
+    def hits(states):
+        return jnp.all(states[:, None] == PATHS[None], axis=-1).astype(float)
+
+    ld.testing.assert_unbiased(hits(paths), exact, resolution=0.05)
+    with pytest.raises(AssertionError, match="BIASED"):  # paths that have not seen the observations
+        ld.testing.assert_unbiased(hits(prior), exact, resolution=0.05)
+    ld.testing.assert_unbiased(scores, run("missing")["filter"][1], resolution=0.1)
+    with pytest.raises(AssertionError, match="BIASED"):  # the score of another series
+        ld.testing.assert_unbiased(scores, run("symbols")["filter"][1], resolution=0.1)
+
+
+def test_rollout_draws_what_the_policy_scores():
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
+
+    @jax.jit
+    def roll(params, keys):
+        taus = ld.rollout(params, keys, MODEL.policy, MODEL, horizon=3)
+        return taus, ld.log_prob(params, MODEL.policy, taus), MODEL.log_likelihood(params, taus.actions[1][0])
+
+    taus, logs, value = roll(params, jax.random.split(jax.random.key(0), 5))
+    np.testing.assert_array_equal(taus.observations.state[:, 1:], taus.actions[0][:, :-1])
+    assert {logs.dtype, value.dtype} == {jnp.dtype(jnp.float32)}
+    np.testing.assert_allclose(logs, jnp.sum(taus.behaviour_log_probs, axis=1), rtol=1e-5)
+
+
+def test_bad_input():
+    mismatched = PARAMS._replace(initial=jnp.zeros(2))
+    for call in (
+        lambda: MODEL.log_likelihood(mismatched, Y),
+        lambda: ld.rollout(mismatched, jax.random.key(0), MODEL.policy, MODEL, horizon=2),
+    ):
+        with pytest.raises(
+            ValueError, match=r"initial of shape \(S,\).*received \(2,\) and \(3, 3\); start and kernel"
+        ):
+            call()
+    with pytest.raises(ValueError, match=r"observed: expected shape \(4,\)"):
+        MODEL.smooth(PARAMS, Y, observed=jnp.ones((4, 1)))
+    with pytest.raises(ValueError, match="leading axis"):
+        MODEL.log_likelihood(PARAMS, Y[:0])
+    with pytest.raises(TypeError, match="expected integers"):
+        MODEL.log_likelihood(PARAMS, Y.astype(float))
