@@ -9,12 +9,16 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from tests import (
+    test_autoregressive,
     test_diagnostics,
     test_distributions,
     test_environments,
     test_estimator_benchmarks,
+    test_hidden_markov,
     test_identity,
+    test_linear_gaussian,
     test_siblings,
+    test_state_space,
 )
 
 NUM_SEEDS = 200
@@ -38,6 +42,11 @@ CHECKS = {
     "linear-quadratic": (
         test_estimator_benchmarks.test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value
     ),
+    "AR(1), scores": test_autoregressive.test_sampled_paths_have_scores_and_those_of_another_start_have_not,
+    "AR(1), estimator": test_autoregressive.test_an_estimator_of_the_library_takes_the_process_as_it_is,
+    "linear-Gaussian": test_linear_gaussian.test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one,
+    "hidden Markov": (test_hidden_markov.test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score),
+    "state space": (test_state_space.test_paths_drawn_from_the_posterior_have_its_moments_and_average_to_the_score),
 }
 
 
