@@ -1,7 +1,7 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -28,14 +28,18 @@ def as_keys(key: jax.Array) -> jax.Array:
     raise TypeError(f"key: expected jax.random.key(seed), received {dtype}{jnp.shape(key)}.")
 
 
-def register_dataclass(cls: Any, data: tuple[str, ...], meta: tuple[str, ...] = ()) -> Any:
+def register_dataclass(
+    cls: Any, data: tuple[str, ...], meta: tuple[str, ...] = (), *, visit: Callable[[Any], None] | None = None
+) -> Any:
     """Register a dataclass as a pytree whose reconstruction skips `__post_init__`.
 
     Transformations rebuild pytrees around tracers, axis numbers and placeholders, which must not meet the checks that
-    a user's own constructor call does.
+    a user's own constructor call does. `visit` is called with each object that is taken apart.
     """
 
     def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        if visit is not None:
+            visit(obj)
         return tuple(getattr(obj, name) for name in data), tuple(getattr(obj, name) for name in meta)
 
     def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -176,19 +176,28 @@ def sample(distribution: Any, key: jax.Array) -> Any:
 def log_prob(distribution: Any, action: Any) -> jax.Array:
     """Scalar log-probability of one action under any library's distribution, checked.
 
+    Raises:
+        TypeError: As `log_probs`.
+        ValueError: The log-probability is not a scalar.
+    """
+    return _scalar(log_probs(distribution, action), "log_prob")
+
+
+def log_probs(distribution: Any, action: Any) -> jax.Array:
+    """Log-probability under any library's distribution, of the shape that the distribution gives it.
+
     An integer action outside the range of a categorical distribution has log-probability `-inf`; TFP would return 0
     there and numpyro the log-probability of another action.
 
     Raises:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
-        ValueError: The log-probability is not a scalar.
     """
     if not hasattr(distribution, "log_prob"):
         raise TypeError(
             f"policy: expected it to return a distribution with a log_prob method, received {type(distribution).__name__}; "
             "wrap the network's output, for example logderiv.Categorical(logits)."
         )
-    return _scalar(_guard(distribution, action, distribution.log_prob, -jnp.inf), "log_prob")
+    return _guard(distribution, action, distribution.log_prob, -jnp.inf)
 
 
 def prob(distribution: Any, action: Any) -> jax.Array:

@@ -84,7 +84,7 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
 
     def difference(index: jax.Array, plus: jax.Array, minus: jax.Array) -> jax.Array:
         def at(side: jax.Array) -> jax.Array:
-            return scalar_cost(cost, x.at[index].set(side[index]) if x.ndim else side)
+            return scalar_cost(cost(x.at[index].set(side[index]) if x.ndim else side))
 
         return at(plus) - at(minus)
 
@@ -111,14 +111,14 @@ def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> NormalNo
 
 def categorical_derivative(categorical: Categorical, cost: Cost, x: jax.Array) -> Categorical:
     r"""$p_a\, (f(a) - f(x))$ for every outcome `a`, given the draw `x` (as a `Categorical`)."""
-    values = jax.vmap(lambda a: scalar_cost(cost, a))(jnp.arange(categorical.logits.shape[-1], dtype=x.dtype))
+    values = jax.vmap(lambda a: scalar_cost(cost(a)))(jnp.arange(categorical.logits.shape[-1], dtype=x.dtype))
     return Categorical(jax.nn.softmax(categorical.logits) * (values - values[x]).astype(categorical.logits.dtype))
 
 
 def bernoulli_derivative(bernoulli: Bernoulli, cost: Cost) -> Bernoulli:
     r"""$\sigma(\ell)\,\sigma(-\ell)\,(f(1) - f(0))$ (as a `Bernoulli`)."""
     ones = jnp.ones((), jnp.int32)
-    difference = scalar_cost(cost, ones) - scalar_cost(cost, 0 * ones)
+    difference = scalar_cost(cost(ones)) - scalar_cost(cost(0 * ones))
     logits = bernoulli.logits
     return Bernoulli(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * difference.astype(logits.dtype))
 

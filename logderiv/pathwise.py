@@ -63,7 +63,7 @@ def gradients_score(
 
     def one(key: jax.Array) -> Any:
         x = held_sample(distribution(params), key)
-        value = scalar_cost(cost, x)
+        value = scalar_cost(cost(x))
         return score_term(params, x, distribution, value - jnp.asarray(baseline).astype(value.dtype))
 
     return jax.vmap(one)(sample_keys(params, key, num_samples))
@@ -95,8 +95,8 @@ def gradients_pathwise(
     def value(params: Any, key: jax.Array) -> jax.Array:
         made = distribution(params)
         x = sample(made, key)
-        _check_reparameterised(made, x)
-        return scalar_cost(cost, x)
+        check_reparameterised(made, x)
+        return scalar_cost(cost(x))
 
     return jax.vmap(jax.grad(value), (None, 0))(params, sample_keys(params, key, num_samples))
 
@@ -117,9 +117,9 @@ def held_sample(distribution: Any, key: jax.Array) -> Any:
     return lax.stop_gradient(sample(distribution, key))
 
 
-def scalar_cost(cost: Cost, x: Any) -> jax.Array:
-    """`cost(x)`, checked to be one floating-point number."""
-    value = jnp.asarray(cost(x))
+def scalar_cost(value: Any) -> jax.Array:
+    """A cost, checked to be one number, as floating point."""
+    value = jnp.asarray(value)
     if value.shape != ():
         raise ValueError(f"cost: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
@@ -133,7 +133,7 @@ def sample_keys(params: Any, key: jax.Array, num_samples: int) -> jax.Array:
     return jax.random.split(as_keys(key), num_samples)
 
 
-def _check_reparameterised(distribution: Any, x: Any) -> None:
+def check_reparameterised(distribution: Any, x: Any) -> None:
     """Refuse samples without a derivative: integers, or where the library says so (numpyro, TFP)."""
     discrete = any(not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(x))
     declared = getattr(distribution, "has_rsample", True)

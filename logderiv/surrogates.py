@@ -58,7 +58,7 @@ def dice_surrogate(log_factors: jax.Array, weights: jax.Array) -> jax.Array:
     """
     weights = _held(log_factors, weights)
     up_to = jnp.cumsum(log_factors, axis=-1)
-    return _mean_of_sums(weights * (_box(up_to) - _box(up_to - log_factors)))
+    return _mean_of_sums(weights * (box(up_to) - box(up_to - log_factors)))
 
 
 @jax.tree_util.register_static
@@ -86,7 +86,7 @@ class LoadedDice:
         weights = _held(log_factors, weights)
         decays = jnp.full_like(log_factors, self.lambda_)
         up_to = _decayed_sums(log_factors, decays)
-        return _mean_of_sums(weights * (_box(up_to) - _box(up_to - log_factors)))
+        return _mean_of_sums(weights * (box(up_to) - box(up_to - log_factors)))
 
 
 def loaded_dice(lambda_: float) -> LoadedDice:
@@ -187,14 +187,15 @@ def surrogate_bias(surrogate: object) -> Bias:
     return declared(surrogate, {score_surrogate: Bias(order=1), dice_surrogate: Bias()}, "surrogate")
 
 
+def box(x: jax.Array) -> jax.Array:
+    r"""$\square(x) = \exp(x - \bot(x))$: 1, with the derivatives of $e^x$ at 0."""
+    return jnp.exp(x - lax.stop_gradient(x))
+
+
 def _unknown(normaliser: object) -> ValueError:
     return ValueError(
         f"normaliser: expected 'per_trajectory', 'per_own_token' or 'per_token', received {normaliser!r}."
     )
-
-
-def _box(x: jax.Array) -> jax.Array:
-    return jnp.exp(x - lax.stop_gradient(x))
 
 
 def _decayed_sums(terms: jax.Array, decays: jax.Array) -> jax.Array:

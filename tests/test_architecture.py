@@ -32,6 +32,7 @@ ORDER = [
     "fisher",
     "pathwise",
     "measure_valued",
+    "programs",
     "exact",
     "processes",
     "diagnostics",

@@ -14,6 +14,8 @@ from logderiv.exact.expectation import ExpectationComparison as ExpectationCompa
 from logderiv.exact.expectation import compare_expectation as compare_expectation
 from logderiv.exact.moments import Moments as Moments
 from logderiv.exact.moments import estimator_moments as estimator_moments
+from logderiv.exact.programs import program_derivatives as program_derivatives
+from logderiv.exact.programs import program_value as program_value
 from logderiv.exact.scores import ScoreMoments as ScoreMoments
 from logderiv.exact.scores import fisher as fisher
 from logderiv.exact.scores import weighted_score_moments as weighted_score_moments

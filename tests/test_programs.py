@@ -1,0 +1,479 @@
+"""Programs: every derivative against enumeration of every path, the trajectory API, and what must raise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import logderiv as ld
+from logderiv import distributions, programs
+
+from .worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
+
+LOO = ld.baseline_leave_one_out()
+PARAMS = jnp.array([0.3, -0.6])
+
+
+def flips(params, tape):
+    """Three flips in a scan; a cost along the way and a nonlinear one at the end."""
+
+    def step(carry, _):
+        tape, ones = carry
+        tape, flip = tape.sample(ld.Bernoulli(params[0]))
+        tape = tape.cost(0.5 * flip.astype(float) * params[1])
+        return (tape, ones + flip), None
+
+    (tape, ones), _ = lax.scan(step, (tape, jnp.zeros((), jnp.int32)), None, length=3)
+    return tape.cost(jnp.square(ones.astype(float)) + 2.0)
+
+
+def branches(params, tape):
+    """The first choice decides which choices follow."""
+    tape, first = tape.sample(ld.Bernoulli(params[0]))
+
+    def one(tape):
+        tape, second = tape.sample(ld.Categorical(jnp.stack([params[1], params[0], params[1] * params[0]])))
+        return tape.cost(jnp.exp(params[1]) * second.astype(float))
+
+    tape = lax.cond(first == 1, one, lambda tape: tape.cost(jnp.sin(params[0])), tape)
+    tape, last = tape.sample(ld.Bernoulli(params[1]), baseline=1.0 + first.astype(float) * params[0])
+    return tape.cost(3.0 * (first * last).astype(float) - 1.0)
+
+
+def random_length(loop):
+    """Flips until the first failure, four at most; each flip costs, and so does their number."""
+
+    def program(params, tape):
+        def body(carry):
+            tape, count, _ = carry
+            tape, flip = tape.sample(ld.Bernoulli(params[0] + 0.2 * params[1] * count))
+            return tape.cost(1.0 + params[1] * count), count + 1.0, flip == 1
+
+        start = (tape, jnp.zeros(()), jnp.ones((), bool))
+        tape, count, _ = loop(lambda carry: carry[2] & (carry[1] < 4), body, start)
+        return tape.cost(jnp.square(count))
+
+    return program
+
+
+def bounded(cond_fun, body_fun, init):
+    return ld.bounded_while_loop(cond_fun, body_fun, init, max_steps=5)[0]
+
+
+def agents(params, tape):
+    """A common choice, two agents side by side with one or two choices each, and a cost of what they did together."""
+    tape, common = tape.sample(ld.Bernoulli(params[1]))
+
+    def agent(tape, strength):
+        tape, first = tape.sample(ld.Bernoulli(params[0] * strength))
+        tape = tape.cost(strength * first.astype(float))
+        tape, second = tape.sample(ld.Bernoulli(params[1] + first.astype(float)))
+        return tape.cost(params[0] * second.astype(float)), first + second
+
+    tape, done = tape.plate(agent, jnp.array([1.0, 2.0]))
+    return tape.cost(jnp.square(jnp.sum(done).astype(float)) * common.astype(float))
+
+
+PROGRAMS = {  # program, most choices, most outcomes
+    "scan": (flips, 3, 2),
+    "cond": (branches, 3, 3),
+    "while_loop": (random_length(lax.while_loop), 4, 2),
+    "bounded_while_loop": (random_length(bounded), 4, 2),
+    "vmap": (agents, 5, 2),
+}
+
+
+def derivatives(name, *, order=3, **options):
+    program, num_choices, num_outcomes = PROGRAMS[name]
+    objective = ld.expectation(program, **options)
+    sizes = {"num_choices": num_choices, "num_outcomes": num_outcomes}
+    return ld.exact.program_derivatives(objective, PARAMS, order=order, **sizes)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_value_and_three_derivatives_are_exact(name):
+    for found in derivatives(name):
+        assert np.max(np.abs(found.exact)) > 1e-2
+        np.testing.assert_allclose(found.mean, found.exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["cond", "while_loop", "vmap"])
+def test_leave_one_out_is_exact_at_every_order(name):
+    order = 1 if name == "vmap" else 2  # 32 paths there, 1024 pairs
+    for found in derivatives(name, order=order, num_samples=2, baseline=LOO):
+        np.testing.assert_allclose(found.mean, found.exact, rtol=0, atol=1e-12)
+
+
+def test_own_sample_in_the_mean_shrinks_every_derivative(monkeypatch):
+    """The wrong twin of leave-one-out: with its own sample half of each derivative's score part is lost at N = 2."""
+
+    def whole_mean(values):
+        return lax.pmean(lax.stop_gradient(values), programs._AXIS)
+
+    def choices_only(params, tape):
+        tape, flip = tape.sample(ld.Bernoulli(params))
+        return tape.cost(2.0 * flip.astype(float) + 1.0)
+
+    monkeypatch.setattr(programs, "others_mean", whole_mean)
+    objective = ld.expectation(choices_only, num_samples=2, baseline=LOO)
+    found = ld.exact.program_derivatives(objective, 0.3, order=2, num_choices=1, num_outcomes=2)
+    np.testing.assert_allclose(found[0].mean, found[0].exact, atol=1e-12)
+    for wrong in found[1:]:
+        np.testing.assert_allclose(wrong.mean, 0.5 * wrong.exact, atol=1e-12)
+
+
+def test_a_plain_score_surrogate_is_right_at_order_one_only(monkeypatch):
+    """The wrong twin of the box: 1 + l, whose second derivative lacks the product of the scores."""
+    monkeypatch.setattr(ld.Tape, "_box", staticmethod(lambda x: 1 + x - lax.stop_gradient(x)))
+    errors = [np.max(np.abs(found.bias)) for found in derivatives("scan")]
+    assert max(errors[:2]) < 1e-12
+    assert min(errors[2:]) > 0.1
+
+
+def test_three_flips_have_mean_3p_and_slope_3():
+    """In p itself, where a program that drops the score says 0."""
+
+    def count(p, tape):
+        def step(tape, _):
+            tape, flip = tape.sample(ld.Bernoulli(jnp.log(p) - jnp.log1p(-p)))
+            return tape.cost(flip), None
+
+        return lax.scan(step, tape, None, length=3)[0]
+
+    value, slope, curvature = ld.exact.program_derivatives(
+        ld.expectation(count), 0.3, order=2, num_choices=3, num_outcomes=2
+    )
+    np.testing.assert_allclose([value.mean, slope.mean[0], curvature.mean[0, 0]], [0.9, 3.0, 0.0], atol=1e-12)
+
+
+def test_a_later_cost_is_all_that_a_choice_is_credited_with():
+    def program(logit, tape):
+        tape = tape.cost(100.0)
+        tape, flip = tape.sample(ld.Bernoulli(logit))
+        return tape.cost(flip)
+
+    grads = jax.jit(jax.vmap(jax.grad(ld.expectation(program)), (None, 0)))(0.0, jax.random.split(jax.random.key(0), 8))
+    assert set(np.asarray(grads).tolist()) == {0.0, 0.5}
+
+
+def test_leave_one_out_lowers_the_variance():
+    def program(params, tape):
+        return flips(params, tape).cost(10.0)
+
+    def variance(baseline):
+        objective = ld.expectation(program, num_samples=4, baseline=baseline)
+        grads = jax.jit(jax.vmap(jax.grad(objective), (None, 0)))(PARAMS, jax.random.split(jax.random.key(1), 500))
+        return np.var(np.asarray(grads)[:, 0])
+
+    assert variance(LOO) < 0.2 * variance(None)
+
+
+def mdp_program(mdp, horizon, discount):
+    """The steps of `logderiv.rollout` with its splitting of the key; a finished episode makes no more choices."""
+
+    def program(logits, tape):
+        tape, (key,) = tape.split()
+        state, _ = mdp.reset(key)
+
+        def live(carry):
+            tape, state, _, weight = carry
+            tape, (key_action, key_step) = tape.split(2)
+            distribution = ld.tabular_softmax.apply(logits, state)
+            action = distributions.sample(lax.stop_gradient(distribution), key_action)
+            tape = tape.score(distribution, action)
+            step = mdp.step(key_step, state, action)
+            return tape.cost(weight * step.reward), step.state, ~step.terminated, weight * discount
+
+        def step(carry, _):
+            return lax.cond(carry[2], live, lambda carry: carry, carry), None
+
+        start = (tape, state, jnp.ones((), bool), jnp.ones(()))
+        return lax.scan(step, start, None, length=horizon)[0][0]
+
+    return program
+
+
+@pytest.mark.parametrize(
+    ("mdp", "logits", "baseline"),
+    [(terminating(), TERMINATING_LOGITS, None), (two_states(), TWO_STATES_LOGITS, LOO)],
+    ids=["random length", "leave one out"],
+)
+def test_the_trajectory_api_gives_the_same_derivatives_from_the_same_keys(mdp, logits, baseline):
+    key = jax.random.key(3)
+    objective = ld.expectation(mdp_program(mdp, 4, 0.9), num_samples=8, baseline=baseline)
+    estimator = ld.score_function(baseline=baseline, discount=0.9, surrogate=ld.dice_surrogate)
+
+    def by_trajectories(logits, key):
+        taus = ld.rollout(logits, jax.random.split(key, 8), ld.tabular_softmax, mdp, horizon=4)
+        weights, _ = estimator.weigh(logits, (), ld.tabular_softmax, taus)
+        surrogate = lambda logits: estimator.objective(logits, ld.tabular_softmax, taus, lax.stop_gradient(weights))  # noqa: E731
+        return jax.grad(surrogate)(logits), jax.hessian(surrogate)(logits)
+
+    def by_program(logits, key):
+        frozen = lambda logits: objective(logits, jax.random.clone(key))  # noqa: E731
+        return jax.grad(frozen)(logits), jax.hessian(frozen)(logits)
+
+    expected = jax.jit(by_trajectories)(logits, jax.random.clone(key))
+    for ours, theirs in zip(jax.jit(by_program)(logits, key), expected, strict=True):
+        assert np.max(np.abs(theirs)) > 1e-2
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12)
+
+
+def _mixed(own_derivative):
+    """A pathwise state, a scored choice that depends on it, and a cost that depends on the parameter, the state and the choice."""
+
+    def program(params, tape):
+        tape, x = tape.sample_pathwise(ld.Normal(params, 0.5 + 0.1 * params))
+        tape, y = tape.sample(ld.Bernoulli(x))
+        cost = (params if own_derivative else lax.stop_gradient(params)) * x
+        return tape.cost(jnp.square(cost + y.astype(float)))
+
+    return program
+
+
+def _mixed_exact(params):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    x = params + (0.5 + 0.1 * params) * nodes
+    p = jax.nn.sigmoid(x)
+    return weights @ ((1 - p) * jnp.square(params * x) + p * jnp.square(params * x + 1)) / np.sqrt(2 * np.pi)
+
+
+def _mixed_samples(own_derivative):
+    objective = ld.expectation(_mixed(own_derivative))
+
+    def orders(key):
+        frozen = lambda p: objective(p, jax.random.clone(key))  # noqa: E731
+        return {"value": frozen(0.4), "first": jax.grad(frozen)(0.4), "second": jax.hessian(frozen)(0.4)}
+
+    return jax.jit(jax.vmap(orders))(jax.random.split(jax.random.key(5), 20_000))
+
+
+def test_pathwise_and_scored_choices_mix_with_a_cost_that_depends_on_the_parameters():
+    exact = {
+        "value": _mixed_exact(0.4),
+        "first": jax.grad(_mixed_exact)(0.4),
+        "second": jax.hessian(_mixed_exact)(0.4),
+    }
+    ld.testing.assert_unbiased(_mixed_samples(True), exact, resolution=0.3)
+    with pytest.raises(AssertionError, match="BIASED"):
+        ld.testing.assert_unbiased(_mixed_samples(False), exact, resolution=0.3)
+
+
+def test_a_scored_sample_is_held():
+    """Normal(theta, 1), cost x^2: one gradient is x^2 (x - theta), not the 2 x of the path."""
+
+    def program(theta, tape):
+        tape, x = tape.sample(ld.Normal(theta, 1.0))
+        return tape.cost(jnp.square(x))
+
+    value, grad = jax.value_and_grad(ld.expectation(program))(0.5, jax.random.key(0))
+    assert min(abs(grad - value * (x - 0.5)) for x in (jnp.sqrt(value), -jnp.sqrt(value))) < 1e-12
+
+
+def test_other_libraries_and_samplers_that_are_loops(standard_promotion):
+    numpyro = pytest.importorskip("numpyro.distributions")
+
+    def program(rate, tape):
+        tape, count = tape.sample(numpyro.Poisson(rate))  # drawn by a while_loop, which reverse mode cannot pass
+        tape, x = tape.sample_pathwise(numpyro.Normal(rate, 1.0))
+        return tape.cost(count + x)
+
+    grad = jax.jit(jax.grad(ld.expectation(program, num_samples=2000, baseline=LOO)))(2.0, jax.random.key(0))
+    assert abs(grad - 2.0) < 0.3
+    for discrete in (numpyro.Bernoulli(logits=0.3), numpyro.Categorical(logits=jnp.zeros(3)), numpyro.Poisson(2.0)):
+        with pytest.raises(TypeError, match="differentiable in its parameters"):
+            ld.Tape.start(jax.random.key(0)).sample_pathwise(discrete)
+
+
+def test_a_batch_of_choices_is_scored_as_their_sum():
+    tape, logits = ld.Tape.start(jax.random.key(0)), jnp.array([0.1, 0.2, -0.4])
+    tape, values = tape.sample(ld.Bernoulli(logits))
+    assert values.shape == (3,)
+    one_by_one = ld.Tape.start(jax.random.key(1))
+    for logit, value in zip(logits, values, strict=True):
+        one_by_one = one_by_one.score(ld.Bernoulli(logit), value)
+    np.testing.assert_allclose(tape.log_prob, one_by_one.log_prob, rtol=1e-15)
+
+
+def test_jit_takes_an_expectation_and_vmap_maps_it():
+    objective = ld.expectation(random_length(bounded), num_samples=3)
+    keys = jax.random.split(jax.random.key(2), 2)
+    run = jax.jit(lambda f, params, key: jax.value_and_grad(f)(params, key))
+    params = jnp.stack([PARAMS, 2 * PARAMS])
+    values, grads = jax.jit(jax.vmap(jax.value_and_grad(objective)))(params, jax.random.clone(keys))
+    for i in range(2):
+        value, grad = run(objective, params[i], keys[i])
+        np.testing.assert_allclose(value, values[i], rtol=1e-12)
+        np.testing.assert_allclose(grad, grads[i], rtol=1e-12)
+
+
+def test_float32_parameters_have_float32_gradients():
+    def program(logit, tape):
+        tape, flip = tape.sample(ld.Bernoulli(logit))
+        return tape.cost(flip.astype(logit.dtype) * logit)
+
+    objective = ld.expectation(program, num_samples=2, baseline=LOO)
+    assert jax.eval_shape(jax.grad(objective), jnp.ones((), jnp.float32), jax.random.key(0)).dtype == jnp.float32
+
+
+def test_while_loop_differentiates_forward_and_its_bounded_twin_both_ways():
+    key = jax.random.key(4)
+    loop, twin = (ld.expectation(random_length(w), num_samples=4) for w in (lax.while_loop, bounded))
+    forward = jax.jit(jax.jacfwd(loop))(PARAMS, jax.random.clone(key))
+    np.testing.assert_allclose(forward, jax.jit(jax.grad(twin))(PARAMS, jax.random.clone(key)), rtol=1e-12)
+    with pytest.raises(ValueError, match="Reverse-mode"):
+        jax.grad(loop)(PARAMS, key)
+
+
+def test_a_bounded_loop_says_whether_it_was_cut():
+    def run(max_steps):
+        return ld.bounded_while_loop(lambda x: x < 3, lambda x: x + 1, 0, max_steps=max_steps)
+
+    assert [(int(x), bool(done)) for x, done in map(run, (2, 3, 5))] == [(2, False), (3, True), (3, True)]
+    with pytest.raises(ValueError, match="max_steps: expected a whole number >= 1, received 0"):
+        run(0)
+
+
+# What must raise.
+
+COIN = ld.Bernoulli(0.0)
+
+
+def _twice(params, tape):
+    tape.sample(COIN)
+    return tape.sample(COIN)[0]
+
+
+def _cost_dropped(params, tape):
+    tape.cost(1.0)
+    return tape
+
+
+def _used_after_a_scan(params, tape):
+    lax.scan(lambda tape, _: (tape.sample(COIN)[0], None), tape, None, length=2)
+    return tape.cost(1.0)
+
+
+def _returned_after_a_scan(params, tape):
+    lax.scan(lambda tape, _: (tape.sample(COIN)[0], None), tape, None, length=2)
+    return tape
+
+
+def _stale_carry(params, tape):
+    def step(tape, _):
+        tape.cost(1.0)
+        return tape, None
+
+    return lax.scan(step, tape, None, length=2)[0]
+
+
+def _two_closures(params, tape):
+    return lax.cond(params > 0, lambda: tape.cost(1.0), lambda: tape.cost(2.0))
+
+
+def _stale_in_a_plate(params, tape):
+    def part(tape, x):
+        tape.cost(x)
+        return tape, None
+
+    return tape.plate(part, jnp.ones(2))[0]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        _twice,
+        _cost_dropped,
+        _used_after_a_scan,
+        _returned_after_a_scan,
+        _stale_carry,
+        _two_closures,
+        _stale_in_a_plate,
+    ],
+)
+def test_a_spent_tape_raises(program):
+    with pytest.raises(ValueError, match="tape: used twice"):
+        ld.expectation(program)(0.5, jax.random.key(0))
+
+
+def test_a_good_tape_passes_without_jit():
+    with jax.disable_jit():
+        assert float(ld.expectation(flips, num_samples=2)(PARAMS, jax.random.key(0))) > 0
+
+
+@pytest.mark.parametrize(
+    ("program", "error", "match"),
+    [
+        (lambda p, tape: tape.sample_pathwise(ld.Categorical(jnp.zeros(3)))[0], TypeError, "received Categorical"),
+        (lambda p, tape: tape.sample_pathwise(COIN)[0], TypeError, "received Bernoulli"),
+        (lambda p, tape: tape.sample(0.5)[0], AttributeError, "sample"),
+        (lambda p, tape: tape.score(0.5, 1), TypeError, "log_prob method, received float"),
+        (
+            lambda p, tape: tape.cost(jnp.ones(2)),
+            ValueError,
+            r"expected a scalar for one sample, received shape \(2,\)",
+        ),
+        (lambda p, tape: tape.sample(COIN), TypeError, "the program: expected to return its tape, received tuple"),
+        (lambda p, tape: tape.plate(lambda t, x: (x, t), jnp.ones(2))[0], TypeError, "the function of a plate"),
+        (lambda p, tape: tape.plate(lambda t, x: (t, x), 1.0)[0], ValueError, "xs: expected leaves with one common"),
+    ],
+)
+def test_a_wrong_program_is_told_so(program, error, match):
+    with pytest.raises(error, match=match):
+        ld.expectation(program)(0.5, jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "match"),
+    [
+        (lambda: ld.expectation(flips, num_samples=0), ValueError, "num_samples: expected a whole number >= 1"),
+        (lambda: ld.expectation(flips, baseline=LOO), ValueError, "expected at least 2"),
+        (
+            lambda: ld.expectation(flips, num_samples=2, baseline=ld.baseline_constant(1.0)),
+            TypeError,
+            r"expected baseline_leave_one_out\(\) or None, received Constant.*tape.sample\(distribution, baseline=",
+        ),
+    ],
+)
+def test_a_wrong_expectation_is_told_so(make, error, match):
+    with pytest.raises(error, match=match):
+        make()
+
+
+def _listed(program, num_choices=1, num_outcomes=2):
+    return ld.exact.program_value(program, 0.3, num_choices=num_choices, num_outcomes=num_outcomes)
+
+
+@pytest.mark.parametrize(
+    ("program", "match"),
+    [
+        (lambda p, tape: tape.sample(ld.Normal(p, 1.0))[0], "received a sample of Normal"),
+        (lambda p, tape: tape.sample(ld.Bernoulli(jnp.zeros(2)))[0], "received a sample of Bernoulli"),
+        (lambda p, tape: tape.sample_pathwise(ld.Normal(p, 1.0))[0], "a pathwise sample of Normal"),
+        (lambda p, tape: tape.split()[0], "1 keys from split"),
+        (lambda p, tape: tape.score(COIN, 1), "a choice of Bernoulli that was drawn elsewhere"),
+    ],
+)
+def test_what_cannot_be_listed_is_refused(program, match):
+    with pytest.raises(TypeError, match=match):
+        _listed(program)
+
+
+def test_an_incomplete_list_of_paths_is_refused():
+    def program(p, tape):
+        tape, a = tape.sample(ld.Bernoulli(p))
+        return tape.sample(ld.Categorical(jnp.stack([p, p, p])))[0].cost(a)
+
+    np.testing.assert_allclose(_listed(program, 2, 3), jax.nn.sigmoid(0.3), rtol=1e-12)
+    for sizes in ((1, 3), (2, 2)):
+        with pytest.raises(ValueError, match="paths sum to 0"):
+            _listed(program, *sizes)
+    with pytest.raises(ValueError, match="are about 10"):
+        _listed(program, 60, 3)
+    with pytest.raises(ValueError, match="more than limit=1"):
+        ld.exact.program_derivatives(
+            ld.expectation(program, num_samples=9), 0.3, order=1, num_choices=2, num_outcomes=3
+        )
+    with pytest.raises(ValueError, match="order: expected a whole number >= 0"):
+        ld.exact.program_derivatives(ld.expectation(program), 0.3, order=-1, num_choices=2, num_outcomes=3)
