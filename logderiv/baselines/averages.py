@@ -39,23 +39,33 @@ class LeaveOneOut(Stateless):
     """See `baseline_leave_one_out`."""
 
     per: Per = "step"
+    group_size: int = 1
 
     def __post_init__(self) -> None:
         check_per(self.per)
+        if self.group_size < 1:
+            raise ValueError(f"group_size: expected a whole number >= 1, received {self.group_size}.")
 
     @property
     def bias(self) -> Bias:
-        """Unbiased at every order from two trajectories; of degree 2 where the divisor is always N - 1."""
-        return Bias(min_trajectories=2, degree=2 if self.per == "trajectory" else None)
+        """Unbiased at every order from two groups; of degree 2 where the divisor is always N - 1."""
+        single = self.group_size == 1
+        degree = 2 if single and self.per == "trajectory" else None
+        return Bias(min_trajectories=2 * self.group_size, degree=degree, symmetric=single)
 
     def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
-        """Mean of the other trajectories' credit, times the own ratio; 0 where there is no other."""
+        """Mean of the other groups' credit, times the own ratio; 0 where there is no other."""
         del state
         credit, counts = credits_and_counts(trajectories, batch, self.per)
-        others = jnp.sum(credit, axis=0, keepdims=True) - credit
-        num_others = jnp.sum(counts, axis=0, keepdims=True) - counts
+        others, num_others = self._others(credit), self._others(counts)
         means = others / jnp.maximum(num_others, 1)
         return batch.ratios * jnp.broadcast_to(means, trajectories.valid.shape)
+
+    def _others(self, x: jax.Array) -> jax.Array:
+        """Sum over all trajectories but those of the own group."""
+        own = jnp.sum(in_groups(x, self.group_size), axis=1, keepdims=True)
+        others = jnp.sum(x, axis=0, keepdims=True)[None] - own
+        return jnp.broadcast_to(others, (others.shape[0], self.group_size, x.shape[1])).reshape(x.shape)
 
 
 class MovingAverageState(NamedTuple):
@@ -131,21 +141,13 @@ class PerGroup(Stateless):
 
     def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
         """The inner baseline's values in each group."""
-        num, size = trajectories.valid.shape[0], self.group_size
-        if num % size:
-            raise ValueError(
-                f"trajectories: expected a multiple of group_size = {size}, received {num}; "
-                "the groups are consecutive: draw each prompt or start group_size times."
-            )
-
-        def grouped(x: jax.Array) -> jax.Array:
-            return x.reshape((num // size, size, *x.shape[1:]))
 
         def one(trajectories: Trajectory, credit: jax.Array, ratios: jax.Array, targets: Any) -> jax.Array:
             part = batch._replace(credit=credit, ratios=ratios, targets=targets)
             return self.baseline.values(state, trajectories, part)
 
-        arrays = jax.tree.map(grouped, (trajectories, batch.credit, batch.ratios, batch.targets))
+        arrays = (trajectories, batch.credit, batch.ratios, batch.targets)
+        arrays = jax.tree.map(lambda x: in_groups(x, self.group_size), arrays)
         return jax.vmap(one)(*arrays).reshape(batch.credit.shape)
 
 
@@ -160,6 +162,20 @@ class _At:
     def __call__(self, num_trajectories: int) -> float:
         del num_trajectories  # the factor is that of one group
         return self.factor(self.number)
+
+
+def in_groups(x: jax.Array, size: int) -> jax.Array:
+    """Consecutive groups: `(N, ...)` as `(N / size, size, ...)`.
+
+    Raises:
+        ValueError: `size` does not divide N.
+    """
+    if x.shape[0] % size:
+        raise ValueError(
+            f"trajectories: expected a multiple of group_size = {size}, received {x.shape[0]}; "
+            "the groups are consecutive: draw each prompt or start group_size times."
+        )
+    return x.reshape((x.shape[0] // size, size, *x.shape[1:]))
 
 
 def credits_and_counts(trajectories: Trajectory, batch: CreditBatch, per: Per) -> tuple[jax.Array, jax.Array]:
@@ -183,7 +199,7 @@ def baseline_constant(value: float, *, per: Per = "trajectory") -> Constant:
     return Constant(value, per)
 
 
-def baseline_leave_one_out(*, per: Per = "step") -> LeaveOneOut:
+def baseline_leave_one_out(*, per: Per = "step", group_size: int = 1) -> LeaveOneOut:
     r"""The mean credit of the *other* trajectories of the batch.
 
     `per="step"`: $b_{n,t} = \sum_{m \ne n} v_{m,t} C_{m,t} / \sum_{m \ne n} v_{m,t}$ over the others that are still alive
@@ -195,14 +211,21 @@ def baseline_leave_one_out(*, per: Per = "step") -> LeaveOneOut:
     Both are unbiased at every order: $b_{n,t}$ is independent of trajectory `n`. They need two trajectories. With
     `total_return`, $C_n - b_n = \tfrac{N}{N-1}(C_n - \bar C)$.
 
+    Trajectories that depend on each other, such as the antithetic pairs of `logderiv.rollout_pairs`, must be left out
+    together: `group_size=2`.
+
+    Args:
+        per: 'step' or 'trajectory'.
+        group_size: Consecutive trajectories that are left out together, the own among them.
+
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither, or `group_size` is below 1; later, a batch that does not divide.
 
     References:
         Mnih & Rezende (2016), arXiv:1602.06725, section 2.4; Kool, van Hoof & Welling (2019), "Buy 4 REINFORCE samples,
         get a baseline for free!".
     """
-    return LeaveOneOut(per)
+    return LeaveOneOut(per, group_size)
 
 
 def baseline_moving_average(decay: float = 0.99) -> MovingAverage:
