@@ -67,6 +67,11 @@ from logderiv.likelihood import prob as prob
 from logderiv.likelihood import signed_prob as signed_prob
 from logderiv.likelihood import weighted_log_prob as weighted_log_prob
 from logderiv.measure_valued import gradients_measure_valued as gradients_measure_valued
+from logderiv.parameter_space import Fitness as Fitness
+from logderiv.parameter_space import NormalSearch as NormalSearch
+from logderiv.parameter_space import SearchParams as SearchParams
+from logderiv.parameter_space import TreeNormal as TreeNormal
+from logderiv.parameter_space import rollout_pairs as rollout_pairs
 from logderiv.pathwise import gradients_pathwise as gradients_pathwise
 from logderiv.pathwise import gradients_score as gradients_score
 from logderiv.policies import GRU as GRU

@@ -19,6 +19,7 @@ ORDER = [
     "environments",
     "policies",
     "rollout",
+    "parameter_space",
     "blocks",
     "factors",
     "visits",
