@@ -80,7 +80,6 @@ from logderiv.policies import linear as linear
 from logderiv.policies import normal_head as normal_head
 from logderiv.policies import shared_softmax as shared_softmax
 from logderiv.policies import tabular_softmax as tabular_softmax
-from logderiv.programs import Tape as Tape
 from logderiv.programs import bounded_while_loop as bounded_while_loop
 from logderiv.programs import expectation as expectation
 from logderiv.rollout import batch_info as batch_info
@@ -89,6 +88,7 @@ from logderiv.surrogates import clipped_terms as clipped_terms
 from logderiv.surrogates import dice_surrogate as dice_surrogate
 from logderiv.surrogates import loaded_dice as loaded_dice
 from logderiv.surrogates import score_surrogate as score_surrogate
+from logderiv.tape import Tape as Tape
 from logderiv.training import Metrics as Metrics
 from logderiv.training import Training as Training
 from logderiv.training import maximize as maximize

@@ -192,12 +192,17 @@ def log_probs(distribution: Any, action: Any) -> jax.Array:
     Raises:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
     """
+    check_distribution(distribution)
+    return _guard(distribution, action, distribution.log_prob, -jnp.inf)
+
+
+def check_distribution(distribution: Any) -> None:
+    """Raise `TypeError` unless this is a distribution: an object with `log_prob`."""
     if not hasattr(distribution, "log_prob"):
         raise TypeError(
             f"policy: expected it to return a distribution with a log_prob method, received {type(distribution).__name__}; "
             "wrap the network's output, for example logderiv.Categorical(logits)."
         )
-    return _guard(distribution, action, distribution.log_prob, -jnp.inf)
 
 
 def prob(distribution: Any, action: Any) -> jax.Array:

@@ -117,11 +117,11 @@ def held_sample(distribution: Any, key: jax.Array) -> Any:
     return lax.stop_gradient(sample(distribution, key))
 
 
-def scalar_cost(value: Any) -> jax.Array:
+def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     """A cost, checked to be one number, as floating point."""
     value = jnp.asarray(value)
     if value.shape != ():
-        raise ValueError(f"cost: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
+        raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
     return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
 
 

@@ -33,6 +33,7 @@ ORDER = [
     "fisher",
     "pathwise",
     "measure_valued",
+    "tape",
     "programs",
     "exact",
     "processes",

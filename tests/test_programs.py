@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import logderiv as ld
-from logderiv import distributions, programs
+from logderiv import distributions, programs, tape
 
 from .worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
@@ -109,13 +109,14 @@ def test_own_sample_in_the_mean_shrinks_every_derivative(monkeypatch):
     """The wrong twin of leave-one-out: with its own sample half of each derivative's score part is lost at N = 2."""
 
     def whole_mean(values):
-        return lax.pmean(lax.stop_gradient(values), programs._AXIS)
+        return lax.pmean(lax.stop_gradient(values), tape.SAMPLES)
 
     def choices_only(params, tape):
         tape, flip = tape.sample(ld.Bernoulli(params))
         return tape.cost(2.0 * flip.astype(float) + 1.0)
 
-    monkeypatch.setattr(programs, "others_mean", whole_mean)
+    for module in (programs, tape):
+        monkeypatch.setattr(module, "others_mean", whole_mean)
     objective = ld.expectation(choices_only, num_samples=2, baseline=LOO)
     found = ld.exact.program_derivatives(objective, 0.3, order=2, num_choices=1, num_outcomes=2)
     np.testing.assert_allclose(found[0].mean, found[0].exact, atol=1e-12)
@@ -207,11 +208,16 @@ def test_the_trajectory_api_gives_the_same_derivatives_from_the_same_keys(mdp, l
     def by_trajectories(logits, key):
         taus = ld.rollout(logits, jax.random.split(key, 8), ld.tabular_softmax, mdp, horizon=4)
         weights, _ = estimator.weigh(logits, (), ld.tabular_softmax, taus)
-        surrogate = lambda logits: estimator.objective(logits, ld.tabular_softmax, taus, lax.stop_gradient(weights))  # noqa: E731
+
+        def surrogate(logits):
+            return estimator.objective(logits, ld.tabular_softmax, taus, lax.stop_gradient(weights))
+
         return jax.grad(surrogate)(logits), jax.hessian(surrogate)(logits)
 
     def by_program(logits, key):
-        frozen = lambda logits: objective(logits, jax.random.clone(key))  # noqa: E731
+        def frozen(logits):
+            return objective(logits, jax.random.clone(key))
+
         return jax.grad(frozen)(logits), jax.hessian(frozen)(logits)
 
     expected = jax.jit(by_trajectories)(logits, jax.random.clone(key))
@@ -243,7 +249,9 @@ def _mixed_samples(own_derivative):
     objective = ld.expectation(_mixed(own_derivative))
 
     def orders(key):
-        frozen = lambda p: objective(p, jax.random.clone(key))  # noqa: E731
+        def frozen(p):
+            return objective(p, jax.random.clone(key))
+
         return {"value": frozen(0.4), "first": jax.grad(frozen)(0.4), "second": jax.hessian(frozen)(0.4)}
 
     return jax.jit(jax.vmap(orders))(jax.random.split(jax.random.key(5), 20_000))
@@ -407,7 +415,8 @@ def test_a_good_tape_passes_without_jit():
     [
         (lambda p, tape: tape.sample_pathwise(ld.Categorical(jnp.zeros(3)))[0], TypeError, "received Categorical"),
         (lambda p, tape: tape.sample_pathwise(COIN)[0], TypeError, "received Bernoulli"),
-        (lambda p, tape: tape.sample(0.5)[0], AttributeError, "sample"),
+        (lambda p, tape: tape.sample(0.5)[0], TypeError, "log_prob method, received float"),
+        (lambda p, tape: tape.sample(COIN, baseline=jnp.ones(2))[0], ValueError, "baseline: expected a scalar"),
         (lambda p, tape: tape.score(0.5, 1), TypeError, "log_prob method, received float"),
         (
             lambda p, tape: tape.cost(jnp.ones(2)),

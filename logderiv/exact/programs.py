@@ -14,7 +14,8 @@ from logderiv._arrays import is_traced, register_dataclass
 from logderiv.distributions import sample
 from logderiv.exact.derivatives import Derivatives
 from logderiv.exact.enumeration import LIMIT, readable
-from logderiv.programs import Expectation, Program, Tape, check_tape
+from logderiv.programs import Expectation, Program
+from logderiv.tape import Tape, check_tape
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,7 +48,9 @@ class _Replayed(Tape):
         return drawn._score(distribution, value, baseline), value
 
     def _fork(self, num: int) -> tuple[Self, Self]:
-        rows = lambda x: jnp.broadcast_to(x, (num, *x.shape))  # noqa: E731
+        def rows(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x, (num, *x.shape))
+
         zeros, first = jnp.zeros(num, self.total.dtype), self.position + self.stride * jnp.arange(num, dtype=jnp.int32)
         parts = dataclasses.replace(
             self,
@@ -224,10 +227,9 @@ def _check_sum(probabilities: np.ndarray) -> None:
 
 def _tapes(cls: type[_Replayed], rows: Any, peers: str | None) -> _Replayed:
     rows = jnp.asarray(rows)
-    zeros, key = jnp.zeros(len(rows)), jax.random.key(0)
-    bits = jnp.broadcast_to(jax.random.key_data(key), (len(rows), 2))
+    starts = jax.vmap(lambda key: Tape.start(key, peers=peers))(jax.random.split(jax.random.key(0), len(rows)))
     used, position = jnp.zeros(rows.shape, bool), jnp.zeros(len(rows), jnp.int32)
-    return cls(bits, zeros, zeros, jax.random.key_impl(key), peers, rows, used, position)
+    return cls(starts.bits, starts.log_prob, starts.total, starts.impl, peers, rows, used, position)
 
 
 def _derivatives(function: Callable[..., jax.Array], order: int) -> Callable[..., tuple[jax.Array, ...]]:
