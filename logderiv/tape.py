@@ -65,7 +65,7 @@ class Tape:
         """
         distributions.check_distribution(distribution)
         tape, (key,) = self.split()
-        # Held before as well as after: the sampler may be a loop that reverse mode cannot pass.
+        # Held before as well as after: the sampler need not have a derivative.
         value = lax.stop_gradient(distributions.sample(_held(distribution), key))
         return tape._score(distribution, value, baseline), value
 

@@ -119,7 +119,8 @@ def program_value(
         >>> float(program_value(two_flips, 0.0, num_choices=2, num_outcomes=2))
         0.25
     """
-    probabilities, costs = _outcomes(program, params, args, _sequences(num_choices, num_outcomes, limit))
+    rows = _sequences(num_choices, num_outcomes, limit)
+    probabilities, costs = jax.jit(lambda params, args: _outcomes(program, params, args, rows))(params, args)
     if not is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
     return probabilities @ costs
