@@ -160,7 +160,7 @@ def test_log_prob_is_the_normal_one():
 
 
 def test_the_fitness_may_be_a_rollout():
-    """The mean over the policies drawn of an exact value, by sampling policies and episodes; and its gradient against differences."""
+    """Policies drawn, an episode of each, against the gradient of the exact value averaged over the search distribution."""
     world, policy = ld.short_corridor(horizon=20), ld.shared_softmax
     search, sigma, mean = ld.NormalSearch(scale=0.5), 0.5, jnp.array([0.5, -0.5])
 
@@ -180,13 +180,17 @@ def test_the_fitness_may_be_a_rollout():
     nodes, weights = np.polynomial.hermite_e.hermegauss(20)
     difference = sigma * np.sqrt(2) * nodes  # the value depends on the difference of the two logits alone
 
+    def value(logits):
+        return ld.exact.value(logits, policy, world, horizon=20)
+
     def smoothed(mean):
         logits = jax.vmap(lambda d: jnp.array([d, 0.0]))(mean[0] - mean[1] + difference)
-        values = jax.vmap(lambda x: ld.exact.value(x, policy, world, horizon=20))(logits)
-        return values @ weights / np.sqrt(2 * np.pi)
+        return jax.vmap(value)(logits) @ weights / np.sqrt(2 * np.pi)
 
     samples = estimates(jax.random.split(jax.random.key(1), 600))
-    ld.testing.assert_unbiased(samples, jax.jit(jax.grad(smoothed))(mean), resolution=2.0)
+    ld.testing.assert_unbiased(samples, jax.jit(jax.grad(smoothed))(mean), resolution=0.8)
+    with pytest.raises(AssertionError, match="BIASED"):  # the policy in the middle of the search has another gradient
+        ld.testing.assert_unbiased(samples, jax.jit(jax.grad(value))(mean), resolution=0.8)
 
 
 def test_it_climbs_to_the_optimum_of_a_sphere():

@@ -290,9 +290,9 @@ def test_pathwise_and_scored_choices_mix_with_a_cost_that_depends_on_the_paramet
         "first": jax.grad(_mixed_exact)(0.4),
         "second": jax.hessian(_mixed_exact)(0.4),
     }
-    ld.testing.assert_unbiased(_mixed_samples(True), exact, resolution=0.3)
+    ld.testing.assert_unbiased(_mixed_samples(True), exact, resolution=0.25)
     with pytest.raises(AssertionError, match="BIASED"):
-        ld.testing.assert_unbiased(_mixed_samples(False), exact, resolution=0.3)
+        ld.testing.assert_unbiased(_mixed_samples(False), exact, resolution=0.25)
 
 
 def test_a_scored_sample_is_held():
