@@ -89,6 +89,8 @@ from logderiv.surrogates import dice_surrogate as dice_surrogate
 from logderiv.surrogates import loaded_dice as loaded_dice
 from logderiv.surrogates import score_surrogate as score_surrogate
 from logderiv.tape import Tape as Tape
+from logderiv.tokens import TokenLogProbs as TokenLogProbs
+from logderiv.tokens import token_log_probs as token_log_probs
 from logderiv.training import Metrics as Metrics
 from logderiv.training import Training as Training
 from logderiv.training import maximize as maximize

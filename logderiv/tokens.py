@@ -21,9 +21,9 @@ from logderiv._arrays import accumulator_dtype, expand, is_traced, widest
 
 # Numbers in a block of logits: on a CPU about what its last cache holds, and no power of two, which would make its
 # matrix products slower. Elsewhere blocks only bound the memory; that number is *unmeasured*.
-_LOGITS = {"cpu": 2_048_000}
+_LOGITS = {"cpu": 4_096_000}
 _LOGITS_ELSEWHERE = 1 << 26
-_SMALLEST_BLOCK = 250  # with very many tokens a block of logits may then be as large as the hidden states
+_SMALLEST_BLOCK = 500  # with very many tokens a block of logits may then be as large as the hidden states
 
 
 class TokenLogProbs(NamedTuple):
@@ -105,8 +105,8 @@ def token_log_probs(
     unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
     _check(unembedding, hidden, tokens, allowed, valid)
     vocabulary = unembedding.shape[0]
+    _check_inside(tokens, valid, vocabulary)
     inside = (tokens >= 0) & (tokens < vocabulary)
-    _check_inside(inside, tokens, valid, vocabulary)
     tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
     if valid is not None:
         tokens = jnp.where(valid, tokens, 0)
@@ -175,7 +175,9 @@ def _over_vocabulary(
 
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
 def _over_vocabulary_jvp(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
-    r"""A second pass. With $p_v$ the probabilities, $a$ the token and $H$ the entropy,
+    r"""A second pass.
+
+    With $p_v$ the probabilities, $a$ the token and $H$ the entropy,
 
     $d\log p_a = \sum_v (1_{v=a} - p_v)\, d\ell_v$, $d\log Z = \sum_v p_v\, d\ell_v$, $dH = -\sum_v p_v (\log p_v + H)\, d\ell_v$.
 
@@ -261,10 +263,9 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
 
 
 def _positive(name: str, value: float | jax.Array, dtype: Any) -> jax.Array:
-    array = jnp.asarray(value)
-    if array.ndim or (not is_traced(array) and not array > 0):
+    if jnp.ndim(value) or (not is_traced(value) and not np.asarray(value) > 0):
         raise ValueError(f"{name}: expected one positive number, received {value}.")
-    return array.astype(dtype)
+    return jnp.asarray(value).astype(dtype)
 
 
 def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
@@ -288,14 +289,18 @@ def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed
     for name, array, shape in (("allowed", allowed, (vocabulary,)), ("valid", valid, tokens.shape)):
         if array is not None and jnp.shape(array) != shape:
             raise ValueError(f"{name}: expected shape {shape}, received {jnp.shape(array)}.")
-    if allowed is not None and not is_traced(allowed) and not np.any(allowed):
+    if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():
         raise ValueError("allowed: expected at least one token that may be drawn, received none.")
 
 
-def _check_inside(inside: jax.Array, tokens: jax.Array, valid: jax.Array | None, vocabulary: int) -> None:
-    outside = ~inside if valid is None else ~inside & valid
-    if not is_traced(outside) and np.any(outside):
-        index = tuple(int(i) for i in np.argwhere(np.asarray(outside))[0])
+def _check_inside(tokens: jax.Array, valid: Any, vocabulary: int) -> None:
+    if is_traced(tokens, valid):
+        return
+    values = np.asarray(tokens)
+    outside = (values < 0) | (values >= vocabulary)
+    outside &= np.ones_like(outside) if valid is None else np.asarray(valid)
+    if outside.any():
         raise ValueError(
-            f"tokens: expected integers in 0 .. {vocabulary - 1}, received {np.asarray(tokens)[index]} at index {index}."
+            f"tokens: expected integers in 0 .. {vocabulary - 1}, received {values[outside][0]} at index "
+            f"{tuple(int(i) for i in np.argwhere(outside)[0])}."
         )

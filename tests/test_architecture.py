@@ -24,6 +24,7 @@ ORDER = [
     "factors",
     "visits",
     "likelihood",
+    "tokens",
     "identity",
     "importance",
     "credit",

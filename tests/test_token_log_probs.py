@@ -1,0 +1,392 @@
+"""Token log-probabilities in blocks of the vocabulary: the plain form's numbers, at every order, in bounded memory."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.tokens import _block_size
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+NUM, WIDTH, VOCABULARY = 5, 3, 23
+UNEMBEDDING = normal(0, VOCABULARY, WIDTH)
+HIDDEN = 2 * normal(1, NUM, WIDTH)
+TOKENS = jnp.array([0, 22, 7, 7, 16])
+ALLOWED = jnp.ones(VOCABULARY, bool).at[jnp.array([1, 2, 3, 4, 5, 6, 20])].set(False)  # more than a block of five
+OPTIONS = {
+    "plain": {},
+    "temperature": {"temperature": 0.7},
+    "soft-cap and temperature": {"soft_cap": 1.5, "temperature": 0.7},
+    "not all allowed": {"allowed": ALLOWED, "soft_cap": 3.0},
+}
+
+
+def reference(unembedding, hidden, tokens, *, temperature=1.0, soft_cap=None, allowed=None):
+    """What one would write: all logits at once."""
+    logits = hidden @ unembedding.T
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    logits = logits / temperature
+    if allowed is not None:
+        logits = jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -jnp.inf)
+    distribution = ld.Categorical(logits)
+    return ld.TokenLogProbs(distribution.log_prob(tokens), distribution.entropy())
+
+
+def close(ours, expected, tolerance=1e-12):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, expected)
+
+
+def scalar(function, options):
+    """A weighted sum of everything that comes out, nonlinear so that second derivatives see first ones."""
+    weights = normal(2, 2, NUM)
+
+    def value(unembedding, hidden):
+        log_probs, entropy = function(unembedding, hidden, TOKENS, **options)
+        return jnp.vdot(weights[0], log_probs + 0.1 * log_probs**2) + jnp.vdot(weights[1], entropy)
+
+    return value
+
+
+@pytest.mark.parametrize("size", [1, 5, 23])
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_values_and_derivatives_equal_the_plain_form(options, size):
+    ours = partial(ld.token_log_probs, entropy=True, block_size=size)
+    tangents = (jnp.cos(UNEMBEDDING), jnp.sin(HIDDEN))
+
+    @jax.jit
+    def check(unembedding, hidden):
+        def everything(function):
+            value = scalar(function, options)
+            primals = (unembedding, hidden)
+            gradient = jax.grad(value, (0, 1))
+            return {
+                "values": function(unembedding, hidden, TOKENS, **options),
+                "gradients": gradient(*primals),
+                "forward": jax.jvp(value, primals, tangents)[1],
+                "Hessian-vector, forward over reverse": jax.jvp(gradient, primals, tangents)[1],
+            }
+
+        return everything(ours), everything(reference)
+
+    close(*check(UNEMBEDDING, HIDDEN))
+
+
+def test_a_full_hessian_by_reverse_over_reverse():
+    options = OPTIONS["soft-cap and temperature"]
+
+    @jax.jit
+    def check(hidden):
+        def hessian(function, outer):
+            return outer(jax.grad(lambda h: scalar(function, options)(UNEMBEDDING, h)))(hidden)
+
+        ours = partial(ld.token_log_probs, entropy=True, block_size=5)
+        return hessian(ours, jax.jacrev), hessian(reference, jax.jacfwd)
+
+    close(*check(HIDDEN))
+
+
+def test_temperature_and_soft_cap_are_differentiated_too():
+    @jax.jit
+    def check(temperature, soft_cap):
+        def gradient(function):
+            def value(t, c):
+                return scalar(function, {"temperature": t, "soft_cap": c})(UNEMBEDDING, HIDDEN)
+
+            return jax.grad(value, (0, 1))(temperature, soft_cap)
+
+        return gradient(partial(ld.token_log_probs, entropy=True, block_size=5)), gradient(reference)
+
+    close(*check(jnp.array(0.7), jnp.array(1.5)))
+
+
+def test_a_pair_of_tokens_by_hand():
+    # Logits 0 and 2, capped at 1: 0 and tanh(2); at temperature 1/2: 0 and 2 tanh(2).
+    unembedding, hidden = jnp.array([[0.0], [1.0]]), jnp.array([[2.0]])
+    for options, logit in (
+        ({}, 2.0),
+        ({"soft_cap": 1.0}, math.tanh(2)),
+        ({"soft_cap": 1.0, "temperature": 0.5}, 2 * math.tanh(2)),
+    ):
+        p = 1 / (1 + math.exp(-logit))
+        found = ld.token_log_probs(unembedding, hidden, jnp.array([1]), entropy=True, **options)
+        close(tuple(found), (np.array([math.log(p)]), np.array([-p * math.log(p) - (1 - p) * math.log(1 - p)])))
+    assert ld.token_log_probs(unembedding, hidden, jnp.array([1])).entropy is None
+
+
+def test_batch_axes_and_vmap_agree_with_one_row_at_a_time():
+    hidden = normal(3, 2, 4, WIDTH)
+    tokens = jax.random.randint(jax.random.key(4), (2, 4), 0, VOCABULARY)
+    stacked = jnp.stack([UNEMBEDDING, 2 * UNEMBEDDING])
+
+    @jax.jit
+    def check(stacked, hidden):
+        ours = partial(ld.token_log_probs, entropy=True, block_size=5)
+
+        def total(function):
+            return lambda w, h: jnp.sum(jnp.cos(function(w, h, tokens).log_probs))
+
+        grads = [jax.grad(total(f), (0, 1))(UNEMBEDDING, hidden) for f in (ours, reference)]
+        over_rows = jax.vmap(ours, (None, 0, 0))
+        return {
+            "batch axes": (ours(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
+            "gradients": tuple(grads),
+            "vmap": (over_rows(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
+            "vmap of gradients": tuple(
+                jax.vmap(lambda w, h, t, f=f: jax.grad(lambda w, h: jnp.sum(f(w, h, t).log_probs), (0, 1))(w, h))(
+                    stacked, hidden, tokens
+                )
+                for f in (ours, reference)
+            ),
+            "one token": (
+                ours(UNEMBEDDING, hidden[0, 0], tokens[0, 0]).log_probs,
+                ours(UNEMBEDDING, hidden, tokens)[0][0, 0],
+            ),
+        }
+
+    for ours, expected in check(stacked, hidden).values():
+        close(ours, expected)
+
+
+def test_padding_never_matters():
+    valid = jnp.array([True, True, False, True, False])
+
+    @jax.jit
+    def everything(hidden, tokens):
+        def value(unembedding, hidden):
+            log_probs, entropy = ld.token_log_probs(
+                unembedding, hidden, tokens, valid=valid, entropy=True, block_size=5, soft_cap=2.0
+            )
+            return jnp.sum(jnp.sin(log_probs) + entropy), (log_probs, entropy)
+
+        gradient = jax.value_and_grad(value, (0, 1), has_aux=True)
+        curvature = jax.jvp(lambda w: gradient(w, hidden)[1], (UNEMBEDDING,), (jnp.cos(UNEMBEDDING),))[1]
+        return gradient(UNEMBEDDING, hidden), curvature
+
+    clean = everything(HIDDEN, TOKENS)
+    (_, (log_probs, entropy)), (_, grad_hidden) = clean[0]
+    assert not np.any(np.asarray(log_probs)[~valid])
+    assert not np.any(np.asarray(entropy)[~valid])
+    assert not np.any(np.asarray(grad_hidden)[~valid])
+    for number, integer in ((jnp.nan, -1), (jnp.inf, VOCABULARY), (-1e30, 2**40)):
+        dirty = everything(jnp.where(valid[:, None], HIDDEN, number), jnp.where(valid, TOKENS, integer))
+        jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+    rows = np.flatnonzero(valid)
+    alone = jax.jit(partial(ld.token_log_probs, soft_cap=2.0))(UNEMBEDDING, HIDDEN[rows], TOKENS[rows]).log_probs
+    close(log_probs[rows], alone)
+    # Outside jit, a token that is padding may be anything; one that is not may not.
+    ld.token_log_probs(UNEMBEDDING, HIDDEN, jnp.where(valid, TOKENS, -1), valid=valid)
+
+
+@pytest.mark.parametrize("token", [-1, VOCABULARY, 24, 2**32 + 7])
+def test_a_token_outside_the_vocabulary_is_impossible_and_not_another(token):
+    tokens = TOKENS.at[2].set(token)
+
+    def total(unembedding, hidden, tokens):
+        log_probs = ld.token_log_probs(unembedding, hidden, tokens, block_size=5).log_probs
+        return jnp.sum(jnp.where(jnp.isneginf(log_probs), 0, log_probs)), log_probs
+
+    (_, log_probs), grads = jax.jit(jax.value_and_grad(total, (0, 1), has_aux=True))(UNEMBEDDING, HIDDEN, tokens)
+    assert log_probs[2] == -jnp.inf
+    assert np.isfinite(np.delete(log_probs, 2)).all()
+    assert not np.any(grads[1][2])
+    assert np.isfinite(grads[0]).all()
+    with pytest.raises(ValueError, match=rf"0 .. 22, received {token} at index \(2,\)"):
+        ld.token_log_probs(UNEMBEDDING, HIDDEN, tokens)
+
+
+def test_a_token_that_is_not_allowed_is_impossible():
+    def value(unembedding):
+        return ld.token_log_probs(unembedding, HIDDEN, jnp.full(NUM, 20), allowed=ALLOWED, block_size=5).log_probs
+
+    assert (value(UNEMBEDDING) == -jnp.inf).all()
+    assert not np.any(jax.grad(lambda w: jnp.sum(value(w)))(UNEMBEDDING))
+    probs = jnp.exp(
+        jnp.stack(
+            [ld.token_log_probs(UNEMBEDDING, HIDDEN, jnp.full(NUM, v), allowed=ALLOWED).log_probs for v in range(23)]
+        )
+    )
+    np.testing.assert_allclose(probs.sum(0), 1, rtol=1e-12)
+
+
+def test_narrow_integers_are_tokens_too():
+    for dtype in (jnp.int8, jnp.uint8, jnp.int16, jnp.uint32, jnp.int64):
+        found = jax.jit(ld.token_log_probs)(UNEMBEDDING, HIDDEN, TOKENS.astype(dtype)).log_probs
+        np.testing.assert_array_equal(found, jax.jit(ld.token_log_probs)(UNEMBEDDING, HIDDEN, TOKENS).log_probs)
+
+
+def test_half_precision_inputs_are_accumulated_in_single_precision():
+    num, width, vocabulary = 1024, 8, 64
+    unembedding = normal(0, vocabulary, width).astype(jnp.bfloat16)
+    hidden = normal(1, num, width).astype(jnp.bfloat16) + jnp.bfloat16(0.5)
+    tokens = jnp.zeros(num, jnp.int32)
+
+    def plain(unembedding, hidden, tokens):
+        return reference(unembedding, hidden, tokens).log_probs
+
+    def blocked(unembedding, hidden, tokens):
+        return ld.token_log_probs(unembedding, hidden, tokens, block_size=2).log_probs  # 32 blocks add to one gradient
+
+    @partial(jax.jit, static_argnums=0)
+    def values_and_gradients(function, unembedding, hidden):
+        values, pull = jax.vjp(lambda w, h: function(w, h, tokens), unembedding, hidden)
+        return values, pull(jnp.ones_like(values))
+
+    exact = values_and_gradients(plain, *(x.astype(jnp.float64) for x in (unembedding, hidden)))
+    values, grads = values_and_gradients(blocked, unembedding, hidden)
+    assert values.dtype == jnp.float32
+    assert all(g.dtype == jnp.bfloat16 for g in grads)
+
+    def error(found, exact):
+        return float(np.linalg.norm(np.asarray(found, np.float64) - exact) / np.linalg.norm(exact))
+
+    assert error(values, exact[0]) < 1e-6
+    rounding = [error(jnp.asarray(e).astype(jnp.bfloat16), e) for e in exact[1]]
+    for found, e, least in zip(grads, exact[1], rounding, strict=True):
+        assert error(found, e) < 1.01 * least  # rounded once, at the end
+    twin_values, twin = values_and_gradients(plain, unembedding, hidden)
+    assert error(twin_values, exact[0]) > 1e-3
+    assert error(twin[1], exact[1][1]) > 1.5 * rounding[1]
+
+
+def temporary_bytes(function, num, width, vocabulary):
+    shapes = [
+        ((vocabulary, width), jnp.float32),
+        ((num, width), jnp.float32),
+        ((num,), jnp.int32),
+        ((num,), jnp.float32),
+    ]
+
+    def value(unembedding, hidden, tokens, weights):
+        return jnp.vdot(weights, function(unembedding, hidden, tokens).log_probs)
+
+    arguments = [jax.ShapeDtypeStruct(*s) for s in shapes]
+    return jax.jit(jax.value_and_grad(value, (0, 1))).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+
+
+def test_memory_is_that_of_a_block():
+    num, width, vocabulary = 2048, 64, 50257
+    limit = num * vocabulary * 4 / 10
+    assert temporary_bytes(ld.token_log_probs, num, width, vocabulary) < limit / 2
+    assert temporary_bytes(reference, num, width, vocabulary) > 10 * limit  # the twin holds all logits at least once
+
+
+def test_a_held_unembedding_costs_no_product():
+    def products(argnums):
+        def value(unembedding, hidden):
+            return jnp.sum(ld.token_log_probs(unembedding, hidden, TOKENS, block_size=5).log_probs)
+
+        return str(jax.make_jaxpr(jax.grad(value, argnums))(UNEMBEDDING, HIDDEN)).count("dot_general")
+
+    assert (products((0, 1)), products(1), products(0)) == (4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "vocabulary", "block"),
+    [(2048, 50257, 1733), (2048, 128256, 2004), (2048, 50263, 2000), (8, 50257, 50257), (10**6, 128000, 500)],
+)
+def test_the_default_block_divides_the_vocabulary_where_it_can(tokens, vocabulary, block):
+    assert _block_size(tokens, vocabulary, None) == block
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (
+            ValueError,
+            r"hidden: expected .* = \(5, 23\), received \(5, 3\); .*unembedding.T",
+            {"unembedding": UNEMBEDDING.T},
+        ),
+        (ValueError, r"hidden: expected .* = \(4, 3\), received \(5, 3\)\.", {"tokens": TOKENS[:4]}),
+        (ValueError, r"unembedding: expected shape \(V, D\), received \(23,\)", {"unembedding": UNEMBEDDING[:, 0]}),
+        (ValueError, r"unembedding: expected shape \(V, D\), received \(0, 3\)", {"unembedding": UNEMBEDDING[:0]}),
+        (ValueError, r"allowed: expected shape \(23,\), received \(5,\)", {"allowed": jnp.ones(5, bool)}),
+        (ValueError, r"valid: expected shape \(5,\), received \(5, 1\)", {"valid": jnp.ones((5, 1), bool)}),
+        (ValueError, r"allowed: expected at least one", {"allowed": jnp.zeros(VOCABULARY, bool)}),
+        (ValueError, r"block_size: expected at least 1 .* received 0", {"block_size": 0}),
+        (ValueError, r"temperature: expected one positive number, received 0", {"temperature": 0}),
+        (ValueError, r"temperature: expected one positive", {"temperature": jnp.ones(5)}),
+        (ValueError, r"soft_cap: expected one positive number, received -1", {"soft_cap": -1.0}),
+        (TypeError, r"tokens: expected dtype integer, received float64", {"tokens": TOKENS.astype(float)}),
+        (TypeError, r"hidden: expected dtype floating, received int64", {"hidden": jnp.ones((5, 3), int)}),
+        (TypeError, r"valid: expected dtype bool, received int64", {"valid": jnp.ones(5, int)}),
+    ],
+)
+def test_bad_input_is_refused(error, message, change):
+    arguments = {"unembedding": UNEMBEDDING, "hidden": HIDDEN, "tokens": TOKENS, **change}
+    data = [arguments.pop(name) for name in ("unembedding", "hidden", "tokens")]
+    with pytest.raises(error, match=message):
+        ld.token_log_probs(*data, **arguments)
+
+
+def hidden_states(params, tau):
+    """A model of sequences: the hidden state of step t has seen the tokens before t."""
+    embedded = params["embedding"][tau.observations]
+    return jnp.tanh(jnp.cumsum(embedded, axis=0) @ params["mix"])
+
+
+def in_blocks(params, tau):
+    """Log-probabilities of one trajectory, shape `(T,)`; the embedding is the unembedding."""
+    return ld.token_log_probs(params["embedding"], hidden_states(params, tau), tau.actions, block_size=4).log_probs
+
+
+def all_at_once(params, tau):
+    return reference(params["embedding"], hidden_states(params, tau), tau.actions).log_probs
+
+
+def never_step_by_step(params, observation):
+    raise NotImplementedError
+
+
+def answers(vocabulary=11, num=4, length=6):
+    """Answers of random lengths to one prompt, a reward at the end of each, garbage after it."""
+    keys = jax.random.split(jax.random.key(1), 4)
+    tokens = jax.random.randint(keys[0], (num, length), 0, vocabulary)
+    lengths = jnp.array([6, 3, 1, 4])
+    valid = jnp.arange(length)[None] < lengths[:, None]
+    rewards = jnp.where(jnp.arange(length)[None] == lengths[:, None] - 1, jax.random.normal(keys[1], (num, 1)), 0.0)
+    before = jnp.concatenate([jnp.zeros((num, 1), tokens.dtype), tokens[:, :-1]], axis=1)
+    params = {
+        "embedding": jax.random.normal(keys[2], (vocabulary, 3)),
+        "mix": jax.random.normal(keys[3], (3, 3)),
+    }
+    return params, ld.Trajectory(
+        observations=jnp.where(valid, before, -5),
+        actions=jnp.where(valid, tokens, 99),
+        rewards=jnp.where(valid, rewards, jnp.nan),
+        discounts=jnp.where(valid & (rewards != 0), 0.0, 1.0),
+        valid=valid,
+        behaviour_log_probs=jnp.full((num, length), -2.0),
+        final_observation=tokens[:, -1],
+    )
+
+
+def test_sequence_likelihoods_feed_the_estimators():
+    params, taus = answers()
+    estimators = {"rloo": ld.rloo(), "grpo": ld.grpo(group_size=4), "dr_grpo": ld.dr_grpo(group_size=2)}
+
+    @jax.jit
+    def everything(params):
+        def under(model):
+            policy = ld.Policy(never_step_by_step, log_factors=model)
+            drawn = taus._replace(behaviour_log_probs=jax.lax.stop_gradient(ld.log_factors(params, policy, taus)))
+            return {
+                "factors": ld.log_factors(params, policy, taus),
+                "sequences": ld.log_prob(params, policy, taus),
+                **{n: e.estimate(params, e.init(params), policy, drawn)[0].grads for n, e in estimators.items()},
+            }
+
+        return under(in_blocks), under(all_at_once)
+
+    ours, expected = everything(params)
+    close(ours, expected)
+    assert not np.any(np.asarray(ours["factors"])[~np.asarray(taus.valid)])
+    assert all(np.linalg.norm(ours[name]["embedding"]) > 1e-3 for name in estimators)
