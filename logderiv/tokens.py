@@ -136,8 +136,7 @@ class _Sums(NamedTuple):
     entropy: jax.Array | None
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _over_vocabulary(
+def _one_pass(
     size: int,
     with_entropy: bool,
     unembedding: jax.Array,
@@ -146,7 +145,7 @@ def _over_vocabulary(
     tokens: jax.Array,
     allowed: jax.Array | None,
 ) -> _Sums:
-    """One pass over the blocks of the vocabulary, with the running maximum `peak` and sums relative to it."""
+    """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
 
     def add(carry: Any, block: Any) -> tuple[Any, None]:
         peak, total, moment, chosen = carry
@@ -173,9 +172,12 @@ def _over_vocabulary(
     return _Sums((chosen - peak) - log_total, peak + log_total, entropy)
 
 
+_over_vocabulary = jax.custom_jvp(_one_pass, nondiff_argnums=(0, 1))
+
+
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
-def _over_vocabulary_jvp(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
-    r"""A second pass.
+def _second_pass(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
+    r"""The blocks in turn, for the tangents.
 
     With $p_v$ the probabilities, $a$ the token and $H$ the entropy,
 

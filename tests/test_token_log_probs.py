@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -111,10 +112,11 @@ def test_temperature_and_soft_cap_are_differentiated_too():
 def test_a_pair_of_tokens_by_hand():
     # Logits 0 and 2, capped at 1: 0 and tanh(2); at temperature 1/2: 0 and 2 tanh(2).
     unembedding, hidden = jnp.array([[0.0], [1.0]]), jnp.array([[2.0]])
+    capped: Any = {"soft_cap": 1.0}
     for options, logit in (
         ({}, 2.0),
-        ({"soft_cap": 1.0}, math.tanh(2)),
-        ({"soft_cap": 1.0, "temperature": 0.5}, 2 * math.tanh(2)),
+        (capped, math.tanh(2)),
+        (capped | {"temperature": 0.5}, 2 * math.tanh(2)),
     ):
         p = 1 / (1 + math.exp(-logit))
         found = ld.token_log_probs(unembedding, hidden, jnp.array([1]), entropy=True, **options)

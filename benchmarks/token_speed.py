@@ -1,0 +1,271 @@
+r"""What do log-probabilities of tokens cost at a vocabulary of 50 000 to 130 000, in time and in memory?
+
+Value and both gradients (hidden states and unembedding) of a weighted sum of log-probabilities of N = 2048 tokens, D = 256, float32. Candidates run
+interleaved in one process; peak resident memory is that of one call in a process of its own. The floor is what the four products take at this
+machine's rate for such blocks, with two exponentials for each number; the plain form needs three products. Errors are against float64.
+
+FINDING
+"""
+
+import importlib.util
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+import logderiv as ld
+from benchmarks import harness
+
+WIDTH = 256
+SIZES = ((2048, 32000), (2048, 50257), (2048, 128256))
+QUICK_SIZES = ((2048, 50257), (512, 128256))
+CHUNK = 256
+OURS, PLAIN = "logderiv", "plain log-softmax"
+
+
+def plain(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """What one would write first."""
+    log_probs = jax.nn.log_softmax(hidden @ unembedding.T)
+    return jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
+
+
+def chunked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The plain form of `CHUNK` tokens at a time, recomputed on the way back."""
+    one = jax.checkpoint(lambda x: plain(unembedding, *x))
+    chunk = min(CHUNK, tokens.size)
+    parts = (hidden.reshape(-1, chunk, hidden.shape[1]), tokens.reshape(-1, chunk))
+    return lax.map(one, parts).reshape(-1)
+
+
+def cross_entropy(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Optax's loss of all logits."""
+    return -optax.softmax_cross_entropy_with_integer_labels(hidden @ unembedding.T, tokens)
+
+
+def blocked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The library."""
+    return ld.token_log_probs(unembedding, hidden, tokens).log_probs
+
+
+FORMS: dict[str, Callable[..., jax.Array]] = {
+    OURS: blocked,
+    PLAIN: plain,
+    "plain, chunks of 256 tokens, checkpointed": chunked,
+    "optax cross-entropy": cross_entropy,
+}
+TORCH = "torch cross-entropy"
+
+
+def inputs(num: int, vocabulary: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Unembedding, hidden states, tokens and weights: logits of standard deviation 1."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    unembedding = jax.random.normal(keys[0], (vocabulary, WIDTH), jnp.float32) / math.sqrt(WIDTH)
+    hidden = jax.random.normal(keys[1], (num, WIDTH), jnp.float32)
+    tokens = jax.random.randint(keys[2], (num,), 0, vocabulary, jnp.int32)
+    return unembedding, hidden, tokens, jax.random.normal(keys[3], (num,), jnp.float32)
+
+
+def value_and_gradients(form: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """Of the weighted sum, in the unembedding and the hidden states."""
+
+    def value(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> jax.Array:
+        return jnp.vdot(weights, form(unembedding, hidden, tokens))
+
+    return jax.value_and_grad(value, (0, 1))
+
+
+def prepare(name: str, num: int, vocabulary: int) -> Callable[[], Any]:
+    """The call of one candidate, ready to run; `harness.peak_rss` calls it in a process of its own."""
+    if name == TORCH:
+        return _torch_call(num, vocabulary)
+    return harness.compile_call(value_and_gradients(FORMS[name]), *inputs(num, vocabulary)).run
+
+
+def _torch_call(num: int, vocabulary: int) -> Callable[[], Any]:
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    unembedding, hidden, tokens, weights = (torch.from_numpy(np.array(x)) for x in inputs(num, vocabulary))
+    tokens = tokens.long()
+
+    def run() -> Any:
+        leaves = unembedding.requires_grad_(), hidden.requires_grad_()
+        log_probs = -torch.nn.functional.cross_entropy(leaves[1] @ leaves[0].T, tokens, reduction="none")
+        return torch.autograd.grad(torch.dot(weights, log_probs), leaves)
+
+    return run
+
+
+def measure(num: int, vocabulary: int, *, repeats: int, resident: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Seconds, compile seconds and memory beyond inputs and outputs in MiB, for every candidate."""
+    arguments = inputs(num, vocabulary)
+    calls = {n: harness.compile_call(value_and_gradients(form), *arguments) for n, form in FORMS.items()}
+    runs: dict[str, Callable[[], Any]] = {name: call.run for name, call in calls.items()}
+    if _has_torch():
+        runs[TORCH] = _torch_call(num, vocabulary)
+    seconds = harness.interleaved_medians(runs, repeats)
+    outputs = 4 * WIDTH * (num + vocabulary)
+    rows = {}
+    for name in runs:
+        peak = None
+        if name in resident and jax.default_backend() == "cpu":
+            peak = (harness.peak_rss("benchmarks.token_speed:prepare", name, num, vocabulary) - outputs) / 2**20
+        call = calls.get(name)
+        rows[name] = {
+            "seconds": seconds[name],
+            "compile_seconds": call.compile_seconds if call else None,
+            "temp_mib": call.temp_bytes / 2**20 if call and call.temp_bytes is not None else None,
+            "resident_mib": peak,
+        }
+    return rows
+
+
+def floor_seconds(num: int, vocabulary: int, block: int = 500) -> tuple[float, float]:
+    """Four and three products at the rate of blocks that stay in the cache, and two exponentials for each number."""
+    shapes = ((num, WIDTH, block), (num, block, WIDTH), (block, num, WIDTH))
+    logits, hidden, unembedding = (1 / harness.matmul_gflops(*shape) for shape in shapes)
+    call = harness.compile_call(jnp.exp, jnp.zeros((1 << 9, block), jnp.float32))
+    exponential = harness.interleaved_medians({"exp": call.run}, 51)["exp"] / (block << 9)
+    operations = 2e-9 * num * vocabulary * WIDTH
+    three = operations * (logits + hidden + unembedding) + 2 * num * vocabulary * exponential
+    return three + operations * logits, three
+
+
+def errors(num: int, vocabulary: int) -> dict[str, dict[str, float]]:
+    """Relative errors (norms) of log-probabilities and both gradients against float64 on the same inputs."""
+    single = inputs(num, vocabulary)
+    found = {}
+    for dtype in (jnp.float32, jnp.bfloat16):
+        unembedding, hidden = (x.astype(dtype) for x in single[:2])
+        with jax.enable_x64(True):
+            exact = jax.device_get(
+                _everything(plain)(*(x.astype(jnp.float64) for x in (unembedding, hidden)), *single[2:])
+            )
+        for name, form in ((OURS, blocked), (PLAIN, plain)):
+            ours = jax.device_get(_everything(form)(unembedding, hidden, *single[2:]))
+            found[f"{name}, {jnp.dtype(dtype).name}"] = {
+                quantity: float(np.linalg.norm(np.asarray(x, np.float64) - e) / np.linalg.norm(e))
+                for quantity, x, e in zip(("log_probs", "d_unembedding", "d_hidden"), ours, exact, strict=True)
+            }
+    return found
+
+
+def _everything(form: Callable[..., jax.Array]) -> Callable[..., Any]:
+    @jax.jit
+    def run(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> Any:
+        log_probs, pull = jax.vjp(lambda w, h: form(w, h, tokens), unembedding, hidden)
+        return log_probs, *pull(weights.astype(log_probs.dtype))
+
+    return run
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None
+
+
+def _bounds(sizes: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> list[harness.Bound]:
+    bounds = []
+    for (num, vocabulary), rows in sizes.items():
+        for key, quantity, limit in (
+            ("temp_mib", "temporary memory", 0.1),
+            ("resident_mib", "peak resident memory", 0.1),
+            ("seconds", "time", 1.05),
+        ):
+            ours, plain_ = rows[OURS][key], rows[PLAIN][key]
+            if ours is not None and plain_ is not None:
+                name = f"{quantity} over {PLAIN}'s, N = {num}, V = {vocabulary}"
+                bounds.append(harness.Bound(name, ours / plain_, limit))
+    return bounds
+
+
+def _error_bounds(found: dict[str, dict[str, float]]) -> list[harness.Bound]:
+    limits = {
+        "float32": (1e-6, 1e-5),
+        "bfloat16": (1e-6, 2**-8),
+    }  # half precision: gradients are rounded once, at the end
+    return [
+        harness.Bound(f"error of {quantity}, {dtype}", error, limits[dtype][quantity != "log_probs"])
+        for dtype in limits
+        for quantity, error in found[f"{OURS}, {dtype}"].items()
+    ]
+
+
+def main(quick: bool) -> None:
+    sizes = QUICK_SIZES if quick else SIZES
+    if quick:
+        print(f"\nquick: N = {QUICK_SIZES[-1][0]} at the largest vocabulary, resident memory of two forms only")
+    if not _has_torch():
+        print("\nnot installed, left out: torch")
+    measured, floors = {}, {}
+    for num, vocabulary in sizes:
+        resident = (OURS, PLAIN) if quick else (*FORMS, TORCH)
+        rows = measure(num, vocabulary, repeats=2 if quick else 5, resident=resident)
+        floors[num, vocabulary] = floor_seconds(num, vocabulary)
+        measured[num, vocabulary] = rows
+        _print(num, vocabulary, rows, *floors[num, vocabulary])
+    found = errors(64 if quick else 256, sizes[0][1])
+    harness.print_table(
+        f"Relative errors against float64, V = {sizes[0][1]}",
+        ("form, inputs", "log-probabilities", "d unembedding", "d hidden"),
+        [(name, *(f"{e:.1e}" for e in row.values())) for name, row in found.items()],
+    )
+    _draw(measured)
+    figures = {
+        "sizes": [
+            {"num": n, "vocabulary": v, "floor_seconds": floors[n, v], "forms": rows}
+            for (n, v), rows in measured.items()
+        ],
+        "errors": found,
+    }
+    harness.finish("token_speed", figures, [*_bounds(measured), *_error_bounds(found)], quick=quick)
+
+
+def _print(num: int, vocabulary: int, rows: dict[str, dict[str, Any]], four: float, three: float) -> None:
+    base = rows[PLAIN]["seconds"]
+
+    def mib(value: float | None) -> str:
+        return "-" if value is None else f"{value:.0f}"
+
+    harness.print_table(
+        f"Value and both gradients, N = {num}, D = {WIDTH}, V = {vocabulary}, medians of interleaved runs",
+        ("form", "ms", "over plain", "floor over time", "compile s", "temporary MiB", "resident MiB"),
+        [
+            (
+                name,
+                f"{1e3 * row['seconds']:.0f}",
+                f"{row['seconds'] / base:.2f}",
+                f"{four / row['seconds']:.2f}",
+                "-" if row["compile_seconds"] is None else f"{row['compile_seconds']:.2f}",
+                mib(row["temp_mib"]),
+                mib(row["resident_mib"]),
+            )
+            for name, row in rows.items()
+        ],
+    )
+    print(f"  floor {1e3 * four:.0f} ms: four products and two exponentials; with three products {1e3 * three:.0f} ms")
+
+
+def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> None:
+    figure, axes = harness.new_figure(ncols=2, figsize=(10, 4))
+    names = list(next(iter(measured.values())))
+    styles = ("o-", "s-", "^--", "v--", "d:")
+    for name, style in zip(names, styles, strict=False):
+        vocabularies = [v for _, v in measured]
+        for ax, key, scale in ((axes[0], "seconds", 1e6), (axes[1], "temp_mib", 2**10)):
+            values = [
+                None if rows[name][key] is None else scale * rows[name][key] / n for (n, _), rows in measured.items()
+            ]
+            if None not in values:
+                ax.plot(vocabularies, values, style, label=name)
+    axes[0].set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None))
+    axes[1].set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log")
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    harness.save_figure(figure, "token_speed")
