@@ -3,8 +3,8 @@ r"""Log-probabilities of tokens under a softmax over a large vocabulary, in bloc
 Notation: `V` tokens in the vocabulary, `D` features, hidden states $h$ with leading axes `(*batch, T)`, unembedding $W$, shape `(V, D)`.
 The logits of one token are $\ell_v = w_v \cdot h$, and those of all of them are the largest array of a language model's
 training step. Here a block of rows of $W$ is taken at a time, with all tokens: the maximum and the sum of exponentials
-are carried from block to block, and the derivative rule takes the logits of each block anew. Only the vocabulary is
-cut, so batch and time may be sharded in any way.
+are carried from block to block, and the derivative rule takes the logits of each block anew. Tokens are never cut, so
+the first of their axes may be sharded, as a batch usually is.
 """
 
 from collections.abc import Callable, Sequence
@@ -58,7 +58,7 @@ def token_log_probs(
     Memory is that of one block of logits, and time that of four matrix products for value and both gradients, where the
     plain form needs three and moves `N V` numbers through memory several times. Products and sums are taken in float32
     at least; gradients are summed in it too and returned in the dtype of their argument. Use the batch axes rather than
-    `jax.vmap`, which hides them from the choice of the block.
+    `jax.vmap`, which hides them from the choice of the block. A sum over valid steps is the log-probability of a sequence.
 
     As the model of whole sequences, so that every estimator takes it:
 
@@ -106,6 +106,7 @@ def token_log_probs(
     _check(unembedding, hidden, tokens, allowed, valid)
     vocabulary = unembedding.shape[0]
     _check_inside(tokens, valid, vocabulary)
+    tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)  # V may not fit into fewer bits
     inside = (tokens >= 0) & (tokens < vocabulary)
     tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
     if valid is not None:
