@@ -4,7 +4,11 @@ Value and both gradients (hidden states and unembedding) of a weighted sum of lo
 interleaved in one process; peak resident memory is that of one call in a process of its own. The floor is what the four products take at this
 machine's rate for such blocks, with two exponentials for each number; the plain form needs three products. Errors are against float64.
 
-FINDING
+Finding (2 CPU cores, jax 0.10.2, torch 2.13): blocks of the vocabulary take 0.81 of the plain form's time at V = 50 257 and 0.53 at 128 256 (one core:
+0.76 and 0.34), with 17 and 20 MiB where it takes 1178 and 3006; they reach 0.8 of the floor. Optax's cross-entropy, which keeps fewer copies of the
+logits, takes 0.88 and 0.62 of the plain form's time and 785 and 2004 MiB; torch 1.9 and 1.5. Cutting the tokens instead costs 1.5 to 1.7 times the
+plain form's time: each chunk reads and adds to a whole gradient of the unembedding. With bfloat16 inputs log-probabilities keep seven digits, where
+the plain form keeps two or three.
 """
 
 import importlib.util

@@ -19,10 +19,10 @@ from jax.custom_derivatives import SymbolicZero
 
 from logderiv._arrays import accumulator_dtype, expand, is_traced, widest
 
-# Numbers in a block of logits: on a CPU about what its last cache holds, and no power of two, which would make its
-# matrix products slower. Elsewhere blocks only bound the memory; that number is *unmeasured*.
-_LOGITS = {"cpu": 4_096_000}
-_LOGITS_ELSEWHERE = 1 << 26
+# Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
+# two, which would make its matrix products slower. Elsewhere blocks only bound the memory; those are *unmeasured*.
+_BLOCK = {"cpu": (4_096_000, 2000)}
+_BLOCK_ELSEWHERE = (1 << 26, 1 << 15)
 _SMALLEST_BLOCK = 500  # with very many tokens a block of logits may then be as large as the hidden states
 
 
@@ -257,8 +257,8 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
         if size < 1:
             raise ValueError(f"block_size: expected at least 1 row of the unembedding, received {size}.")
         return min(size, vocabulary)
-    numbers = _LOGITS.get(jax.default_backend(), _LOGITS_ELSEWHERE)
-    target = max(numbers // max(num_tokens, 1), _SMALLEST_BLOCK)
+    numbers, largest = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
+    target = max(min(numbers // max(num_tokens, 1), largest), _SMALLEST_BLOCK)
     if target >= vocabulary:
         return vocabulary
     divisors = [d for d in range(-(-target // 2), min(2 * target, vocabulary) + 1) if vocabulary % d == 0]
