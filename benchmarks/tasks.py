@@ -113,26 +113,10 @@ def five_states() -> Task:
     return tabular("five states, T = 20", mdp, ld.tabular_softmax, logits, drawn, horizon=20, discount=0.9)
 
 
-def random_walk_mdp(steps: int) -> ld.TabularMDP:
-    """From 0, up or down by one; rewards add up to the square of the last position."""
-    x = np.arange(steps + 1)
-    transition = np.zeros((steps + 1, 2, steps + 1))
-    down, up = np.maximum(x - 1, 0), np.minimum(x + 1, steps)
-    transition[x, 0, down] = transition[x, 1, up] = 1
-    reward = np.stack([down**2 - x**2, (x + 1) ** 2 - x**2], axis=1).astype(float)
-    terminal = jnp.zeros(steps + 1, bool)
-    return ld.TabularMDP(jnp.eye(steps + 1)[0], jnp.asarray(transition), jnp.asarray(reward), terminal)
-
-
-def walk(p: jax.Array, x: jax.Array) -> ld.Bernoulli:
-    """Up with probability exp(-x / p): certain at 0."""
-    log_up = -jnp.where(x == 0, 1, x).astype(p.dtype) / p
-    return ld.Bernoulli(jnp.where(x == 0, jnp.inf, log_up - jnp.log(-jnp.expm1(log_up))))
-
-
 def random_walk() -> Task:
     """Arya et al. (2022), arXiv:2210.08572, section 5: the square of the last position after n = 50 steps, at p = 100."""
-    return tabular("random walk, n = 50", random_walk_mdp(50), walk, jnp.array(100.0), jnp.array(90.0), horizon=50)
+    walk = ld.processes.random_walk(50)
+    return tabular("random walk, n = 50", walk, walk.policy, jnp.array(100.0), jnp.array(90.0), horizon=50)
 
 
 def linear_quadratic() -> Task:

@@ -12,7 +12,6 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
-from benchmarks.tasks import random_walk_mdp, walk
 from logderiv.bias import Bias
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
@@ -610,13 +609,13 @@ def test_the_short_corridor_in_the_limit_of_long_horizons():
 
 def test_random_walk_of_arya_et_al():
     """n = 50, p = 100: Arya et al. (2022), arXiv:2210.08572, section 5; the two standard deviations as in the issue."""
-    mdp = random_walk_mdp(50)
+    walk = ld.processes.random_walk(50)
 
     @jax.jit
     def ours(p):
-        value, slope = jax.value_and_grad(ld.exact.value)(p, walk, mdp, horizon=50)
+        value, slope = jax.value_and_grad(ld.exact.value)(p, walk.policy, walk, horizon=50)
         plain, mean_baseline = (
-            ld.exact.weighted_score_moments(p, walk, mdp, horizon=50, credit=ld.total_return, baseline=b)
+            ld.exact.weighted_score_moments(p, walk.policy, walk, horizon=50, credit=ld.total_return, baseline=b)
             for b in (0.0, value)
         )
         return value, slope, plain, mean_baseline

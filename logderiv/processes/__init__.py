@@ -7,7 +7,7 @@ A process is an environment that carries its own `policy`, so that everything in
     score = jax.grad(ld.log_prob)(params, process.policy, tau)
 
 Parameters in the start are drawn at the first step, whose observation says `start`; parameters in the dynamics are
-drawn as an action that *is* the next state. Beside each process stand its exact numbers, as plain methods.
+drawn as an action that *is* the next state. Beside each process stand its exact numbers.
 """
 
 from logderiv.processes.autoregressive import Autoregressive as Autoregressive
@@ -39,3 +39,27 @@ from logderiv.processes.state_space import LinearGaussianParams as LinearGaussia
 from logderiv.processes.state_space import LocalLevel as LocalLevel
 from logderiv.processes.state_space import LocalLevelParams as LocalLevelParams
 from logderiv.processes.state_space import StateSpaceModel as StateSpaceModel
+from logderiv.processes.diffusion import EulerMaruyama as EulerMaruyama
+from logderiv.processes.diffusion import EulerPolicy as EulerPolicy
+from logderiv.processes.diffusion import Position as Position
+from logderiv.processes.diffusion import double_well as double_well
+from logderiv.processes.diffusion import double_well_drift as double_well_drift
+from logderiv.processes.diffusion import girsanov_log_ratios as girsanov_log_ratios
+from logderiv.processes.diffusion import ornstein_uhlenbeck as ornstein_uhlenbeck
+from logderiv.processes.diffusion import ornstein_uhlenbeck_drift as ornstein_uhlenbeck_drift
+from logderiv.processes.diffusion import ornstein_uhlenbeck_moments as ornstein_uhlenbeck_moments
+from logderiv.processes.diffusion import transfer_value as transfer_value
+from logderiv.processes.jump import Event as Event
+from logderiv.processes.jump import JumpPolicy as JumpPolicy
+from logderiv.processes.jump import JumpProcess as JumpProcess
+from logderiv.processes.jump import MassAction as MassAction
+from logderiv.processes.jump import MasterEquationValue as MasterEquationValue
+from logderiv.processes.jump import NextEvent as NextEvent
+from logderiv.processes.jump import Population as Population
+from logderiv.processes.jump import birth_death as birth_death
+from logderiv.processes.jump import birth_death_mean as birth_death_mean
+from logderiv.processes.jump import master_equation_value as master_equation_value
+from logderiv.processes.jump import schlogl as schlogl
+from logderiv.processes.random_walk import RandomWalk as RandomWalk
+from logderiv.processes.random_walk import WalkPolicy as WalkPolicy
+from logderiv.processes.random_walk import random_walk as random_walk
