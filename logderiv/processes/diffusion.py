@@ -123,15 +123,17 @@ class EulerMaruyama:
     running: Function | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "initial", _numbers(self.initial))
+        object.__setattr__(self, "initial", _numbers("initial", self.initial))
         if not callable(self.noise):
-            object.__setattr__(self, "noise", _numbers(self.noise))
+            object.__setattr__(self, "noise", _numbers("noise", self.noise))
+            if np.shape(self.noise) not in ((), np.shape(self.initial)):
+                raise ValueError(
+                    f"EulerMaruyama.noise: expected one number, or as many as initial, {np.shape(self.initial)}, received {self.noise}."
+                )
         if not (0 < self.dt < math.inf and isinstance(self.horizon, int) and self.horizon >= 1):
             raise ValueError(
                 f"EulerMaruyama: expected dt > 0 and a whole number horizon >= 1, received {self.dt} and {self.horizon}."
             )
-        if np.ndim(self.initial) > 1 or not np.isfinite(self.initial).all():
-            raise ValueError(f"EulerMaruyama.initial: expected a number or D numbers, received {self.initial}.")
         with jax.ensure_compile_time_eval():
             sigma = self.policy.sigma(jnp.asarray(self.initial, jnp.zeros(()).dtype))
         if not is_traced(sigma) and not np.all((np.asarray(sigma) > 0) & np.isfinite(sigma)):
@@ -324,7 +326,9 @@ def girsanov_log_ratios(
     return jnp.where(trajectories.valid, terms, jnp.zeros((), terms.dtype))
 
 
-def _numbers(value: Any) -> Any:
+def _numbers(name: str, value: Any) -> Any:
     """A float, or a tuple of floats, which compare and hash."""
     array = np.asarray(value, float)
+    if array.ndim > 1 or array.size == 0:
+        raise ValueError(f"EulerMaruyama.{name}: expected a number or D numbers, received {value!r}.")
     return float(array) if array.ndim == 0 else tuple(float(x) for x in array)
