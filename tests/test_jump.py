@@ -130,7 +130,7 @@ def test_score_of_a_path_has_mean_zero_and_without_survival_it_has_not():
         )
 
     assert check(process.policy).passed
-    with pytest.raises(AssertionError, match="E.score. is not 0"):
+    with pytest.raises(AssertionError, match=r"E\[score\] is not 0"):
         check(NO_SURVIVAL)
 
 
