@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from benchmarks import harness
+from benchmarks import jump_processes as benchmark
 from logderiv.processes import Event, JumpProcess, MassAction, NextEvent, birth_death, master_equation_value, schlogl
 
 RATES = jnp.log(jnp.array([2.0, 0.5]))  # births, deaths
@@ -274,3 +276,31 @@ def test_bad_input_is_named():
     process = JumpProcess([[-1]], lambda p, x: p * x[0], [3], 1.0)
     with pytest.raises(ValueError, match=r"one rate per reaction, shape \(1,\), received \(\)"):
         ld.rollout(jnp.ones(()), jax.random.key(0), process.policy, process, horizon=3)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    yield tmp_path
+    matplotlib.pyplot.close("all")
+
+
+def test_error_of_a_method_by_hand():
+    """Bias 0.3 of a sensitivity 3, variance 4 at 10 events a sample: after 1000 events sqrt(0.09 + 0.04) / 3."""
+    one = np.ones(1)
+    method = benchmark.Method(3.3 * one, one, 0.3 * one, 4 * one, 10.0)
+    assert method.error(3 * one, 1000) == pytest.approx(math.sqrt(0.13) / 3)
+
+
+def test_benchmark_prints_and_saves(results, monkeypatch, capsys):
+    first = benchmark.networks()[0]
+    monkeypatch.setattr(benchmark, "networks", lambda: (first._replace(max_count=30),))
+    monkeypatch.setattr(benchmark, "SIZES", {first.name: {True: (4000, 1000)}})
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        benchmark.main(quick=True)
+    printed = capsys.readouterr().out
+    assert "MISSED" not in printed
+    assert "d E[X] / d log k = 2.528 -2.161" in printed
+    assert {p.name for p in results.iterdir()} == {"jump_processes.jsonl", "jump_processes.png"}

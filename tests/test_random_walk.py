@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from benchmarks import harness
+from benchmarks import random_walk as benchmark
 
 # n, p: E[X^2], its derivative, standard deviation of the score estimator without and with E[X^2] subtracted.
 # Source: moment dynamic programming, file peers.md of the project's shared notes, section 5.2; n = 50 is in test_exact_moments.
@@ -64,3 +66,22 @@ def test_steps_are_those_of_the_tables():
 def test_steps_must_be_a_positive_whole_number():
     with pytest.raises(ValueError, match="whole number >= 1, received 0"):
         ld.processes.random_walk(0)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    yield tmp_path
+    matplotlib.pyplot.close("all")
+
+
+def test_benchmark_prints_published_exact_and_sampled(results, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "QUICK", (10, 50))
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        benchmark.main(quick=True)
+    printed = capsys.readouterr().out
+    assert "35.04  34.81" in printed
+    assert "MISSED" not in printed
+    assert {p.name for p in results.iterdir()} == {"random_walk.jsonl", "random_walk.png"}
