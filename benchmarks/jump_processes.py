@@ -6,7 +6,10 @@ population as state value; central differences of step h in log k with common ra
 and with independent ones. Costs are counted in simulated events, which is what the time goes into: a score serves all R parameters at once, a central
 difference simulates 2 R times. The error is the root mean square, bias included, relative to the exact sensitivity, over all parameters.
 
-Finding (2 CPU cores, jax 0.10.2): FINDING
+Finding (2 CPU cores, jax 0.10.2): every estimate lies within 2.6 standard errors of its exact mean, at 10^5 paths for the scores. After 10^6 events the
+error of all sensitivities is 0.5 % by leave-one-out (0.4 % with the state value) for immigration and death and 2.2 % for Schlogl's network; by the better of the
+two differences with common numbers 1.1 % and 4.9 %. The better step differs: 0.2 for the one, where 0.05 is noisier, and 0.05 for the other, where 0.2 is
+biased by 10 %. Common numbers gain little over independent ones where paths part for good after the first different event.
 """
 
 import math
