@@ -280,11 +280,12 @@ def test_bad_input_is_named():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     yield tmp_path
-    matplotlib.pyplot.close("all")
+    plt.close("all")
 
 
 def test_error_of_a_method_by_hand():

@@ -70,11 +70,12 @@ def test_steps_must_be_a_positive_whole_number():
 
 @pytest.fixture
 def results(tmp_path, monkeypatch):
-    matplotlib = pytest.importorskip("matplotlib")
-    matplotlib.use("Agg")
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     yield tmp_path
-    matplotlib.pyplot.close("all")
+    plt.close("all")
 
 
 def test_benchmark_prints_published_exact_and_sampled(results, monkeypatch, capsys):
