@@ -23,6 +23,19 @@ def _fresh_caches():
 
 
 @pytest.fixture
+def results(tmp_path, monkeypatch):
+    """Where a benchmark that a test runs leaves its row and its figure."""
+    pytest.importorskip("matplotlib").use("Agg")
+    import matplotlib.pyplot as plt
+
+    from benchmarks import harness
+
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    yield tmp_path
+    plt.close("all")
+
+
+@pytest.fixture
 def standard_promotion():
     """Optax, flax and rlax mix dtypes; what runs inside them cannot be strict."""
     with jax.numpy_dtype_promotion("standard"):

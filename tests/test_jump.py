@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import harness
 from benchmarks import jump_processes as benchmark
 from logderiv.processes import Event, JumpProcess, MassAction, NextEvent, birth_death, master_equation_value, schlogl
 
@@ -276,16 +275,6 @@ def test_bad_input_is_named():
     process = JumpProcess([[-1]], lambda p, x: p * x[0], [3], 1.0)
     with pytest.raises(ValueError, match=r"one rate per reaction, shape \(1,\), received \(\)"):
         ld.rollout(jnp.ones(()), jax.random.key(0), process.policy, process, horizon=3)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib").use("Agg")
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    yield tmp_path
-    plt.close("all")
 
 
 def test_error_of_a_method_by_hand():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import harness
 from benchmarks import random_walk as benchmark
 
 # n, p: E[X^2], its derivative, standard deviation of the score estimator without and with E[X^2] subtracted.
@@ -66,16 +65,6 @@ def test_steps_are_those_of_the_tables():
 def test_steps_must_be_a_positive_whole_number():
     with pytest.raises(ValueError, match="whole number >= 1, received 0"):
         ld.processes.random_walk(0)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    pytest.importorskip("matplotlib").use("Agg")
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    yield tmp_path
-    plt.close("all")
 
 
 def test_benchmark_prints_published_exact_and_sampled(results, monkeypatch, capsys):

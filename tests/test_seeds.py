@@ -11,12 +11,14 @@ from jax.experimental.compilation_cache import compilation_cache
 from tests import (
     test_autoregressive,
     test_diagnostics,
+    test_diffusion,
     test_distributions,
     test_environments,
     test_estimator_benchmarks,
     test_hidden_markov,
     test_identity,
     test_linear_gaussian,
+    test_jump,
     test_siblings,
     test_state_space,
 )
@@ -39,6 +41,9 @@ CHECKS = {
     ),
     "variance ratio": test_diagnostics.test_variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one,
     "error of the alarm": test_diagnostics.test_the_alarm_knows_its_error,
+    "double well": test_diffusion.test_sampled_double_well_and_its_sensitivities,
+    "score of jumps": test_jump.test_score_of_a_path_has_mean_zero_and_without_survival_it_has_not,
+    "birth and death": test_jump.test_birth_death_sensitivities_at_100_000_paths,
     "linear-quadratic": (
         test_estimator_benchmarks.test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value
     ),

@@ -111,7 +111,7 @@ class MassAction:
         reactants: $n_{rs}$, molecules of species `s` that reaction `r` takes, `(R, species)` whole numbers.
     """
 
-    reactants: Matrix
+    reactants: Any
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reactants", _matrix("MassAction.reactants", self.reactants))
@@ -213,9 +213,9 @@ class JumpProcess:
         ((5,), 0.0)
     """
 
-    stoichiometry: Matrix
+    stoichiometry: Any
     propensities: Callable[[Any, jax.Array], jax.Array]
-    initial: tuple[int, ...]
+    initial: Any
     t_end: Any
     terminal: Callable[[jax.Array], jax.Array] = first_species
     running: Callable[[jax.Array], jax.Array] | None = None
