@@ -46,7 +46,10 @@ def parameters() -> Any:
 
 
 def time_point(length: int, num: int, repeats: int) -> dict[str, Any]:
-    """Every candidate at one point, interleaved: seconds, compile seconds and temporary bytes."""
+    """Every candidate at one point, interleaved: seconds, compile seconds and temporary bytes.
+
+    A process of its own for each point: what an earlier one left to the allocator speeds large temporaries up or down.
+    """
     params, taus = parameters(), trajectories(length, num)
     installed, _ = peers.libraries()
     functions = {
@@ -65,11 +68,6 @@ def time_point(length: int, num: int, repeats: int) -> dict[str, Any]:
         "compile_seconds": {name: call.compile_seconds for name, call in calls.items()},
         "temp_bytes": {name: call.temp_bytes for name, call in calls.items()},
     }
-
-
-def time_points(points: list[tuple[int, int]], repeats: int) -> list[dict[str, Any]]:
-    """Every candidate at every point, and the rates of the machine at the shapes of a block; runs in a process of its own."""
-    return [time_point(length, num, repeats) for length, num in points]
 
 
 def block_floor(blocks: int = 128, rows: int = 512) -> dict[str, float]:
@@ -196,9 +194,11 @@ def main(quick: bool) -> None:
     timings: dict[str, Any] = {}
     _, missing = peers.libraries()
     for cores in harness.core_counts() if on_cpu else [0]:
-        arguments = (list(points), 3 if quick else 7)
-        place = "benchmarks.likelihood_speed:time_points"
-        rows = harness.on_cores(cores, place, *arguments) if on_cpu else time_points(*arguments)
+        repeats, place = 3 if quick else 7, "benchmarks.likelihood_speed:time_point"
+        rows = [
+            harness.on_cores(cores, place, *point, repeats) if on_cpu else time_point(*point, repeats)
+            for point in points
+        ]
         timings[str(cores)] = rows
         names = [n for n in rows[-1]["seconds"] if not n.startswith("rows")]
         harness.print_table(

@@ -80,10 +80,10 @@ from logderiv.policies import linear as linear
 from logderiv.policies import normal_head as normal_head
 from logderiv.policies import shared_softmax as shared_softmax
 from logderiv.policies import tabular_softmax as tabular_softmax
-from logderiv.programs import bounded_while_loop as bounded_while_loop
-from logderiv.programs import expectation as expectation
 from logderiv.processes import EulerMaruyama as EulerMaruyama
 from logderiv.processes import JumpProcess as JumpProcess
+from logderiv.programs import bounded_while_loop as bounded_while_loop
+from logderiv.programs import expectation as expectation
 from logderiv.rollout import batch_info as batch_info
 from logderiv.rollout import rollout as rollout
 from logderiv.surrogates import clipped_terms as clipped_terms

@@ -31,13 +31,6 @@ FIRST_ZERO = {
 }
 
 
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    yield tmp_path
-    plt.close("all")
-
-
 def rows(path):
     def refuse(word):
         raise AssertionError(f"not JSON: {word}")

@@ -9,21 +9,9 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import estimator_frontier, harness, proof_table, tasks
+from benchmarks import estimator_frontier, proof_table, tasks
 from logderiv.baselines import baseline_biased_batch_mean
 from tests.zoo import Entry, zoo
-
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    yield tmp_path
-    plt.close("all")
 
 
 def test_value_of_the_linear_quadratic_task_by_forward_moments():

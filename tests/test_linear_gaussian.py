@@ -141,11 +141,12 @@ def test_a_known_start_and_float32():
 
 
 def test_bad_input():
+    two = jnp.ones(2)
     with pytest.raises(ValueError, match=r"noise: expected shape \(2, 2\) for n = 2, m = 1"):
         LinearQuadratic(
             WORLD.transition, WORLD.control, jnp.ones((2, 1)), WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
         )
     with pytest.raises(ValueError, match=r"control: expected shape \(n, m\)"):
-        LinearQuadratic(*(jnp.ones(2),) * 6)
+        LinearQuadratic(two, two, two, two, two, two)
     with pytest.raises(ValueError, match=r"params.gain: expected shape \(m, n\) = \(1, 2\)"):
         ld.rollout(PARAMS._replace(gain=jnp.ones((2, 1))), jax.random.key(0), WORLD.policy, WORLD, horizon=2)

@@ -299,7 +299,7 @@ def test_a_scored_sample_is_held():
     """Normal(theta, 1), cost x^2: one gradient is x^2 (x - theta), not the 2 x of the path."""
 
     def program(theta, tape):
-        tape, x = tape.sample(ld.Normal(theta, 1.0))
+        tape, x = tape.sample(ld.Normal(theta, jnp.asarray(1.0)))
         return tape.cost(jnp.square(x))
 
     value, grad = jax.value_and_grad(ld.expectation(program))(0.5, jax.random.key(0))
@@ -397,7 +397,7 @@ def test_a_bounded_loop_says_whether_it_was_cut():
 
 # What must raise.
 
-COIN = ld.Bernoulli(0.0)
+COIN = ld.Bernoulli(jnp.asarray(0.0))
 
 
 def _twice(params, tape):
@@ -513,9 +513,9 @@ def _listed(program, num_choices=1, num_outcomes=2):
 @pytest.mark.parametrize(
     ("program", "match"),
     [
-        (lambda p, tape: tape.sample(ld.Normal(p, 1.0))[0], "received a sample of Normal"),
+        (lambda p, tape: tape.sample(ld.Normal(p, jnp.asarray(1.0)))[0], "received a sample of Normal"),
         (lambda p, tape: tape.sample(ld.Bernoulli(jnp.zeros(2)))[0], "received a sample of Bernoulli"),
-        (lambda p, tape: tape.sample_pathwise(ld.Normal(p, 1.0))[0], "a pathwise sample of Normal"),
+        (lambda p, tape: tape.sample_pathwise(ld.Normal(p, jnp.asarray(1.0)))[0], "a pathwise sample of Normal"),
         (lambda p, tape: tape.split()[0], "1 keys from split"),
         (lambda p, tape: tape.score(COIN, 1), "a choice of Bernoulli that was drawn elsewhere"),
     ],

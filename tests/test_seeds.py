@@ -17,8 +17,8 @@ from tests import (
     test_estimator_benchmarks,
     test_hidden_markov,
     test_identity,
-    test_linear_gaussian,
     test_jump,
+    test_linear_gaussian,
     test_siblings,
     test_state_space,
 )

@@ -4,13 +4,8 @@ import json
 
 import jax
 import jax.numpy as jnp
-import matplotlib
 import numpy as np
 import pytest
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 
 import logderiv as ld
 from benchmarks import harness, likelihood_speed, peers, structure_speed
@@ -29,13 +24,12 @@ def as_users_write():
 
 
 @pytest.fixture
-def results(tmp_path, monkeypatch):
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+def at_once(results, monkeypatch):
+    """Without processes of their own and without the machine's floor."""
     monkeypatch.setattr(harness, "on_cores", here)
     monkeypatch.setattr(harness, "peak_rss", lambda *_: 2**20)
     monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
-    yield tmp_path
-    plt.close("all")
+    return results
 
 
 def value_and_gradient(function, params, taus):
@@ -136,7 +130,7 @@ def test_what_each_point_is_held_to():
     assert [b.name.split(",")[0] for b in small] == ["plain scan", "against the best block"]
 
 
-def test_likelihood_speed_runs_and_saves(results, monkeypatch, capsys):
+def test_likelihood_speed_runs_and_saves(at_once, monkeypatch, capsys):
     monkeypatch.setattr(likelihood_speed, "QUICK_POINTS", ((600, 1), (20, 4)))
     monkeypatch.setattr(likelihood_speed, "ROWS", (256,))
     monkeypatch.setattr(likelihood_speed, "block_floor", lambda: {"tanh": 1e-3})
@@ -145,13 +139,13 @@ def test_likelihood_speed_runs_and_saves(results, monkeypatch, capsys):
     errors = likelihood_speed.errors
     monkeypatch.setattr(likelihood_speed, "errors", lambda _: errors(600))
     likelihood_speed.main(quick=True)
-    saved = json.loads((results / "likelihood_speed.jsonl").read_text())
+    saved = json.loads((at_once / "likelihood_speed.jsonl").read_text())
     assert saved["figures"]["errors"][0]["logderiv"]["value"] < 1e-6
-    assert (results / "likelihood_speed.png").stat().st_size > 10_000
+    assert (at_once / "likelihood_speed.png").stat().st_size > 10_000
     assert "kept    relative error of the gradient" in capsys.readouterr().out
 
 
-def test_structure_speed_runs_and_saves(results, monkeypatch, capsys):
+def test_structure_speed_runs_and_saves(at_once, monkeypatch, capsys):
     monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
     small = {"recurrent": lambda _: {}, "tabular": structure_speed.tabular, "moments": lambda *_: {}}
     tabular, measure = small["tabular"](60), structure_speed.measure
@@ -166,7 +160,7 @@ def test_structure_speed_runs_and_saves(results, monkeypatch, capsys):
     memory = [{"T": 100, "ours": 30, **row}, {"T": 400, "ours": 40, **row}]
     monkeypatch.setattr(structure_speed, "recurrent_memory", lambda _: memory)
     structure_speed.main(quick=True)
-    saved = json.loads((results / "structure_speed.jsonl").read_text())
+    saved = json.loads((at_once / "structure_speed.jsonl").read_text())
     assert {b["name"].split(":")[0] for b in saved["bounds"]} >= {"GRU", "table"}
     assert (
         "kept    GRU: growth of what the gradient adds to memory over that of sqrt(T): 1 <= 1.25"

@@ -177,6 +177,7 @@ def test_padding_never_matters():
             log_probs, entropy = ld.token_log_probs(
                 unembedding, hidden, tokens, valid=valid, entropy=True, block_size=5, soft_cap=2.0
             )
+            assert entropy is not None
             return jnp.sum(jnp.sin(log_probs) + entropy), (log_probs, entropy)
 
         gradient = jax.value_and_grad(value, (0, 1), has_aux=True)
@@ -281,7 +282,8 @@ def temporary_bytes(function, num, width, vocabulary):
         return jnp.vdot(weights, function(unembedding, hidden, tokens).log_probs)
 
     arguments = [jax.ShapeDtypeStruct(*s) for s in shapes]
-    return jax.jit(jax.value_and_grad(value, (0, 1))).lower(*arguments).compile().memory_analysis().temp_size_in_bytes
+    analysis: Any = jax.jit(jax.value_and_grad(value, (0, 1))).lower(*arguments).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
 
 
 def test_memory_is_that_of_a_block():

@@ -207,7 +207,7 @@ def _paths(
 def _outcomes(program: Program, params: Any, args: Any, rows: Any) -> tuple[jax.Array, jax.Array]:
     """Probability and cost of each sequence of choices; of those that differ in choices not made, the one with zeros counts."""
 
-    def one(tape: _Direct) -> Any:
+    def one(tape: Any) -> Any:
         end: Any = program(params, tape, *args)
         check_tape(end, "the program")
         return end.log_prob, end.total, end.used

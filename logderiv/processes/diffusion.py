@@ -28,7 +28,7 @@ from jax import lax
 
 from logderiv._arrays import is_traced
 from logderiv.distributions import Normal
-from logderiv.likelihood import fill_invalid
+from logderiv.factors import fill_invalid
 from logderiv.types import Step, Trajectory, check_trajectory
 
 Drift = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -74,7 +74,7 @@ class EulerPolicy:
 
     def sigma(self, x: jax.Array) -> jax.Array:
         r"""$\sigma(x)$, of the shape of `x`."""
-        sigma = self.noise(x) if callable(self.noise) else jnp.asarray(self.noise, x.dtype)
+        sigma: Any = self.noise(x) if callable(self.noise) else jnp.asarray(self.noise, x.dtype)
         return jnp.broadcast_to(sigma, x.shape)
 
 
