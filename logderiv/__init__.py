@@ -32,6 +32,7 @@ from logderiv.credit import total_return as total_return
 from logderiv.diagnostics import sem as sem
 from logderiv.distributions import Bernoulli as Bernoulli
 from logderiv.distributions import Categorical as Categorical
+from logderiv.distributions import Forced as Forced
 from logderiv.distributions import Normal as Normal
 from logderiv.environments import Gymnax as Gymnax
 from logderiv.environments import TabularMDP as TabularMDP

@@ -69,3 +69,7 @@ from logderiv.processes.games import JointPolicy as JointPolicy
 from logderiv.processes.games import MatrixGame as MatrixGame
 from logderiv.processes.games import look_ahead as look_ahead
 from logderiv.processes.games import prisoners_dilemma as prisoners_dilemma
+from logderiv.processes.tokens import TokenModel as TokenModel
+from logderiv.processes.tokens import TokenObservation as TokenObservation
+from logderiv.processes.tokens import TokenPolicy as TokenPolicy
+from logderiv.processes.tokens import Tree as Tree
