@@ -1,0 +1,277 @@
+"""Token models: every sequence listed by hand, forced tokens, and estimators summed over all batches."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import logderiv as ld
+from tests.worlds import cast
+
+LOGITS = jnp.array([0.3, -0.2, 0.5])
+
+
+def reward(tokens, length):
+    """Twos are good, length costs, and it matters what comes first."""
+    twos = jnp.sum((tokens == 2).astype(float)) - 0.3 * length.astype(float)
+    return twos + jnp.where(tokens[0] == 1, 0.7, 0.0)
+
+
+def moved(params, scale=0.4):
+    """Parameters away from the nearly uniform start."""
+    flat, unravel = ravel_pytree(params)
+    return unravel(flat + scale * jax.random.normal(jax.random.key(3), flat.shape))
+
+
+@functools.cache
+def bigram(**options):
+    model = ld.processes.TokenModel(ld.linear(3), reward, **{"vocabulary": 3, "end": 0, "horizon": 3, **options})
+    return model, moved(model.policy.init(jax.random.key(0)))
+
+
+PROMPTED = {"horizon": 4, "prompts": ((1, 0), (2, -1))}
+
+
+@pytest.fixture(scope="module")
+def prompted():
+    model, params = bigram(**PROMPTED)
+    taus = jax.jit(lambda p: ld.rollout(p, jax.random.split(jax.random.key(0), 2000), model.policy, model))(params)
+    return model, params, taus
+
+
+def test_forced_choices_have_probability_one_and_no_score():
+    def both(logits, action):
+        forced = [ld.Forced(ld.Categorical(logits), jnp.int32(2), jnp.asarray(f)) for f in (True, False)]
+        return [(d.log_prob(action), d.prob(action)) for d in forced]
+
+    (own, own_prob), (free, free_prob) = both(LOGITS, jnp.int32(2))
+    assert own == 0
+    assert own_prob == 1
+    np.testing.assert_allclose(free, ld.Categorical(LOGITS).log_prob(jnp.int32(2)))
+    np.testing.assert_allclose(free_prob, jnp.exp(free))
+    (other, other_prob), (other_free, _) = both(LOGITS, jnp.int32(1))
+    assert other == -jnp.inf
+    assert other_prob == 0
+    assert jnp.isfinite(other_free)
+    scores = jax.jacrev(lambda x: jnp.stack([row[0] for row in both(x, jnp.int32(2))]))(LOGITS)
+    np.testing.assert_array_equal(scores[0], 0)
+    assert jnp.abs(scores[1]).max() > 0.1
+
+
+def test_forced_takes_any_distribution_and_structure():
+    class Pair:
+        """Of another library: a pair of normals."""
+
+        def sample(self, *, seed):
+            return {"x": jax.random.normal(seed, (2,))}
+
+        def log_prob(self, action):
+            return -0.5 * jnp.sum(action["x"] ** 2)
+
+    given = {"x": jnp.array([1.0, 2.0])}
+    forced, free = (ld.Forced(Pair(), given, jnp.asarray(f)) for f in (True, False))
+    np.testing.assert_array_equal(forced.sample(jax.random.key(0))["x"], given["x"])
+    drawn = free.sample(jax.random.key(0))
+    np.testing.assert_array_equal(drawn["x"], jax.random.normal(jax.random.key(0), (2,)))
+    assert forced.log_prob(given) == 0
+    assert forced.log_prob(drawn) == -jnp.inf
+    np.testing.assert_allclose(free.prob(given), np.exp(-2.5))
+
+
+def sequences(vocabulary, horizon, end):
+    """Every string up to its end token or the horizon, each once."""
+    for text in itertools.product(range(vocabulary), repeat=horizon):
+        length = text.index(end) + 1 if end in text else horizon
+        if all(token == 0 for token in text[length:]):
+            yield text[:length]
+
+
+def test_value_and_gradient_are_the_sum_over_every_sequence_by_hand():
+    """A bigram table written out: row 3 is the start."""
+    model, params = bigram(horizon=4)
+    every = list(sequences(3, 4, 0))
+    assert len(every) == 1 + 2 + 4 + 8 * 3
+    rewards = [text.count(2) - 0.3 * len(text) + 0.7 * (text[0] == 1) for text in every]
+
+    @jax.jit
+    def by_hand(params):
+        logs = jax.nn.log_softmax(params[0]["weight"] + params[0]["bias"][None])
+        pairs = [list(zip((3, *text[:-1]), text, strict=True)) for text in every]
+        return sum(r * jnp.exp(sum(logs[pair] for pair in row)) for r, row in zip(rewards, pairs, strict=True))
+
+    policy, mdp, tokens = model.tree()
+    assert tokens.shape == (1 + 2 + 4 + 8 + 1, 4)
+    assert ld.exact.count_trajectories(mdp, 4) == len(every)
+    value = jax.jit(lambda p: ld.exact.value(p, policy, mdp, horizon=4))
+    np.testing.assert_allclose(value(params), by_hand(params), rtol=1e-13)
+    exact, expected = jax.jit(jax.grad(value))(params), jax.jit(jax.grad(by_hand))(params)
+    assert np.abs(expected[0]["weight"]).max() > 0.05
+    np.testing.assert_allclose(exact[0]["weight"], expected[0]["weight"], atol=1e-14)
+
+
+def test_leave_one_out_is_unbiased_over_every_pair_of_sequences_of_a_gru():
+    """Vocabulary 5, length 4: 341 sequences, 116 281 pairs."""
+    model = ld.processes.TokenModel(ld.GRU(5, hidden=3), reward, vocabulary=5, end=0, horizon=4)
+    params = moved(model.policy.init(jax.random.key(0)), 0.3)
+    policy, mdp, _ = model.tree()
+    assert ld.exact.count_trajectories(mdp, 4) == 341
+    moments = ld.exact.estimator_moments(ld.rloo(), params, policy, mdp, horizon=4, num_trajectories=8)
+    assert moments.method == "degree"
+    assert np.abs(ravel_pytree(moments.gradient)[0]).max() > 0.1
+    assert np.abs(ravel_pytree(moments.bias)[0]).max() < 1e-12
+
+
+def test_group_relative_estimators_have_the_bias_that_is_computed():
+    """Group means leave 1 - 1/G of the gradient; dividing by deviation and length changes its direction too."""
+    model, params = bigram()
+    policy, mdp, _ = model.tree()
+
+    def moments(estimator):
+        found = ld.exact.estimator_moments(estimator, params, policy, mdp, horizon=3, num_trajectories=3)
+        return ravel_pytree(found.mean)[0], ravel_pytree(found.gradient)[0]
+
+    def cosine(a, b):
+        return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+    mean, gradient = moments(ld.dr_grpo(group_size=3))
+    np.testing.assert_allclose(mean, gradient * 2 / 3, atol=1e-12)
+    normalised, _ = moments(ld.grpo(group_size=3, normaliser="per_trajectory"))
+    divided, _ = moments(ld.grpo(group_size=3))
+    assert cosine(mean, gradient) > 1 - 1e-12
+    assert 0.9 < cosine(normalised, gradient) < 1 - 1e-4
+    assert cosine(divided, gradient) < cosine(normalised, gradient) - 1e-3
+
+
+def test_the_tree_gives_each_sequence_the_probability_that_the_model_does(prompted):
+    model, params, taus = prompted
+    policy, mdp, tokens = model.tree()
+    every = ld.exact.enumerate_trajectories(mdp, horizon=4)
+    logs = jax.jit(lambda p: (ld.log_prob(p, policy, every), ld.prob(p, policy, every, environment=mdp)))(params)
+    np.testing.assert_allclose(np.sum(logs[1]), 1, rtol=1e-13)
+    sequence = np.where(every.valid, every.actions, -1)
+    listed = {tuple(row): (x, r) for row, x, r in zip(sequence, logs[0], every.rewards.sum(1), strict=True)}
+    own = jax.jit(lambda p: ld.log_prob(p, model.policy, taus))(params)
+    drawn = np.where(taus.valid, taus.actions, -1)
+    for row, x, r in list(zip(drawn, own, taus.rewards.sum(1), strict=True))[:200]:
+        np.testing.assert_allclose(listed[tuple(row)], (x, r), rtol=1e-12)
+    assert {tuple(row) for row in tokens} >= {(-1,) * 4, (1, -1, -1, -1), (1, 0, -1, -1), (2, -1, -1, -1)}
+
+
+def test_prompts_are_forced_and_the_end_token_of_a_prompt_does_not_end(prompted):
+    _, _, taus = prompted
+    first = taus.actions[:, 0] == 1
+    assert 0.4 < jnp.mean(first.astype(float)) < 0.6
+    np.testing.assert_array_equal(taus.actions[first, 1], 0)
+    np.testing.assert_array_equal(taus.actions[~first, 0], 2)
+    np.testing.assert_array_equal(taus.behaviour_log_probs[:, 0], 0)
+    np.testing.assert_array_equal(taus.behaviour_log_probs[first, 1], 0)
+    assert taus.valid[first, 2].all()
+    assert (taus.behaviour_log_probs[~first, 1] < 0).all()
+    ended = taus.discounts == 0
+    np.testing.assert_array_equal(taus.actions[ended], 0)
+    lengths = taus.valid.sum(1)
+    rows = np.arange(len(lengths))
+    np.testing.assert_array_equal(taus.rewards[rows, lengths - 1], taus.rewards.sum(1))
+    text = jnp.where(taus.valid, taus.actions, -1)
+    np.testing.assert_allclose(taus.rewards.sum(1), jax.vmap(reward)(text, lengths), rtol=1e-13)
+
+
+def test_sampled_mean_reward_is_the_exact_value_and_unfinished_the_chance_of_no_end(prompted):
+    model, params, taus = prompted
+    policy, mdp, _ = model.tree()
+    every = ld.exact.enumerate_trajectories(mdp, horizon=4)
+    probability = jax.jit(lambda p: ld.prob(p, policy, every, environment=mdp))(params)
+    returns = np.asarray(taus.rewards.sum(1))
+    exact = float(jax.jit(lambda p: ld.exact.value(p, policy, mdp, horizon=4))(params))
+    sem = returns.std(ddof=1) / np.sqrt(len(returns))
+    assert abs(returns.mean() - exact) < 4.5 * sem
+    assert abs(returns[np.asarray(taus.actions[:, 0] == 1)].mean() - exact) > 4.5 * sem
+    cut = float(probability @ (every.valid[:, -1] & (every.discounts[:, -1] == 1)).astype(float))
+    info = ld.batch_info(taus)
+    assert abs(float(info.unfinished) - cut) < 4.5 * np.sqrt(cut * (1 - cut) / len(returns))
+
+
+def test_a_prompt_can_be_given():
+    model, params = bigram(**PROMPTED)
+
+    @jax.jit
+    def groups(params):
+        keys = jax.random.split(jax.random.key(1), (2, 5))
+        return jax.vmap(lambda i, k: ld.rollout(params, k, model.policy, model, environment_params=i))(
+            jnp.arange(2), keys
+        )
+
+    taus = groups(params)
+    np.testing.assert_array_equal(taus.actions[0, :, :2], [[1, 0]] * 5)
+    np.testing.assert_array_equal(taus.actions[1, :, 0], 2)
+    batch = jax.tree.map(lambda x: x.reshape(10, *x.shape[2:]), taus)
+    estimate, _ = jax.jit(ld.rloo(group_size=5).estimate)(params, (), model.policy, batch)
+    assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), estimate.grads))
+    whole = jax.jit(jax.grad(lambda p: ld.log_prob(p, model.policy, batch).sum()))(params)
+    seen = whole[0]["weight"]  # rows: one-hot of the last token, then the start, which is always followed by a forced one
+    np.testing.assert_array_equal(seen[3], 0)
+    assert jnp.abs(seen[0]).max() > 0.1
+
+
+def test_a_longer_context_is_an_n_gram_model_and_padding_never_matters():
+    model = ld.processes.TokenModel(
+        ld.MLP(3, hidden=(4,)), reward, vocabulary=3, end=0, horizon=4, prompts=(2,), context=2
+    )
+    params = moved(model.policy.init(jax.random.key(0)))
+    assert params[0]["weight"].shape == (2 * 4, 4)
+    taus = jax.jit(lambda p: ld.rollout(p, jax.random.split(jax.random.key(2), 4), model.policy, model))(params)
+    padded = jnp.pad(jnp.where(taus.valid, taus.actions, 0), ((0, 0), (2, 0)), constant_values=3)
+    expected = jnp.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)
+    np.testing.assert_array_equal(taus.observations.context[taus.valid], expected[taus.valid])
+    assert not taus.valid.all()
+    ld.testing.check_padding(lambda p, t: ld.log_prob(p, model.policy, t), params, taus)
+
+
+def test_float32():
+    model, params = bigram()
+    taus = ld.rollout(cast(params, jnp.float32), jax.random.key(0), model.policy, model)
+    log_prob = ld.log_prob(cast(params, jnp.float32), model.policy, taus)
+    assert log_prob.dtype == jnp.float32
+    np.testing.assert_allclose(log_prob, ld.log_prob(params, model.policy, taus), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"end": 3}, r"end: expected a token in 0 .. 2, received 3"),
+        ({"prompts": [0, 1, 2]}, "prompts: expected fewer than horizon = 3 tokens"),
+        ({"prompts": [0, 3]}, r"prompts: expected tokens in 0 .. 2, or -1 after the last, received 3"),
+        ({"prompts": [-1, 1]}, "prompts: expected -1 only after a prompt's last token"),
+        ({"prompts": np.zeros((1, 1, 1), int)}, r"prompts: expected shape \(P, L\)"),
+        ({"vocabulary": 1}, "vocabulary: expected a whole number >= 2"),
+        ({"horizon": 0}, "horizon: expected a whole number >= 1"),
+        ({"context": 0}, "context: expected a whole number >= 1"),
+    ],
+)
+def test_bad_models(options, message):
+    with pytest.raises(ValueError, match=message):
+        ld.processes.TokenModel(ld.linear(3), reward, **{"vocabulary": 3, "end": 0, "horizon": 3, **options})
+
+
+def test_other_bad_input():
+    with pytest.raises(TypeError, match="prompts: expected integers"):
+        ld.processes.TokenModel(ld.linear(3), reward, vocabulary=3, end=0, horizon=3, prompts=[0.5])
+    with pytest.raises(TypeError, match="expected a policy"):
+        ld.processes.TokenModel(3, reward, vocabulary=3, end=0, horizon=3)
+    vector = ld.processes.TokenModel(ld.linear(3), lambda t, n: t, vocabulary=3, end=0, horizon=3)
+    params = vector.policy.init(jax.random.key(0))
+    with pytest.raises(ValueError, match="reward: expected a scalar for one sequence"):
+        ld.rollout(params, jax.random.key(0), vector.policy, vector)
+    model, params = bigram()
+    taus = ld.rollout(params, jax.random.key(0), model.policy, model)
+    outside = taus._replace(actions=taus.actions.at[0].set(7))
+    assert ld.log_prob(params, model.policy, outside) == -jnp.inf
+    with pytest.raises(ValueError, match="expected a choice between|sum to"):
+        wrong = ld.processes.TokenModel(ld.linear(2), reward, vocabulary=3, end=0, horizon=3)
+        policy, mdp, _ = wrong.tree()
+        wrong_params = [{"weight": jnp.zeros((4, 2)), "bias": jnp.zeros(2)}]
+        ld.exact.estimator_moments(ld.rloo(), wrong_params, policy, mdp, horizon=3, num_trajectories=2)
