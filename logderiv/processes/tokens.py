@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._arrays import register_dataclass
-from logderiv.distributions import Forced
+from logderiv.distributions import Forced, num_categories
 from logderiv.environments.tabular import TabularMDP
 from logderiv.types import Step, as_policy
 
@@ -66,6 +66,11 @@ class TokenPolicy:
         rows = jax.nn.one_hot(observation.context, self.vocabulary + 1, dtype=dtype)
         found = self.network.apply(params, *carry, rows)
         distribution, *carry = found if carry else (found,)
+        if num_categories(distribution, observation.forced) not in (None, self.vocabulary):
+            raise ValueError(
+                f"network: expected a distribution over the {self.vocabulary} tokens of the vocabulary, received one over "
+                f"{num_categories(distribution, observation.forced)}."
+            )
         forced = Forced(distribution, observation.forced, observation.forced >= 0)
         return (forced, *carry) if carry else forced
 
@@ -95,7 +100,7 @@ class Tree(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _OnTree:
-    """A token policy whose observation is the number of a beginning; `observations` holds tuples, so that it can be hashed."""
+    """A token policy whose observation is the number of a beginning; the tables are tuples, so that it can be hashed."""
 
     inner: TokenPolicy
     contexts: tuple[tuple[int, ...], ...]
@@ -188,8 +193,8 @@ class TokenModel:
             policy, mdp, _ = model.tree()
             ld.exact.value(params, policy, mdp, horizon=model.horizon, method="enumeration")
 
-        The states are the $O(V^{T-1})$ beginnings. Where a token is forced every other leads to the end, with probability 0. The
-        model must be concrete.
+        The states are the $O(V^{T-1})$ beginnings. Where a token is forced every other leads to the end, with probability 0. A
+        sequence that fills the horizon ends like any other. The model must be concrete.
         """
         rows, following, rewards = self._grow()
         ended = len(rows)

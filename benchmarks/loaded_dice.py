@@ -1,0 +1,187 @@
+r"""What does forgetting earlier choices buy in a Hessian: how do bias and variance of Loaded DiCE depend on its lambda?
+
+Loaded DiCE lets the dependence of a step on the choices `k` steps before it decay like $\lambda^k$. Claim of Farquhar et al. (2019),
+arXiv:1909.10549: $\lambda$ trades bias against variance in the higher derivatives, and the gradient is untouched. Here nothing is sampled: on a
+small process with two states every trajectory is listed, its Hessian computed, and mean and variance are finite sums (float64), with the exact
+state value as baseline and without one. Figures are totals over the entries of the Hessian, relative to the exact one.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+import logderiv as ld
+from benchmarks import harness
+
+LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
+SAMPLES = (1, 10, 100, 1000, 10_000, 100_000)
+
+
+class Curve(NamedTuple):
+    """For each of `LAMBDAS`, with $H$ the exact Hessian and $h$ the estimate from one trajectory.
+
+    Attributes:
+        bias: $|\\mathbb{E}h - H| / |H|$.
+        variance: $\\operatorname{tr}\\operatorname{Cov} h / |H|^2$.
+        gradient_error: Largest deviation of a trajectory's gradient from that at $\\lambda = 1$.
+        moments_error: Largest deviation of the mean from the library's own, `logderiv.exact.surrogate_derivatives`.
+    """
+
+    bias: np.ndarray
+    variance: np.ndarray
+    gradient_error: float
+    moments_error: float
+
+
+def world() -> tuple[ld.TabularMDP, jax.Array]:
+    """Two states, two actions, no end; and logits away from uniform."""
+    mdp = ld.TabularMDP(
+        initial=jnp.array([0.6, 0.4]),
+        transition=jnp.array([[[0.7, 0.3], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]]),
+        reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
+        terminal=jnp.zeros(2, bool),
+    )
+    return mdp, jnp.array([[0.2, -0.1], [0.4, -0.3]])
+
+
+def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS) -> Curve:
+    """Bias and variance of the Hessian of one trajectory, for each lambda, by listing all trajectories."""
+    mdp, params = world()
+    policy = ld.tabular_softmax
+    every = ld.exact.enumerate_trajectories(mdp, horizon=horizon)
+    probability = np.asarray(jax.jit(ld.prob)(params, policy, every, environment=mdp))
+    exact = np.asarray(jax.jit(functools.partial(_exact, horizon=horizon))(params, mdp))
+    weights = every.rewards @ jnp.tril(jnp.ones((horizon, horizon)))  # reward-to-go
+    if baseline:
+        values = ld.exact.state_values(params, policy, mdp, horizon=horizon)
+        weights = weights - values[jnp.arange(horizon)[None], every.observations]
+    derivatives = jax.jit(_each, static_argnums=(0, 1))
+    found = [derivatives(policy, lambda_, params, every, weights) for lambda_ in lambdas]
+    gradients, hessians = (np.asarray([x[i] for x in found]) for i in (0, 1))
+    means = np.einsum("k,lkij->lij", probability, hessians)
+    spread = np.einsum("k,lkij->l", probability, np.square(hessians - means[:, None]))
+    size = np.linalg.norm(exact)
+    errors = [] if baseline else [_against_library(mean, x, horizon) for mean, x in zip(means, lambdas, strict=True)]
+    return Curve(
+        bias=np.linalg.norm(means - exact, axis=(1, 2)) / size,
+        variance=spread / size**2,
+        gradient_error=float(np.max(np.abs(gradients - gradients[-1]))),
+        moments_error=max(errors, default=0.0),
+    )
+
+
+def _exact(params: jax.Array, mdp: ld.TabularMDP, *, horizon: int) -> jax.Array:
+    flat, unravel = ravel_pytree(params)
+    return jax.hessian(lambda x: ld.exact.value(unravel(x), ld.tabular_softmax, mdp, horizon=horizon))(flat)
+
+
+def _each(policy: Any, lambda_: float, params: jax.Array, every: ld.Trajectory, weights: jax.Array) -> Any:
+    """Gradient and Hessian of the surrogate for each trajectory: `(K, D)` and `(K, D, D)`."""
+    surrogate = ld.loaded_dice(lambda_)
+    flat, unravel = ravel_pytree(params)
+
+    def objective(flat: jax.Array, tau: ld.Trajectory, w: jax.Array) -> jax.Array:
+        return surrogate(ld.log_factors(unravel(flat), policy, tau), w)
+
+    def both(tau: ld.Trajectory, w: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return jax.grad(objective)(flat, tau, w), jax.hessian(objective)(flat, tau, w)
+
+    return jax.vmap(both)(every, weights)
+
+
+def _against_library(mean: np.ndarray, lambda_: float, horizon: int) -> float:
+    mdp, params = world()
+    estimator = ld.score_function(surrogate=ld.loaded_dice(lambda_))
+    options = {"horizon": horizon, "num_trajectories": 1, "order": 2}
+    found = ld.exact.surrogate_derivatives(estimator, params, ld.tabular_softmax, mdp, **options)
+    return float(np.max(np.abs(found.mean - mean)))
+
+
+def best_lambda(found: Curve, number: int) -> tuple[float, float]:
+    """The lambda of least root-mean-square error from `number` trajectories, and that error."""
+    errors = np.sqrt(found.bias**2 + found.variance / number)
+    return LAMBDAS[int(np.argmin(errors))], float(np.min(errors))
+
+
+def main(quick: bool) -> None:
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
+    horizons = (2, 4) if quick else (2, 3, 4, 5)
+    curves = {(T, b): curve(T, baseline=b) for T in horizons for b in (False, True)}
+    longest = horizons[-1]
+    _print(curves, longest)
+    _draw(curves, longest)
+    every = list(curves.values())
+    steps = [np.diff(found.variance) for (T, _), found in curves.items() if T > 2]
+    bounds = [
+        harness.Bound("bias at lambda = 1", max(float(found.bias[-1]) for found in every), 1e-12),
+        harness.Bound("gradients: largest difference between lambdas", max(f.gradient_error for f in every), 1e-12),
+        harness.Bound("means: largest difference from the library's", max(f.moments_error for f in every), 1e-12),
+        harness.Bound("bias falls with lambda: largest rise", max(float(np.diff(f.bias).max()) for f in every), 0.0),
+        harness.Bound(
+            "variance rises with lambda: smallest rise", min(float(step.min()) for step in steps), 0.0, at_least=True
+        ),
+    ]
+    figures = {f"T = {T}, {'state value' if b else 'no baseline'}": found._asdict() for (T, b), found in curves.items()}
+    harness.finish("loaded_dice", {"lambdas": LAMBDAS, "curves": figures}, bounds, quick=quick)
+
+
+def _print(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
+    for quantity in ("bias", "variance"):
+        harness.print_table(
+            f"{quantity} of the Hessian of one trajectory, relative",
+            ("horizon, baseline", *(f"{x:g}" for x in LAMBDAS)),
+            [
+                (
+                    f"T = {T}, {'state value' if b else 'none'}",
+                    *(f"{x:.2g}" if x > 1e-12 else "0" for x in getattr(f, quantity)),
+                )
+                for (T, b), f in curves.items()
+            ],
+        )
+    harness.print_table(
+        f"The lambda of least error at T = {longest}, by the number of trajectories: lambda, relative RMS error",
+        ("baseline", *map(str, SAMPLES)),
+        [
+            (
+                "state value" if b else "none",
+                *(f"{x:g}, {e:.2g}" for x, e in (best_lambda(curves[longest, b], n) for n in SAMPLES)),
+            )
+            for b in (False, True)
+        ],
+    )
+    harness.print_table(
+        "Farquhar et al. (2019)",
+        ("claim", "ours"),
+        [
+            ("lambda = 1 is unbiased", f"bias {max(float(f.bias[-1]) for f in curves.values()):.0e}"),
+            ("the gradient does not depend on lambda", f"{max(f.gradient_error for f in curves.values()):.0e}"),
+            ("a lower lambda: more bias, less variance", "see the bounds"),
+        ],
+    )
+
+
+def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
+    figure, (left, right) = harness.new_figure(ncols=2, figsize=(9.5, 3.9))
+    for b, style in ((False, "-"), (True, "--")):
+        found, label = curves[longest, b], "state value" if b else "no baseline"
+        left.plot(LAMBDAS, found.bias, "o" + style, color="#D55E00", markersize=4, label=f"bias, {label}")
+        left.plot(
+            LAMBDAS, np.sqrt(found.variance), "s" + style, color="#0072B2", markersize=4, label=f"std, {label}"
+        )
+        for x, colour in ((0.0, "#CC79A7"), (0.6, "#009E73"), (0.9, "#E69F00"), (1.0, "0.3")):
+            i = LAMBDAS.index(x)
+            errors = np.sqrt(found.bias[i] ** 2 + found.variance[i] / np.array(SAMPLES))
+            right.loglog(SAMPLES, errors, style, color=colour, label=f"{x:g}" if b is False else None)
+    left.set(xlabel="lambda", ylabel="relative to the exact Hessian", title=f"T = {longest}")
+    left.set_yscale("symlog", linthresh=0.1)
+    right.set(
+        xlabel="trajectories", ylabel="relative RMS error of the Hessian", title="solid: no baseline; dashed: value"
+    )
+    left.legend(frameon=False, fontsize=8)
+    right.legend(frameon=False, fontsize=8, title="lambda")
+    harness.save_figure(figure, "loaded_dice")
