@@ -22,12 +22,12 @@ SAMPLES = (1, 10, 100, 1000, 10_000, 100_000)
 
 
 class Curve(NamedTuple):
-    """For each of `LAMBDAS`, with $H$ the exact Hessian and $h$ the estimate from one trajectory.
+    r"""For each of `LAMBDAS`, with $H$ the exact Hessian and $h$ the estimate from one trajectory.
 
     Attributes:
-        bias: $|\\mathbb{E}h - H| / |H|$.
-        variance: $\\operatorname{tr}\\operatorname{Cov} h / |H|^2$.
-        gradient_error: Largest deviation of a trajectory's gradient from that at $\\lambda = 1$.
+        bias: $|\mathbb{E}h - H| / |H|$.
+        variance: $\operatorname{tr}\operatorname{Cov} h / |H|^2$.
+        gradient_error: Largest deviation of a trajectory's gradient from that at $\lambda = 1$.
         moments_error: Largest deviation of the mean from the library's own, `logderiv.exact.surrogate_derivatives`.
     """
 
@@ -170,9 +170,7 @@ def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
     for b, style in ((False, "-"), (True, "--")):
         found, label = curves[longest, b], "state value" if b else "no baseline"
         left.plot(LAMBDAS, found.bias, "o" + style, color="#D55E00", markersize=4, label=f"bias, {label}")
-        left.plot(
-            LAMBDAS, np.sqrt(found.variance), "s" + style, color="#0072B2", markersize=4, label=f"std, {label}"
-        )
+        left.plot(LAMBDAS, np.sqrt(found.variance), "s" + style, color="#0072B2", markersize=4, label=f"std, {label}")
         for x, colour in ((0.0, "#CC79A7"), (0.6, "#009E73"), (0.9, "#E69F00"), (1.0, "0.3")):
             i = LAMBDAS.index(x)
             errors = np.sqrt(found.bias[i] ** 2 + found.variance[i] / np.array(SAMPLES))

@@ -51,7 +51,7 @@ LEARNERS = {
     "DiCE, 2 steps": Learner("dice", 2),
     "exact, 1 step": Learner("exact", 1),
 }
-QUICK = ("plain, 1 step", "DiCE, 1 step")
+QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(seeds=2, batch=64, rounds=50, updates=60)
 COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice")
 
 
@@ -167,7 +167,7 @@ def _worst(found: Any, expected: Any) -> float:
 def main(quick: bool) -> None:
     jax.config.update("jax_enable_x64", True)
     exact = checks()
-    size = Size(seeds=2, batch=64, rounds=50, updates=60) if quick else Size()
+    size = QUICK_SIZE if quick else Size()
     print(f"{size.seeds} seeds, {size.batch} games of {size.rounds} rounds, {size.updates} updates")
     runs = {name: learn(LEARNERS[name], size) for name in (QUICK if quick else tuple(LEARNERS))}
     final = {name: curves[:, -size.updates // 10 :].mean(axis=1) for name, (curves, _) in runs.items()}

@@ -91,7 +91,7 @@ def test_value_of_uneven_players_is_the_sum_over_all_games_played_by_hand():
     rounds = list(itertools.product(range(2), range(3)))
     for played in itertools.product(rounds, repeat=3):
         probability, row_1, row_2 = 1.0, 6, 6
-        for t, (a, b) in enumerate(played):
+        for a, b in played:
             probability *= first[row_1, a] * second[row_2, b]
             row_1, row_2 = 3 * a + b, 2 * b + a
         total += probability * sum(0.9**t * payoffs[:, a, b] for t, (a, b) in enumerate(played))
@@ -123,9 +123,9 @@ def test_dice_estimates_all_blocks_of_the_hessian_and_the_plain_surrogate_has_no
 
 def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
     game, params = uneven()
-    taus = jax.jit(
-        lambda p: ld.rollout(p, jax.random.split(jax.random.key(0), (2, 3)), game.policy, game, horizon=4)
-    )(params)
+    taus = jax.jit(lambda p: ld.rollout(p, jax.random.split(jax.random.key(0), (2, 3)), game.policy, game, horizon=4))(
+        params
+    )
     assert taus.rewards.shape == (2, 3, 4, 2)
     a, b = game.actions_of(taus)
     assert a.max() == 1

@@ -213,7 +213,9 @@ def test_a_prompt_can_be_given():
     estimate, _ = jax.jit(ld.rloo(group_size=5).estimate)(params, (), model.policy, batch)
     assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), estimate.grads))
     whole = jax.jit(jax.grad(lambda p: ld.log_prob(p, model.policy, batch).sum()))(params)
-    seen = whole[0]["weight"]  # rows: one-hot of the last token, then the start, which is always followed by a forced one
+    seen = whole[0][
+        "weight"
+    ]  # rows: one-hot of the last token, then the start, which is always followed by a forced one
     np.testing.assert_array_equal(seen[3], 0)
     assert jnp.abs(seen[0]).max() > 0.1
 
