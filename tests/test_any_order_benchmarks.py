@@ -57,7 +57,7 @@ def test_best_lambda_weighs_bias_against_variance():
     assert loaded_dice.best_lambda(found, 10**9)[0] == 1.0
 
 
-def test_first_update_of_the_exact_learner_is_a_step_of_adam_along_the_shaped_gradient():
+def test_first_update_of_the_exact_learner_is_a_step_of_adam_along_the_shaped_gradient(standard_promotion):
     size = prisoners_dilemma.Size(seeds=1, batch=1, rounds=2, updates=1)
     curve, thetas = prisoners_dilemma.train(jax.random.key(0), prisoners_dilemma.Learner("exact", 1), size)
     game = prisoners_dilemma.game()
@@ -78,7 +78,7 @@ def test_first_update_of_the_exact_learner_is_a_step_of_adam_along_the_shaped_gr
     np.testing.assert_allclose(curve, [game.value(pair, horizon=2).mean() / 2], rtol=1e-12)
 
 
-def test_prisoners_dilemma_prints_and_saves(results, monkeypatch, capsys):
+def test_prisoners_dilemma_prints_and_saves(results, standard_promotion, monkeypatch, capsys):
     check = prisoners_dilemma.Check("nothing", 0.0, 1.0)
     monkeypatch.setattr(prisoners_dilemma, "checks", lambda: [check] * 5)
     monkeypatch.setattr(prisoners_dilemma, "QUICK", ("DiCE, 1 step",))

@@ -39,10 +39,9 @@ def dilemma():
 
 def uneven():
     """Two actions against three."""
-    keys = jax.random.split(jax.random.key(5), 3)
-    game = ld.processes.MatrixGame(jax.random.normal(keys[0], (2, 2, 3)))
-    shapes = [x.shape for x in game.policy.init()]
-    return game, tuple(jax.random.normal(k, s) for k, s in zip(keys[1:], shapes, strict=True))
+    random = np.random.default_rng(5)
+    game = ld.processes.MatrixGame(random.normal(size=(2, 2, 3)))
+    return game, tuple(jnp.asarray(random.normal(size=x.shape)) for x in game.policy.init())
 
 
 def logits(theta):
@@ -134,10 +133,17 @@ def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
     np.testing.assert_array_equal(taus.observations[..., 1:], (3 * a + b)[..., :-1])
     np.testing.assert_array_equal(taus.rewards[..., 1], game.payoffs[1, a, b])
     np.testing.assert_array_equal(game.rewards_of(taus, 0).rewards, game.payoffs[0, a, b])
-    alone, whole = (ld.log_prob(params, game.policy, taus, environment=world) for world in (None, game))
-    np.testing.assert_allclose(whole, alone, rtol=1e-14)
     false_memory = taus._replace(observations=taus.observations.at[0, 0, 2].set((taus.observations[0, 0, 2] + 1) % 6))
-    assert ld.log_prob(params, game.policy, false_memory, environment=game)[0, 0] == -jnp.inf
+
+    @jax.jit
+    def log_probs(params):
+        pairs = ((taus, None), (taus, game), (false_memory, game))
+        return [ld.log_prob(params, game.policy, tau, environment=world) for tau, world in pairs]
+
+    alone, whole, impossible = log_probs(params)
+    np.testing.assert_allclose(whole, alone, rtol=1e-14)
+    assert impossible[0, 0] == -jnp.inf
+    assert jnp.isfinite(impossible[1]).all()
 
 
 def test_sampled_gradients_of_one_player_are_those_of_its_value():
@@ -186,12 +192,16 @@ def test_look_ahead_uses_a_fresh_key_at_each_step():
 
 def test_float32_and_vmap_over_games():
     game, params = uneven()
-    single = cast(game, jnp.float32).value(cast(params, jnp.float32), discount=0.5)
-    assert single.dtype == jnp.float32
-    exact = game.value(params, discount=0.5)
-    np.testing.assert_allclose(single, exact, rtol=1e-5)
     scaled = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), game)
-    both = jax.vmap(lambda g: g.value(params, discount=0.5))(scaled)
+
+    @jax.jit
+    def values(params):
+        single = cast(game, jnp.float32).value(cast(params, jnp.float32), discount=0.5)
+        return single, game.value(params, discount=0.5), jax.vmap(lambda g: g.value(params, discount=0.5))(scaled)
+
+    single, exact, both = values(params)
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, exact, rtol=1e-5)
     np.testing.assert_allclose(both, jnp.stack([exact, 2 * exact]), rtol=1e-12)
 
 

@@ -64,6 +64,7 @@ from logderiv.processes.state_space import LocalLevel as LocalLevel
 from logderiv.processes.state_space import LocalLevelParams as LocalLevelParams
 from logderiv.processes.state_space import StateSpaceModel as StateSpaceModel
 """Stochastic processes as policy and environment in one object: games, token models."""
+"""
 
 from logderiv.processes.games import JointPolicy as JointPolicy
 from logderiv.processes.games import MatrixGame as MatrixGame
