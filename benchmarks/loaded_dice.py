@@ -96,7 +96,7 @@ def _each(policy: Any, lambda_: float, params: jax.Array, every: ld.Trajectory, 
 def _against_library(mean: np.ndarray, lambda_: float, horizon: int) -> float:
     mdp, params = world()
     estimator = ld.score_function(surrogate=ld.loaded_dice(lambda_))
-    options = {"horizon": horizon, "num_trajectories": 1, "order": 2}
+    options: dict[str, Any] = {"horizon": horizon, "num_trajectories": 1, "order": 2}
     found = ld.exact.surrogate_derivatives(estimator, params, ld.tabular_softmax, mdp, **options)
     return float(np.max(np.abs(found.mean - mean)))
 

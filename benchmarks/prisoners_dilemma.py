@@ -94,7 +94,7 @@ def shaped(mine: jax.Array, theirs: jax.Array, key: jax.Array, learner: Learner,
 def train(key: jax.Array, learner: Learner, size: Size) -> tuple[jax.Array, jax.Array]:
     """Both players learn at once. Mean return per round after each update, exactly, `(updates,)`; their parameters, `(2, 5)`."""
     optimizer = ld.maximize(optax.adam(OUTER))
-    gradient = jax.vmap(jax.grad(lambda *x: shaped(*x, learner, size)))
+    gradient = jax.vmap(jax.grad(functools.partial(shaped, learner=learner, size=size)))
 
     def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
         thetas, opt_state, key = carry

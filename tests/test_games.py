@@ -107,8 +107,9 @@ def test_dice_estimates_all_blocks_of_the_hessian_and_the_plain_surrogate_has_no
 
     def hessian(surrogate):
         estimator = ld.score_function(discount=DISCOUNT, surrogate=surrogate)
-        options = {"horizon": 3, "num_trajectories": 1, "order": 2}
-        return ld.exact.surrogate_derivatives(estimator, params, game.policy, game.mdp(player), **options)
+        return ld.exact.surrogate_derivatives(
+            estimator, params, game.policy, game.mdp(player), horizon=3, num_trajectories=1, order=2
+        )
 
     dice, plain = hessian(ld.dice_surrogate), hessian(ld.score_surrogate)
     own = jax.jit(jax.hessian(lambda p: game.value(p, horizon=3, discount=DISCOUNT)[player]))(params)

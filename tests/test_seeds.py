@@ -16,6 +16,7 @@ from tests import (
     test_environments,
     test_estimator_benchmarks,
     test_hidden_markov,
+    test_games,
     test_identity,
     test_jump,
     test_linear_gaussian,
@@ -52,6 +53,7 @@ CHECKS = {
     "linear-Gaussian": test_linear_gaussian.test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one,
     "hidden Markov": (test_hidden_markov.test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score),
     "state space": (test_state_space.test_paths_drawn_from_the_posterior_have_its_moments_and_average_to_the_score),
+    "two players": test_games.test_sampled_gradients_of_one_player_are_those_of_its_value,
 }
 
 

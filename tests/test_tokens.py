@@ -279,6 +279,8 @@ def test_other_bad_input():
     taus = ld.rollout(params, jax.random.key(0), model.policy, model)
     outside = taus._replace(actions=taus.actions.at[0].set(7))
     assert ld.log_prob(params, model.policy, outside) == -jnp.inf
+    with pytest.raises(ValueError, match=r"environment_params: expected the number of a prompt, 0 .. 0, received 1"):
+        ld.rollout(params, jax.random.key(0), model.policy, model, environment_params=1)
     narrow = ld.processes.TokenModel(ld.linear(2), reward, vocabulary=3, end=0, horizon=3)
     with pytest.raises(ValueError, match="network: expected a distribution over the 3 tokens of the vocabulary"):
         ld.rollout(narrow.policy.init(jax.random.key(0)), jax.random.key(0), narrow.policy, narrow)

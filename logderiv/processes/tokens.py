@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import register_dataclass
+from logderiv._arrays import is_traced, register_dataclass
 from logderiv.distributions import Forced, num_categories
 from logderiv.environments.tabular import TabularMDP
 from logderiv.types import Step, as_policy
@@ -84,7 +84,7 @@ class TokenState(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """Every sequence of a token model as a decision process whose states are the beginnings of sequences; unpacks as `policy, mdp`.
+    """Every sequence of a token model as a decision process whose states are the beginnings of sequences; unpacks as `policy, mdp, tokens`.
 
     Attributes:
         policy: The model's policy, on the number of a beginning.
@@ -170,6 +170,10 @@ class TokenModel:
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[TokenObservation, TokenState]:
         """Before the first token. `params` is the number of a prompt; `None` draws one, uniformly. `key` is consumed."""
+        if params is not None and not is_traced(params) and not 0 <= int(params) < len(self.prompts):
+            raise ValueError(
+                f"environment_params: expected the number of a prompt, 0 .. {len(self.prompts) - 1}, received {params}."
+            )
         number = jax.random.randint(key, (), 0, len(self.prompts)) if params is None else params
         prompt = self.prompts[number]
         prompt = jnp.pad(prompt, (0, self.horizon + 1 - len(prompt)), constant_values=PAD)
@@ -191,7 +195,7 @@ class TokenModel:
         r"""Every sequence: a decision process for `logderiv.exact`, whose functions take any network.
 
             policy, mdp, _ = model.tree()
-            ld.exact.value(params, policy, mdp, horizon=model.horizon, method="enumeration")
+            ld.exact.gradient(params, policy, mdp, horizon=model.horizon)
 
         The states are the $O(V^{T-1})$ beginnings. Where a token is forced every other leads to the end, with probability 0. A
         sequence that fills the horizon ends like any other. The model must be concrete.
