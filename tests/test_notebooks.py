@@ -111,7 +111,9 @@ def small(*sources: str) -> NotebookNode:
 
 
 def test_there_are_notebooks():
-    assert {"01_the_identity", "02_reinforce_with_optax"} <= {path.stem for path in PATHS}
+    assert {"01_the_identity", "02_reinforce_with_optax", "06_any_order", "07_sequences"} <= {
+        path.stem for path in PATHS
+    }
 
 
 @each_notebook
