@@ -98,8 +98,8 @@ def train(key: jax.Array, learner: Learner, size: Size) -> tuple[jax.Array, jax.
 
     def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
         thetas, opt_state, key = carry
-        key, *keys = jax.random.split(key, 3)
-        grads = gradient(thetas, thetas[::-1], jnp.stack(keys))
+        key, key_players = jax.random.split(key)
+        grads = gradient(thetas, thetas[::-1], jax.random.split(key_players))
         updates, opt_state = optimizer.update(grads, opt_state, thetas)
         thetas = optax.apply_updates(thetas, updates)
         values = game().value((logits(thetas[0]), logits(thetas[1])), horizon=size.rounds)

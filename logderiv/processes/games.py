@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from logderiv._arrays import register_dataclass
 from logderiv.distributions import Categorical
@@ -217,7 +216,7 @@ def look_ahead(
         key: Split into one for each step; consumed.
         objective: `(params, key) -> scalar` that draws its own batch, for instance.
         learning_rate: $\alpha$.
-        steps: Number of steps; 0 returns `params`.
+        steps: Number of steps, unrolled; 0 returns `params`.
 
     Returns:
         Pytree of `params`.
@@ -232,12 +231,10 @@ def look_ahead(
     """
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps: expected a whole number >= 0, received {steps!r}.")
-
-    def step(params: Any, key: jax.Array) -> tuple[Any, None]:
-        grads = jax.grad(objective)(params, key)
-        return jax.tree.map(lambda p, g: p + learning_rate * g, params, grads), None
-
-    return lax.scan(step, params, jax.random.split(key, steps))[0] if steps else params
+    for step_key in jax.random.split(key, steps) if steps else ():  # a scan over keys, differentiated, would use them twice
+        grads = jax.grad(objective)(params, step_key)
+        params = jax.tree.map(lambda p, g: p + learning_rate * g, params, grads)
+    return params
 
 
 def _player(player: int) -> int:
