@@ -167,7 +167,7 @@ class MatrixGame:
             [-3.0, -3.0]
 
         References:
-            Foerster et al. (2018), arXiv:1709.04326, section 4, for endless play.
+            Foerster et al. (2018), arXiv:1709.04326, for endless play.
         """
         if horizon is not None:
             values = [
@@ -196,7 +196,7 @@ def prisoners_dilemma(*, horizon: int | None = None) -> MatrixGame:
         horizon: Default number of rounds of a rollout.
 
     References:
-        Foerster et al. (2018), arXiv:1709.04326, section 5.1.
+        Foerster et al. (2018), arXiv:1709.04326.
     """
     payoffs = jnp.array([[-1.0, -3.0], [0.0, -2.0]])
     return MatrixGame(jnp.stack([payoffs, payoffs.T]), horizon)
@@ -227,7 +227,7 @@ def look_ahead(
     Gradients: flow through every step; nothing is detached.
 
     References:
-        Foerster et al. (2018), arXiv:1802.05098, section 4 and algorithm 1 (LOLA-DiCE).
+        Foerster et al. (2018), arXiv:1802.05098, section 5.2 (LOLA-DiCE).
     """
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps: expected a whole number >= 0, received {steps!r}.")
