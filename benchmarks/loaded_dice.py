@@ -4,6 +4,10 @@ Loaded DiCE lets the dependence of a step on the choices `k` steps before it dec
 arXiv:1909.10549: $\lambda$ trades bias against variance in the higher derivatives, and the gradient is untouched. Here nothing is sampled: on a
 small process with two states every trajectory is listed, its Hessian computed, and mean and variance are finite sums (float64), with the exact
 state value as baseline and without one. Figures are totals over the entries of the Hessian, relative to the exact one.
+
+Finding (2 CPU cores, jax 0.10.2): as claimed. At T = 5 forgetting everything leaves a fourteenth of the variance (27th with the state value) and a bias as large as
+the Hessian; in between the bias is nearly proportional to $1 - \lambda$, whatever the baseline, and the variance rises with $\lambda$ throughout. So the best $\lambda$
+rises with the number of trajectories, with the state value: 0 for one, 0.6 for a hundred, 0.9 for a thousand, 1 (plain DiCE) from ten thousand on.
 """
 
 import functools

@@ -51,7 +51,7 @@ LEARNERS = {
     "DiCE, 2 steps": Learner("dice", 2),
     "exact, 1 step": Learner("exact", 1),
 }
-QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(batch=64, rounds=50, updates=60)
+QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(batch=64, rounds=50, updates=120)
 COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice")
 
 
