@@ -101,7 +101,7 @@ def train(key: jax.Array, learner: Learner, size: Size) -> tuple[jax.Array, jax.
         key, key_players = jax.random.split(key)
         grads = gradient(thetas, thetas[::-1], jax.random.split(key_players))
         updates, opt_state = optimizer.update(grads, opt_state, thetas)
-        thetas = optax.apply_updates(thetas, updates)
+        thetas: Any = optax.apply_updates(thetas, updates)
         values = game().value((logits(thetas[0]), logits(thetas[1])), horizon=size.rounds)
         return (thetas, opt_state, key), jnp.mean(values) / size.rounds
 

@@ -40,7 +40,7 @@ def dilemma():
 def uneven():
     """Two actions against three."""
     random = np.random.default_rng(5)
-    game = ld.processes.MatrixGame(random.normal(size=(2, 2, 3)))
+    game = ld.processes.MatrixGame(jnp.asarray(random.normal(size=(2, 2, 3))))
     return game, tuple(jnp.asarray(random.normal(size=x.shape)) for x in game.policy.init())
 
 
@@ -215,7 +215,7 @@ def test_payoffs_of_another_shape(shape):
 def test_bad_input():
     game = ld.processes.MatrixGame(jnp.stack([PENNIES, -PENNIES]))
     params = game.policy.init()
-    assert ld.processes.MatrixGame(np.ones((2, 2, 2), int)).payoffs.dtype == jnp.float64
+    assert ld.processes.MatrixGame(jnp.ones((2, 2, 2), int)).payoffs.dtype == jnp.float64
     with pytest.raises(ValueError, match=r"discount: expected a number in \[0, 1\) for endless play"):
         game.value(params)
     with pytest.raises(ValueError, match=r"params: expected a pair of logits of shapes"):
@@ -225,4 +225,4 @@ def test_bad_input():
     with pytest.raises(ValueError, match="horizon: this environment has no default"):
         ld.rollout(params, jax.random.key(0), game.policy, game)
     with pytest.raises(ValueError, match="steps: expected a whole number >= 0"):
-        ld.processes.look_ahead(params, jax.random.key(0), lambda p, k: 0.0, learning_rate=0.1, steps=-1)
+        ld.processes.look_ahead(params, jax.random.key(0), lambda p, k: jnp.zeros(()), learning_rate=0.1, steps=-1)

@@ -26,6 +26,10 @@ from logderiv.processes.diffusion import ornstein_uhlenbeck as ornstein_uhlenbec
 from logderiv.processes.diffusion import ornstein_uhlenbeck_drift as ornstein_uhlenbeck_drift
 from logderiv.processes.diffusion import ornstein_uhlenbeck_moments as ornstein_uhlenbeck_moments
 from logderiv.processes.diffusion import transfer_value as transfer_value
+from logderiv.processes.games import JointPolicy as JointPolicy
+from logderiv.processes.games import MatrixGame as MatrixGame
+from logderiv.processes.games import look_ahead as look_ahead
+from logderiv.processes.games import prisoners_dilemma as prisoners_dilemma
 from logderiv.processes.gaussian import MultivariateNormal as MultivariateNormal
 from logderiv.processes.gaussian import covariance_from as covariance_from
 from logderiv.processes.gaussian import log_cholesky_of as log_cholesky_of
@@ -63,13 +67,6 @@ from logderiv.processes.state_space import LinearGaussianParams as LinearGaussia
 from logderiv.processes.state_space import LocalLevel as LocalLevel
 from logderiv.processes.state_space import LocalLevelParams as LocalLevelParams
 from logderiv.processes.state_space import StateSpaceModel as StateSpaceModel
-"""Stochastic processes as policy and environment in one object: games, token models."""
-"""
-
-from logderiv.processes.games import JointPolicy as JointPolicy
-from logderiv.processes.games import MatrixGame as MatrixGame
-from logderiv.processes.games import look_ahead as look_ahead
-from logderiv.processes.games import prisoners_dilemma as prisoners_dilemma
 from logderiv.processes.tokens import TokenModel as TokenModel
 from logderiv.processes.tokens import TokenObservation as TokenObservation
 from logderiv.processes.tokens import TokenPolicy as TokenPolicy
