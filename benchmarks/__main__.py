@@ -1,4 +1,4 @@
-"""`python -m benchmarks [names...] [--quick] [--list]`: list the benchmarks, or run some or all of them.
+"""`python -m benchmarks [names...] [--quick] [--platform gpu] [--list]`: list the benchmarks, or run some or all of them.
 
 A benchmark is a module of this folder that defines `main(quick)`; the first line of its docstring is its question. Each
 runs in a process of its own, so that its peak memory is its own and one that fails does not stop the others.
@@ -7,6 +7,7 @@ runs in a process of its own, so that its peak memory is its own and one that fa
 import argparse
 import ast
 import importlib
+import os
 import subprocess
 import sys
 import time
@@ -32,6 +33,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks.")
     parser.add_argument("names", nargs="*", help=f"which to run; none means all but {', '.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
+    parser.add_argument("--platform", help="cpu, gpu or tpu: run on that accelerator instead of JAX's own choice")
     parser.add_argument("--list", action="store_true", help="only list them")
     options = parser.parse_args(arguments)
 
@@ -45,6 +47,8 @@ def main(arguments: list[str]) -> int:
         for name, question in known.items():
             print(f"{name:<22}{question}")
         return 0
+    if options.platform:
+        os.environ["JAX_PLATFORMS"] = options.platform  # read when JAX is imported, here and in further processes
     if len(options.names) == 1:
         importlib.import_module(f"benchmarks.{options.names[0]}").main(options.quick)
         return 0

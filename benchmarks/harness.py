@@ -143,19 +143,24 @@ def peak_rss(prepare: str, *args: Any) -> int:
     return int(_last_line(code, prepare, args))
 
 
-def core_counts() -> list[int]:
-    """One core, and two where there are two: what timings are taken on."""
-    return sorted({1, min(2, os.cpu_count() or 1)})
+def places() -> dict[str, int | None]:
+    """What timings are taken on, by name: one core and, where there are two, two; or the accelerator, `None` cores."""
+    if jax.default_backend() != "cpu":
+        return {jax.default_backend(): None}
+    return {"1 core": 1} | ({"2 cores": 2} if (os.cpu_count() or 1) > 1 else {})
 
 
-def on_cores(cores: int, function: str, *args: Any) -> Any:
+def on_cores(cores: int | None, function: str, *args: Any) -> Any:
     """The result of `function(*args)`, given as `"module:function"`, in a process of its own on so many cores.
 
     Args:
-        cores: How many, from those that this process may use. Where the system cannot bind a process, all.
+        cores: How many, from those that this process may use. Where the system cannot bind a process, all. `None` for here and
+            now, in this process, which may be the only one that an accelerator serves.
         function: In the new process, called before JAX has counted its threads.
         args: What JSON can hold, as must be the result.
     """
+    if cores is None:
+        return _named(function)(*args)
     code = "import sys; from benchmarks import harness; harness._call(*sys.argv[1:])"
     if hasattr(os, "sched_setaffinity"):
         code = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); {code}"

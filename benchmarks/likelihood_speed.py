@@ -168,49 +168,43 @@ def peak_call(form: str, length: int) -> Any:
     return peers.compiled(function, parameters(), trajectories(length, 1)).run
 
 
-def bounds_of(cores: int, point: tuple[int, int], seconds: dict[str, float]) -> list[Bound]:
+def bounds_of(place: str, point: tuple[int, int], seconds: dict[str, float]) -> list[Bound]:
     """What the figures at one point are held to."""
     length, num = point
-    ours, at = seconds["logderiv"], f"T = {length}, B = {num}, {cores} core{'s' * (cores > 1)}"
+    ours, at = seconds["logderiv"], f"T = {length}, B = {num}, {place}"
     long = num == 1 and length >= LARGE
     found = [Bound(f"plain scan, {at}", seconds["plain scan over t"] / ours, 10 if long else 3.5, at_least=True)]
     best = min(s for name, s in seconds.items() if name.startswith("rows"))
     found.append(Bound(f"against the best block, {at}", ours / best, 1.2))
     if length * num >= LARGE:
-        limit = 4.0 if cores == 1 else 2.5
+        limit = 4.0 if place == "1 core" else 2.5
         for name in ("vectorised", *peers.LIBRARIES, "torch"):
             if name in seconds:
-                least = 6.0 if name == "torch" and cores == 1 else limit
+                least = 6.0 if name == "torch" and place == "1 core" else limit
                 found.append(Bound(f"{name}, {at}", seconds[name] / ours, least, at_least=True))
-    if "kernel in C" in seconds and cores == 1 and (length, num) == (65536, 1):
+    if "kernel in C" in seconds and place == "1 core" and (length, num) == (65536, 1):
         found.append(Bound(f"kernel in C, {at}", ours / seconds["kernel in C"], 3.5))
     return found
 
 
 def main(quick: bool) -> None:
     points = QUICK_POINTS if quick else POINTS
-    on_cpu = jax.default_backend() == "cpu"
     bounds: list[Bound] = []
     timings: dict[str, Any] = {}
     _, missing = peers.libraries()
-    for cores in harness.core_counts() if on_cpu else [0]:
-        repeats, place = 3 if quick else 7, "benchmarks.likelihood_speed:time_point"
-        rows = [
-            harness.on_cores(cores, place, *point, repeats) if on_cpu else time_point(*point, repeats)
-            for point in points
-        ]
-        timings[str(cores)] = rows
+    for place, cores in harness.places().items():
+        repeats = 3 if quick else 7
+        rows = [harness.on_cores(cores, "benchmarks.likelihood_speed:time_point", *p, repeats) for p in points]
+        timings[place] = rows
         names = [n for n in rows[-1]["seconds"] if not n.startswith("rows")]
         harness.print_table(
-            f"Value and gradient of the mean log P, MLP 4-64-2, {f'{cores} of the cores' if on_cpu else jax.default_backend()}: "
+            f"Value and gradient of the mean log P, MLP 4-64-2, {place}: "
             "ms of the library, then times that of the others",
             ("T, B", *names, "best block"),
             [_cells(point, row["seconds"], names) for point, row in zip(points, rows, strict=True)],
         )
-        if on_cpu:
-            bounds += [
-                b for point, row in zip(points, rows, strict=True) for b in bounds_of(cores, point, row["seconds"])
-            ]
+        if cores:
+            bounds += [b for p, row in zip(points, rows, strict=True) for b in bounds_of(place, p, row["seconds"])]
     print(f"  not installed: {', '.join(missing) or 'nothing'} (extra `peers`; torch by hand)")
 
     floor = block_floor()
@@ -297,7 +291,7 @@ def _print_errors(rows: list[dict[str, Any]]) -> None:
 
 def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], error_rows: list[dict[str, Any]]) -> None:
     figure, (left, middle, right) = harness.new_figure(ncols=3, figsize=(13, 4))
-    cores, rows = next(iter(timings.items()))
+    place, rows = next(iter(timings.items()))
     steps = [length * num for length, num in points]
     order = np.argsort(steps)
     colours = {
@@ -316,7 +310,7 @@ def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], err
         yscale="log",
         xlabel="steps in all",
         ylabel="seconds",
-        title=f"time ({cores} core{'s' * (cores != '1')})",
+        title=f"time, {place}",
     )
     lengths = [r["T"] for r in grown]
     for label, key, colour in (

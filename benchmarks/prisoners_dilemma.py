@@ -33,6 +33,7 @@ class Learner(NamedTuple):
 
     derivatives: Literal["plain", "dice", "exact"]
     steps: int
+    decays: bool = True  # the outer rate, along a cosine; the published code keeps it
 
 
 class Size(NamedTuple):
@@ -49,10 +50,11 @@ LEARNERS = {
     "plain, 1 step": Learner("plain", 1),
     "DiCE, 1 step": Learner("dice", 1),
     "DiCE, 2 steps": Learner("dice", 2),
+    "DiCE, 1 step, constant rate": Learner("dice", 1, decays=False),
     "exact, 1 step": Learner("exact", 1),
 }
 QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(batch=64, rounds=50, updates=120)
-COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice")
+COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice" and learner.decays)
 
 
 def game() -> ld.processes.MatrixGame:
@@ -93,7 +95,8 @@ def shaped(mine: jax.Array, theirs: jax.Array, key: jax.Array, learner: Learner,
 @functools.partial(jax.jit, static_argnames=("learner", "size"))
 def train(key: jax.Array, learner: Learner, size: Size) -> tuple[jax.Array, jax.Array]:
     """Both players learn at once. Mean return per round after each update, exactly, `(updates,)`; their parameters, `(2, 5)`."""
-    optimizer = ld.maximize(optax.adam(OUTER))
+    rate = optax.cosine_decay_schedule(OUTER, size.updates) if learner.decays else OUTER
+    optimizer = ld.maximize(optax.adam(rate))
     gradient = jax.vmap(jax.grad(functools.partial(shaped, learner=learner, size=size)))
 
     def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
@@ -225,7 +228,7 @@ def _print(exact: list[Check], final: dict[str, np.ndarray], runs: dict[str, Any
 
 def _draw(curves: dict[str, np.ndarray]) -> None:
     figure, ax = harness.new_figure(figsize=(7, 4.2))
-    colours = ("0.55", "#D55E00", "#0072B2", "#009E73", "#CC79A7")
+    colours = ("0.55", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
     for (name, values), colour in zip(curves.items(), colours, strict=False):
         ax.plot(values.T, color=colour, linewidth=0.6, alpha=0.5)
         style = "--" if name.startswith("exact") else "-"

@@ -125,20 +125,20 @@ def main(quick: bool) -> None:
     }
     bounds: list[Bound] = []
     found: dict[str, Any] = {}
-    for cores in harness.core_counts():
+    for place, cores in harness.places().items():
         for name, (title, arguments) in families.items():
             rows = harness.on_cores(cores, "benchmarks.structure_speed:measure", name, arguments, 3 if quick else 9)
-            found[f"{name}, {cores} core{'s' * (cores > 1)}"] = rows
+            found[f"{name}, {place}"] = rows
             first = next(iter(rows.values()))["seconds"]
             harness.print_table(
-                f"{title} ({', '.join(map(str, arguments))}), {cores} core{'s' * (cores > 1)}",
+                f"{title} ({', '.join(map(str, arguments))}), {place}",
                 ("form", "ms", "times the first", "temporary MiB"),
                 [
                     (form, f"{1e3 * r['seconds']:.2f}", f"{r['seconds'] / first:.2f}", f"{r['temp_mib']:.2f}")
                     for form, r in rows.items()
                 ],
             )
-            bounds += _bounds(name, cores, rows)
+            bounds += _bounds(name, place, rows) if cores else []
     memory = recurrent_memory([4096, 16384, 65536] if quick else [4096, 65536, 2**20])
     columns = ("ours", "ours, value", "plain", "plain, value")
     harness.print_table(
@@ -152,8 +152,7 @@ def main(quick: bool) -> None:
     harness.finish("structure_speed", {"families": found, "recurrent_memory": memory}, bounds, quick=quick)
 
 
-def _bounds(family: str, cores: int, rows: dict[str, Any]) -> list[Bound]:
-    at = f"{cores} core{'s' * (cores > 1)}"
+def _bounds(family: str, at: str, rows: dict[str, Any]) -> list[Bound]:
     seconds = {form: row["seconds"] for form, row in rows.items()}
     if family == "recurrent":
         return [Bound(f"GRU: over an uncheckpointed scan, {at}", seconds["logderiv"] / seconds["plain scan"], 1.3)]

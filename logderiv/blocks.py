@@ -175,7 +175,7 @@ def _value_and_gradient(
     def block(shared: Any, x: Any, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jax.vmap(lambda x: function(shared[0], x, *shared[1]))(x)
         values = jnp.where(valid, values, jnp.zeros_like(values))
-        return jnp.sum(values), _sum_apart(values)
+        return jnp.sum(values), _partial_sums(values)
 
     def add(gradient: Any, x: Any) -> tuple[Any, jax.Array]:
         new, value = jax.grad(block, has_aux=True)(shared, *x)
@@ -191,9 +191,10 @@ def _value_and_gradient(
     return jnp.sum(values), gradient
 
 
-def _sum_apart(values: jax.Array) -> jax.Array:
-    """The sum of a vector as a product of its own: fused with what made the values it would be taken in sequence."""
-    return jnp.dot(values, jnp.ones_like(values), preferred_element_type=accumulator_dtype(values.dtype))
+def _partial_sums(values: jax.Array, lanes: int = 8) -> jax.Array:
+    """Sums of few values each, to be added up at the end: a sum of a whole block would be taken in sequence."""
+    padded = jnp.pad(values, (0, -values.size % lanes))
+    return jnp.sum(padded.reshape(lanes, -1), axis=0, dtype=accumulator_dtype(values.dtype))
 
 
 def _instantiate(tangent: Any) -> Any:

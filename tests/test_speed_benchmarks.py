@@ -112,21 +112,25 @@ def test_what_each_point_is_held_to():
         "rows 512": 0.9,
         "rows 64": 2.0,
     }
-    found = {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(1, (65536, 1), seconds)}
+    found = {
+        (b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of("1 core", (65536, 1), seconds)
+    }
     assert found == {
         ("plain scan", 10): False,
         ("against the best block", 1.2): True,
         ("vectorised", 4.0): False,
         ("torch", 6.0): False,
     }
-    found = {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(2, (1024, 64), seconds)}
+    found = {
+        (b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of("2 cores", (1024, 64), seconds)
+    }
     assert found == {
         ("plain scan", 3.5): True,
         ("against the best block", 1.2): True,
         ("vectorised", 2.5): True,
         ("torch", 2.5): True,
     }
-    small = likelihood_speed.bounds_of(1, (1024, 1), seconds)
+    small = likelihood_speed.bounds_of("1 core", (1024, 1), seconds)
     assert [b.name.split(",")[0] for b in small] == ["plain scan", "against the best block"]
 
 
