@@ -147,7 +147,8 @@ def places() -> dict[str, int | None]:
     """What timings are taken on, by name: one core and, where there are two, two; or the accelerator, `None` cores."""
     if jax.default_backend() != "cpu":
         return {jax.default_backend(): None}
-    return {"1 core": 1} | ({"2 cores": 2} if (os.cpu_count() or 1) > 1 else {})
+    found: dict[str, int | None] = {"1 core": 1, "2 cores": 2}
+    return found if (os.cpu_count() or 1) > 1 else {"1 core": 1}
 
 
 def on_cores(cores: int | None, function: str, *args: Any) -> Any:

@@ -11,9 +11,8 @@ from logderiv.bias import Bias, biased
 from logderiv.credit import backward_sums, discount_factors, td_residuals
 from logderiv.estimators.base import Estimator
 from logderiv.estimators.score import check_discount, check_state_values, state_values
-from logderiv.factors import log_factors
 from logderiv.importance import log_ratios
-from logderiv.surrogates import score_surrogate
+from logderiv.likelihood import weighted_log_prob
 from logderiv.types import Trajectory
 
 
@@ -127,7 +126,7 @@ class VTraceGradient(Estimator):
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The score surrogate."""
-        return score_surrogate(log_factors(params, policy, trajectories), weights)
+        return weighted_log_prob(params, policy, trajectories, weights) / weights.shape[0]
 
 
 def vtrace_gradient(
