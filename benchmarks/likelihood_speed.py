@@ -95,21 +95,21 @@ def block_floor(blocks: int = 128, rows: int = 512) -> dict[str, float]:
     return harness.interleaved_medians({name: call.run for name, call in parts.items()}, 15)
 
 
-def growth(lengths: list[int]) -> list[dict[str, Any]]:
-    """One trajectory of each length: compile seconds (median of three) and XLA's temporary bytes, library and vectorised."""
+def growth(lengths: list[int], repeats: int = 3) -> list[dict[str, Any]]:
+    """One trajectory of each length: compile seconds (median of `repeats`) and XLA's temporary bytes, library and vectorised."""
     params = parameters()
 
-    def compile_three_times(function: Any, taus: Any) -> tuple[float, int]:
+    def compile_anew(function: Any, taus: Any) -> tuple[float, int]:
         calls = []
-        for _ in range(3):
+        for _ in range(repeats):
             jax.clear_caches()
             calls.append(peers.compiled(function, params, taus))
-        return sorted(call.compile_seconds for call in calls)[1], calls[0].temp_bytes or 0
+        return sorted(call.compile_seconds for call in calls)[repeats // 2], calls[0].temp_bytes or 0
 
     rows = []
     for length in lengths:
         taus = jax.eval_shape(lambda length=length: trajectories_shape(length))
-        ours, vectorised = (compile_three_times(f, taus) for f in (peers.ours(MLP), peers.vectorised))
+        ours, vectorised = (compile_anew(f, taus) for f in (peers.ours(MLP), peers.vectorised))
         inputs = length * (4 * 4 + 4 + 1)
         rows.append({"T": length, "compile": ours[0], "temp": ours[1], "inputs": inputs, "vectorised": vectorised[1]})
     return rows

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, random_mdp, terminating, two_states
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, random_mdp, rollout, terminating, two_states
+
+
+compare = jax.jit(ld.compare, static_argnums=1)
 
 
 class Coin:
@@ -80,7 +83,7 @@ def test_densities_overflow_while_the_signed_logarithm_is_right():
 
 
 def test_at_a_factor_of_exactly_zero_only_the_direct_form_is_right():
-    found = ld.compare(jnp.asarray(0.0), _coin, _tosses([1, 0]))
+    found = compare(jnp.asarray(0.0), _coin, _tosses([1, 0]))
     assert found.case == ld.Case.ZERO_FACTOR
     assert found.direct == 1  # d/dp p (1 - p) at p = 0
     assert not jnp.isfinite(found.score_form.logabs)
@@ -92,14 +95,14 @@ def test_a_policy_whose_prob_is_not_the_exponential_of_its_log_prob_is_found_out
         def log_prob(self, action):
             return jnp.log(self.prob(action)) * 1.01
 
-    found = ld.compare(jnp.asarray(0.3), lambda p, _: Wrong(p), _tosses([1, 0, 1]))
+    found = compare(jnp.asarray(0.3), lambda p, _: Wrong(p), _tosses([1, 0, 1]))
     assert found.case == ld.Case.DIFFER
 
 
 def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
     """In float32 at log P = -64 both forms are right, and part by about eps |log P| = 8e-6."""
     mdp, logits = cast(two_states(), jnp.float32), TWO_STATES_LOGITS.astype(jnp.float32)
-    tau = ld.rollout(logits, jax.random.key(2), ld.tabular_softmax, mdp, horizon=100)
+    tau = rollout(logits, jax.random.key(2), ld.tabular_softmax, mdp, horizon=100)
     found = jax.jit(ld.compare)(logits, ld.tabular_softmax, tau)
     assert found.case == ld.Case.AGREE
     assert found.log_prob < -60
@@ -108,11 +111,11 @@ def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
 
 def test_the_report_names_numbers_and_reasons():
     mdp = terminating()
-    tau = ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=4)
-    text = str(ld.compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
+    tau = rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=4)
+    text = str(compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
     assert "agree" in text
     assert "resolution" in text
-    text = str(ld.compare({"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)))
+    text = str(compare({"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)))
     assert "['heads']" in text
     assert "becomes zero at factor 126" in text
     assert "the score form is right" in text

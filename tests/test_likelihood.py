@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, two_states
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, rollout, terminating, two_states
 
 MLP, GRU = ld.MLP(2, hidden=(8,)), ld.GRU(2, hidden=5)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2))
 def _params(policy, key=0, size=4):
     params = policy.init(jax.random.key(key), jnp.zeros(size))
     return jax.tree.map(lambda x: 0.5 * jax.random.normal(jax.random.key(x.size), x.shape), params)
@@ -77,9 +78,8 @@ def test_a_whole_sequence_model_equals_its_stepwise_form():
 def test_the_probabilities_of_all_trajectories_sum_to_one():
     for mdp, logits in ((two_states(), TWO_STATES_LOGITS), (terminating(), TERMINATING_LOGITS)):
         every = ld.exact.enumerate_trajectories(mdp, horizon=3)
-        probs = jax.jit(lambda p, mdp=mdp, every=every: ld.prob(p, ld.tabular_softmax, every, environment=mdp))(logits)
+        probs, logs = (jax.jit(partial(of, environment=mdp))(logits, ld.tabular_softmax, every) for of in (ld.prob, ld.log_prob))
         np.testing.assert_allclose(probs.sum(), 1, rtol=1e-14)
-        logs = ld.log_prob(logits, ld.tabular_softmax, every, environment=mdp)
         np.testing.assert_allclose(np.log(probs), logs, rtol=1e-13)
 
 
@@ -89,19 +89,26 @@ def test_p_of_one_trajectory_by_hand():
     tau = ld.Trajectory(jnp.array([0, 1]), jnp.array([1, 0]), ones, ones, ones.astype(bool), 0 * ones, jnp.array(0))
     mdp, logits = two_states(), jnp.zeros((2, 2))
     expected = 0.6 * 0.5 * 0.8 * 0.5 * 0.5
-    np.testing.assert_allclose(ld.prob(logits, ld.tabular_softmax, tau, environment=mdp), expected, rtol=1e-15)
-    np.testing.assert_allclose(
-        ld.log_prob(logits, ld.tabular_softmax, tau, environment=mdp), math.log(expected), rtol=1e-15
-    )
-    np.testing.assert_allclose(ld.log_prob(logits, ld.tabular_softmax, tau), 2 * math.log(0.5), rtol=1e-15)
+    whole, log_whole, log_policy = jax.jit(
+        lambda *args: (
+            ld.prob(*args, environment=mdp),
+            ld.log_prob(*args, environment=mdp),
+            ld.log_prob(*args),
+        )
+    )(logits, ld.tabular_softmax, tau)
+    np.testing.assert_allclose(whole, expected, rtol=1e-15)
+    np.testing.assert_allclose(log_whole, math.log(expected), rtol=1e-15)
+    np.testing.assert_allclose(log_policy, 2 * math.log(0.5), rtol=1e-15)
 
 
 def test_start_and_dynamics_drop_out_of_the_score():
     mdp = terminating()
-    tau = ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=12)
-    score = jax.jit(jax.grad(ld.log_prob))
-    with_dynamics = jax.grad(partial(ld.log_prob, environment=mdp))(TERMINATING_LOGITS, ld.tabular_softmax, tau)
-    np.testing.assert_array_equal(with_dynamics, score(TERMINATING_LOGITS, ld.tabular_softmax, tau))
+    tau = rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=12)
+    score, with_dynamics = (
+        jax.jit(jax.grad(f))(TERMINATING_LOGITS, ld.tabular_softmax, tau)
+        for f in (ld.log_prob, partial(ld.log_prob, environment=mdp))
+    )
+    np.testing.assert_array_equal(with_dynamics, score)
 
 
 @pytest.mark.parametrize("of", [ld.log_prob, ld.prob], ids=["log_prob", "prob"])
@@ -144,7 +151,7 @@ def test_the_gradient_keeps_the_dtype_of_the_parameters_and_sums_have_at_least_3
     value, score = jax.jit(jax.value_and_grad(ld.log_prob), static_argnums=())(params, MLP, tau)
     assert value.dtype == (jnp.float64 if dtype == jnp.float64 else jnp.float32)
     assert all(g.dtype == dtype for g in jax.tree.leaves(score))
-    reference = ld.log_prob(cast(params, jnp.float64), MLP, cast(tau, jnp.float64))
+    reference = jax.jit(ld.log_prob)(cast(params, jnp.float64), MLP, cast(tau, jnp.float64))
     np.testing.assert_allclose(float(value), float(reference), rtol=20 * float(jnp.finfo(dtype).eps))
 
 
@@ -183,8 +190,8 @@ def test_float32_scores_that_all_agree_are_summed_without_drift():
 
 def test_grad_prob_carries_sign_and_magnitude_beyond_underflow():
     mdp = two_states()
-    short = ld.rollout(TWO_STATES_LOGITS, jax.random.key(1), ld.tabular_softmax, mdp, horizon=5)
-    long = ld.rollout(TWO_STATES_LOGITS, jax.random.key(1), ld.tabular_softmax, mdp, horizon=5000)
+    short = rollout(TWO_STATES_LOGITS, jax.random.key(1), ld.tabular_softmax, mdp, horizon=5)
+    long = rollout(TWO_STATES_LOGITS, jax.random.key(1), ld.tabular_softmax, mdp, horizon=5000)
     form = jax.jit(ld.grad_prob)(TWO_STATES_LOGITS, ld.tabular_softmax, short)
     direct = jax.jit(jax.grad(ld.prob))(TWO_STATES_LOGITS, ld.tabular_softmax, short)
     np.testing.assert_allclose(form.sign * np.exp(form.logabs), direct, rtol=1e-13)
@@ -194,14 +201,14 @@ def test_grad_prob_carries_sign_and_magnitude_beyond_underflow():
     assert jax.jit(ld.prob)(TWO_STATES_LOGITS, ld.tabular_softmax, long) == 0
     np.testing.assert_array_equal(form.sign, np.sign(score))
     np.testing.assert_allclose(form.logabs - logp, np.log(np.abs(score)), rtol=1e-9)
-    signed = ld.signed_prob(TWO_STATES_LOGITS, ld.tabular_softmax, long)
+    signed = jax.jit(ld.signed_prob)(TWO_STATES_LOGITS, ld.tabular_softmax, long)
     assert signed.sign == 1
     assert signed.logabs == logp
 
 
 def test_a_zero_score_is_sign_zero_and_logabs_minus_infinity():
     tau = batch(jax.random.key(0), (3,))._replace(observations=jnp.zeros((3, 4)))
-    form = ld.grad_prob(jnp.ones((4, 2)), lambda p, x: ld.Categorical(x @ p), tau)
+    form = jax.jit(ld.grad_prob, static_argnums=1)(jnp.ones((4, 2)), lambda p, x: ld.Categorical(x @ p), tau)
     assert jnp.all(form.sign == 0)
     assert jnp.all(form.logabs == -jnp.inf)
 

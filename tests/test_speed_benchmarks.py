@@ -69,7 +69,7 @@ def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient
 def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
     """Compiled as for a user, never run. The wrong twin, everything at once, needs 512 bytes for every step."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    short, long = harness.on_cores(2, "benchmarks.likelihood_speed:growth", [10**5, 10**6])
+    short, long = harness.on_cores(2, "benchmarks.likelihood_speed:growth", [10**5, 10**6], 1)
     for row in (short, long):
         assert row["temp"] < 1.1 * row["inputs"] + 2**20
         assert row["vectorised"] > 500 * row["T"]

@@ -1,9 +1,13 @@
 """Small worlds and batches that several tests share."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
 import logderiv as ld
+
+rollout = jax.jit(ld.rollout, static_argnames="horizon")  # one program instead of a hundred small ones
 
 
 def two_states() -> ld.TabularMDP:
@@ -49,6 +53,7 @@ def random_mdp(key: jax.Array, states: int = 3, actions: int = 2) -> ld.TabularM
     )
 
 
+@partial(jax.jit, static_argnames=("shape", "size", "actions", "dtype"))
 def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 2, dtype=jnp.float64) -> ld.Trajectory:
     """Random observations and actions with every step valid."""
     keys = jax.random.split(key, 3)
