@@ -59,12 +59,15 @@ def _every(kind: str, horizon: int, off_policy: bool) -> tuple[ld.Trajectory, np
     world = ending() if kind == "ending" else cut(horizon)
     drawn_by = world.behaviour if off_policy else world.params
     every = ld.exact.enumerate_trajectories(world.mdp, horizon=world.horizon)
-    logs, probabilities = jax.jit(
-        lambda p, every: (ld.log_factors(p, POLICY, every), ld.prob(p, POLICY, every, environment=world.mdp))
-    )(drawn_by, every)
-    bad = jnp.where(every.valid, 0, jnp.nan)
-    every = every._replace(rewards=every.rewards + bad, behaviour_log_probs=logs + bad)
-    return jax.tree.map(np.asarray, (every, probabilities))
+
+    @jax.jit
+    def fill(every: ld.Trajectory) -> tuple[ld.Trajectory, jax.Array]:
+        bad = jnp.where(every.valid, 0, jnp.nan)
+        logs = ld.log_factors(drawn_by, POLICY, every)
+        filled = every._replace(rewards=every.rewards + bad, behaviour_log_probs=logs + bad)
+        return filled, ld.prob(drawn_by, POLICY, every, environment=world.mdp)
+
+    return jax.tree.map(np.asarray, fill(every))
 
 
 def trajectories(world: World, *, off_policy: bool = False) -> tuple[ld.Trajectory, np.ndarray]:

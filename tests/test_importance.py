@@ -104,9 +104,9 @@ def test_weights_are_exactly_one_on_policy():
         return [kind.ratios(logs) for kind in kinds]
 
     assert all((r == 1).all() for r in jax.jit(ratios)(taus))
-    assert (log_ratios(params, policy, with_behaviour(params, policy, taus)) == 0).all()
-    # the wrong twin: stored log-probabilities that are off by a rounding are seen
     taus = with_behaviour(params, policy, taus)
+    assert (log_ratios(params, policy, taus) == 0).all()
+    # the wrong twin: stored log-probabilities that are off by a rounding are seen
     off = taus._replace(behaviour_log_probs=taus.behaviour_log_probs * (1 + 1e-6))
     assert (per_decision_ratios(log_ratios(params, policy, off)) != 1).any()
 

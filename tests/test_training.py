@@ -73,7 +73,8 @@ def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
         )
 
     result = jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(0), 8))
-    values = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, ld.short_corridor(), horizon=2000))(result.params)
+    value = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, ld.short_corridor(), horizon=2000))
+    values = jax.jit(value)(result.params)
     assert result.metrics.mean_return.shape == (8, 150)
     assert (values > -12.5).all()
     assert (result.metrics.mean_return[:, 0] < -60).all()

@@ -1,5 +1,7 @@
 """Visit counts: all that the likelihood of a tabular policy depends on."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,13 +9,14 @@ import pytest
 
 import logderiv as ld
 from logderiv.visits import from_visits
-from tests.worlds import TERMINATING_LOGITS, terminating
+from tests.worlds import TERMINATING_LOGITS, rollout, terminating
 
 # The same two policies without a table: every step is taken on its own.
 STEPWISE = ld.Policy(ld.tabular_softmax.apply)
 SHARED_STEPWISE = ld.Policy(ld.shared_softmax.apply)
 
 
+@partial(jax.jit, static_argnums=(1, 2, 3, 4))
 def _batch(key, num, length, states=3, actions=2):
     keys = jax.random.split(key, 3)
     s = jax.random.randint(keys[0], (num, length), 0, states)
@@ -65,7 +68,7 @@ def test_the_score_is_counts_minus_what_was_expected():
     one = jnp.ones(5)
     tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[-1])
     expected = jnp.array([[1.0, 2.0], [2.0, 0.0]]) - jnp.array([[3.0], [2.0]]) * jax.nn.softmax(logits)
-    np.testing.assert_allclose(jax.grad(ld.log_prob)(logits, ld.tabular_softmax, tau), expected, rtol=1e-13)
+    np.testing.assert_allclose(jax.jit(jax.grad(ld.log_prob))(logits, ld.tabular_softmax, tau), expected, rtol=1e-13)
 
 
 def test_counting_is_what_log_prob_does(monkeypatch):
@@ -77,9 +80,15 @@ def test_counting_is_what_log_prob_does(monkeypatch):
     monkeypatch.setattr("logderiv.likelihood.log_factors", refuse)
     monkeypatch.setattr("logderiv.likelihood.sum_rows", refuse)
     taus = _batch(jax.random.key(2), 4, 30)
-    assert ld.log_prob(TERMINATING_LOGITS, ld.tabular_softmax, taus).shape == (4,)
     estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
-    grads = estimator.estimate(TERMINATING_LOGITS, (), ld.tabular_softmax, taus)[0].grads
+
+    @jax.jit
+    def both(logits):  # a function of its own: nothing that was traced before the routes were taken away
+        estimate, _ = estimator.estimate(logits, (), ld.tabular_softmax, taus)
+        return ld.log_prob(logits, ld.tabular_softmax, taus), estimate.grads
+
+    logs, grads = both(TERMINATING_LOGITS)
+    assert logs.shape == (4,)
     assert grads.shape == TERMINATING_LOGITS.shape
     with pytest.raises(AssertionError, match="on its own"):  # more logits than steps: counting does not pay
         ld.log_prob(jnp.zeros((3, 20)), ld.tabular_softmax, taus)
@@ -88,10 +97,10 @@ def test_counting_is_what_log_prob_does(monkeypatch):
 def test_a_masked_action_that_was_never_taken_leaves_no_nan():
     logits = jnp.array([[0.3, -jnp.inf, 0.1], [0.0, 0.2, -jnp.inf]])
     states, actions = jnp.array([0, 1, 0, 0, 1, 1]), jnp.array([0, 1, 2, 0, 0, 1])
-    value, grad = jax.value_and_grad(from_visits)(logits, states, actions, jnp.ones(6))
+    value, grad = jax.jit(jax.value_and_grad(from_visits))(logits, states, actions, jnp.ones(6))
     assert np.isfinite(value)
     assert np.all(np.isfinite(grad))
-    taken = from_visits(logits, states, actions.at[0].set(1), jnp.ones(6))
+    taken = jax.jit(from_visits)(logits, states, actions.at[0].set(1), jnp.ones(6))
     assert taken == -jnp.inf
 
 
@@ -127,7 +136,8 @@ def test_weights_of_another_shape_are_refused():
 
 def test_an_estimate_is_the_same_with_and_without_counting():
     mdp = terminating()
-    taus = ld.rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(4), 8), ld.tabular_softmax, mdp, horizon=6)
+    taus = rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(4), 8), ld.tabular_softmax, mdp, horizon=6)
     estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
-    both = [estimator.estimate(TERMINATING_LOGITS, (), p, taus)[0].grads for p in (ld.tabular_softmax, STEPWISE)]
+    estimate = jax.jit(estimator.estimate)
+    both = [estimate(TERMINATING_LOGITS, (), p, taus)[0].grads for p in (ld.tabular_softmax, STEPWISE)]
     np.testing.assert_allclose(*both, rtol=1e-12, atol=1e-14)
