@@ -9,14 +9,14 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, rollout, terminating, two_states
 
 
 def test_sampled_trajectories_have_their_enumerated_probabilities():
     """191 trajectories of the terminating world at T = 3, many of them rare: exact binomial tails, false alarm below 1e-4."""
     mdp, n = terminating(), 20_000
     every = ld.exact.enumerate_trajectories(mdp, horizon=3)
-    probs = np.asarray(ld.prob(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=mdp))
+    probs = np.asarray(jax.jit(ld.prob)(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=mdp))
     draw = jax.jit(lambda keys: ld.rollout(TERMINATING_LOGITS, keys, ld.tabular_softmax, mdp, horizon=3))
     taus = draw(jax.random.split(jax.random.key(0), n))
 
@@ -48,9 +48,9 @@ def test_sampled_trajectories_have_their_enumerated_probabilities():
 
 def test_behaviour_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
     mdp = terminating()
-    taus = ld.rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6)
+    taus = rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6)
     np.testing.assert_allclose(
-        taus.behaviour_log_probs, ld.log_factors(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
+        taus.behaviour_log_probs, jax.jit(ld.log_factors)(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
     )
     valid = np.asarray(taus.valid)
     assert (np.diff(valid.astype(int), axis=1) <= 0).all()
@@ -79,7 +79,7 @@ def test_the_sample_is_held_so_no_reparameterised_derivative_leaks():
         tau = ld.rollout(params, jax.random.key(0), policy, Walk())
         return ld.log_prob(params, policy, tau), tau
 
-    score, tau = jax.grad(held, has_aux=True)(jnp.asarray(0.3))
+    score, tau = jax.jit(jax.grad(held, has_aux=True))(jnp.asarray(0.3))
     np.testing.assert_allclose(score, jnp.sum(tau.actions - 0.3), rtol=1e-12)
     assert abs(score) > 0.1
 
@@ -104,7 +104,9 @@ def test_value_gradient_and_enumeration_agree_with_published_numbers():
             TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=horizon, discount=0.9
         )
         np.testing.assert_allclose(value, expected, rtol=1e-14)
-    slope = jax.jit(ld.exact.gradient, static_argnames="horizon")(TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=2, discount=0.9)
+    slope = jax.jit(ld.exact.gradient, static_argnames="horizon")(
+        TWO_STATES_LOGITS, ld.tabular_softmax, mdp, horizon=2, discount=0.9
+    )
     np.testing.assert_allclose(slope[0, 0], 0.3600762392217371, rtol=1e-13)
 
 
@@ -191,16 +193,18 @@ def test_gymnax_cartpole_unmodified():
 def test_recurrent_rollouts_carry_their_memory():
     policy = ld.GRU(2, hidden=4)
     params = jax.tree.map(
-        lambda x: jnp.cos(jnp.arange(x.size, dtype=x.dtype).reshape(x.shape)),
-        policy.init(jax.random.key(0), jnp.zeros(1)),
+        lambda x: np.cos(np.arange(x.size, dtype=x.dtype).reshape(x.shape)),
+        jax.eval_shape(policy.init, jax.random.key(0), jnp.zeros(1)),
     )
-    taus = ld.rollout(params, jax.random.split(jax.random.key(1), 3), policy, two_states(), horizon=7)
-    np.testing.assert_allclose(taus.behaviour_log_probs, ld.log_factors(params, policy, taus), rtol=1e-12)
+    taus = rollout(params, jax.random.split(jax.random.key(1), 3), policy, two_states(), horizon=7)
+    np.testing.assert_allclose(taus.behaviour_log_probs, jax.jit(ld.log_factors)(params, policy, taus), rtol=1e-12)
 
 
 def test_batches_of_keys_equal_vmapped_rollouts():
     keys = jax.random.split(jax.random.key(0), 6)
     mdp = ld.short_corridor(horizon=9)
-    native = ld.rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
-    mapped = jax.vmap(ld.rollout, (None, 0, None, None))(jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp)
+    native = rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
+    mapped = jax.jit(jax.vmap(ld.rollout, (None, 0, None, None)))(
+        jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp
+    )
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), native, mapped)

@@ -8,7 +8,6 @@ import pytest
 import logderiv as ld
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, random_mdp, rollout, terminating, two_states
 
-
 compare = jax.jit(ld.compare, static_argnums=1)
 
 

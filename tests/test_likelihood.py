@@ -78,7 +78,9 @@ def test_a_whole_sequence_model_equals_its_stepwise_form():
 def test_the_probabilities_of_all_trajectories_sum_to_one():
     for mdp, logits in ((two_states(), TWO_STATES_LOGITS), (terminating(), TERMINATING_LOGITS)):
         every = ld.exact.enumerate_trajectories(mdp, horizon=3)
-        probs, logs = (jax.jit(partial(of, environment=mdp))(logits, ld.tabular_softmax, every) for of in (ld.prob, ld.log_prob))
+        probs, logs = (
+            jax.jit(partial(of, environment=mdp))(logits, ld.tabular_softmax, every) for of in (ld.prob, ld.log_prob)
+        )
         np.testing.assert_allclose(probs.sum(), 1, rtol=1e-14)
         np.testing.assert_allclose(np.log(probs), logs, rtol=1e-13)
 
