@@ -3,22 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import logderiv as ld
-from benchmarks import harness, loaded_dice, prisoners_dilemma
-
-matplotlib = pytest.importorskip("matplotlib")
-matplotlib.use("Agg")
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-
-    monkeypatch.setattr(harness, "RESULTS", tmp_path)
-    yield tmp_path
-    plt.close("all")
+from benchmarks import loaded_dice, prisoners_dilemma
 
 
 def test_hessian_of_one_step_by_hand():

@@ -231,9 +231,8 @@ def look_ahead(
     """
     if not isinstance(steps, int) or steps < 0:
         raise ValueError(f"steps: expected a whole number >= 0, received {steps!r}.")
-    for step_key in (
-        jax.random.split(key, steps) if steps else ()
-    ):  # a scan over keys, differentiated, would use them twice
+    # Unrolled: a scan over keys, differentiated, would use them twice.
+    for step_key in jax.random.split(key, steps) if steps else ():
         grads = jax.grad(objective)(params, step_key)
         params = jax.tree.map(lambda p, g: p + learning_rate * g, params, grads)
     return params
