@@ -292,8 +292,6 @@ def _print_errors(rows: list[dict[str, Any]]) -> None:
 def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], error_rows: list[dict[str, Any]]) -> None:
     figure, (left, middle, right) = harness.new_figure(ncols=3, figsize=(13, 4))
     place, rows = next(iter(timings.items()))
-    steps = [length * num for length, num in points]
-    order = np.argsort(steps)
     colours = {
         "logderiv": "#0072B2",
         "plain scan over t": "#D55E00",
@@ -302,15 +300,19 @@ def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], err
         "kernel in C": "0.2",
     }
     for name, colour in colours.items():
-        found = [(steps[i], rows[i]["seconds"][name]) for i in order if name in rows[i]["seconds"]]
-        if found:
-            left.plot(*zip(*found, strict=True), "o-", color=colour, label=name, markersize=4)
+        found = [
+            (length, num, row["seconds"][name])
+            for (length, num), row in zip(points, rows, strict=True)
+            if name in row["seconds"]
+        ]
+        single = sorted((length, seconds) for length, num, seconds in found if num == 1)
+        batches = [(length * num, seconds) for length, num, seconds in found if num > 1]
+        if single:
+            left.plot(*zip(*single, strict=True), "o-", color=colour, label=name, markersize=4)
+        if batches:
+            left.plot(*zip(*batches, strict=True), "o", color=colour, markerfacecolor="none")
     left.set(
-        xscale="log",
-        yscale="log",
-        xlabel="steps in all",
-        ylabel="seconds",
-        title=f"time, {place}",
+        xscale="log", yscale="log", xlabel="steps in all (open: batches)", ylabel="seconds", title=f"time, {place}"
     )
     lengths = [r["T"] for r in grown]
     for label, key, colour in (

@@ -171,8 +171,8 @@ def _bounds(family: str, at: str, rows: dict[str, Any]) -> list[Bound]:
 
 
 def _draw(found: dict[str, Any]) -> None:
-    figure, axes = harness.new_figure(ncols=len(found), figsize=(4 * len(found), 3.2))
-    for ax, (title, rows) in zip(axes, found.items(), strict=True):
+    figure, axes = harness.new_figure(nrows=-(-len(found) // 3), ncols=3, figsize=(12, 5), squeeze=False)
+    for ax, (title, rows) in zip(axes.flat, found.items(), strict=True):
         places = range(len(rows))[::-1]
         ax.barh(places, [1e3 * r["seconds"] for r in rows.values()], color="#0072B2")
         ax.set_yticks(places, [f"{form}\n{r['temp_mib']:.1f} MiB" for form, r in rows.items()], fontsize=7)
