@@ -12,6 +12,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
+from benchmarks import variance_laws
+from benchmarks.variance_laws import COIN, COINS, logit
 from logderiv.bias import Bias
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
@@ -211,15 +213,6 @@ def test_the_state_counts_and_a_changed_object_is_not_remembered():
     np.testing.assert_allclose(covariance(), programmed(0.5), atol=1e-14)
     estimator.scale = 3.0
     np.testing.assert_allclose(covariance(jnp.array(2.0)), 9 * programmed(2.0), atol=1e-13)
-
-
-# One state, two actions, reward 1 for the second, no end.
-COINS = ld.TabularMDP(jnp.ones(1), jnp.ones((1, 2, 1)), jnp.array([[0.0, 1.0]]), jnp.array([False]))
-COIN = ld.Policy(lambda logit, state: ld.Bernoulli(logit + 0.0 * state.astype(logit.dtype)))
-
-
-def logit(p):
-    return jnp.log(jnp.asarray(p)) - jnp.log1p(-jnp.asarray(p))
 
 
 def ratio(params, policy, trajectories):
@@ -545,33 +538,11 @@ def test_programming_equals_enumeration_at_five_steps_with_early_termination(cre
         np.testing.assert_allclose(ours.covariance, covariance, rtol=1e-12, atol=1e-13)
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def coins(logit, baseline, credit):
-    return ld.exact.weighted_score_moments(logit, COIN, COINS, horizon=len(baseline), credit=credit, baseline=baseline)
-
-
-# Closed forms for T independent coins with reward = the coin, one shared logit: shared truths, horizon_laws.
 @pytest.mark.parametrize("p", [0.3, 0.8])
 def test_a_thousand_steps_follow_the_laws_of_the_horizon(p):
-    horizon, w = 1000, p * (1 - p)
-    k3, m4 = w * (1 - 2 * p), w * (1 - 3 * w)
-    to_go = (p * (horizon - jnp.arange(horizon, dtype=float)))[:, None]
-    laws = {
-        (ld.total_return, "none"): horizon**3 * p**2 * w
-        + 2 * horizon**2 * p * k3
-        + horizon * m4
-        + (2 * horizon**2 - 3 * horizon) * w**2,
-        (ld.total_return, "mean"): horizon * m4 + (2 * horizon**2 - 3 * horizon) * w**2,
-        (ld.reward_to_go, "none"): horizon * (m4 - w**2)
-        + p**2 * w * horizon * (horizon + 1) * (2 * horizon + 1) / 6
-        + p * k3 * horizon * (horizon + 1)
-        + w**2 * horizon * (horizon - 1) / 2,
-        (ld.reward_to_go, "value"): horizon * (m4 - w**2) + w**2 * horizon * (horizon - 1) / 2,
-    }
-    baselines = {"none": 0.0, "mean": horizon * p, "value": to_go}
-    for (credit, name), variance in laws.items():
-        ours = coins(logit(p), jnp.broadcast_to(baselines[name], (horizon, 1)), credit)
-        np.testing.assert_allclose(ours.mean, horizon * w, rtol=1e-12)
+    for weighting, variance in variance_laws.laws(p, 1000).items():
+        ours = variance_laws.computed(jnp.asarray(p), horizon=1000, weighting=weighting)
+        np.testing.assert_allclose(ours.mean, 1000 * p * (1 - p), rtol=1e-12)
         np.testing.assert_allclose(ours.covariance, [[variance]], rtol=1e-10)
 
 

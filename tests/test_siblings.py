@@ -9,70 +9,10 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from benchmarks.three_estimators import COSTS, ESTIMATORS, RAYLEIGH, by_quadrature, moments, normal, point
 from logderiv import diagnostics
-from logderiv.measure_valued import NormalNoise, gradients_measure_valued, normal_derivative, normal_noise
+from logderiv.measure_valued import gradients_measure_valued, normal_noise
 from logderiv.pathwise import gradients_pathwise, gradients_score, score_term
-
-ESTIMATORS = {"score": gradients_score, "pathwise": gradients_pathwise, "measure": gradients_measure_valued}
-COSTS = {
-    "square": lambda k, x: jnp.square(x - k),
-    "exp": lambda k, x: jnp.exp(-k * jnp.square(x)),
-    "cos": lambda k, x: jnp.cos(k * x),
-}
-
-
-def normal(params):
-    return ld.Normal(params["mu"], params["sigma"])
-
-
-def point(mu, sigma):
-    return {"mu": jnp.asarray(mu), "sigma": jnp.asarray(sigma)}
-
-
-# Quadrature: Gauss-Legendre on [-12, 12] or [0, 12] with the density as weight.
-
-
-def _nodes(low, high, density, num=400):
-    x, w = np.polynomial.legendre.leggauss(num)
-    x = low + (high - low) * (x + 1) / 2
-    return x, w * (high - low) / 2 * density(x)
-
-
-def _gauss(x):
-    return np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
-
-
-GAUSS = _nodes(-12, 12, _gauss)
-MAXWELL = _nodes(-12, 12, lambda x: x**2 * _gauss(x))
-RAYLEIGH = _nodes(0, 12, lambda x: x * np.exp(-(x**2) / 2))
-UNIFORM = _nodes(0, 1, np.ones_like, num=60)
-
-
-def _moments(values, weights):
-    mean = np.sum(weights * np.asarray(values))
-    return mean, np.sum(weights * (np.asarray(values) - mean) ** 2)
-
-
-def _by_quadrature(name, cost, mu, sigma, baseline=0.0):
-    """Exact mean and variance of one sample, for mu and sigma."""
-    params = point(mu, sigma)
-    if name == "measure":
-        w, m, u = RAYLEIGH[0], MAXWELL[0][:, None], UNIFORM[0][None]
-        zero = jnp.zeros(())
-
-        def at(w, m, u):
-            return normal_derivative(normal(params), cost, NormalNoise(zero, w, m, u))
-
-        by_mu = jax.vmap(lambda w: at(w, zero, zero).loc)(jnp.asarray(w))
-        m, u = np.broadcast_arrays(m, u)
-        by_sigma = jax.vmap(lambda m, u: at(zero, m, u).scale)(jnp.ravel(m), jnp.ravel(u))
-        return _moments(by_mu, RAYLEIGH[1]), _moments(by_sigma, np.outer(MAXWELL[1], UNIFORM[1]).ravel())
-    if name == "score":
-        x = mu + sigma * jnp.asarray(GAUSS[0])
-        each = jax.vmap(lambda x: score_term(params, x, normal, cost(x) - baseline))(x)
-    else:
-        each = jax.vmap(lambda e: jax.grad(lambda p: cost(p["mu"] + p["sigma"] * e))(params))(jnp.asarray(GAUSS[0]))
-    return _moments(each["mu"], GAUSS[1]), _moments(each["sigma"], GAUSS[1])
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -85,7 +25,7 @@ def test_square_cost_has_the_published_mean_and_variance(name, k, mu, sigma):
         "pathwise": (4 * s**2, 8 * s**2 + 4 * m**2),
         "measure": (m**2 * (16 / np.pi - 4), 4 * m**2 + 4 * s**2),
     }[name]
-    got = _by_quadrature(name, lambda x: COSTS["square"](k, x), mu, sigma)
+    got = by_quadrature(name, lambda x: COSTS["square"](k, x), mu, sigma)
     for (mean, var), exact, expected in zip(got, (2 * m, 2 * s), variance, strict=True):
         np.testing.assert_allclose(mean, exact, rtol=1e-11)
         np.testing.assert_allclose(var, expected, rtol=1e-11)
@@ -94,7 +34,7 @@ def test_square_cost_has_the_published_mean_and_variance(name, k, mu, sigma):
 def test_score_function_with_constant_baselines():
     """k = -3, mu = sigma = 1: mean baseline 138 and 696, optimal 134 and 664 (baselines 17, 19 and 21)."""
     for baseline, var_mu, var_sigma in ((17.0, 138.0, 696.0), (19.0, 134.0, None), (21.0, None, 664.0)):
-        got = _by_quadrature("score", lambda x: COSTS["square"](-3.0, x), 1.0, 1.0, baseline)
+        got = by_quadrature("score", lambda x: COSTS["square"](-3.0, x), 1.0, 1.0, baseline)
         for (mean, var), exact, expected in zip(got, (8.0, 2.0), (var_mu, var_sigma), strict=True):
             np.testing.assert_allclose(mean, exact, rtol=1e-11)
             if expected is not None:
@@ -165,7 +105,7 @@ def test_smooth_costs_have_the_published_mean_and_variance(row):
         "measure": (numbers[0], numbers[3], numbers[4], None),
     }
     for name, want in expected.items():
-        (mean_mu, var_mu), (mean_sigma, var_sigma) = _by_quadrature(name, lambda x: COSTS[cost](k, x), 1.0, sigma)
+        (mean_mu, var_mu), (mean_sigma, var_sigma) = by_quadrature(name, lambda x: COSTS[cost](k, x), 1.0, sigma)
         np.testing.assert_allclose([mean_mu, var_mu, mean_sigma], want[:3], rtol=1e-9, err_msg=name)
         if want[3] is not None:
             np.testing.assert_allclose(var_sigma, want[3], rtol=1e-9)
@@ -177,8 +117,8 @@ def test_smooth_costs_have_the_published_mean_and_variance(row):
 def test_coupling_pays_near_an_optimum_and_costs_on_a_slope(m, coupled, uncoupled):
     """Both sides from one Rayleigh draw against two: (8 m^2 (2 - pi/2) + 8) / (2 pi) where they are independent."""
     w, weights = RAYLEIGH
-    sides = [_moments((m + sign * w) ** 2 / np.sqrt(2 * np.pi), weights) for sign in (1, -1)]
-    (mean, var), _ = _by_quadrature("measure", lambda x: jnp.square(x), m, 1.0)
+    sides = [moments((m + sign * w) ** 2 / np.sqrt(2 * np.pi), weights) for sign in (1, -1)]
+    (mean, var), _ = by_quadrature("measure", lambda x: jnp.square(x), m, 1.0)
     np.testing.assert_allclose(mean, sides[0][0] - sides[1][0], rtol=1e-10)
     np.testing.assert_allclose([var, sides[0][1] + sides[1][1]], [coupled, uncoupled], rtol=1e-6)
 

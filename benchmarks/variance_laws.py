@@ -1,0 +1,187 @@
+r"""How fast does the variance of a policy gradient grow with the horizon, and what do reward-to-go and a baseline buy?
+
+T independent coins that share one logit, heads with probability p and paid 1 each: the smallest world in which every weighting of the score is a closed form
+in T. Without a baseline the variance grows as $T^3$, with one as $T^2$; reward-to-go takes a third of the former and a quarter of the latter. The closed forms are held to
+the library's moments by dynamic programming (`ld.exact.weighted_score_moments`) and to estimates of the library from sampled trajectories.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import logderiv as ld
+from benchmarks import harness
+from benchmarks.tasks import Timed
+from logderiv import diagnostics
+
+# One state, two actions, reward 1 for the second, no end.
+_TABLES: Any = (np.ones(1), np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), np.array([False]))  # on import JAX is not asked
+COINS = ld.TabularMDP(*_TABLES)
+COIN = ld.Policy(lambda logit, state: ld.Bernoulli(logit + 0.0 * state.astype(logit.dtype)))
+TIMED_COIN = ld.Policy(lambda logit, observation: COIN.apply(logit, observation[0]))
+PROBABILITIES = (0.3, 0.8)
+HORIZONS = {"quick": (1, 10, 100, 1000), "full": (1, 3, 10, 30, 100, 300, 1000)}
+NUM_SAMPLES = {"quick": 2000, "full": 20_000}
+WEIGHTINGS = {  # credit, and the two factors of p in its baseline: of the horizon, of the steps to go
+    "total return": (ld.total_return, 0.0, 0.0),
+    "total return, E[R] subtracted": (ld.total_return, 1.0, 0.0),
+    "reward-to-go": (ld.reward_to_go, 0.0, 0.0),
+    "reward-to-go, value subtracted": (ld.reward_to_go, 0.0, 1.0),
+}
+
+
+class Row(NamedTuple):
+    """Variance of one trajectory's estimate: in closed form, computed, and sampled with its standard error."""
+
+    p: float
+    horizon: int
+    weighting: str
+    exact: float
+    computed: float
+    sampled: float
+    sem: float
+
+    @property
+    def z(self) -> float:
+        """Sampled against exact, in standard errors."""
+        return (self.sampled - self.exact) / self.sem
+
+
+def logit(p: Any) -> jax.Array:
+    """Its logit."""
+    return jnp.log(jnp.asarray(p)) - jnp.log1p(-jnp.asarray(p))
+
+
+def laws(p: float, horizon: int) -> dict[str, float]:
+    """The variances in closed form, of one trajectory and in the logit; from the moments of a Bernoulli variable.
+
+    The project's shared truths, horizon_laws, where they were enumerated for T up to 8.
+    """
+    t, w = horizon, p * (1 - p)
+    k3, m4 = w * (1 - 2 * p), w * (1 - 3 * w)
+    return {
+        "total return": t**3 * p**2 * w + 2 * t**2 * p * k3 + t * m4 + (2 * t**2 - 3 * t) * w**2,
+        "total return, E[R] subtracted": t * m4 + (2 * t**2 - 3 * t) * w**2,
+        "reward-to-go": t * (m4 - w**2)
+        + p**2 * w * t * (t + 1) * (2 * t + 1) / 6
+        + p * k3 * t * (t + 1)
+        + w**2 * t * (t - 1) / 2,
+        "reward-to-go, value subtracted": t * (m4 - w**2) + w**2 * t * (t - 1) / 2,
+    }
+
+
+@functools.partial(jax.jit, static_argnames=("horizon", "weighting"))
+def computed(p: jax.Array, *, horizon: int, weighting: str) -> ld.exact.ScoreMoments:
+    """Mean and variance of one trajectory's estimate in the logit of `p`, by dynamic programming."""
+    credit, whole, rest = WEIGHTINGS[weighting]
+    left = (horizon - jnp.arange(horizon, dtype=p.dtype))[:, None]
+    baseline = p * (whole * horizon + rest * left)
+    return ld.exact.weighted_score_moments(logit(p), COIN, COINS, horizon=horizon, credit=credit, baseline=baseline)
+
+
+@functools.partial(jax.jit, static_argnames=("longest", "num_samples"))
+def sampled(
+    p: jax.Array, horizons: jax.Array, key: jax.Array, *, longest: int, num_samples: int
+) -> tuple[jax.Array, jax.Array]:
+    """Variances of the library's estimates and their standard errors, `(horizons, weightings)` each.
+
+    All horizons use the same trajectories: the first steps of a long one are a short one.
+    """
+    keys = jax.random.split(key, num_samples)
+    taus = ld.rollout(logit(p), keys, TIMED_COIN, Timed(COINS), horizon=longest)
+
+    def at(horizon: jax.Array) -> tuple[jax.Array, jax.Array]:
+        short = taus._replace(valid=jnp.broadcast_to(jnp.arange(longest) < horizon, taus.valid.shape))
+        samples = jnp.stack([_estimates(w, p, horizon, short) for w in WEIGHTINGS])
+        variance = jnp.var(samples, axis=1, ddof=1)
+        fourth = jnp.mean((samples - jnp.mean(samples, axis=1, keepdims=True)) ** 4, axis=1)
+        return variance, jnp.sqrt((fourth - variance**2) / num_samples)
+
+    return jax.lax.map(at, horizons)
+
+
+def _estimates(weighting: str, p: jax.Array, horizon: jax.Array, taus: ld.Trajectory) -> jax.Array:
+    credit, whole, rest = WEIGHTINGS[weighting]
+
+    def value(steps: jax.Array, observation: Any) -> jax.Array:
+        return p * (whole * steps + rest * (steps - observation[1].astype(p.dtype)))
+
+    estimator = ld.score_function(credit=credit, baseline=ld.baseline_value(value, lambda _: horizon.astype(p.dtype)))
+    params = logit(p)
+    return diagnostics.per_trajectory_gradients(estimator, params, estimator.init(params), TIMED_COIN, taus)
+
+
+def table(p: float, horizons: tuple[int, ...], num_samples: int, key: jax.Array) -> list[Row]:
+    """Every weighting at every horizon; `key` is consumed."""
+    where = jnp.asarray(p)
+    longest = max(horizons)
+    draws = sampled(where, jnp.asarray(horizons), key, longest=longest, num_samples=num_samples)
+    variances, sems = map(np.asarray, draws)
+    rows = []
+    for i, horizon in enumerate(horizons):
+        for j, (weighting, exact) in enumerate(laws(p, horizon).items()):
+            ours = computed(where, horizon=horizon, weighting=weighting).covariance
+            rows.append(Row(p, horizon, weighting, exact, float(ours[0, 0]), float(variances[i, j]), float(sems[i, j])))
+    return rows
+
+
+def slope(rows: list[Row], p: float, weighting: str) -> float:
+    """Exponent of T between the two longest horizons, computed."""
+    short, long = [r for r in rows if (r.p, r.weighting) == (p, weighting)][-2:]
+    return math.log(long.computed / short.computed) / math.log(long.horizon / short.horizon)
+
+
+def main(quick: bool) -> None:
+    size = "quick" if quick else "full"
+    horizons, num_samples = HORIZONS[size], NUM_SAMPLES[size]
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(0), len(PROBABILITIES))
+        rows = [r for p, key in zip(PROBABILITIES, keys, strict=True) for r in table(p, horizons, num_samples, key)]
+    harness.print_table(
+        f"Variance of one trajectory's estimate: closed form, computed, and of {num_samples} trajectories",
+        ("p, T, weighting", "exact", "computed", "sampled", "std. error", "z"),
+        [
+            (
+                f"{r.p}, {r.horizon}, {r.weighting}",
+                f"{r.exact:.10g}",
+                f"{r.computed:.10g}",
+                f"{r.sampled:.5g}",
+                f"{r.sem:.2g}",
+                f"{r.z:.2f}",
+            )
+            for r in rows
+        ],
+    )
+    slopes = {p: {w: slope(rows, p, w) for w in WEIGHTINGS} for p in PROBABILITIES}
+    harness.print_table(
+        f"Exponent of T, from T = {horizons[-2]} to {horizons[-1]}",
+        ("weighting", *(f"p = {p}" for p in PROBABILITIES)),
+        [(w, *(f"{slopes[p][w]:.4f}" for p in PROBABILITIES)) for w in WEIGHTINGS],
+    )
+    bounds = [
+        harness.Bound("computed against closed form, relative", max(abs(r.computed / r.exact - 1) for r in rows), 1e-9),
+        harness.Bound("sampled against closed form, standard errors", max(abs(r.z) for r in rows), 4),
+    ]
+    _draw(rows, slopes)
+    harness.finish("variance_laws", {"rows": [r._asdict() for r in rows], "slopes": slopes}, bounds, quick=quick)
+
+
+def _draw(rows: list[Row], slopes: dict[float, dict[str, float]]) -> None:
+    figure, axes = harness.new_figure(ncols=len(PROBABILITIES), figsize=(12, 4.8), sharey=True)
+    colours = ("#D55E00", "#E69F00", "#0072B2", "#009E73")
+    for ax, p in zip(axes, PROBABILITIES, strict=True):
+        for weighting, colour in zip(WEIGHTINGS, colours, strict=True):
+            shown = [r for r in rows if (r.p, r.weighting) == (p, weighting)]
+            lengths = [r.horizon for r in shown]
+            label = f"{weighting}: slope {slopes[p][weighting]:.2f}"
+            ax.plot(lengths, [r.computed for r in shown], color=colour, label=label)
+            ax.errorbar(lengths, [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=colour)
+        ax.set(xscale="log", yscale="log", xlabel="steps, T", title=f"heads with probability {p}")
+        ax.legend(frameon=False)
+    axes[0].set_ylabel("variance of one trajectory's estimate")
+    figure.suptitle("Lines: computed. Points: sampled. Slopes at the longest horizons")
+    harness.save_figure(figure, "variance_laws")
