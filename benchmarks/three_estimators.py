@@ -4,6 +4,11 @@ Figures 2 and 3 of Mohamed et al. (2020): variance of one sample's gradient of $
 parameters against $k$, for the costs $(x - k)^2$, $\exp(-k x^2)$ and $\cos(k x)$. The variances are *computed*: quadrature, in float64, of the square of what
 each estimator of the library returns for given noise. They are held to closed forms at every $k$ of the curves, to independent 25-digit quadrature where
 there is one, and to the variance of samples drawn through the public calls. "Variance reduction" is, as there, the optimal constant baseline for the score function.
+
+Finding (2 CPU cores, jax 0.10.2, float64): computed variances equal the closed forms to 5e-13 along all curves and 25-digit quadrature to 3e-14; those of 200 000
+samples agree within 2.9 standard errors, the worst of 112. No estimator wins everywhere, as in the paper: for a square the pathwise gradient has 4 in mu whatever k, the score
+function 495 at k = -3 (134 with its optimal baseline); where the cost is sharp or oscillates the order turns round from k = 1 or so on, and at cos(5 x) it is 12.5 for pathwise and 0.5
+for the score. The coupled measure-valued gradient is the lowest nearly everywhere in mu, at twice the evaluations; for a sharp peak in sigma it is not: 0.117 against 0.009 at exp(-10 x^2).
 """
 
 import functools
