@@ -134,14 +134,17 @@ def sum_rows(
 
     @partial(total.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-        if any(not isinstance(t, SymbolicZero) for t in jax.tree.leaves(tangents[1])):
+        if not all(_is_zero(t) for t in jax.tree.leaves(tangents[1])):
             return jax.jvp(plain, primals, jax.tree.map(_instantiate, tangents))
-        value, gradient = _value_and_gradient(function, *primals, rows=rows)
-        terms = [
-            jnp.vdot(g, t).astype(value.dtype)
-            for g, t in zip(jax.tree.leaves(gradient), jax.tree.leaves(tangents[0]), strict=True)
-            if not isinstance(t, SymbolicZero)
-        ]
+        leaves, tree = jax.tree.flatten(primals[0])
+        moving = {i: t for i, t in enumerate(jax.tree.leaves(tangents[0])) if not _is_zero(t)}
+
+        def of_moving(values: dict[int, jax.Array], x: Any) -> jax.Array:
+            p, captured = tree.unflatten([values.get(i, leaf) for i, leaf in enumerate(leaves)])
+            return function(p, x, *captured)
+
+        value, gradient = _value_and_gradient(of_moving, {i: leaves[i] for i in moving}, *primals[1:], rows=rows)
+        terms = [jnp.sum(gradient[i] * t, dtype=value.dtype) for i, t in moving.items()]
         return value, sum(terms, jnp.zeros_like(value))
 
     return total((params, captured), inputs, valid)
@@ -173,7 +176,7 @@ def _value_and_gradient(
     shape = layout(1, valid.shape[0], rows)
 
     def block(shared: Any, x: Any, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = jax.vmap(lambda x: function(shared[0], x, *shared[1]))(x)
+        values = jax.vmap(function, (None, 0))(shared, x)
         values = jnp.where(valid, values, jnp.zeros_like(values))
         return jnp.sum(values), _partial_sums(values)
 
@@ -195,6 +198,11 @@ def _partial_sums(values: jax.Array, lanes: int = 8) -> jax.Array:
     """Sums of few values each, to be added up at the end: a sum of a whole block would be taken in sequence."""
     padded = jnp.pad(values, (0, -values.size % lanes))
     return jnp.sum(padded.reshape(lanes, -1), axis=0, dtype=accumulator_dtype(values.dtype))
+
+
+def _is_zero(tangent: Any) -> bool:
+    """Whether this is the tangent of what is held, or of an integer."""
+    return isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
 
 
 def _instantiate(tangent: Any) -> Any:

@@ -105,6 +105,27 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, expected)
 
 
+def test_the_one_pass_sum_takes_parameters_that_are_no_floats():
+    """A step counter or a mask among the parameters, as `jax.grad` of the other ones meets it."""
+    inputs = _inputs(1, 40)[0]
+
+    @jax.jit
+    def check(params):
+        def of(rows):
+            def total(params):
+                both = params, jnp.array([2, 3])
+                return sum_rows(
+                    lambda p, row: p[1][0].astype(float) * _row(p[0], row), both, inputs, jnp.ones(40, bool), rows=rows
+                )
+
+            return total
+
+        return [(jax.grad(of(rows))(params), jax.hessian(of(rows))(params)) for rows in (8, 40)]
+
+    ours, expected = check(PARAMS)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-11), ours, expected)
+
+
 @pytest.mark.parametrize(("num", "length"), [(3, 1), (3, 10), (2, 17)])
 def test_segmented_scan_equals_the_plain_scan(num, length):
     inputs = _inputs(num, length)
