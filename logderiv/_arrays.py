@@ -14,6 +14,11 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
+def widen(x: jax.Array) -> jax.Array:
+    """Integers (booleans too) in 32 bits at least: the sizes that they are compared with may not fit into fewer."""
+    return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
+
+
 def as_keys(key: jax.Array) -> jax.Array:
     """Typed keys from typed or raw (uint32) keys.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import expand, is_traced, register_dataclass
+from logderiv._arrays import expand, is_traced, register_dataclass, widen
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
@@ -312,11 +312,9 @@ def _scalar(value: Any, name: str) -> jax.Array:
 
 def _integer(action: Any) -> jax.Array:
     action = jnp.asarray(action)
-    if jnp.issubdtype(action.dtype, jnp.bool_):
-        return action.astype(jnp.int32)
-    if not jnp.issubdtype(action.dtype, jnp.integer):
+    if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
-    return action
+    return widen(action)
 
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import widest
+from logderiv._arrays import widen, widest
 from logderiv.distributions import Categorical, Normal
 
 Head = Callable[[jax.Array], Any]
@@ -34,7 +34,8 @@ class TabularSoftmax:
 
     def apply(self, params: jax.Array, observation: jax.Array) -> Categorical:
         """The distribution in one state; NaN in a state outside `0 .. S - 1`."""
-        state = jnp.where(observation < 0, params.shape[0], observation)
+        state = widen(jnp.asarray(observation))
+        state = jnp.where(state < 0, params.shape[0], state)
         return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
 
     def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array] | None:

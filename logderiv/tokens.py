@@ -17,7 +17,7 @@ import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from logderiv._arrays import accumulator_dtype, expand, is_traced, widest
+from logderiv._arrays import accumulator_dtype, expand, is_traced, widen, widest
 
 # Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
 # two, which would make its matrix products slower. Elsewhere blocks only bound the memory; those are *unmeasured*.
@@ -106,7 +106,7 @@ def token_log_probs(
     _check(unembedding, hidden, tokens, allowed, valid)
     vocabulary = unembedding.shape[0]
     _check_inside(tokens, valid, vocabulary)
-    tokens = tokens if tokens.dtype.itemsize >= 4 else tokens.astype(jnp.int32)  # V may not fit into fewer bits
+    tokens = widen(tokens)
     inside = (tokens >= 0) & (tokens < vocabulary)
     tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
     if valid is not None:

@@ -6,23 +6,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import accumulator_dtype
+from logderiv._arrays import accumulator_dtype, widen
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     r"""$N(s, a) = \sum_t w_t\, 1[s_t = s, a_t = a]$: all that a tabular policy's likelihood depends on.
 
-    With boolean weights, such as `trajectory.valid`, these are whole numbers and exact; floating weights are added up
-    in groups of steps, so that float32 stays exact to about 1e-6 at 10^7 steps.
+    With boolean or integer weights, such as `trajectory.valid`, these are whole numbers and exact; floating weights are
+    added up in float32 at least and in groups of steps, so that float32 stays exact to about 1e-6 at 10^7 steps.
 
     Args:
-        states: Integers in `0 .. S - 1`, any shape. Others are dropped.
+        states: Integers in `0 .. S - 1`, of any width and shape. Others are dropped.
         actions: Integers in `0 .. A - 1`, same shape. Others are dropped.
         weights: Same shape; 0 or False for steps that do not count.
         shape: `(S, A)`.
 
     Returns:
-        Shape `(S, A)`: int32 for boolean weights, else the dtype of `weights`.
+        Shape `(S, A)`: int32 for boolean and integer weights, else the dtype of `weights`, float32 at least.
 
     Raises:
         ValueError: The three shapes differ.
@@ -38,13 +38,16 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
             f"{weights.shape}."
         )
     size = math.prod(shape)
+    states, actions = widen(states), widen(actions)
     inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
-    place = jnp.where(inside, states * shape[1] + actions, size).ravel()  # one index, which is faster than two
+    place = states.astype(jnp.int32) * shape[1] + actions.astype(jnp.int32)  # one index, which is faster than two
+    place = jnp.where(inside, place, size).ravel()
     weights = weights.ravel()
-    if weights.dtype == jnp.bool_:
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
         return jnp.zeros(size, jnp.int32).at[place].add(weights.astype(jnp.int32), mode="drop").reshape(shape)
+    weights = weights.astype(accumulator_dtype(weights.dtype))
     groups = max(1, math.isqrt(weights.size // max(1, size)))
-    group = jnp.arange(weights.size) * groups // weights.size
+    group = jnp.arange(weights.size) // max(1, -(-weights.size // groups))
     counts = jnp.zeros((groups, size), weights.dtype).at[group, place].add(weights, mode="drop")
     return jnp.sum(counts, axis=0).reshape(shape)
 
@@ -63,7 +66,7 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     Returns:
         A scalar, in float32 at least.
     """
-    counted = weights.astype(bool)
+    states, actions, counted = widen(states), widen(actions), weights.astype(bool)
     counts = visit_counts(states, actions, lax.stop_gradient(weights), logits.shape)
     logs = jax.nn.log_softmax(logits).astype(accumulator_dtype(logits.dtype))
     terms = counts.astype(logs.dtype) * logs

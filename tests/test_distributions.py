@@ -41,6 +41,13 @@ def test_an_action_out_of_range_has_log_probability_minus_infinity(action):
         np.testing.assert_array_equal(gradient, jnp.zeros_like(logits))
 
 
+def test_an_action_of_eight_bits_may_be_one_of_more_than_they_hold():
+    dist = ld.Categorical(jnp.zeros(300))
+    for action in (jnp.int8(127), jnp.uint8(255)):
+        assert dist.log_prob(action) == pytest.approx(-np.log(300), rel=1e-14)
+    assert dist.log_prob(jnp.int8(-1)) == -jnp.inf
+
+
 def test_a_masked_action_leaves_value_entropy_and_gradients_finite():
     dist = ld.Categorical(MASKED)
     assert dist.log_prob(jnp.int32(1)) == -jnp.inf

@@ -128,6 +128,31 @@ def test_float32_counts_do_not_drift():
     assert count(jnp.ones(length, jnp.float32)).item() == pytest.approx(length, rel=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("states", "actions", "shape"),
+    [("uint8", "int32", (200, 5)), ("int8", "int8", (100, 200)), ("int16", "uint8", (20_000, 3))],
+)
+def test_the_width_of_the_integers_does_not_matter(states, actions, shape):
+    """`S` and `A`, or the index `s A + a`, do not fit into them."""
+    s, a = jnp.array([0, shape[0] - 1, 90], states), jnp.array([1, 2, 2], actions)
+    counts = ld.visit_counts(s, a, jnp.ones(3, bool), shape)
+    assert counts.sum() == 3
+    assert [int(counts[i, j]) for i, j in zip(s.tolist(), a.tolist(), strict=True)] == [1, 1, 1]
+    logits, one = jnp.zeros(shape), jnp.ones(3)
+    tau = ld.Trajectory(s, a, one, one, one > 0, one, s[-1])
+    for policy in (ld.tabular_softmax, STEPWISE):
+        assert ld.log_prob(logits, policy, tau) == pytest.approx(-3 * np.log(shape[1]), rel=1e-12)
+    assert from_visits(logits, s, a, one > 0) == pytest.approx(-3 * np.log(shape[1]), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.bfloat16, jnp.float16])
+def test_counts_are_not_kept_in_the_width_of_the_weights(dtype):
+    """2^17 steps of one action: more than int8 and float16 hold, and than bfloat16 counts."""
+    zeros, weights = jnp.zeros(2**17, jnp.int32), jnp.ones(2**17, dtype)
+    assert ld.visit_counts(zeros, zeros, weights, (1, 2)).tolist() == [[2**17, 0]]
+    assert from_visits(jnp.zeros((1, 2)), zeros, zeros, weights) == pytest.approx(-(2**17) * np.log(2), rel=1e-12)
+
+
 def test_weights_of_another_shape_are_refused():
     taus = _batch(jax.random.key(3), 4, 6)
     with pytest.raises(ValueError, match=r"\(4, 6\), received \(4, 1\)"):
