@@ -58,7 +58,7 @@ LEARNERS = {
     "DiCE, 1 step, constant rate": Learner("dice", 1, decays=False),
     "exact, 1 step": Learner("exact", 1),
 }
-QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(batch=64, rounds=50, updates=120)
+QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(rounds=100, updates=100)
 COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice" and learner.decays)
 
 
