@@ -53,11 +53,6 @@ class Layout(NamedTuple):
     inner: int
     steps: int
 
-    @property
-    def blocks(self) -> int:
-        """Number of blocks."""
-        return self.turns * self.outer * self.inner
-
 
 def layout(num_trajectories: int, num_steps: int, rows: int) -> Layout:
     """The layout of blocks of at most about `rows` rows."""
@@ -86,12 +81,12 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
     Gradients: flow through `params` and `inputs`, at any order; each block is recomputed on the way back.
     """
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    shape = layout(num, length, rows_or_default(rows))
+    rows = rows_or_default(rows)
     block = jax.vmap(function, (None, 0))
-    if shape.blocks == 1:
+    if num * length <= rows:
         flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
         return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), block(params, flat))
-    block = jax.checkpoint(block, prevent_cse=False)
+    shape, block = layout(num, length, rows), jax.checkpoint(block, prevent_cse=False)
 
     def group(params: Any, xs: Any) -> Any:
         return lax.scan(lambda _, x: (None, block(params, x)), None, xs)[1]

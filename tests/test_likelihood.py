@@ -276,6 +276,17 @@ def test_a_batch_in_one_pass_equals_the_sum_of_its_factors_at_every_order(shape)
     assert "custom_jvp_call" not in str(jax.make_jaxpr(summed)(params))
 
 
+@pytest.mark.parametrize("length", [3, 600])
+def test_a_batch_of_no_trajectories_has_no_log_prob(length):
+    one = jnp.ones((0, length))
+    empty = ld.Trajectory(one[..., None], one.astype(int), one, one, one > 0, one, jnp.ones((0, 1)))
+    policy = lambda p, x: ld.Categorical(p * x)  # noqa: E731
+    assert ld.log_prob(jnp.ones(2), policy, empty).shape == (0,)
+    assert ld.log_factors(jnp.ones(2), policy, empty).shape == (0, length)
+    grads = jax.grad(lambda p: ld.log_prob(p, policy, empty).sum())(jnp.ones(2))
+    np.testing.assert_array_equal(grads, jnp.zeros(2))
+
+
 def test_a_gradient_larger_than_its_trajectory_is_not_held_for_each_of_a_batch():
     policy = ld.MLP(2, hidden=(64,))
     tau, params = batch(jax.random.key(5), (3, 24)), _params(policy)
