@@ -19,6 +19,20 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
+def floating(x: Any) -> jax.Array:
+    """`x` as floating point; integers become the default floating dtype."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
+
+
+def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
+    """A cost, checked to be one number, as floating point."""
+    value = jnp.asarray(value)
+    if value.shape != ():
+        raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
+    return floating(value)
+
+
 def as_keys(key: jax.Array) -> jax.Array:
     """Typed keys from typed or raw (uint32) keys.
 

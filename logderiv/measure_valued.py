@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._arrays import scalar_cost
 from logderiv.distributions import Bernoulli, Categorical, Normal
-from logderiv.pathwise import Cost, MakeDistribution, held_sample, sample_keys, scalar_cost
+from logderiv.pathwise import Cost, MakeDistribution, held_sample, sample_keys
 
 
 class NormalNoise(NamedTuple):

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import as_keys, register_dataclass
+from logderiv._arrays import as_keys, register_dataclass, scalar_cost
 from logderiv.distributions import Normal
 from logderiv.rollout import rollout
 from logderiv.types import Step, Trajectory
@@ -164,7 +164,9 @@ class Fitness:
     def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Step:
         """The fitness, and the end."""
         del params
-        return Step(state, state, self.function(action, key), jnp.ones((), bool), jnp.zeros((), bool))
+        return Step(
+            state, state, scalar_cost(self.function(action, key), "fitness"), jnp.ones((), bool), jnp.zeros((), bool)
+        )
 
 
 def rollout_pairs(params: Any, keys: jax.Array, search: NormalSearch, environment: Fitness) -> Trajectory:

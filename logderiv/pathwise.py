@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import as_keys
+from logderiv._arrays import as_keys, scalar_cost
 from logderiv.distributions import log_prob, sample
 from logderiv.types import check_params
 
@@ -115,14 +115,6 @@ def score_term(params: Any, x: Any, distribution: MakeDistribution, weight: jax.
 def held_sample(distribution: Any, key: jax.Array) -> Any:
     """A sample that carries no derivative; `key` is consumed."""
     return lax.stop_gradient(sample(distribution, key))
-
-
-def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
-    """A cost, checked to be one number, as floating point."""
-    value = jnp.asarray(value)
-    if value.shape != ():
-        raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
-    return value if jnp.issubdtype(value.dtype, jnp.floating) else value.astype(jnp.zeros(()).dtype)
 
 
 def sample_keys(params: Any, key: jax.Array, num_samples: int) -> jax.Array:

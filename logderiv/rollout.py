@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import as_keys
+from logderiv._arrays import as_keys, floating
 from logderiv.distributions import log_prob, sample
 from logderiv.environments.adapters import as_environment
 from logderiv.types import BatchInfo, Step, Trajectory, as_policy, check_trajectory
@@ -94,8 +94,8 @@ def _rollout(params: Any, key: jax.Array, policy: Any, environment: Any, horizon
         row = (
             observation,
             action,
-            jnp.where(alive, _floating(new.reward), 0),
-            jnp.where(alive & new.terminated, 0, 1).astype(_floating(new.reward).dtype),
+            jnp.where(alive, floating(new.reward), 0),
+            jnp.where(alive & new.terminated, 0, 1).astype(floating(new.reward).dtype),
             alive,
             jnp.where(alive, log_prob(distribution, action), 0),
         )
@@ -126,11 +126,6 @@ def _select(alive: jax.Array, new: Any, old: Any) -> Any:
         return jnp.where(alive, a if is_key else jnp.asarray(a, jnp.result_type(b)), b)
 
     return jax.tree_util.tree_map_with_path(leaf, new, old)
-
-
-def _floating(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
 
 
 def _horizon(horizon: int | None, environment: Any) -> int:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._arrays import as_keys, register_dataclass
-from logderiv.pathwise import check_reparameterised, scalar_cost
+from logderiv._arrays import as_keys, register_dataclass, scalar_cost
+from logderiv.pathwise import check_reparameterised
 from logderiv.surrogates import box
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation

@@ -249,6 +249,12 @@ def test_leaving_groups_out_by_hand_and_unbiased():
             "keys: expected one axis of keys",
         ),
         (
+            lambda: ld.rollout_pairs(
+                PARAMS, jax.random.split(jax.random.key(0), 2), SEARCH, ld.Fitness(lambda x, key: jnp.ones(2))
+            ),
+            r"fitness: expected a scalar for one sample, received shape \(2,\)",
+        ),
+        (
             lambda: ld.score_function(baseline=LOO_PAIRS).estimate(PARAMS, (), SEARCH, batch(jnp.ones(5))),
             "expected a multiple of group_size = 2, received 5",
         ),

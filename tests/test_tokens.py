@@ -273,8 +273,11 @@ def test_other_bad_input():
         ld.processes.TokenModel(3, reward, vocabulary=3, end=0, horizon=3)
     vector = ld.processes.TokenModel(ld.linear(3), lambda t, n: t, vocabulary=3, end=0, horizon=3)
     params = vector.policy.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="reward: expected a scalar for one sequence"):
+    with pytest.raises(ValueError, match=r"reward: expected a scalar for one sample, received shape \(3,\)"):
         ld.rollout(params, jax.random.key(0), vector.policy, vector)
+    whole = ld.processes.TokenModel(ld.linear(3), lambda t, n: n, vocabulary=3, end=0, horizon=3)  # an integer reward
+    taus = ld.rollout(params, jax.random.key(0), whole.policy, whole)
+    assert float(taus.rewards.sum()) == int(taus.valid.sum())
     model, params = bigram()
     taus = ld.rollout(params, jax.random.key(0), model.policy, model)
     outside = taus._replace(actions=taus.actions.at[0].set(7))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import register_dataclass
+from logderiv._arrays import floating, register_dataclass
 from logderiv.distributions import Categorical
 from logderiv.environments.tabular import TabularMDP
 
@@ -99,8 +99,7 @@ def markov_chain(reward: Any, *, terminal: Any = None, horizon: int | None = Non
         >>> float(ld.exact.value(params, chain.policy, chain, horizon=6))
         3.0
     """
-    reward = jnp.asarray(reward)
-    reward = reward if jnp.issubdtype(reward.dtype, jnp.floating) else reward.astype(jnp.zeros(()).dtype)
+    reward = floating(reward)
     states = reward.shape[0] if reward.ndim else 0
     if reward.ndim not in (1, 2) or states == 0 or reward.shape[-1] != states:
         raise ValueError(f"reward: expected shape (S,) or (S, S), received {reward.shape}.")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import is_traced, register_dataclass
+from logderiv._arrays import is_traced, register_dataclass, scalar_cost
 from logderiv.distributions import Forced, num_categories
 from logderiv.environments.tabular import TabularMDP
 from logderiv.types import Step, as_policy
@@ -225,10 +225,7 @@ class TokenModel:
         )
 
     def _reward(self, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        reward = jnp.asarray(self.reward(tokens, length))
-        if reward.shape != ():
-            raise ValueError(f"reward: expected a scalar for one sequence, received shape {reward.shape}.")
-        return reward.astype(jnp.result_type(reward.dtype, jnp.zeros(()).dtype))
+        return scalar_cost(self.reward(tokens, length), "reward")
 
     def _checked_prompts(self) -> np.ndarray:
         prompts = np.asarray(self.prompts)
