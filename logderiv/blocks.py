@@ -177,16 +177,16 @@ def _value_and_gradient(
 
     def add(gradient: Any, x: Any) -> tuple[Any, jax.Array]:
         new, value = jax.grad(block, has_aux=True)(shared, *x)
-        return jax.tree.map(jnp.add, gradient, new), value
+        return jax.tree.map(lambda total, g: total + g.astype(total.dtype), gradient, new), value
 
     def group(gradient: Any, xs: Any) -> tuple[Any, jax.Array]:
         new, values = lax.scan(add, zeros, xs)
         return jax.tree.map(jnp.add, gradient, new), values
 
-    zeros = jax.tree.map(jnp.zeros_like, shared)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), shared)
     folded = jax.tree.map(lambda x: _fold(x[None], shape), inputs), _fold(valid[None], shape, fill=False)
     gradient, values = lax.scan(group, zeros, folded)
-    return jnp.sum(values), gradient
+    return jnp.sum(values), jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, shared)
 
 
 def _partial_sums(values: jax.Array, lanes: int = 8) -> jax.Array:
