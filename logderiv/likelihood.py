@@ -219,7 +219,7 @@ def _table(params: Any, policy: Any, trajectory: Trajectory, num_steps: int) -> 
     if actions is None or actions.shape != trajectory.valid.shape or not jnp.issubdtype(actions.dtype, jnp.integer):
         return None
     table = policy.table(params, trajectory.observations, actions)
-    if table is None or table[0].size > num_steps:
+    if table is None or table[0].ndim != 2 or table[0].size > num_steps:  # taken step by step the former is an error
         return None
     distributions.check_range(
         distributions.Categorical(table[0][0]), jnp.zeros((), actions.dtype), actions, trajectory.valid

@@ -153,6 +153,14 @@ def test_counts_are_not_kept_in_the_width_of_the_weights(dtype):
     assert from_visits(jnp.zeros((1, 2)), zeros, zeros, weights) == pytest.approx(-(2**17) * np.log(2), rel=1e-12)
 
 
+def test_logits_that_are_no_table_are_refused():
+    taus = _batch(jax.random.key(3), 4, 40)
+    with pytest.raises(ValueError, match="log_prob of one action to be a scalar"):
+        ld.log_prob(TERMINATING_LOGITS, ld.shared_softmax, taus)
+    with pytest.raises(ValueError, match="log_prob of one action to be a scalar"):
+        ld.weighted_log_prob(TERMINATING_LOGITS[None], ld.tabular_softmax, taus, jnp.ones((4, 40)))
+
+
 def test_weights_of_another_shape_are_refused():
     taus = _batch(jax.random.key(3), 4, 6)
     with pytest.raises(ValueError, match=r"\(4, 6\), received \(4, 1\)"):
