@@ -73,7 +73,8 @@ def weighted_log_prob(
         params: Parameters of the policy.
         policy: As in `log_factors`.
         trajectory: Leading axes `(*batch, T)`.
-        weights: Same shape; held, cast to the dtype of the log-factors. Those of invalid steps are not used.
+        weights: Same shape; held, cast to the dtype of the log-factors. Those of invalid steps are not used, and a step of
+            weight 0 does not count, even if it is impossible.
         rows: As in `log_factors`.
 
     Returns:
@@ -84,7 +85,7 @@ def weighted_log_prob(
     """
     policy = as_policy(policy)
     check_trajectory(trajectory)
-    valid = trajectory.valid
+    valid, weights = trajectory.valid, jnp.asarray(weights)
     if jnp.shape(weights) != valid.shape:
         raise ValueError(
             f"weights: expected the shape of trajectory.valid, {valid.shape}, received {jnp.shape(weights)}; a (N, 1) against "
@@ -95,7 +96,8 @@ def weighted_log_prob(
     if table is not None:
         return from_visits(*table, trajectory.actions, weights)
     logs = log_factors(params, policy, trajectory, rows=rows)
-    return jnp.sum(_sum_steps(weights.astype(logs.dtype) * logs))
+    weights = weights.astype(logs.dtype)
+    return jnp.sum(_sum_steps(jnp.where(weights == 0, jnp.zeros_like(logs), weights * logs)))
 
 
 def prob(

@@ -161,6 +161,20 @@ def test_logits_that_are_no_table_are_refused():
         ld.weighted_log_prob(TERMINATING_LOGITS[None], ld.tabular_softmax, taus, jnp.ones((4, 40)))
 
 
+@pytest.mark.parametrize("policy", [ld.tabular_softmax, STEPWISE], ids=["counted", "stepwise"])
+def test_an_impossible_step_of_weight_zero_does_not_count(policy):
+    logits = jnp.array([[0.0, -jnp.inf], [0.5, 0.2]])
+    states, actions = jnp.array([[0, 1, 1, 0]]), jnp.array([[1, 0, 1, 0]])
+    one = jnp.ones((1, 4))
+    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[:, -1])
+    total = jax.jit(jax.value_and_grad(lambda p, w: ld.weighted_log_prob(p, policy, tau, w)))
+    value, grad = total(logits, jnp.array([[0.0, 1.0, 2.0, 1.0]]))
+    logs = jax.nn.log_softmax(logits[1])
+    np.testing.assert_allclose(value, logs[0] + 2 * logs[1], rtol=1e-13)
+    assert np.all(np.isfinite(grad))
+    assert total(logits, jnp.ones((1, 4)))[0] == -jnp.inf
+
+
 def test_weights_of_another_shape_are_refused():
     taus = _batch(jax.random.key(3), 4, 6)
     with pytest.raises(ValueError, match=r"\(4, 6\), received \(4, 1\)"):
