@@ -48,7 +48,7 @@ def parameters() -> Any:
     return structure.unflatten([x + e for x, e in zip(leaves, noise, strict=True)])
 
 
-def time_point(length: int, num: int, repeats: int) -> dict[str, Any]:
+def time_point(length: int, num: int) -> dict[str, Any]:
     """Every candidate at one point, interleaved: seconds, compile seconds and temporary bytes.
 
     A process of its own for each point: what an earlier one left to the allocator speeds large temporaries up or down.
@@ -67,7 +67,7 @@ def time_point(length: int, num: int, repeats: int) -> dict[str, Any]:
     others = {"torch": peers.torch_call(params, taus), "kernel in C": peers.kernel_call(params, taus)}
     runs |= {name: run for name, run in others.items() if run is not None}
     return {
-        "seconds": harness.interleaved_medians(runs, repeats),
+        "seconds": harness.interleaved_medians(runs, 15 if length * num <= LARGE else 7),
         "compile_seconds": {name: call.compile_seconds for name, call in calls.items()},
         "temp_bytes": {name: call.temp_bytes for name, call in calls.items()},
     }
@@ -196,8 +196,7 @@ def main(quick: bool) -> None:
     timings: dict[str, Any] = {}
     _, missing = peers.libraries()
     for place, cores in harness.places().items():
-        repeats = 3 if quick else 7
-        rows = [harness.on_cores(cores, "benchmarks.likelihood_speed:time_point", *p, repeats) for p in points]
+        rows = [harness.on_cores(cores, "benchmarks.likelihood_speed:time_point", *point) for point in points]
         timings[place] = rows
         names = [n for n in rows[-1]["seconds"] if not n.startswith("rows")]
         harness.print_table(
