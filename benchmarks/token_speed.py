@@ -271,6 +271,7 @@ def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> None:
     axes[0].set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None))
     axes[1].set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log")
     for ax in axes:
+        ax.set_xticks([v for _, v in measured])
         ax.grid(alpha=0.3)
     axes[0].legend(frameon=False)
     harness.save_figure(figure, "token_speed")
