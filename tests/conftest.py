@@ -2,7 +2,7 @@ import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if importlib.metadata.version("jaxlib").startswith(("0.8.", "0.9.", "0.10.")):  # XLA stops at a flag it does not know
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA stops at a flag it does not know
     # The older emitters, and each module in one piece: compiles in a third of the time.
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 
