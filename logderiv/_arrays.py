@@ -75,6 +75,11 @@ def register_dataclass(
     return cls
 
 
+def tree_size(tree: Any) -> int:
+    """How many numbers a pytree holds."""
+    return sum(jnp.size(x) for x in jax.tree.leaves(tree))
+
+
 def widest(*dtypes: Any) -> Any:
     """The floating dtype with the most bits."""
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)

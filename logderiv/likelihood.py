@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._arrays import accumulator_dtype, widest
+from logderiv._arrays import accumulator_dtype, tree_size, widest
 from logderiv.blocks import map_trajectories, rows_or_default, sum_rows
 from logderiv.factors import all_factors, environment_log_factors, flat_inputs, log_factors, step_factor, with_memory
 from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory
@@ -209,8 +209,6 @@ def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int
         return sum_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, inputs, tau.valid, rows=rows)
 
     batch = trajectory.valid.shape[:-1]
-    if not batch:
-        return one(trajectory)
     flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(batch) :])), trajectory)
     return map_trajectories(one, flat).reshape(batch)
 
@@ -237,12 +235,8 @@ def _fits_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int |
     if policy.initial_carry is not None or policy.log_factors is not None:
         return False
     num, length = trajectory.valid.size // trajectory.valid.shape[-1], trajectory.valid.shape[-1]
-
-    def size(tree: Any) -> int:
-        return sum(jnp.size(x) for x in jax.tree.leaves(tree))
-
-    held = size((trajectory.observations, trajectory.actions))
-    return num == 1 or (length > rows_or_default(rows) and num * size(params) <= held)
+    held = tree_size((trajectory.observations, trajectory.actions))
+    return num == 1 or (length > rows_or_default(rows) and num * tree_size(params) <= held)
 
 
 def _sum_steps(logs: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._arrays import is_traced
+from logderiv._arrays import is_traced, tree_size
 from logderiv.diagnostics.statistics import num_samples
 from logderiv.estimators import Estimator, num_trajectories
 from logderiv.factors import log_factors
@@ -221,7 +221,7 @@ def _gradients(
 
 def _side_by_side(params: Any, batch_size: int | None) -> int:
     if batch_size is None:
-        return min(16, max(1, 65536 // sum(jnp.size(x) for x in jax.tree.leaves(params))))
+        return min(16, max(1, 65536 // tree_size(params)))
     if batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1 trajectory, received {batch_size}.")
     return batch_size

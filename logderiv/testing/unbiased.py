@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv import diagnostics
-from logderiv._arrays import is_traced
+from logderiv._arrays import is_traced, tree_size
 
 MIN_REPLICATES = 30
 
@@ -131,7 +131,7 @@ def unbiased_report(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0
     dtype = jnp.zeros(()).dtype
     samples, exact = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), (samples, exact))
     resolution = _resolution(resolution, exact)
-    k = familywise(k, sum(x.size for x in jax.tree.leaves(exact)))
+    k = familywise(k, tree_size(exact))
     mean, sem = diagnostics.mean(samples), diagnostics.sem(samples)
 
     def varies(x: jax.Array, s: jax.Array) -> jax.Array:
