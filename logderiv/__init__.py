@@ -34,7 +34,10 @@ from logderiv.distributions import Bernoulli as Bernoulli
 from logderiv.distributions import Categorical as Categorical
 from logderiv.distributions import Forced as Forced
 from logderiv.distributions import Normal as Normal
+from logderiv.environments import Brax as Brax
+from logderiv.environments import Gymnasium as Gymnasium
 from logderiv.environments import Gymnax as Gymnax
+from logderiv.environments import Jumanji as Jumanji
 from logderiv.environments import TabularMDP as TabularMDP
 from logderiv.environments import short_corridor as short_corridor
 from logderiv.estimators import Estimator as Estimator

@@ -8,7 +8,7 @@ from jax import lax
 
 from logderiv._arrays import as_keys, floating
 from logderiv.distributions import log_prob, sample
-from logderiv.environments.adapters import as_environment
+from logderiv.environments import as_environment, check_action
 from logderiv.types import BatchInfo, Step, Trajectory, as_policy, check_trajectory
 
 
@@ -90,6 +90,7 @@ def _rollout(params: Any, key: jax.Array, policy: Any, environment: Any, horizon
         else:
             distribution, new_memory = policy.apply(params, observation), None
         action = sample(distribution, key_action)
+        check_action(environment, distribution, action)
         new = Step(*environment.step(key_step, state, action, env_params))
         row = (
             observation,
