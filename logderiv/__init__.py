@@ -34,6 +34,7 @@ from logderiv.distributions import Bernoulli as Bernoulli
 from logderiv.distributions import Categorical as Categorical
 from logderiv.distributions import Forced as Forced
 from logderiv.distributions import Normal as Normal
+from logderiv.distributions import masked as masked
 from logderiv.environments import Brax as Brax
 from logderiv.environments import Gymnasium as Gymnasium
 from logderiv.environments import Gymnax as Gymnax
@@ -80,16 +81,19 @@ from logderiv.pathwise import gradients_pathwise as gradients_pathwise
 from logderiv.pathwise import gradients_score as gradients_score
 from logderiv.policies import GRU as GRU
 from logderiv.policies import MLP as MLP
+from logderiv.policies import TanhNormalHead as TanhNormalHead
 from logderiv.policies import linear as linear
 from logderiv.policies import normal_head as normal_head
 from logderiv.policies import shared_softmax as shared_softmax
 from logderiv.policies import tabular_softmax as tabular_softmax
+from logderiv.policies import tanh_normal_head as tanh_normal_head
 from logderiv.processes import EulerMaruyama as EulerMaruyama
 from logderiv.processes import JumpProcess as JumpProcess
 from logderiv.programs import bounded_while_loop as bounded_while_loop
 from logderiv.programs import expectation as expectation
 from logderiv.rollout import batch_info as batch_info
 from logderiv.rollout import rollout as rollout
+from logderiv.squashed import TanhNormal as TanhNormal
 from logderiv.surrogates import clipped_terms as clipped_terms
 from logderiv.surrogates import dice_surrogate as dice_surrogate
 from logderiv.surrogates import loaded_dice as loaded_dice

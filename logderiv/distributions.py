@@ -69,6 +69,30 @@ class Categorical:
         return jnp.argmax(self.logits, axis=-1).astype(jnp.int32)
 
 
+def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits of the allowed actions, `-inf` for the others: `Categorical(masked(logits, observation.action_mask))`.
+
+    A masked action is never drawn, has probability exactly 0, and passes no gradient; entropy and the gradients of the others
+    are those of the softmax over the allowed ones. Where nothing is allowed there is no distribution: log-probabilities and
+    entropy are NaN, and `sample` gives action 0. In the invalid steps after an episode's end that does no harm.
+
+    Args:
+        logits: Shape `(..., A)`; NaN and infinities of masked actions do not matter.
+        mask: True where an action is allowed; broadcast against `logits`.
+
+    Raises:
+        TypeError: `mask` is not boolean.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> Categorical(masked(jnp.zeros(3), jnp.array([True, False, True]))).prob(jnp.arange(3)).tolist()
+        [0.5, 0.0, 0.5]
+    """
+    if jnp.result_type(mask) != jnp.bool_:
+        raise TypeError(f"mask: expected booleans, received {jnp.result_type(mask)}; use mask.astype(bool).")
+    return jnp.where(mask, logits, -jnp.inf)
+
+
 @dataclasses.dataclass(frozen=True)
 class Bernoulli:
     r"""$p(1) = \sigma(\ell)$, $p(0) = \sigma(-\ell)$; exact in both tails.

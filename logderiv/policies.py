@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from logderiv._arrays import widen, widest
 from logderiv.distributions import Categorical, Normal
+from logderiv.squashed import Bound, TanhNormal
 
 Head = Callable[[jax.Array], Any]
 
@@ -22,6 +23,28 @@ def normal_head(outputs: jax.Array) -> Normal:
     """A diagonal Normal from `2 D` outputs: means, then log standard deviations."""
     loc, log_scale = jnp.split(outputs, 2, axis=-1)
     return Normal(loc, jnp.exp(log_scale))
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class TanhNormalHead:
+    """A `TanhNormal` between bounds from `2 D` outputs: means before the squashing, then log standard deviations.
+
+    Attributes:
+        low: Lower bound, or a tuple of `D`.
+        high: Upper bound, or a tuple of `D`.
+    """
+
+    low: Bound = -1.0
+    high: Bound = 1.0
+
+    def __call__(self, outputs: jax.Array) -> TanhNormal:
+        """The distribution."""
+        loc, log_scale = jnp.split(outputs, 2, axis=-1)
+        return TanhNormal(loc, jnp.exp(log_scale), self.low, self.high)
+
+
+tanh_normal_head = TanhNormalHead()
 
 
 @jax.tree_util.register_static
@@ -76,14 +99,18 @@ class MLP:
     """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
 
     Attributes:
-        outputs: Width of the last layer: the number of actions for `Categorical`, `2 D` for `normal_head`.
+        outputs: Number of outputs: the number of actions for `Categorical`, `2 D` for `normal_head` and `tanh_normal_head`.
         hidden: Widths of the hidden layers.
         head: From outputs to a distribution.
+        free: How many of the outputs, the last ones, are parameters by themselves instead of functions of the
+            observation; zero at the start. `MLP(2 * D, head=normal_head, free=D)` has one log standard deviation for
+            all observations, which is what PPO is mostly used with.
     """
 
     outputs: int
     hidden: tuple[int, ...] = (64,)
     head: Head = Categorical
+    free: int = 0
 
     initial_carry = None
     log_factors = None
@@ -91,16 +118,20 @@ class MLP:
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _check_widths(outputs=(self.outputs,), hidden=self.hidden)
+        if not (isinstance(self.free, int) and 0 <= self.free < self.outputs):
+            raise ValueError(f"free: expected a whole number in 0 .. outputs - 1 = {self.outputs - 1}, received {self.free}.")
 
     def init(self, key: jax.Array, observation: Any) -> list[dict[str, jax.Array]]:
         """Parameters for observations like the given one: LeCun-normal weights, zero biases, a last layer 100 times smaller.
 
         The small last layer starts the policy near uniform. `key` is consumed.
         """
-        widths = (flatten_observation(observation).size, *self.hidden, self.outputs)
+        widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.free)
         keys = jax.random.split(key, len(widths) - 1)
         params = [dense_init(k, m, n) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)]
         params[-1]["weight"] = params[-1]["weight"] * 0.01
+        if self.free:
+            params[-1]["free"] = jnp.zeros(self.free, params[-1]["weight"].dtype)
         return params
 
     def apply(self, params: list[dict[str, jax.Array]], observation: Any) -> Any:
@@ -108,12 +139,13 @@ class MLP:
         x = flatten_observation(observation).astype(params[0]["weight"].dtype)
         for layer in params[:-1]:
             x = jnp.tanh(dense(layer, x))
-        return self.head(dense(params[-1], x))
+        outputs = dense(params[-1], x)
+        return self.head(jnp.concatenate([outputs, params[-1]["free"]]) if self.free else outputs)
 
 
-def linear(outputs: int, *, head: Head = Categorical) -> MLP:
+def linear(outputs: int, *, head: Head = Categorical, free: int = 0) -> MLP:
     """A policy whose outputs are linear in the flattened observation: an `MLP` without hidden layers."""
-    return MLP(outputs, hidden=(), head=head)
+    return MLP(outputs, hidden=(), head=head, free=free)
 
 
 @jax.tree_util.register_static

@@ -16,6 +16,7 @@ ORDER = [
     "bias",
     "types",
     "distributions",
+    "squashed",
     "environments",
     "policies",
     "rollout",

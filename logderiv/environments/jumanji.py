@@ -45,10 +45,10 @@ class Jumanji:
         return action_space(self.environment.action_spec)
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
-        """Draw a start; `key` is consumed."""
+        """Draw a start; `key` is consumed, its raw data passed on: the state keeps a key, which standing still would use twice."""
         no_params(params, "jumanji")
         with own_rules():
-            state, timestep = self.environment.reset(key)
+            state, timestep = self.environment.reset(jax.random.key_data(key))
         return timestep.observation, state
 
     def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None) -> Step:
