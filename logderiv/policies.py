@@ -119,7 +119,9 @@ class MLP:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         _check_widths(outputs=(self.outputs,), hidden=self.hidden)
         if not (isinstance(self.free, int) and 0 <= self.free < self.outputs):
-            raise ValueError(f"free: expected a whole number in 0 .. outputs - 1 = {self.outputs - 1}, received {self.free}.")
+            raise ValueError(
+                f"free: expected a whole number in 0 .. outputs - 1 = {self.outputs - 1}, received {self.free}."
+            )
 
     def init(self, key: jax.Array, observation: Any) -> list[dict[str, jax.Array]]:
         """Parameters for observations like the given one: LeCun-normal weights, zero biases, a last layer 100 times smaller.

@@ -36,7 +36,9 @@ class Brax:
         environment, horizon = self.environment, self.horizon
         while type(environment).__name__ in _PEELED:
             if getattr(environment, "action_repeat", 1) != 1:
-                raise ValueError("environment: expected action_repeat=1; repeat actions inside the environment instead.")
+                raise ValueError(
+                    "environment: expected action_repeat=1; repeat actions inside the environment instead."
+                )
             horizon = horizon or getattr(environment, "episode_length", None)
             environment = environment.env
         object.__setattr__(self, "environment", environment)

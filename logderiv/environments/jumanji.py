@@ -58,6 +58,8 @@ class Jumanji:
         with own_rules():
             state, timestep = self.environment.step(state, action)
             last, discount = timestep.last(), timestep.discount
-        reward = scalar_reward(timestep.reward, "wrap an environment of several agents in jumanji's MultiToSingleWrapper")
+        reward = scalar_reward(
+            timestep.reward, "wrap an environment of several agents in jumanji's MultiToSingleWrapper"
+        )
         over = jnp.all(discount == 0)
         return Step(timestep.observation, state, reward, last & over, last & ~over)

@@ -29,7 +29,9 @@ class ActionSpace(NamedTuple):
 
 def action_space(space: Any) -> ActionSpace | None:
     """The action space of gymnax, craftax, jumanji or Gymnasium in our words; `None` for what is nested or unknown."""
-    if (values := getattr(space, "n", None) or getattr(space, "num_values", None)) is not None and jnp.ndim(values) == 0:
+    if (values := getattr(space, "n", None) or getattr(space, "num_values", None)) is not None and jnp.ndim(
+        values
+    ) == 0:
         if getattr(space, "shape", None) == ():
             last = int(getattr(space, "start", 0)) + int(values)
             return ActionSpace((), True, last, f"{last} actions")

@@ -1,0 +1,292 @@
+"""Gymnasium on the host: the same protocol, one callback for all rows, episodes that end where they end."""
+
+import gc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from logderiv.environments import as_environment, host
+
+gymnasium = pytest.importorskip("gymnasium")
+
+POLICY = ld.linear(2)
+WEIGHTS = POLICY.init(jax.random.key(0), jnp.zeros(4))
+STEEP = jax.tree.map(lambda x: x * 300, WEIGHTS)  # a policy that looks at the state
+draw = jax.jit(ld.rollout, static_argnames="horizon")
+
+
+def keys(seed, *shape):
+    return jax.random.split(jax.random.key(seed), shape)
+
+
+class Clock(gymnasium.Env):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    """Observes where it began and how late it is; action 1 ends it from step 2 on, and then it must not be stepped."""
+
+    observation_space = gymnasium.spaces.Dict(
+        {"time": gymnasium.spaces.Discrete(100), "start": gymnasium.spaces.Box(0, 1, (2,), np.float64)}
+    )
+    action_space = gymnasium.spaces.Discrete(2)
+    closed = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None):
+        super().reset(seed=seed)
+        self.time, self.start, self.over = 0, self.np_random.uniform(size=2), False
+        return self._observe(), {}
+
+    def step(self, action):
+        assert not self.over, "stepped after its end"
+        self.time += 1
+        self.over = bool(action == 1 and self.time >= 2)
+        return self._observe(), float(self.time), self.over, False, {}
+
+    def close(self):
+        Clock.closed += 1
+
+    def _observe(self):
+        return {"time": np.int64(self.time), "start": self.start}
+
+
+def limited_clock():
+    return gymnasium.wrappers.TimeLimit(Clock(), 3)
+
+
+class SameStepReset(gymnasium.Wrapper):
+    """The last observation is replaced by the first of the next episode."""
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return self.env.reset()[0] if rest[1] or rest[2] else observation, *rest
+
+
+def resetting_clock():
+    return SameStepReset(limited_clock())
+
+
+def always(action):
+    return ld.Policy(lambda params, _: ld.Categorical(jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf) + 0 * params))
+
+
+NEVER, ALWAYS = always(0), always(1)
+
+
+def test_numpy_rows_and_single_environments_are_the_same_episodes_as_gymnasiums_own():
+    batch = draw(STEEP, keys(1, 4), POLICY, ld.Gymnasium("CartPole-v1"), horizon=80)
+    single = draw(STEEP, keys(1, 4), POLICY, ld.Gymnasium(lambda: gymnasium.make("CartPole-v1").unwrapped), horizon=80)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), batch, single)
+    lengths = np.asarray(batch.valid.sum(1))
+    assert len(set(lengths.tolist())) > 1
+    assert (lengths < 80).all()
+    own = gymnasium.make("CartPole-v1")
+    for row, length in enumerate(lengths):
+        own.reset()
+        own.unwrapped.state = np.asarray(batch.observations[row, 0], float)
+        for t in range(length):
+            new, reward, terminated, truncated, _ = own.step(int(batch.actions[row, t]))
+            following = batch.observations[row, t + 1] if t + 1 < length else batch.final_observation[row]
+            np.testing.assert_allclose(new, following, rtol=1e-3, atol=1e-4)
+            assert reward == batch.rewards[row, t]
+            assert terminated == (t == length - 1) == (batch.discounts[row, t] == 0)
+            assert not truncated
+
+
+def test_nested_maps_are_one_callback_per_step_and_equal_the_flat_batch(monkeypatch):
+    environment, calls, step = ld.Gymnasium("CartPole-v1"), [], host.Host.step
+    monkeypatch.setattr(host.Host, "step", lambda self, handles, action: (calls.append(len(handles)), step(self, handles, action))[1])  # fmt: skip
+    params = jax.tree.map(lambda x: jnp.stack([x, x]), WEIGHTS)
+    nested = jax.jit(jax.vmap(lambda p, k: ld.rollout(p, k, POLICY, environment, horizon=9)))(params, keys(2, 2, 3))
+    jax.block_until_ready(nested)
+    assert calls == [6] * 9
+    flat = draw(WEIGHTS, keys(2, 2, 3).reshape(6), POLICY, environment, horizon=9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a.reshape(b.shape), b, rtol=1e-6, atol=1e-12), nested, flat)
+
+
+def check_cut(make):
+    """A time limit of 3 is met: the true last observation, no termination."""
+    taus = draw(jnp.zeros(2), keys(3, 2), NEVER, ld.Gymnasium(make), horizon=6)
+    assert taus.valid.sum(1).tolist() == [3, 3]
+    assert taus.discounts.tolist() == [[1] * 6] * 2
+    assert taus.rewards.tolist() == [[1, 2, 3, 0, 0, 0]] * 2
+    np.testing.assert_array_equal(taus.final_observation["start"], taus.observations["start"][:, 0])
+    assert taus.final_observation["time"].tolist() == [3, 3]
+
+
+def test_a_cut_episode_ends_with_its_own_last_observation_and_is_not_stepped_again():
+    check_cut(limited_clock)
+    with pytest.raises(AssertionError):
+        check_cut(resetting_clock)  # the wrong twin
+    taus = draw(jnp.zeros(2), keys(3, 2), ALWAYS, ld.Gymnasium(limited_clock), horizon=6)
+    assert taus.discounts.tolist() == [[1, 0, 1, 1, 1, 1]] * 2
+    assert taus.final_observation["time"].tolist() == [2, 2]
+
+
+def test_streams_restart_the_rows_that_ended_and_no_others():
+    """Row 0 ends at its second step, row 1 at its time limit."""
+    environment = ld.Gymnasium(limited_clock)
+
+    @jax.jit
+    def stream(key):
+        def body(carry, key):
+            new = jax.vmap(environment.step)(key[0], carry[1], jnp.array([1, 0]))
+            ends = new.terminated | new.truncated
+            fresh = jax.vmap(environment.renew)(key[1], ends, new.observation, new.state)
+            return fresh, (new.observation, ends, fresh[0])
+
+        first, key = jax.random.split(key)
+        start = jax.vmap(environment.reset)(jax.random.split(first, 2))
+        return jax.lax.scan(body, start, jax.random.split(key, (6, 2, 2)))[1]
+
+    after, ends, fresh = jax.tree.map(np.asarray, stream(jax.random.key(4)))
+    assert ends.T.tolist() == [[False, True] * 3, [False, False, True] * 2]
+    assert after["time"].T.tolist() == [[1, 2] * 3, [1, 2, 3] * 2]
+    assert fresh["time"].T.tolist() == [[1, 0] * 3, [1, 2, 0] * 2]
+    starts = after["start"]
+    assert (starts[0, 0] == starts[1, 0]).all()
+    assert (starts[1, 0] != starts[2, 0]).all()
+    np.testing.assert_array_equal(starts[0, 1], starts[2, 1])
+    np.testing.assert_array_equal(fresh["start"][1, 0], starts[2, 0])
+    jax.tree.map(np.testing.assert_array_equal, (after, ends, fresh), stream(jax.random.key(4)))
+
+
+def test_batches_live_side_by_side_and_a_state_is_used_once():
+    environment, other = ld.Gymnasium(lambda: limited_clock()), ld.Gymnasium(Clock)  # of their own
+    reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
+    (_, three), (_, five), (_, two) = reset(keys(5, 3)), reset(keys(6, 5)), jax.vmap(other.reset)(keys(7, 2))
+    for time in (1, 2):
+        a = step(keys(8, 3), three, jnp.zeros(3, int))
+        b = step(keys(8, 5), five, jnp.zeros(5, int))
+        c = jax.vmap(other.step)(keys(8, 2), two, jnp.zeros(2, int))
+        again = step(keys(8, 3), three, jnp.zeros(3, int))  # JAX may repeat a call
+        jax.tree.map(np.testing.assert_array_equal, a, again)
+        for new in (a, b, c):
+            assert set(new.observation["time"].tolist()) == {time}
+        with pytest.raises(jax.errors.JaxRuntimeError, match="cannot go back"):
+            jax.block_until_ready(step(keys(8, 3), three, jnp.ones(3, int)))
+        three, five, two = a.state, b.state, c.state
+    some = step(keys(8, 4), jnp.concatenate([three[1:], five[:2]]), jnp.zeros(4, int))  # rows of two batches
+    assert some.truncated.all()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot branch"):
+        jax.block_until_ready(step(keys(8, 2), jnp.stack([five[3], five[3]]), jnp.zeros(2, int)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no longer on the host"):
+        jax.block_until_ready(jax.vmap(other.step)(keys(8, 3), three, jnp.zeros(3, int)))
+    before = Clock.closed
+    environment.close()
+    assert Clock.closed == before + 8
+    with pytest.raises(jax.errors.JaxRuntimeError, match="no longer on the host"):
+        jax.block_until_ready(step(keys(8, 5), five, jnp.zeros(5, int)))
+    assert reset(keys(5, 3))[0]["time"].tolist() == [0] * 3
+
+
+def test_ended_batches_give_way_first_and_their_environments_are_used_again():
+    made = []
+
+    def make():
+        made.append(1)
+        return Clock()
+
+    environment = ld.Gymnasium(make, max_batches=2)
+    reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
+    _, kept = reset(keys(1, 3))
+    for _ in range(4):  # episodes that end
+        _, state = reset(keys(2, 3))
+        for _ in range(2):
+            state = step(keys(3, 3), state, jnp.ones(3, int)).state
+    assert len(made) == 1 + 6  # one to look at, two batches
+    assert step(keys(3, 3), kept, jnp.zeros(3, int)).observation["time"].tolist() == [1] * 3
+    for _ in range(2):  # episodes that do not
+        reset(keys(4, 3))
+    with pytest.raises(jax.errors.JaxRuntimeError, match="max_batches = 2"):
+        jax.block_until_ready(step(keys(3, 3), kept, jnp.zeros(3, int)))
+
+
+def test_callbacks_work_inside_batched_loops_and_beside_derivatives():
+    """As `train` uses them for many seeds: a while loop whose rows stop at different times."""
+    environment = ld.Gymnasium(Clock)
+
+    def until_over(key):
+        def body(carry):
+            new = environment.step(carry[0], carry[1], jnp.int32(1))
+            return carry[0], new.state, new.terminated, carry[3] + new.reward
+
+        _, state = environment.reset(key)
+        return jax.lax.while_loop(lambda carry: ~carry[2], body, (jax.random.key(0), state, False, 0.0))[3]
+
+    assert jax.jit(jax.vmap(until_over))(keys(9, 3)).tolist() == [3.0] * 3
+
+    def objective(params):
+        tau = ld.rollout(params, keys(10, 2), POLICY, ld.Gymnasium("CartPole-v1"), horizon=4)
+        return jnp.mean(ld.log_prob(params, POLICY, tau)), tau
+
+    score, tau = jax.jit(jax.grad(objective, has_aux=True))(WEIGHTS)
+    assert tau.observations.dtype == jnp.float32
+    assert tau.rewards.dtype == jnp.float64
+    assert jnp.abs(score[0]["bias"]).max() > 0
+
+
+class Box(gymnasium.Env):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+    """The reward is the action."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None):
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(1, np.float32), float(action[0]), False, False, {}
+
+
+def test_actions_outside_the_space_are_refused_or_clipped():
+    wide = ld.Policy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"received .* in row 0; use logderiv.TanhNormal"):
+        jax.block_until_ready(draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box), horizon=3))
+    clipped = draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box, clip=True), horizon=3)
+    assert (clipped.rewards == 2).all()
+    assert (clipped.actions > 2).all()
+    squashed = ld.Policy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
+    inside = draw(jnp.zeros(1), keys(1, 2), squashed, ld.Gymnasium(Box), horizon=3)
+    assert (abs(inside.rewards) <= 2).all()
+    environment = ld.Gymnasium(Clock)
+    _, state = jax.vmap(environment.reset)(keys(2, 3))
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"Discrete\(2\), received -1 in row 1"):
+        jax.block_until_ready(jax.vmap(environment.step)(keys(2, 3), state, jnp.array([0, -1, 1])))
+
+
+def test_unmodified_environments_are_recognised_and_keep_their_adapter():
+    environment = gymnasium.make("CartPole-v1")
+    adapter = as_environment(environment)
+    assert adapter is as_environment(environment)
+    assert adapter.horizon == 500
+    assert draw(WEIGHTS, keys(1, 2), POLICY, adapter, horizon=2).valid.all()
+    del environment
+    gc.collect()
+    with pytest.raises(TypeError, match="function that makes one"):
+        as_environment(Clock())
+    with pytest.raises(TypeError, match="expected one Gymnasium environment"):
+        as_environment(gymnasium.make_vec("CartPole-v1", 2))
+    with pytest.raises(TypeError, match="an id or a function"):
+        ld.Gymnasium(3)  # pyright: ignore[reportArgumentType]
+    assert ld.Gymnasium("CartPole-v1") == ld.Gymnasium("CartPole-v1")
+
+
+def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):
+    def run():
+        return ld.train(
+            WEIGHTS,
+            jax.random.key(0),
+            POLICY,
+            ld.Gymnasium("CartPole-v1"),
+            estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
+            optimizer=ld.maximize(optax.adam(0.1)),
+            num_updates=15,
+            num_trajectories=16,
+            horizon=60,
+        )
+
+    first = run()
+    assert first.metrics.mean_return[-3:].mean() > 1.4 * first.metrics.mean_return[:3].mean()
+    jax.tree.map(np.testing.assert_array_equal, first.metrics, run().metrics)
