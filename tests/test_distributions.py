@@ -61,6 +61,25 @@ def test_a_masked_action_leaves_value_entropy_and_gradients_finite():
     assert not jnp.any(draws == 1)
 
 
+def test_masked_logits_are_the_softmax_over_what_is_allowed():
+    mask, allowed = jnp.array([True, False, True]), jnp.array([0, 2])
+    logits = jnp.array([0.3, jnp.nan, 2.0])  # what the network says of a masked action does not matter
+    dist, own = ld.Categorical(ld.masked(logits, mask)), ld.Categorical(logits[allowed])
+    assert dist.logits[1] == -jnp.inf
+    np.testing.assert_allclose(dist.prob(allowed), own.prob(jnp.arange(2)), rtol=1e-14)
+    np.testing.assert_allclose(dist.entropy(), own.entropy(), rtol=1e-14)
+    for of in (lambda d: d.log_prob(jnp.int32(0)), lambda d: d.entropy()):
+        slope = jax.grad(lambda x, of=of: of(ld.Categorical(ld.masked(x, mask))))(logits)
+        np.testing.assert_allclose(slope[allowed], jax.grad(lambda x, of=of: of(ld.Categorical(x)))(logits[allowed]))
+        assert slope[1] == 0
+    nothing = ld.Categorical(ld.masked(logits, jnp.zeros(3, bool)))
+    assert jnp.isnan(nothing.log_prob(jnp.int32(0)))
+    assert jnp.isnan(nothing.entropy())
+    assert nothing.sample(jax.random.key(0)) == 0
+    with pytest.raises(TypeError, match="expected booleans"):
+        ld.masked(logits, jnp.ones(3))
+
+
 def test_float_actions_are_refused():
     for dist in (ld.Categorical(LOGITS), ld.Bernoulli(LOGITS)):
         with pytest.raises(TypeError, match="expected integers"):

@@ -29,12 +29,10 @@ class ActionSpace(NamedTuple):
 
 def action_space(space: Any) -> ActionSpace | None:
     """The action space of gymnax, craftax, jumanji or Gymnasium in our words; `None` for what is nested or unknown."""
-    if (values := getattr(space, "n", None) or getattr(space, "num_values", None)) is not None and jnp.ndim(
-        values
-    ) == 0:
-        if getattr(space, "shape", None) == ():
-            last = int(getattr(space, "start", 0)) + int(values)
-            return ActionSpace((), True, last, f"{last} actions")
+    values = getattr(space, "num_values", getattr(space, "n", None))
+    if values is not None and np.ndim(values) == 0 and getattr(space, "shape", None) == ():
+        last = int(getattr(space, "start", 0)) + int(values)
+        return ActionSpace((), True, last, f"{last} actions")
     if hasattr(space, "low") or hasattr(space, "minimum") or hasattr(space, "nvec"):
         integer = hasattr(space, "nvec") or not jnp.issubdtype(jnp.dtype(space.dtype), jnp.inexact)
         return ActionSpace(tuple(space.shape), integer, None, f"{type(space).__name__} of shape {tuple(space.shape)}")

@@ -1,0 +1,302 @@
+"""Suites written in JAX, unmodified: where an episode ends, with which observation, and which actions it takes.
+
+Each adapter is held to the suite's own raw steps; its wrong twin resets by itself, as the suites' wrappers do.
+"""
+
+import importlib
+import warnings
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from logderiv.environments import as_environment
+
+
+def suite(name):
+    """A suite, or a skip where it is missing or does not import beside this JAX. Importing some of them warns."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return importlib.import_module(name)
+        except Exception as error:
+            pytest.skip(f"{name} does not import: {type(error).__name__}: {error}")
+
+
+@pytest.fixture
+def as_shipped():
+    """Suites mix dtypes, use keys twice, and some of them work in 32 bits alone."""
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_key_reuse(False),
+    ):
+        yield
+
+
+class Started:
+    """An environment that always starts alike, so that the suite's own functions can be run beside it.
+
+    With `params` it is the wrong twin: after the last step of an episode stands the first observation of the next.
+    """
+
+    def __init__(self, environment):
+        self.environment = environment
+        self.action_space = environment.action_space
+
+    def reset(self, key, params=None):
+        return self.environment.reset(jax.random.key(7))
+
+    def step(self, key, state, action, params=None):
+        new = self.environment.step(key, state, action)
+        first = self.environment.reset(jax.random.key(8))[0]
+        resets = params & (new.terminated | new.truncated)
+        return new._replace(observation=jax.tree.map(lambda a, b: jnp.where(resets, a, b), first, new.observation))
+
+
+def constant(action):
+    """Always this action, up to 1e-7 where it is real."""
+    if isinstance(action, int):
+        only = np.where(np.arange(action + 1) == action, 0, -np.inf).astype(np.float32)
+        return ld.Policy(lambda params, _: ld.Categorical(only + 0 * params))
+    return ld.Policy(lambda params, _: ld.Normal(jnp.float32(action) + 0 * params, jnp.float32(1e-7)))
+
+
+def check(environment, policy, observations, *, terminated=False):
+    """The episode has the suite's own observations, and ends with the last of them, by termination or by a cut."""
+    steps = len(jax.tree.leaves(observations)[0]) - 1
+
+    @jax.jit
+    def draw(resets):
+        return ld.rollout(
+            jnp.float32(0),
+            jax.random.key(0),
+            policy,
+            Started(environment),
+            horizon=steps + 2,
+            environment_params=resets,
+        )
+
+    tau, twin = draw(False), draw(True)
+    assert tau.valid.sum() == steps
+    assert tau.discounts.tolist() == [*[1] * (steps - 1), 1 - terminated, 1, 1]
+    own = jax.tree.map(lambda x: x[:-1], observations), jax.tree.map(lambda x: x[-1], observations)
+
+    def compare(tau):
+        ours = jax.tree.map(lambda x: x[:steps], tau.observations), tau.final_observation
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), own, ours)
+
+    compare(tau)
+    with pytest.raises(AssertionError):
+        compare(twin)
+
+
+def stacked(observations):
+    return jax.tree.map(lambda *x: np.stack(x), *observations)
+
+
+def test_gymnax_is_cut_with_its_own_last_observation(as_shipped):
+    gymnax = suite("gymnax")
+    environment, params = gymnax.make("Pendulum-v1")
+    params = params.replace(max_steps_in_episode=4)
+    observation, state = environment.reset_env(jax.random.key(7), params)
+    observations = [observation]
+    for _ in range(4):
+        observation, state, *_ = environment.step_env(jax.random.key(0), state, jnp.full(1, 0.5), params)
+        observations.append(observation)
+    check(ld.Gymnax(environment, params), constant([0.5]), stacked(observations))
+
+
+def test_brax_is_cut_with_its_own_last_observation(as_shipped):
+    envs = suite("brax.envs")
+    raw = envs.get_environment("fast")
+    adapter = as_environment(envs.create("fast", episode_length=4))  # inside AutoReset and Episode
+    assert isinstance(adapter, ld.Brax)
+    assert adapter.horizon == 4
+    assert type(adapter.environment) is type(raw)
+    assert as_environment(raw).horizon == 1000
+    state = raw.reset(jax.random.key_data(jax.random.key(7)))
+    observations = [state.obs]
+    for _ in range(4):
+        state = raw.step(state, jnp.ones(1))
+        observations.append(state.obs)
+    check(adapter, constant([1.0]), stacked(observations))
+    with pytest.raises(ValueError, match="action_repeat"):
+        ld.Brax(envs.create("fast", action_repeat=2))
+
+
+@pytest.mark.filterwarnings("ignore:Brax System:UserWarning", "ignore:Accessing .* directly:DeprecationWarning")
+def test_brax_physics_trains_a_squashed_policy(as_shipped):
+    envs = suite("brax.envs")
+    environment = ld.Brax(envs.get_environment("inverted_pendulum", backend="generalized"), horizon=20)
+    policy = ld.linear(2, head=ld.tanh_normal_head, free=1)
+    result = ld.train(
+        policy.init(jax.random.key(0), jnp.zeros(4)),
+        jax.random.key(1),
+        policy,
+        environment,
+        estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
+        optimizer=ld.maximize(optax.adam(1e-1)),
+        num_updates=12,
+        num_trajectories=16,
+    )
+    returns = np.asarray(result.metrics.mean_return)
+    assert returns[-3:].mean() > returns[:3].mean() + 1
+
+
+def test_jumanji_terminates_with_its_own_last_observation(as_shipped):
+    jumanji = suite("jumanji")
+    environment = jumanji.make("Snake-v1", time_limit=3)
+    assert isinstance(as_environment(environment), ld.Jumanji)
+    assert as_environment(environment).horizon == 3
+    tsp = suite("jumanji.wrappers").AutoResetWrapper(jumanji.make("TSP-v1"))
+    assert as_environment(tsp).environment is tsp.unwrapped
+    raw = tsp.unwrapped
+    state, timestep = raw.reset(jax.random.key_data(jax.random.key(7)))
+    observations, step = [timestep.observation], jax.jit(raw.step)
+    for _ in range(2):  # visiting a city twice ends it
+        state, timestep = step(state, jnp.int32(3))
+        observations.append(timestep.observation)
+    check(as_environment(tsp), constant(3), stacked(observations), terminated=True)
+
+
+def test_jumanji_is_cut_where_it_says_so(as_shipped):
+    """A clock in jumanji's own terms, with one agent and with two: its smallest environment with a cut compiles for 5 s."""
+    jumanji, types = suite("jumanji"), suite("jumanji.types")
+    spec = suite("jumanji.specs").DiscreteArray(2)
+
+    class Clock(jumanji.Environment):
+        time_limit, agents = 3, ()
+        observation_spec = property(lambda self: None)  # pyright: ignore[reportAssignmentType]
+        action_spec = property(lambda self: spec)  # pyright: ignore[reportAssignmentType]
+
+        def reset(self, key):
+            return jnp.int32(0), types.restart(jnp.int32(0))
+
+        def step(self, state, action):
+            state, reward = state + 1, jnp.ones(self.agents)
+            go, cut = types.transition(reward, state), types.truncation(reward, state)
+            return state, jax.tree.map(lambda a, b: jnp.where(state >= 3, a, b), cut, go)
+
+    check(as_environment(Clock()), constant(0), np.arange(4))
+    Clock.agents = (2,)
+    with pytest.raises(ValueError, match="MultiToSingleWrapper"):
+        check(ld.Jumanji(Clock()), constant(0), np.arange(4))
+
+
+def test_craftax_is_recognised(as_shipped):
+    craftax = suite("craftax.craftax_env")
+    adapter = as_environment(craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=True))
+    assert isinstance(adapter, ld.Gymnax)
+    assert adapter.horizon == 10_000
+    assert adapter.action_space.num_values == 17
+
+
+@pytest.mark.slow
+def test_craftax_is_cut_with_its_own_last_observation(as_shipped):
+    """Half a minute of compiling for each of the two."""
+    craftax = suite("craftax.craftax_env")
+    environment = craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=True)
+    params = environment.default_params.replace(max_timesteps=3)
+    observation, state = jax.jit(environment.reset_env)(jax.random.key(7), params)
+    observations, step = [observation], jax.jit(environment.step_env)
+    for _ in range(3):
+        observation, state, *_ = step(jax.random.key(0), state, jnp.int32(0), params)
+        observations.append(observation)
+
+    class SameKey(ld.Gymnax):
+        def step(self, key, state, action, params=None):
+            return super().step(jax.random.key(0), state, action, params)
+
+    check(SameKey(environment, params), constant(0), stacked(observations))
+
+
+class Board(NamedTuple):
+    """As of jumanji and pgx."""
+
+    position: jax.Array
+    action_mask: jax.Array
+
+
+class Stairs:
+    """Four actions, two of them allowed, which ones depends on where one is; the higher of the two is paid."""
+
+    horizon = 4
+
+    def reset(self, key, params=None):
+        return self.look(jnp.int32(0)), jnp.int32(0)
+
+    def step(self, key, state, action, params=None):
+        allowed = self.look(state).action_mask
+        reward = jnp.where(allowed[action], jnp.where(action == 3 - state % 2, 1.0, 0.0), jnp.nan)
+        return self.look(state + 1), state + 1, reward, state + 1 >= 4, jnp.array(False)
+
+    def look(self, state):
+        mask = jnp.where(state % 2 == 0, jnp.array([True, False, False, True]), jnp.array([False, True, True, False]))
+        return Board(jax.nn.one_hot(state, 4, dtype=float), mask & (state < 4))  # nothing is allowed at the end
+
+
+def test_a_masked_policy_trains_and_never_takes_what_is_not_allowed(standard_promotion):
+    network = ld.linear(4)
+
+    def policy(params, board):
+        return ld.Categorical(ld.masked(network.apply(params, board.position).logits, board.action_mask))
+
+    def train(policy):
+        return ld.train(
+            network.init(jax.random.key(0), jnp.zeros(4)),
+            jax.random.key(1),
+            ld.Policy(policy),
+            Stairs(),
+            estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
+            optimizer=ld.maximize(optax.adam(0.3)),
+            num_updates=20,
+            num_trajectories=16,
+            horizon=6,  # the last two steps of every row are padding on which nothing is allowed
+        )
+
+    returns = train(policy).metrics.mean_return
+    assert 1 < returns[0] < 3
+    assert returns[-1] > 3.9
+    unmasked = train(lambda params, board: network.apply(params, board.position))
+    assert jnp.isnan(unmasked.metrics.mean_return[0])
+
+
+def test_a_policy_that_cannot_mean_these_actions_is_refused_at_trace_time():
+    class Space(Stairs):
+        action_space = None
+
+    def draw(space, distribution):
+        environment = Space()
+        environment.action_space = space
+        policy = ld.Policy(lambda params, _: distribution)
+        return jax.eval_shape(lambda key: ld.rollout(jnp.zeros(()), key, policy, environment), jax.random.key(0))
+
+    two = ld.environments.ActionSpace((), True, 2, "2 actions")
+    box = ld.environments.ActionSpace((3,), False, None, "Box of shape (3,)")
+    draw(two, ld.Categorical(jnp.zeros(2)))
+    with pytest.raises(ValueError, match=r"chooses among 3, this environment has 2 actions"):
+        draw(two, ld.Categorical(jnp.zeros(3)))
+    with pytest.raises(TypeError, match=r"takes 2 actions, whole numbers; the policy drew float64.*Categorical"):
+        draw(two, ld.Normal(jnp.zeros(()), jnp.ones(())))
+    with pytest.raises(ValueError, match=r"one action of shape \(3,\); the policy drew \(2,\)"):
+        draw(box, ld.Normal(jnp.zeros(2), jnp.ones(2)))
+    with pytest.raises(ValueError, match=r"one action of shape \(3,\); the policy drew \(\)"):
+        draw(box, ld.Categorical(jnp.zeros(2)))
+    with pytest.raises(TypeError, match=r"real numbers; the policy drew int32.*Normal"):
+        draw(box._replace(shape=()), ld.Categorical(jnp.zeros(2)))
+
+
+def test_spaces_of_gymnax_are_read():
+    gymnax = suite("gymnax")
+    space = as_environment(gymnax.make("CartPole-v1")[0]).action_space
+    assert (space.shape, space.integer, space.num_values) == ((), True, 2)
+    space = as_environment(gymnax.make("Pendulum-v1")[0]).action_space
+    assert (space.shape, space.integer, space.num_values) == ((1,), False, None)
+    with pytest.raises(TypeError, match="environment_params: brax"):
+        ld.Brax(Stairs()).reset(jax.random.key(0), 3)
