@@ -126,9 +126,11 @@ def _normal_log_prob(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Arra
     return -0.5 * jnp.square((x - loc) / scale) - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
 
 
-@jax.custom_jvp
-def _log_ndtr(x: jax.Array) -> jax.Array:
+def _log_ndtr_plain(x: jax.Array) -> jax.Array:
     return log_ndtr(x.astype(accumulator_dtype(x.dtype))).astype(x.dtype)
+
+
+_log_ndtr = jax.custom_jvp(_log_ndtr_plain)
 
 
 @_log_ndtr.defjvp

@@ -24,7 +24,7 @@ def keys(seed, *shape):
     return jax.random.split(jax.random.key(seed), shape)
 
 
-class Clock(gymnasium.Env):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+class Clock(gymnasium.Env):
     """Observes where it began and how late it is; action 1 ends it from step 2 on, and then it must not be stepped."""
 
     observation_space = gymnasium.spaces.Dict(
@@ -227,7 +227,7 @@ def test_callbacks_work_inside_batched_loops_and_beside_derivatives():
     assert jnp.abs(score[0]["bias"]).max() > 0
 
 
-class Box(gymnasium.Env):  # pyright: ignore[reportGeneralTypeIssues, reportUntypedBaseClass]
+class Box(gymnasium.Env):
     """The reward is the action."""
 
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)

@@ -52,6 +52,8 @@ class Gymnasium:
     horizon: int | None = None
     clip: bool = False
     max_batches: int = 8
+    _observations: Any = dataclasses.field(init=False, repr=False, compare=False)
+    _actions: Any = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.make, str) or callable(self.make)):

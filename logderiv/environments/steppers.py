@@ -1,5 +1,6 @@
 """Gymnasium environments by rows: one after the other, or CartPole in numpy; what their spaces hold and allow."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -26,18 +27,14 @@ def make(source: Any) -> Any:
     """One environment from an id, a spec, or a function that makes one."""
     if callable(source):
         return source()
-    import gymnasium
-
-    return gymnasium.make(source)
+    return _library().make(source)
 
 
 def maker(source: Any) -> Callable[[int], Stepper]:
     """How to make `n` environments at once: in numpy where that is known to be the same environment."""
     spec = source.spec if isinstance(source, Remake) else source
     if isinstance(spec, str):
-        import gymnasium
-
-        spec = gymnasium.spec(spec)
+        spec = _library().spec(spec)
     if getattr(spec, "vector_entry_point", None) == _CARTPOLE and not spec.additional_wrappers:
         options = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
         return lambda n: CartPoles(n, spec.max_episode_steps, options)
@@ -72,17 +69,16 @@ class CartPoles:
     """Gymnasium's `CartPoleVectorEnv`, with its auto-reset off and each row seeded as a single environment would be."""
 
     def __init__(self, n: int, max_episode_steps: int | None, options: dict[str, Any]) -> None:
-        from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
-
-        self.vector = CartPoleVectorEnv(n, max_episode_steps=max_episode_steps or 2**30, **options)
+        module, name = _CARTPOLE.split(":")
+        self.vector = getattr(importlib.import_module(module), name)(
+            n, max_episode_steps=max_episode_steps or 2**30, **options
+        )
         self.vector.reset(seed=0)
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
         """Draw a start for each of these rows."""
-        from gymnasium.utils.seeding import np_random
-
-        vector = self.vector
-        starts = [np_random(seed)[0].uniform(vector.low, vector.high, size=4) for seed in seeds.tolist()]
+        vector, generator = self.vector, importlib.import_module("gymnasium.utils.seeding").np_random
+        starts = [generator(seed)[0].uniform(vector.low, vector.high, size=4) for seed in seeds.tolist()]
         vector.state[:, rows] = np.stack(starts, 1)
         vector.steps[rows] = 0
         return [vector.state.T[rows].astype(np.float32)]
@@ -142,6 +138,13 @@ def checked(space: Any, action: Any, clip: bool) -> Any:
         )  # fmt: skip
         raise ValueError(f"action: expected one of {space}, received {action[row]} in row {row}; {fix}.")
     return action.astype(space.dtype)
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("gymnasium")
+    except ImportError as error:
+        raise ImportError("Gymnasium needs the package gymnasium; pip install 'logderiv[envs]'.") from error
 
 
 def _bounds(space: Any) -> tuple[Any, Any]:
