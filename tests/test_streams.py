@@ -105,7 +105,7 @@ def _exact_values(horizonless: ld.TabularMDP) -> tuple[np.ndarray, np.ndarray]:
 def test_the_expected_update_on_a_stream_is_the_discounted_gradient_at_the_states_it_visits():
     """Truncation every third step: with true values and any lambda the advantages are unbiased for Q - V of the world without a limit.
 
-    The twin bootstraps from the restarted observation, as a wrapper that resets by itself would have it.
+    The twin takes a cut for an end, as code with a single `done` does.
     """
     mdp, n, steps = terminating(), 20_000, 4
     values, q_values = _exact_values(mdp)
@@ -130,9 +130,8 @@ def test_the_expected_update_on_a_stream_is_the_discounted_gradient_at_the_state
 
     ours, exact = samples(stream)
     ld.testing.assert_unbiased(ours - exact, jnp.zeros((2,)), resolution=0.04)
-    observations = jnp.roll(stream.steps.observations[..., 0], -1, axis=1).at[:, -1].set(0)
-    auto_reset = jnp.where(stream.ends, observations, stream.steps.final_observation)
-    twin, exact = samples(stream._replace(steps=stream.steps._replace(final_observation=auto_reset)))
+    merged = jnp.where(stream.ends[..., None], 0, stream.steps.discounts)
+    twin, exact = samples(stream._replace(steps=stream.steps._replace(discounts=merged)))
     with pytest.raises(AssertionError):
         ld.testing.assert_unbiased(twin - exact, jnp.zeros((2,)), resolution=0.04)
 
