@@ -105,6 +105,7 @@ class ActorCritic(Estimator):
         advantages, targets = weights
         scale = step_weights(trajectories.valid, self._normaliser, advantages.dtype)
         numbers = (trajectories.behaviour_log_probs, advantages, targets, scale)
+        numbers = tuple(jnp.where(trajectories.valid, x, 0) for x in numbers)
         if policy.initial_carry is None and policy.log_factors is None:
             return self._in_one_pass(params, policy, trajectories, numbers)
         logs, entropies = self._of_sequences(params, policy, trajectories)
