@@ -63,14 +63,12 @@ def rollout(
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk: expected a whole number >= 1, received {chunk!r}.")
     batch = key.shape
-    if start_key is None:
-        key, start_key = jnp.moveaxis(jax.vmap(jax.random.split)(key.reshape(-1)), 1, 0).reshape((2, *batch))
-    elif jnp.shape(start_key) != batch:
+    if start_key is not None and jnp.shape(start_key) != batch:
         raise ValueError(f"start_key: expected the shape of key, {batch}, received {jnp.shape(start_key)}.")
     start, step = _one_trajectory(params, policy, environment, environment_params)
     for _ in batch:
         start, step = jax.vmap(start), jax.vmap(step)
-    carry = start(key, as_keys(start_key))
+    carry = start(key) if start_key is None else start(key, as_keys(start_key))
     if chunk is None:
         carry, rows = lax.scan(lambda c, _: step(c), carry, None, length=horizon)
     else:
@@ -113,11 +111,13 @@ def _stream_info(stream: Stream) -> BatchInfo:
 def _one_trajectory(
     params: Any, policy: Any, environment: Any, env_params: Any
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`start(key, start_key) -> carry` and `step(carry) -> (carry, row)` of one trajectory."""
+    """`start(key, start_key=None) -> carry` and `step(carry) -> (carry, row)` of one trajectory."""
     params = lax.stop_gradient(params)
     has_memory = policy.initial_carry is not None
 
-    def start(key: jax.Array, start_key: jax.Array) -> Any:
+    def start(key: jax.Array, start_key: jax.Array | None = None) -> Any:
+        if start_key is None:
+            key, start_key = jax.random.split(key)
         observation, state = environment.reset(start_key, env_params)
         memory = policy.initial_carry(params) if has_memory else None
         return key, state, observation, memory, jnp.ones((), bool)

@@ -4,6 +4,7 @@ A rollout draws whole episodes, which an unbiased estimate of an episode's retur
 credit bootstraps from values of the state, so a batch may cut an episode anywhere, and no step is spent on padding.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -111,25 +112,38 @@ def collect(
         held = StreamState(observation, world, jnp.where(ends, 0, times), jnp.where(ends, 0, returns))
         return held, Stream(step, ends, state.times, returns)
 
-    def together(state: StreamState, keys: jax.Array) -> tuple[StreamState, Stream]:
-        state, row = jax.vmap(one)(state, keys[0], keys[1])
-        fresh = _renew(keys[2], row.ends, state.observation, state.state, environment, environment_params)
-        return state._replace(observation=fresh[0], state=fresh[1]), row
-
     keys = jax.random.split(as_keys(key), (num_steps, 3, state.times.shape[0]))
-    state, rows = lax.scan(together, state, keys)
+    kind = jax.random.key_impl(keys)
+
+    def together(state: StreamState, bits: jax.Array) -> tuple[StreamState, Stream]:
+        keys = jax.random.wrap_key_data(bits[:2], impl=kind)
+        state, row = jax.vmap(one)(state, keys[0], keys[1])
+        observation, world = _renew(
+            lambda: jax.random.wrap_key_data(bits[2], impl=kind),
+            row.ends,
+            state.observation,
+            state.state,
+            environment,
+            environment_params,
+        )
+        return state._replace(observation=observation, state=world), row
+
+    # As numbers: keys among what a scan or a branch takes trip JAX's reuse checker under vmap.
+    state, rows = lax.scan(together, state, jax.random.key_data(keys))
     rows = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rows)
     steps = jax.tree.map(lambda x: jnp.expand_dims(x, 2), rows.steps)
     return rows._replace(steps=steps._replace(final_observation=rows.steps.final_observation)), state
 
 
-def _renew(keys: jax.Array, ended: jax.Array, observation: Any, state: Any, environment: Any, env_params: Any) -> Any:
+def _renew(
+    keys: Callable[[], jax.Array], ended: jax.Array, observation: Any, state: Any, environment: Any, env_params: Any
+) -> Any:
     """Observation and state of every environment, restarted where its episode ended."""
     if hasattr(environment, "renew"):
-        return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys, ended, observation, state, env_params)
+        return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys(), ended, observation, state, env_params)
 
     def restart() -> Any:
-        fresh = jax.vmap(environment.reset, (0, None))(keys, env_params)
+        fresh = jax.vmap(environment.reset, (0, None))(keys(), env_params)
         return jax.tree.map(lambda a, b: jnp.where(expand(ended, b), a, b), fresh, (observation, state))
 
     return lax.cond(jnp.any(ended), restart, lambda: (observation, state))
