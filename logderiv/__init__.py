@@ -7,6 +7,7 @@ from logderiv import diagnostics as diagnostics
 from logderiv import exact as exact
 from logderiv import plots as plots
 from logderiv import processes as processes
+from logderiv import reports as reports
 from logderiv import testing as testing
 from logderiv.baselines import Baseline as Baseline
 from logderiv.baselines import CreditBatch as CreditBatch
@@ -121,5 +122,7 @@ from logderiv.types import Stream as Stream
 from logderiv.types import Trajectory as Trajectory
 from logderiv.types import next_observations as next_observations
 from logderiv.visits import visit_counts as visit_counts
+from logderiv.writers import CSVWriter as CSVWriter
+from logderiv.writers import TensorBoardWriter as TensorBoardWriter
 
 __version__ = "0.1.0"

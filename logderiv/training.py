@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -10,11 +11,12 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from logderiv import progress as progress_bar
+from logderiv import reports
 from logderiv._arrays import as_keys, hold, is_traced, release
 from logderiv.environments.adapters import as_environment
 from logderiv.estimators import Estimator
 from logderiv.evaluation import Evaluation, evaluate
+from logderiv.progress import Bar
 from logderiv.rollout import batch_info, rollout
 from logderiv.streams import collect, start_streams
 from logderiv.types import Stream, Trajectory, as_policy, check_params
@@ -101,7 +103,8 @@ class _Plan:
     minibatches: int
     evaluation: Evaluation | None
     mesh: Any
-    progress: int
+    total: int
+    reporters: tuple[reports.Reporter, ...]
 
     def __post_init__(self) -> None:
         self._check_batch()
@@ -164,6 +167,7 @@ def train(
     environment_params: Any = None,
     evaluation: Evaluation | None = None,
     mesh: Any = None,
+    writers: Sequence[reports.Reporter] = (),
     progress: bool = False,
 ) -> Training:
     """Repeat: draw trajectories, estimate the gradient, update. One compiled `lax.scan`.
@@ -193,8 +197,9 @@ def train(
         epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`ppo`).
         minibatches: Parts of each pass; see `logderiv.updates.improve`.
         environment_params: As in `rollout`.
-        evaluation: When and how to evaluate, and when to stop; `num_updates` must be a multiple of its `every`.
+        evaluation: When and how to evaluate, and when to stop.
         mesh: A `jax.sharding.Mesh` over whose axes trajectories, or the environments of a stream, are spread.
+        writers: Who gets each update's metrics while it runs: `CSVWriter`, `TensorBoardWriter`, or your own `reports.Reporter`.
         progress: Show a bar with rate, return and time left; needs tqdm (the extra `progress`).
 
     Returns:
@@ -204,7 +209,7 @@ def train(
         ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
             minibatches or over the mesh; several gradients of a batch with an estimator that allows one.
         TypeError: A parameter is not floating point; a stream with an estimator that needs whole episodes.
-        ImportError: `progress` without tqdm.
+        ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX.
 
     Warns:
         UserWarning: Some gradients were not finite.
@@ -212,11 +217,8 @@ def train(
     check_params(params)
     if num_updates < 1:
         raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates}.")
-    every = 1 if evaluation is None else evaluation.every
-    if num_updates % every:
-        raise ValueError(f"num_updates: expected a multiple of evaluation.every = {every}, received {num_updates}.")
-    if progress:
-        progress_bar.require()
+    reporters = (*writers, Bar()) if progress else tuple(writers)
+    reports.check(reporters, Metrics._fields)
     plan = _Plan(
         estimator,
         optimizer,
@@ -229,12 +231,13 @@ def train(
         minibatches,
         evaluation,
         mesh,
-        num_updates if progress else 0,
+        num_updates,
+        reporters,
     )
     world = (as_policy(policy), hold(as_environment(environment)), environment_params)
     state = _start(params, as_keys(key), *world, plan)
-    state, metrics = _run(state, *world, plan, num_updates // every)
-    if progress:
+    state, metrics = _run(state, 0, *world, plan, num_updates)
+    if reporters:
         jax.effects_barrier()
     if not is_traced(metrics.nonfinite) and (bad := int(jnp.sum(metrics.nonfinite))):
         warnings.warn(
@@ -256,36 +259,36 @@ def _start(params: Any, key: jax.Array, policy: Any, environment: Any, env_param
     return TrainState(params, opt_state, state, streams, key, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
 
-@partial(jax.jit, static_argnames=("plan", "num_periods"))
+@partial(jax.jit, static_argnames=("plan", "num_updates"))
 def _run(
-    state: TrainState, policy: Any, environment: Any, env_params: Any, plan: _Plan, num_periods: int
+    state: TrainState,
+    start: int | jax.Array,
+    policy: Any,
+    environment: Any,
+    env_params: Any,
+    plan: _Plan,
+    num_updates: int,
 ) -> tuple[TrainState, Metrics]:
-    """`num_periods` times: updates, and an evaluation after them."""
+    """`num_updates` more, from update `start` on, unless an evaluation stops them."""
     world = (policy, release(environment), env_params)
 
-    def update(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+    def update(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
         state, metrics = _update(state, *world, plan)
-        if plan.progress:
-            progress_bar.report(state.num_updates - 1, plan.progress, metrics.mean_return)
-        return state, metrics
-
-    def period(state: TrainState) -> tuple[TrainState, Metrics]:
         if plan.evaluation is None:
-            return update(state, None)
-        state, metrics = lax.scan(update, state, None, length=plan.evaluation.every)
-        state, mean_return = _evaluate(state, *world, plan)
-        return state, metrics._replace(evaluation=metrics.evaluation.at[-1].set(mean_return))
+            return state, metrics
+        due = (index + 1) % plan.evaluation.every == 0
+        state, mean_return = lax.cond(
+            due, lambda s: _evaluate(s, *world, plan), lambda s: (s, metrics.evaluation), state
+        )
+        return state, metrics._replace(evaluation=mean_return)
 
-    def unless_stopped(state: TrainState, _: None) -> tuple[TrainState, Metrics]:
+    def unless_stopped(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
         if plan.evaluation is None or plan.evaluation.stop_at is None:
-            return period(state)
-        nothing = jax.tree.map(lambda x: _missing(x), jax.eval_shape(period, state)[1])
-        return lax.cond(state.stopped, lambda s: (s, nothing), period, state)
+            return update(state, index)
+        nothing = jax.tree.map(_missing, jax.eval_shape(update, state, index)[1])
+        return lax.cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
 
-    state, metrics = lax.scan(unless_stopped, state, None, length=num_periods)
-    if plan.evaluation is not None:
-        metrics = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), metrics)
-    return state, metrics
+    return reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
 
 
 def _update(

@@ -250,7 +250,6 @@ def test_bad_plans_are_refused():
         (ValueError, "parameters that drew the batch only", {"minibatches": 2}),
         (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
         (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
-        (ValueError, "multiple of evaluation.every = 4, received 6", {"evaluation": ld.Evaluation(every=4)}),
         (ValueError, "num_updates", {"num_updates": 0}),
     ]
     for error, match, options in cases:
