@@ -322,6 +322,6 @@ def _draw(results: dict[str, dict[str, dict[int, Point]]], figures: dict[str, di
         ax.set_ylabel("")
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
-    if any(len(found) > len(MAIN) for found in results.values()):
-        figure.suptitle("Dots: computed error. Grey: all other estimators")
+    grey = "; grey: all other estimators" if any(set(found) - set(MAIN) for found in results.values()) else ""
+    figure.suptitle(f"Dots: the error as computed{grey}")
     harness.save_figure(figure, "estimator_frontier")

@@ -216,7 +216,7 @@ class _Run:
             session.write(updates, rows)
         now = time.perf_counter()
         wanted = num * _PERIOD / max(now - self.time, 1e-6)
-        self.interval = int(np.clip(wanted, 1, min(capacity, 4 * self.interval)))
+        self.interval = int(np.clip(round(wanted), 1, min(capacity, 4 * self.interval)))
         self.next, self.time = self.next + num, now
 
     @property

@@ -7,6 +7,7 @@ drops the others, which it is about to write again, and goes on behind them.
 
 import dataclasses
 import os
+import struct
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -142,23 +143,26 @@ class TensorBoardWriter:
 
 
 def _tensorboard() -> tuple[Any, Any]:
+    """The definition of an event, and the checksum of its format."""
     try:
-        from tensorboardX.event_file_writer import EventsWriter  # SummaryWriter adds a queue, a thread and their delays
         from tensorboardX.proto import event_pb2
+        from tensorboardX.record_writer import masked_crc32c
     except ImportError as error:
         raise ImportError(
             "TensorBoardWriter needs tensorboardX; install it, or the extra: pip install 'logderiv[tensorboard]'."
         ) from error
-    return EventsWriter, event_pb2
+    return event_pb2, masked_crc32c
 
 
 class _EventFiles:
+    """tensorboardX's own writers wait for the disk at every flush, several milliseconds; here that is left to the system."""
+
     def __init__(self, directory: Path, start: int, every: int) -> None:
         self.directory, self.start, self.every = directory, start, every
-        self.files: list[Any] = []
+        self.event_pb2, self.checksum = _tensorboard()
+        self.files: list[BinaryIO] = []
 
     def write(self, updates: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        _, event_pb2 = _tensorboard()
         seeds, now = next(iter(rows.values())).shape[1], time.time()
         if not self.files:
             self.files = [self._begin(f"seed_{seed}" if seeds > 1 else "") for seed in range(seeds)]
@@ -166,20 +170,29 @@ class _EventFiles:
         for seed, file in enumerate(self.files):
             columns = {name: x[:, seed].tolist() for name, x in rows.items()}
             for i, update in chosen:
-                event = event_pb2.Event(wall_time=now, step=update)
+                event = self.event_pb2.Event(wall_time=now, step=update)
                 for name, column in columns.items():
                     event.summary.value.add(tag=name, simple_value=column[i])
-                file.write_event(event)
+                file.write(self._record(event))
             file.flush()
 
-    def _begin(self, name: str) -> Any:
-        events_writer, event_pb2 = _tensorboard()
-        directory = self.directory / name
+    def _begin(self, name: str) -> BinaryIO:
+        directory, now = self.directory / name, time.time_ns()
         directory.mkdir(parents=True, exist_ok=True)
-        file = events_writer(str(directory / "events"), f".{self.start:010d}")
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        file.write_event(event_pb2.Event(wall_time=time.time(), step=self.start, session_log=start))
+        file = (directory / f"events.out.tfevents.{now}").open(
+            "xb"
+        )  # TensorBoard reads them in the order of their names
+        file.write(self._record(self.event_pb2.Event(wall_time=1e-9 * now, file_version="brain.Event:2")))
+        start = self.event_pb2.SessionLog(status=self.event_pb2.SessionLog.START)
+        file.write(self._record(self.event_pb2.Event(wall_time=1e-9 * now, step=self.start, session_log=start)))
         return file
+
+    def _record(self, event: Any) -> bytes:
+        """TFRecord: the length, its checksum, the content, its checksum."""
+        content = event.SerializeToString()
+        length = struct.pack("<Q", len(content))
+        first, second = (struct.pack("<I", self.checksum(part)) for part in (length, content))
+        return length + first + content + second
 
     def close(self) -> None:
         for file in self.files:

@@ -283,7 +283,7 @@ def test_event_files_of_seeds_are_runs_and_may_be_thinned(tmp_path):
 
 
 def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "tensorboardX.event_file_writer", None)
+    monkeypatch.setitem(sys.modules, "tensorboardX.proto", None)
     monkeypatch.setitem(sys.modules, "tqdm", None)
     for reporter, extra in ((writers.TensorBoardWriter(tmp_path), "tensorboard"), (progress.Bar(), "progress")):
         with pytest.raises(ImportError, match=rf"logderiv\[{extra}\]"):
