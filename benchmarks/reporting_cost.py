@@ -30,7 +30,7 @@ from logderiv.reports import Reporter
 
 WAITS = {"0.1 s": 0.1, "1 ms": 1e-3, "nothing": 0.0}
 SIZES = {  # updates in a run, and pairs of runs
-    "quick": {"0.1 s": (10, 2), "1 ms": (500, 3), "nothing": (20_000, 3), "ld.train": (500, 3)},
+    "quick": {"0.1 s": (10, 1), "1 ms": (200, 2), "nothing": (10_000, 2), "ld.train": (200, 2)},
     "full": {"0.1 s": (20, 5), "1 ms": (1000, 7), "nothing": (50_000, 7), "ld.train": (500, 15)},
 }
 
