@@ -5,6 +5,10 @@ A compiled loop whose updates wait, for 0.1 s and for 1 ms, as a host waits for 
 Cost is the time of a run beside that of the same run without reporters, in percent and in microseconds per update. The loop
 stands still while the host writes, so that nothing is hidden by waiting; updates that compute for so long vary by more than is
 to be measured.
+
+Finding (2 CPU cores, jax 0.10.2, tensorboardX 2.6.5): a call of the host takes 0.7 ms with all three reporters, and 0.4 ms of JAX's own,
+and comes every second update at 10 updates a second: well under 1 %. On updates that do nothing the bar costs 3 us an update, the
+CSV file 7 and TensorBoard about 35: beyond 1000 updates a second give `TensorBoardWriter` an `every`.
 """
 
 import contextlib
