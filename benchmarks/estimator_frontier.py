@@ -24,6 +24,7 @@ from jax.flatten_util import ravel_pytree
 import logderiv as ld
 from benchmarks import harness
 from benchmarks.tasks import Task, all_tasks, pathwise
+from logderiv import plots
 
 PATHWISE = "pathwise, through the dynamics"
 SIZES = {"quick": ((8, 128), 4096), "full": ((4, 16, 64, 256), 16384)}  # batch sizes, and trajectories for each
@@ -268,7 +269,7 @@ def main(quick: bool) -> None:
     published = {"gradient": 7.558188, "deviation, plain": 34.8081, "deviation, mean subtracted": 10.5895}
     for (name, expected), ours in zip(published.items(), (float(walk["gradient"][0]), *spread), strict=True):
         bounds.append(harness.Bound(f"random walk, {name} {ours:.6g}: relative error", abs(ours / expected - 1), 5e-6))
-    _draw(results)
+    _draw(results, figures)
     harness.finish("estimator_frontier", figures, bounds, quick=quick)
 
 
@@ -300,34 +301,27 @@ def _print(task: Task, found: dict[str, dict[int, Point]], variances: dict[str, 
     )
 
 
-def _draw(results: dict[str, dict[str, dict[int, Point]]]) -> None:
+def _draw(results: dict[str, dict[str, dict[int, Point]]], figures: dict[str, dict[str, Any]]) -> None:
     figure, axes = harness.new_figure(nrows=2, ncols=len(results), figsize=(4.6 * len(results), 9.6))
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    shown = [name for name in MAIN if any(name in found for found in results.values())]
     for column, (title, found) in enumerate(results.items()):
-        for name, points in found.items():
-            numbers, rmse = list(points), [p.rmse for p in points.values()]
-            seconds = [1e3 * p.seconds for p in points.values()]
-            index = shown.index(name) if name in shown else None
-            look = (
-                {"color": "0.85", "zorder": 1}
-                if index is None
-                else {"color": f"C{index}", "marker": "o", "label": name}
-            )
-            axes[0, column].plot(numbers, rmse, **look)
-            axes[1, column].plot(seconds, rmse, **look)
-        for ax, label in zip(axes[:, column], ("trajectories in a batch, N", "time of one estimate, ms"), strict=True):
-            ax.set(xscale="log", yscale="log", xlabel=label)
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_locator(NullLocator())
+        names = sorted(found, key=lambda name: MAIN.index(name) if name in MAIN else len(MAIN))
+        numbers = {name: list(found[name]) for name in names}
+        errors, sems, times = (
+            {name: [scale * getattr(p, field) for p in found[name].values()] for name in names}
+            for field, scale in (("rmse", 1), ("sem", 1), ("seconds", 1e3))
+        )
+        size, variances = np.linalg.norm(figures[title]["gradient"]), figures[title]["variance"]
+        exact = {
+            n: np.sqrt(variances[n] / np.asarray(numbers[n])) / size for n in names if n in variances and n in MAIN
+        }
+        options = {"sems": sems, "exact": exact, "background": set(names) - set(MAIN), "legend": False}
+        plots.frontier(numbers, errors, ax=axes[0, column], **options)
+        plots.frontier(times, errors, ax=axes[1, column], xlabel="time of one estimate, ms", **options)
         axes[0, column].set_title(title)
-    for ax in axes[:, 0]:
-        ax.set_ylabel("error relative to the exact gradient (rms)")
+    for ax in axes[:, 1:].flat:
+        ax.set_ylabel("")
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
-    if any(len(found) > len(MAIN) for found in results.values()):
-        figure.suptitle("Grey: all other estimators")
+    grey = "; grey: all other estimators" if any(set(found) - set(MAIN) for found in results.values()) else ""
+    figure.suptitle(f"Dots: the error as computed{grey}")
     harness.save_figure(figure, "estimator_frontier")

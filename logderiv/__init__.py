@@ -7,6 +7,7 @@ from logderiv import diagnostics as diagnostics
 from logderiv import exact as exact
 from logderiv import plots as plots
 from logderiv import processes as processes
+from logderiv import reports as reports
 from logderiv import testing as testing
 from logderiv.baselines import Baseline as Baseline
 from logderiv.baselines import CreditBatch as CreditBatch
@@ -21,6 +22,7 @@ from logderiv.baselines import baseline_moving_average as baseline_moving_averag
 from logderiv.baselines import baseline_none as baseline_none
 from logderiv.baselines import baseline_optimal as baseline_optimal
 from logderiv.baselines import baseline_per_group as baseline_per_group
+from logderiv.baselines import baseline_shared_value as baseline_shared_value
 from logderiv.baselines import baseline_value as baseline_value
 from logderiv.bias import Bias as Bias
 from logderiv.credit import gae as gae
@@ -42,16 +44,22 @@ from logderiv.environments import Jumanji as Jumanji
 from logderiv.environments import TabularMDP as TabularMDP
 from logderiv.environments import short_corridor as short_corridor
 from logderiv.estimators import Estimator as Estimator
+from logderiv.estimators import a2c as a2c
+from logderiv.estimators import actor_critic as actor_critic
 from logderiv.estimators import dr_grpo as dr_grpo
 from logderiv.estimators import grpo as grpo
 from logderiv.estimators import optimal_per_parameter as optimal_per_parameter
 from logderiv.estimators import optimal_per_parameter_biased_in_sample as optimal_per_parameter_biased_in_sample
 from logderiv.estimators import ppo as ppo
+from logderiv.estimators import ppo_actor_critic as ppo_actor_critic
+from logderiv.estimators import ppo_without_gamma_t as ppo_without_gamma_t
 from logderiv.estimators import rloo as rloo
 from logderiv.estimators import score_function as score_function
 from logderiv.estimators import score_function_without_gamma_t as score_function_without_gamma_t
 from logderiv.estimators import vtrace as vtrace
 from logderiv.estimators import vtrace_gradient as vtrace_gradient
+from logderiv.evaluation import Evaluation as Evaluation
+from logderiv.evaluation import evaluate as evaluate
 from logderiv.factors import log_factors as log_factors
 from logderiv.fisher import fisher_matrix as fisher_matrix
 from logderiv.fisher import fisher_vector_product as fisher_vector_product
@@ -82,6 +90,7 @@ from logderiv.pathwise import gradients_score as gradients_score
 from logderiv.policies import GRU as GRU
 from logderiv.policies import MLP as MLP
 from logderiv.policies import TanhNormalHead as TanhNormalHead
+from logderiv.policies import MLPActorCritic as MLPActorCritic
 from logderiv.policies import linear as linear
 from logderiv.policies import normal_head as normal_head
 from logderiv.policies import shared_softmax as shared_softmax
@@ -94,6 +103,9 @@ from logderiv.programs import expectation as expectation
 from logderiv.rollout import batch_info as batch_info
 from logderiv.rollout import rollout as rollout
 from logderiv.squashed import TanhNormal as TanhNormal
+from logderiv.streams import StreamState as StreamState
+from logderiv.streams import collect as collect
+from logderiv.streams import start_streams as start_streams
 from logderiv.surrogates import clipped_terms as clipped_terms
 from logderiv.surrogates import dice_surrogate as dice_surrogate
 from logderiv.surrogates import loaded_dice as loaded_dice
@@ -103,6 +115,7 @@ from logderiv.tokens import TokenLogProbs as TokenLogProbs
 from logderiv.tokens import token_log_probs as token_log_probs
 from logderiv.training import Metrics as Metrics
 from logderiv.training import Training as Training
+from logderiv.training import TrainState as TrainState
 from logderiv.training import maximize as maximize
 from logderiv.training import train as train
 from logderiv.types import BatchInfo as BatchInfo
@@ -112,8 +125,11 @@ from logderiv.types import Estimate as Estimate
 from logderiv.types import Policy as Policy
 from logderiv.types import SignedLog as SignedLog
 from logderiv.types import Step as Step
+from logderiv.types import Stream as Stream
 from logderiv.types import Trajectory as Trajectory
 from logderiv.types import next_observations as next_observations
 from logderiv.visits import visit_counts as visit_counts
+from logderiv.writers import CSVWriter as CSVWriter
+from logderiv.writers import TensorBoardWriter as TensorBoardWriter
 
 __version__ = "0.1.0"

@@ -108,19 +108,18 @@ def sum_rows(
     Args:
         function: From `params` and one row to a scalar; it may close over arrays that are being differentiated.
         params: Whatever `function` shares between rows.
-        inputs: Pytree with leading axis `(T,)`. Where they are differentiated too, the plain rule is used.
-        valid: Which rows count. Shape `(T,)`.
+        inputs: Pytree with leading axes `(N, T)`. Where they are differentiated too, the plain rule is used.
+        valid: Which rows count. Shape `(N, T)`.
         rows: Rows in a block; `None` for the backend's default.
 
     Returns:
         A scalar, in float32 at least.
     """
     rows = rows_or_default(rows)
-    function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0], inputs))
+    function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
-        one = jax.tree.map(lambda x: x[None], inputs)
-        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, one, rows=rows)[0]
+        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, rows=rows)
         return jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)), dtype=accumulator_dtype(values.dtype))
 
     if valid.size <= rows:
@@ -167,8 +166,9 @@ def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
 def _value_and_gradient(
     function: Any, shared: Any, inputs: Any, valid: jax.Array, *, rows: int
 ) -> tuple[jax.Array, Any]:
-    """Sum over the valid rows of one trajectory and its gradient in `shared`, two levels deep, each block once."""
-    shape = layout(1, valid.shape[0], rows)
+    """Sum over the valid rows and its gradient in `shared`, two levels deep, each block once."""
+    num, length = valid.shape
+    shape = layout(num, length, rows)
 
     def block(shared: Any, x: Any, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
         values = jax.vmap(function, (None, 0))(shared, x)
@@ -184,7 +184,7 @@ def _value_and_gradient(
         return jax.tree.map(jnp.add, gradient, new), values
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), shared)
-    folded = jax.tree.map(lambda x: _fold(x[None], shape), inputs), _fold(valid[None], shape, fill=False)
+    folded = jax.tree.map(lambda x: _fold(x, shape), inputs), _fold(valid, shape, fill=False)
     gradient, values = lax.scan(group, zeros, folded)
     return jnp.sum(values), jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, shared)
 

@@ -239,8 +239,8 @@ def _masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...
 
 def _continuing(valid: jax.Array | None, like: jax.Array) -> jax.Array:
     """1 where another valid step follows, else 0."""
-    valid = jnp.ones(like.shape, bool) if valid is None else valid
-    return jnp.append(valid[1:], False).astype(like.dtype)
+    present = jnp.ones(like.shape, bool) if valid is None else valid
+    return jnp.append(present[1:], False).astype(like.dtype)
 
 
 def _check(**arrays: jax.Array) -> None:

@@ -205,8 +205,9 @@ def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int
     factor = step_factor(trajectory, logs=True)
 
     def one(tau: Trajectory) -> jax.Array:
-        inputs = jax.tree.map(lambda x: x[0], flat_inputs(tau))
-        return sum_rows(lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, inputs, tau.valid, rows=rows)
+        return sum_rows(
+            lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, flat_inputs(tau), tau.valid[None], rows=rows
+        )
 
     batch = trajectory.valid.shape[:-1]
     flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(batch) :])), trajectory)

@@ -145,6 +145,69 @@ class MLP:
         return self.head(jnp.concatenate([outputs, params[-1]["free"]]) if self.free else outputs)
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class MLPActorCritic:
+    """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.actor_critic`.
+
+    Attributes:
+        outputs: As of `MLP`.
+        hidden: Widths of the hidden layers, of both.
+        head: As of `MLP`.
+        free: As of `MLP`.
+    """
+
+    outputs: int
+    hidden: tuple[int, ...] = (64, 64)
+    head: Head = Categorical
+    free: int = 0
+
+    initial_carry = None
+    log_factors = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _ = self.actor  # which checks the fields
+
+    @property
+    def actor(self) -> MLP:
+        """The policy alone."""
+        return MLP(self.outputs, self.hidden, self.head, self.free)
+
+    @property
+    def value(self) -> "MLPValue":
+        """The value, `(params, observation) -> scalar`."""
+        return MLPValue(self.hidden)
+
+    def init(self, key: jax.Array, observation: Any) -> dict[str, Any]:
+        """Parameters of both, for observations like the given one; `key` is consumed."""
+        key_actor, key_critic = jax.random.split(key)
+        return {
+            "actor": self.actor.init(key_actor, observation),
+            "critic": MLP(1, self.hidden).init(key_critic, observation),
+        }
+
+    def apply(self, params: dict[str, Any], observation: Any) -> Any:
+        """The distribution at one observation."""
+        return self.actor.apply(params["actor"], observation)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class MLPValue:
+    """See `MLPActorCritic.value`."""
+
+    hidden: tuple[int, ...]
+
+    def __call__(self, params: dict[str, Any], observation: Any) -> jax.Array:
+        """The value of one state."""
+        return MLP(1, self.hidden, _first).apply(params["critic"], observation)
+
+
+def _first(outputs: jax.Array) -> jax.Array:
+    return outputs[0]
+
+
 def linear(outputs: int, *, head: Head = Categorical, free: int = 0) -> MLP:
     """A policy whose outputs are linear in the flattened observation: an `MLP` without hidden layers."""
     return MLP(outputs, hidden=(), head=head, free=free)

@@ -1,40 +1,55 @@
-"""A progress bar for loops that run inside `jax.jit`: rate, return and time left, at under 2 % of the time."""
+"""A progress bar for training: updates and environment steps a second, return, and time left."""
 
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
-
-_REPORTS = 100
 
 
-class _Bar:
-    """The one bar that is open; seeds under `jax.vmap` report one after the other and are averaged."""
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Bar:
+    """A tqdm bar on standard error; needs tqdm (the extra `progress`).
 
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.index = -1
-        self.values: list[float] = []
+    It shows `mean_return` of the latest update in which an episode ended, averaged over the seeds of a `jax.vmap`, and
+    `num_steps` a second, those of all seeds together; either only if the rows have it.
+    """
 
-    def show(self, index: int, total: int, value: float) -> None:
-        if self.bar is None:
-            if index == self.index and index + 1 == total > 1:
-                return  # a further seed's last report, after the first one closed the bar
-            self.bar = require()(total=total, unit="update", dynamic_ncols=True)
-            self.index, self.values = -1, []
-        if index != self.index:
-            self.index, self.values = index, []
-        self.values.append(value)
-        self.bar.set_postfix_str(f"return {np.mean(self.values):.4g}", refresh=False)
-        self.bar.update(index + 1 - self.bar.n)
-        if index + 1 == total:
-            self.bar.close()
-            self.bar = None
+    def check(self, names: Sequence[str]) -> None:
+        """Tqdm is there."""
+        del names
+        require()
+
+    def open(self, start: int, total: int, names: Sequence[str]) -> "_OpenBar":
+        """See `reports.Reporter`."""
+        del names
+        return _OpenBar(start, total)
 
 
-_BAR = _Bar()
+class _OpenBar:
+    def __init__(self, start: int, total: int) -> None:
+        self.bar = require()(total=total, initial=start, unit="update", dynamic_ncols=True)
+        self.mean_return, self.num_steps, self.time = np.nan, 0, time.perf_counter()
+
+    def write(self, updates: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        shown = []
+        if "num_steps" in rows:
+            self.num_steps += int(rows["num_steps"].sum(dtype=np.int64))
+            speed = self.num_steps / max(time.perf_counter() - self.time, 1e-9)
+            shown.append(f"{self.bar.format_sizeof(speed)} steps/s")
+        if "mean_return" in rows:
+            ended = np.flatnonzero(~np.isnan(rows["mean_return"]).all(axis=1))
+            if ended.size:
+                self.mean_return = np.nanmean(rows["mean_return"][ended[-1]], dtype=float)
+            shown.append(f"return {self.mean_return:.4g}")
+        self.bar.set_postfix_str(", ".join(shown), refresh=False)
+        self.bar.update(len(updates))
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def require() -> Any:
@@ -46,17 +61,3 @@ def require() -> Any:
             "progress=True needs tqdm; install it, or the extra: pip install 'logderiv[progress]'."
         ) from error
     return tqdm
-
-
-def report(index: jax.Array, total: int, value: jax.Array) -> None:
-    """Show update `index` (from 0) of `total` and a value, at most about 100 times per run.
-
-    Traced inside a loop; the host is called only on the iterations that report.
-    """
-    every = max(1, total // _REPORTS)
-    due = ((index + 1) % every == 0) | (index + 1 == total)
-
-    def show(index: jax.Array, value: jax.Array) -> None:
-        jax.debug.callback(lambda i, v: _BAR.show(int(i), total, float(v)), index, value)
-
-    lax.cond(due, show, lambda *_: None, index, jnp.asarray(value))

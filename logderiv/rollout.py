@@ -1,5 +1,7 @@
 """Sampling trajectories with `lax.scan`."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,7 +11,7 @@ from jax import lax
 from logderiv._arrays import as_keys, floating
 from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
-from logderiv.types import BatchInfo, Step, Trajectory, as_policy, check_trajectory
+from logderiv.types import BatchInfo, Step, Stream, Trajectory, as_policy, check_trajectory
 
 
 def rollout(
@@ -20,6 +22,8 @@ def rollout(
     *,
     horizon: int | None = None,
     environment_params: Any = None,
+    start_key: jax.Array | None = None,
+    chunk: int | None = None,
 ) -> Trajectory:
     r"""Draw a trajectory $\tau \sim P(\tau|\theta)$ of at most `horizon` steps.
 
@@ -34,12 +38,17 @@ def rollout(
         environment: `reset` and `step` as in `logderiv.types.Environment`, or a gymnax environment.
         horizon: Number of steps `T`; `None` takes `environment.horizon`.
         environment_params: Passed to the environment; `None` for its own.
+        start_key: Key, or keys of the shape of `key`, of the start alone: trajectories with equal ones start alike, as a
+            group-relative estimator wants it. Consumed. `None` splits them off `key`.
+        chunk: Stop as soon as all trajectories have ended, looking every so many steps. The same trajectories; not
+            differentiable in reverse. `None` always takes `horizon` steps.
 
     Returns:
         A `Trajectory` with leading axes `(*batch, T)`.
 
     Raises:
-        ValueError: No horizon, or one below 1; the environment's reset and step disagree in shapes.
+        ValueError: No horizon, or it or `chunk` is below 1; the environment's reset and step disagree in shapes; `start_key`
+            has another shape than `key`.
         TypeError: Not a policy, an environment, or a key.
 
     Example:
@@ -51,17 +60,27 @@ def rollout(
     """
     key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
     horizon = _horizon(horizon, environment)
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk: expected a whole number >= 1, received {chunk!r}.")
+    batch = key.shape
+    if start_key is not None and jnp.shape(start_key) != batch:
+        raise ValueError(f"start_key: expected the shape of key, {batch}, received {jnp.shape(start_key)}.")
+    start, step = _one_trajectory(params, policy, environment, environment_params)
+    for _ in batch:
+        start, step = jax.vmap(start), jax.vmap(step)
+    carry = start(key) if start_key is None else start(key, as_keys(start_key))
+    if chunk is None:
+        carry, rows = lax.scan(lambda c, _: step(c), carry, None, length=horizon)
+    else:
+        carry, rows = _in_chunks(step, carry, horizon, chunk)
+    rows = jax.tree.map(lambda x: jnp.moveaxis(x, 0, len(batch)), rows)
+    return Trajectory(*rows, final_observation=carry[2])
 
-    def one(key: jax.Array) -> Trajectory:
-        return _rollout(params, key, policy, environment, horizon, environment_params)
 
-    for _ in range(key.ndim):
-        one = jax.vmap(one)
-    return one(key)
-
-
-def batch_info(trajectories: Trajectory) -> BatchInfo:
+def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
     """What a batch looked like; see `BatchInfo`. Any leading axes, all of which are averaged over."""
+    if isinstance(trajectories, Stream):
+        return _stream_info(trajectories)
     _, horizon = check_trajectory(trajectories)
     valid = trajectories.valid
     rewards = jnp.where(valid, trajectories.rewards, 0)
@@ -71,18 +90,39 @@ def batch_info(trajectories: Trajectory) -> BatchInfo:
     return BatchInfo(
         mean_return=jnp.mean(returns),
         num_steps=jnp.sum(lengths),
+        num_episodes=jnp.asarray(lengths.size),
         unfinished=jnp.mean(cut.astype(returns.dtype)),
         empty=jnp.sum(lengths == 0),
     )
 
 
-def _rollout(params: Any, key: jax.Array, policy: Any, environment: Any, horizon: int, env_params: Any) -> Trajectory:
+def _stream_info(stream: Stream) -> BatchInfo:
+    ended = jnp.sum(stream.ends)
+    total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
+    return BatchInfo(
+        mean_return=total / ended.astype(total.dtype),
+        num_steps=jnp.asarray(stream.ends.size),
+        num_episodes=ended,
+        unfinished=jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
+        empty=jnp.zeros_like(ended),
+    )
+
+
+def _one_trajectory(
+    params: Any, policy: Any, environment: Any, env_params: Any
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`start(key, start_key=None) -> carry` and `step(carry) -> (carry, row)` of one trajectory."""
     params = lax.stop_gradient(params)
     has_memory = policy.initial_carry is not None
-    key, key_reset = jax.random.split(key)
-    observation, state = environment.reset(key_reset, env_params)
 
-    def step(carry: Any, _: None) -> tuple[Any, Any]:
+    def start(key: jax.Array, start_key: jax.Array | None = None) -> Any:
+        if start_key is None:
+            key, start_key = jax.random.split(key)
+        observation, state = environment.reset(start_key, env_params)
+        memory = policy.initial_carry(params) if has_memory else None
+        return key, state, observation, memory, jnp.ones((), bool)
+
+    def step(carry: Any) -> tuple[Any, Any]:
         key, state, observation, memory, alive = carry
         key, key_action, key_step = jax.random.split(key, 3)
         if has_memory:
@@ -100,31 +140,65 @@ def _rollout(params: Any, key: jax.Array, policy: Any, environment: Any, horizon
             alive,
             jnp.where(alive, log_prob(distribution, action), 0),
         )
-        held = _select(alive, (new.state, new.observation, new_memory), (state, observation, memory))
-        return (key, *held, alive & ~(new.terminated | new.truncated)), row
+        old = (observation, state, memory)
+        new_leaves = check_same_leaves((new.observation, new.state, new_memory), old)
+        observation, state, memory = jax.tree.map(lambda a, b: jnp.where(alive, a, b), new_leaves, old)
+        return (key, state, observation, memory, alive & ~(new.terminated | new.truncated)), row
 
-    memory = policy.initial_carry(params) if has_memory else None
-    start = (key, state, observation, memory, jnp.ones((), bool))
-    (_, _, final, _, _), rows = lax.scan(step, start, None, length=horizon)
-    return Trajectory(*rows, final_observation=final)
+    return start, step
 
 
-def _select(alive: jax.Array, new: Any, old: Any) -> Any:
-    """`new` while the episode lives, `old` after it; the two must agree in structure, shapes and dtypes."""
+def _in_chunks(step: Callable[[Any], Any], carry: Any, horizon: int, chunk: int) -> tuple[Any, Any]:
+    """`step` up to `horizon` times, in chunks, until no trajectory is alive. The rows have a leading axis `(T,)`.
+
+    Those that are never reached are invalid: zeros, with discount 1.
+    """
+    chunks = -(-horizon // chunk)
+    chunk = -(-horizon // chunks)
+
+    def limited(carry: Any, index: jax.Array) -> tuple[Any, Any]:
+        *held, alive = carry
+        return step((*held, alive & (index < horizon)))
+
+    def blank(x: Any) -> jax.Array:
+        return jnp.zeros((chunks * chunk, *x.shape), x.dtype)
+
+    def going_on(loop: Any) -> jax.Array:
+        index, carry, _ = loop
+        return (index < horizon) & jnp.any(carry[-1])
+
+    def advance(loop: Any) -> Any:
+        index, carry, rows = loop
+        carry, new = lax.scan(limited, carry, index + jnp.arange(chunk))
+        write = partial(lax.dynamic_update_slice_in_dim, start_index=index, axis=0)
+        return index + chunk, carry, jax.tree.map(write, rows, new)
+
+    rows = jax.tree.map(blank, jax.eval_shape(step, carry)[1])
+    _, carry, rows = lax.while_loop(going_on, advance, (jnp.zeros((), jnp.int32), carry, rows))
+    observations, actions, rewards, discounts, valid, logs = jax.tree.map(lambda x: x[:horizon], rows)
+    return carry, (observations, actions, rewards, jnp.where(valid, discounts, 1), valid, logs)
+
+
+def check_same_leaves(new: Any, old: Any) -> Any:
+    """`new` in the dtypes of `old`: what step returned, against what reset did.
+
+    Raises:
+        ValueError: They disagree in structure, or in the shape of a leaf, which is named.
+    """
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise ValueError(
-            "environment: expected step to return state and observation of the structure that reset returned, "
+            "environment: expected step to return observation and state of the structure that reset returned, "
             f"{jax.tree.structure(old)}; received {jax.tree.structure(new)}."
         )
 
     def leaf(path: Any, a: Any, b: Any) -> Any:
         if jnp.shape(a) != jnp.shape(b):
             raise ValueError(
-                f"environment: leaf {jax.tree_util.keystr(path)} of (state, observation, carry) has shape {jnp.shape(b)} "
+                f"environment: leaf {jax.tree_util.keystr(path)} of (observation, state, carry) has shape {jnp.shape(b)} "
                 f"after reset and {jnp.shape(a)} after step; they must agree."
             )
         is_key = jnp.issubdtype(jnp.result_type(b), jax.dtypes.prng_key)
-        return jnp.where(alive, a if is_key else jnp.asarray(a, jnp.result_type(b)), b)
+        return a if is_key else jnp.asarray(a, jnp.result_type(b))
 
     return jax.tree_util.tree_map_with_path(leaf, new, old)
 

@@ -8,7 +8,8 @@ Reductions are sum over time, mean over trajectories. Others have names (`reduce
 """
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -132,11 +133,15 @@ def clipped_terms(log_ratios: jax.Array, weights: jax.Array, clip: float | None)
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
-    weights = _held(log_ratios, weights)
-    ratios = jnp.exp(log_ratios)
+    return clipped_step(log_ratios, _held(log_ratios, weights), clip)
+
+
+def clipped_step(log_ratio: jax.Array, weight: jax.Array, clip: float | None) -> jax.Array:
+    """As `clipped_terms`, of arrays of any shape, or of one step; the weight is held already."""
+    ratio = jnp.exp(log_ratio)
     if clip is None:
-        return ratios * weights
-    return jnp.minimum(ratios * weights, jnp.clip(ratios, 1 - clip, 1 + clip) * weights)
+        return ratio * weight
+    return jnp.minimum(ratio * weight, jnp.clip(ratio, 1 - clip, 1 + clip) * weight)
 
 
 def reduce_steps(terms: jax.Array, valid: jax.Array, normaliser: Normaliser) -> jax.Array:
@@ -149,22 +154,28 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normaliser: Normaliser) -> 
     | `per_token` | $\sum_n \sum_t x_{n,t} / \sum_n T_n$ | DAPO; divides by a random number |
 
     Args:
-        terms: Shape `(N, T)`, 0 on invalid steps.
-        valid: Shape `(N, T)`; $T_n$ counts it, and is taken as at least 1.
+        terms: Shape `(*batch, T)`, 0 on invalid steps; `N` is the number of trajectories in all.
+        valid: Same shape; $T_n$ counts it, and is taken as at least 1.
         normaliser: One of the three.
 
     Raises:
         ValueError: None of the three.
     """
-    sums = jnp.sum(terms, axis=-1)
-    lengths = jnp.sum(valid, axis=-1).astype(terms.dtype)
+    return jnp.sum(terms * step_weights(valid, normaliser, terms.dtype))
+
+
+def step_weights(valid: jax.Array, normaliser: Normaliser, dtype: Any) -> jax.Array:
+    """What each step counts in `reduce_steps`, whatever the leading axes; shape of `valid`, invalid steps included."""
+    num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=-1, keepdims=True).astype(dtype)
     if normaliser == "per_trajectory":
-        return jnp.mean(sums)
-    if normaliser == "per_own_token":
-        return jnp.mean(sums / jnp.maximum(lengths, 1))
-    if normaliser == "per_token":
-        return jnp.sum(sums) / jnp.maximum(jnp.sum(lengths), 1)
-    raise _unknown(normaliser)
+        divisors = jnp.full_like(lengths, num)
+    elif normaliser == "per_own_token":
+        divisors = num * jnp.maximum(lengths, 1)
+    elif normaliser == "per_token":
+        divisors = jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1))
+    else:
+        raise _unknown(normaliser)
+    return jnp.broadcast_to(1 / divisors, valid.shape)
 
 
 def normaliser_bias(normaliser: Normaliser) -> Bias:

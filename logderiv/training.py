@@ -1,5 +1,8 @@
-"""Training: rollouts, gradient and optax update in one compiled `lax.scan`."""
+"""Training: trajectories, estimate and optax update in one compiled `lax.scan`."""
 
+import dataclasses
+import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,44 +11,133 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from logderiv import progress as progress_bar
-from logderiv._arrays import as_keys, hold, release
+from logderiv import reports
+from logderiv._arrays import as_keys, hold, is_traced, release
 from logderiv.environments.adapters import as_environment
 from logderiv.estimators import Estimator
-from logderiv.rollout import rollout
-from logderiv.types import as_policy, check_params
+from logderiv.evaluation import Evaluation, evaluate
+from logderiv.progress import Bar
+from logderiv.rollout import batch_info, rollout
+from logderiv.streams import collect, start_streams
+from logderiv.types import Stream, Trajectory, as_policy, check_params
+from logderiv.updates import check_minibatches, improve
+
+_CHUNK = 32
 
 
 class Metrics(NamedTuple):
-    """One row per update, leading axis `(num_updates,)`.
+    """One row per update, leading axis `(num_updates,)`; after an early stop NaN and 0.
 
     Attributes:
-        mean_return: Mean undiscounted return of the batch, before the update.
+        mean_return: Mean undiscounted return before the update: of the batch, of a stream of the episodes that ended in it
+            (NaN where none did).
         num_steps: Environment steps used, padding not counted.
-        unfinished: Fraction of trajectories that reached the horizon without terminating.
-        grad_norm: Global Euclidean norm of the estimate.
+        num_episodes: Trajectories of the batch; of a stream the episodes that ended in it.
+        unfinished: Fraction of trajectories that reached the horizon without terminating; see `BatchInfo`.
+        grad_norm: Mean over the update's gradients of their Euclidean norm.
+        nonfinite: How many of the update's gradients were not finite. `optax.apply_if_finite` skips them; without it they
+            end in the parameters.
+        evaluation: Mean return of the evaluation after this update; NaN where there was none.
     """
 
     mean_return: jax.Array
     num_steps: jax.Array
+    num_episodes: jax.Array
     unfinished: jax.Array
     grad_norm: jax.Array
+    nonfinite: jax.Array
+    evaluation: jax.Array
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on: a pytree of arrays.
+
+    Attributes:
+        params: Parameters.
+        opt_state: State of the optimiser.
+        estimator_state: State of the estimator (baselines).
+        streams: Where the environments stand; `()` where each update draws whole episodes.
+        key: The key of the rest of the run.
+        num_updates: Updates so far, int32.
+        stopped: Whether an evaluation reached `stop_at`.
+    """
+
+    params: Any
+    opt_state: Any
+    estimator_state: Any
+    streams: Any
+    key: jax.Array
+    num_updates: jax.Array
+    stopped: jax.Array
 
 
 class Training(NamedTuple):
     """Where training stands, and what it measured.
 
     Attributes:
-        params: Trained parameters.
-        opt_state: State of the optimiser.
-        estimator_state: State of the estimator (baselines).
+        state: See `TrainState`.
         metrics: See `Metrics`.
     """
 
-    params: Any
-    opt_state: Any
-    estimator_state: Any
+    state: TrainState
     metrics: Metrics
+
+    @property
+    def params(self) -> Any:
+        """The trained parameters."""
+        return self.state.params
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """The static part of a run."""
+
+    estimator: Estimator
+    optimizer: optax.GradientTransformation
+    num_trajectories: int | None
+    horizon: int | None
+    group_size: int
+    num_environments: int | None
+    num_steps: int | None
+    epochs: int
+    minibatches: int
+    evaluation: Evaluation | None
+    mesh: Any
+    total: int
+    reporters: tuple[reports.Reporter, ...]
+
+    def __post_init__(self) -> None:
+        self._check_batch()
+        for name in ("epochs", "minibatches", "group_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, received {getattr(self, name)!r}.")
+        if self.epochs * self.minibatches > 1 and not self.estimator.reusable:
+            raise ValueError(
+                f"epochs, minibatches: {type(self.estimator).__name__} is an estimate at the parameters that drew the batch only; "
+                "use logderiv.ppo or one of its kin, or one gradient step a batch."
+            )
+
+    def _check_batch(self) -> None:
+        if (self.num_trajectories is None) == (self.num_environments is None):
+            raise ValueError(
+                "expected num_trajectories (whole episodes) or num_environments and num_steps (a stream), one of the two."
+            )
+        if self.num_trajectories is not None:
+            self.estimator.bias.check(self.num_trajectories)
+            check_minibatches(self.num_trajectories, self.minibatches, "num_trajectories")
+            if self.num_trajectories % self.group_size:
+                raise ValueError(
+                    f"group_size: expected a divisor of num_trajectories = {self.num_trajectories}, received {self.group_size}."
+                )
+            return
+        if self.num_steps is None:
+            raise ValueError("num_steps: expected the steps of each environment per update, received None.")
+        if not self.estimator.accepts_streams:
+            raise TypeError(
+                f"num_environments: {type(self.estimator).__name__} needs whole episodes (num_trajectories); a stream cuts them, "
+                "which only a credit that bootstraps from values of the state (logderiv.gae) can weigh."
+            )
+        check_minibatches(self.num_steps, self.minibatches, "num_steps")
 
 
 def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -65,12 +157,25 @@ def train(
     estimator: Estimator,
     optimizer: optax.GradientTransformation,
     num_updates: int,
-    num_trajectories: int,
+    num_trajectories: int | None = None,
     horizon: int | None = None,
+    group_size: int = 1,
+    num_environments: int | None = None,
+    num_steps: int | None = None,
+    epochs: int = 1,
+    minibatches: int = 1,
     environment_params: Any = None,
+    evaluation: Evaluation | None = None,
+    mesh: Any = None,
+    writers: Sequence[reports.Reporter] = (),
     progress: bool = False,
 ) -> Training:
     """Repeat: draw trajectories, estimate the gradient, update. One compiled `lax.scan`.
+
+    | batch | |
+    |---|---|
+    | `num_trajectories`, `horizon` | whole episodes, drawn until the last one has ended: any estimator |
+    | `num_environments`, `num_steps` | a stream: environments go on across updates; estimators that bootstrap (`a2c`, `ppo_actor_critic`) |
 
     Many seeds: `jax.vmap(lambda params, key: train(params, key, ...))(params, keys)`. The call compiles itself; calling it
     again with the same policy, environment, estimator and optimiser objects does not compile again.
@@ -81,57 +186,185 @@ def train(
         policy: A `Policy` or a function `(params, observation) -> distribution`.
         environment: As in `rollout`.
         estimator: Any estimator of the library, or your own.
-        optimizer: An optax transformation that *ascends*: `logderiv.maximize(optax.adam(1e-2))`.
+        optimizer: An optax transformation that *ascends*: `logderiv.maximize(optax.adam(1e-2))`. Schedules, clipping
+            (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's.
         num_updates: Length of the scan.
         num_trajectories: `N` per update.
-        horizon: As in `rollout`.
+        horizon: As in `rollout`; of a stream, an episode is truncated there.
+        group_size: Consecutive trajectories that start alike, for group-relative estimators.
+        num_environments: `E` of a stream.
+        num_steps: `T` of a stream: steps of each environment per update.
+        epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`ppo`).
+        minibatches: Parts of each pass; see `logderiv.updates.improve`.
         environment_params: As in `rollout`.
+        evaluation: When and how to evaluate, and when to stop.
+        mesh: A `jax.sharding.Mesh` over whose axes trajectories, or the environments of a stream, are spread.
+        writers: Who gets each update's metrics while it runs: `CSVWriter`, `TensorBoardWriter`, or your own `reports.Reporter`.
         progress: Show a bar with rate, return and time left; needs tqdm (the extra `progress`).
 
     Returns:
         A `Training`.
 
     Raises:
-        ValueError: `num_updates` below 1, or fewer trajectories than the estimator needs.
-        TypeError: A parameter is not floating point.
-        ImportError: `progress` without tqdm.
+        ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
+            minibatches or over the mesh; several gradients of a batch with an estimator that allows one.
+        TypeError: A parameter is not floating point; a stream with an estimator that needs whole episodes.
+        ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX.
+
+    Warns:
+        UserWarning: Some gradients were not finite.
     """
     check_params(params)
     if num_updates < 1:
         raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates}.")
-    estimator.bias.check(num_trajectories)
-    if progress:
-        progress_bar.require()
-    static = (estimator, optimizer, num_updates, num_trajectories, horizon, progress)
-    result = _train(
-        params, as_keys(key), as_policy(policy), hold(as_environment(environment)), environment_params, static
+    reporters = (*writers, Bar()) if progress else tuple(writers)
+    reports.check(reporters, Metrics._fields)
+    plan = _Plan(
+        estimator,
+        optimizer,
+        num_trajectories,
+        horizon,
+        group_size,
+        num_environments,
+        num_steps,
+        epochs,
+        minibatches,
+        evaluation,
+        mesh,
+        num_updates,
+        reporters,
     )
-    if progress:
+    world = (as_policy(policy), hold(as_environment(environment)), environment_params)
+    state = _start(params, as_keys(key), *world, plan)
+    state, metrics = _run(state, 0, *world, plan, num_updates)
+    if reporters:
         jax.effects_barrier()
-    return result
+    if not is_traced(metrics.nonfinite) and (bad := int(jnp.sum(metrics.nonfinite))):
+        warnings.warn(
+            f"train: {bad} gradients were not finite; metrics.nonfinite says in which updates. optax.apply_if_finite skips them.",
+            stacklevel=2,
+        )
+    return Training(state, metrics)
 
 
-@partial(jax.jit, static_argnames="static")
-def _train(
-    params: Any, key: jax.Array, policy: Any, environment: Any, environment_params: Any, static: tuple
-) -> Training:
-    estimator, optimizer, num_updates, num_trajectories, horizon, progress = static
-    environment = release(environment)
+@partial(jax.jit, static_argnames="plan")
+def _start(params: Any, key: jax.Array, policy: Any, environment: Any, env_params: Any, plan: _Plan) -> TrainState:
+    del policy  # only its parameters have a state
+    streams = ()
+    if plan.num_environments is not None:
+        key, key_start = jax.random.split(key)
+        environment = release(environment)
+        streams = start_streams(key_start, environment, plan.num_environments, environment_params=env_params)
+    opt_state, state = plan.optimizer.init(params), plan.estimator.init(params)
+    return TrainState(params, opt_state, state, streams, key, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
-    def update(carry: Any, index: jax.Array) -> tuple[Any, Metrics]:
-        params, opt_state, state, key = carry
-        key, key_rollout = jax.random.split(key)
-        keys = jax.random.split(key_rollout, num_trajectories)
-        taus = rollout(params, keys, policy, environment, horizon=horizon, environment_params=environment_params)
-        estimate, state = estimator.estimate(params, state, policy, taus)
-        updates, opt_state = optimizer.update(estimate.grads, opt_state, params)
-        params = optax.apply_updates(params, updates)
-        info = estimate.info
-        metrics = Metrics(info.mean_return, info.num_steps, info.unfinished, optax.tree.norm(estimate.grads))
-        if progress:
-            progress_bar.report(index, num_updates, info.mean_return)
-        return (params, opt_state, state, key), metrics
 
-    start = (params, optimizer.init(params), estimator.init(params), key)
-    (params, opt_state, state, _), metrics = lax.scan(update, start, jnp.arange(num_updates))
-    return Training(params, opt_state, state, metrics)
+@partial(jax.jit, static_argnames=("plan", "num_updates"))
+def _run(
+    state: TrainState,
+    start: int | jax.Array,
+    policy: Any,
+    environment: Any,
+    env_params: Any,
+    plan: _Plan,
+    num_updates: int,
+) -> tuple[TrainState, Metrics]:
+    """`num_updates` more, from update `start` on, unless an evaluation stops them."""
+    world = (policy, release(environment), env_params)
+
+    def update(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+        state, metrics = _update(state, *world, plan)
+        if plan.evaluation is None:
+            return state, metrics
+        due = (index + 1) % plan.evaluation.every == 0
+        state, mean_return = lax.cond(
+            due, lambda s: _evaluate(s, *world, plan), lambda s: (s, metrics.evaluation), state
+        )
+        return state, metrics._replace(evaluation=mean_return)
+
+    def unless_stopped(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+        if plan.evaluation is None or plan.evaluation.stop_at is None:
+            return update(state, index)
+        nothing = jax.tree.map(_missing, jax.eval_shape(update, state, index)[1])
+        return lax.cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
+
+    return reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
+
+
+def _update(
+    state: TrainState, policy: Any, environment: Any, env_params: Any, plan: _Plan
+) -> tuple[TrainState, Metrics]:
+    """One update: batch, weights, gradient steps."""
+    key, key_batch, key_order = jax.random.split(state.key, 3)
+    batch, streams = _batch(state, key_batch, policy, environment, env_params, plan)
+    weights, estimator_state = plan.estimator.weigh(state.params, state.estimator_state, policy, batch)
+    params, opt_state, norms = improve(
+        state.params,
+        state.opt_state,
+        key_order,
+        policy,
+        batch,
+        weights,
+        estimator=plan.estimator,
+        optimizer=plan.optimizer,
+        epochs=plan.epochs,
+        minibatches=plan.minibatches,
+    )
+    info = batch_info(batch)
+    metrics = Metrics(
+        info.mean_return,
+        info.num_steps,
+        info.num_episodes,
+        info.unfinished,
+        jnp.mean(norms),
+        jnp.sum(~jnp.isfinite(norms)),
+        jnp.full_like(info.mean_return, jnp.nan),
+    )
+    return state._replace(
+        params=params,
+        opt_state=opt_state,
+        estimator_state=estimator_state,
+        streams=streams,
+        key=key,
+        num_updates=state.num_updates + 1,
+    ), metrics
+
+
+def _batch(
+    state: TrainState, key: jax.Array, policy: Any, environment: Any, env_params: Any, plan: _Plan
+) -> tuple[Trajectory | Stream, Any]:
+    options = {"horizon": plan.horizon, "environment_params": env_params}
+    if plan.num_environments is not None:
+        assert plan.num_steps is not None
+        return collect(state.params, key, policy, environment, state.streams, num_steps=plan.num_steps, **options)
+    assert plan.num_trajectories is not None
+    key, key_start = jax.random.split(key)
+    keys = jax.random.split(key, plan.num_trajectories)
+    starts = jnp.repeat(jax.random.split(key_start, plan.num_trajectories // plan.group_size), plan.group_size)
+    return rollout(state.params, keys, policy, environment, start_key=starts, chunk=_CHUNK, **options), ()
+
+
+def _evaluate(
+    state: TrainState, policy: Any, environment: Any, env_params: Any, plan: _Plan
+) -> tuple[TrainState, jax.Array]:
+    how = plan.evaluation
+    assert how is not None
+    key, key_episodes = jax.random.split(state.key)
+    returns = evaluate(
+        state.params,
+        key_episodes,
+        policy,
+        environment,
+        num_episodes=how.num_episodes,
+        horizon=plan.horizon if how.horizon is None else how.horizon,
+        greedy=how.greedy,
+        environment_params=env_params,
+    )
+    mean_return = jnp.mean(returns)
+    stopped = state.stopped if how.stop_at is None else mean_return >= how.stop_at
+    return state._replace(key=key, stopped=stopped), mean_return
+
+
+def _missing(x: Any) -> jax.Array:
+    """NaN, or 0 of an integer."""
+    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)

@@ -39,6 +39,27 @@ class Trajectory(NamedTuple):
     final_observation: Any
 
 
+class Stream(NamedTuple):
+    """`T` consecutive steps of each of `E` environments that restart whenever an episode ends. Leading axes `(E, T)`.
+
+    A grid of one-step trajectories, so that whatever takes trajectories takes `steps`, and what says how they hang
+    together. Only a credit that bootstraps from values of the state (`logderiv.gae`) can weigh a stream: what comes
+    after its last step is not in it.
+
+    Attributes:
+        steps: Trajectories of one step, leading axes `(E, T)` and then the step, `(E, T, 1, ...)`; `final_observation`,
+            `(E, T, ...)`, is the one after that step, before any restart.
+        ends: Whether the step is the last one of its episode, terminated or truncated. Shape `(E, T)`.
+        times: Steps of the episode before this one. Shape `(E, T)`, int32.
+        returns: Undiscounted sum of the rewards of the episode up to this step, included. Shape `(E, T)`.
+    """
+
+    steps: Trajectory
+    ends: jax.Array
+    times: jax.Array
+    returns: jax.Array
+
+
 class Step(NamedTuple):
     """What `Environment.step` returns; any 5-tuple in this order is accepted."""
 
@@ -133,16 +154,19 @@ class BatchInfo(NamedTuple):
     """What a batch of trajectories looked like; scalars.
 
     Attributes:
-        mean_return: Mean over trajectories of the sum of rewards, undiscounted.
+        mean_return: Mean over trajectories of the sum of rewards, undiscounted. Of a stream: mean over the episodes that
+            ended in it, each from its start; NaN where none ended.
         num_steps: Number of valid steps.
+        num_episodes: Number of trajectories; of a stream, of the episodes that ended in it.
         unfinished: Fraction of trajectories that fill all `T` steps without terminating: cut by the horizon, or by the
             environment's own limit exactly there. Where it is not 0 the estimated objective is the return *up to the
-            horizon*.
+            horizon*. Of a stream: fraction of the environments whose episode goes on after it.
         empty: Number of trajectories without a valid step. They count in every mean; drop them before estimating.
     """
 
     mean_return: jax.Array
     num_steps: jax.Array
+    num_episodes: jax.Array
     unfinished: jax.Array
     empty: jax.Array
 
@@ -186,6 +210,18 @@ def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
         check(name, getattr(trajectory, name), lead, "(*batch, T)")
     check("final_observation", trajectory.final_observation, lead[:-1], "(*batch,)")
     return lead[:-1], lead[-1]
+
+
+def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
+    """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
+    return trajectories.steps if isinstance(trajectories, Stream) else trajectories
+
+
+def flat_steps(trajectories: Trajectory | Stream) -> Trajectory:
+    """The trajectories themselves; the steps of a stream as a batch of one axis, `(E T, 1)`."""
+    if not isinstance(trajectories, Stream):
+        return trajectories
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), trajectories.steps)
 
 
 def check_params(params: Any) -> None:

@@ -1,9 +1,6 @@
 import json
 import platform
-import subprocess
-import sys
 from functools import partial
-from typing import Any
 
 import gymnasium
 import jax
@@ -14,12 +11,10 @@ import pytest
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt
 
 from benchmarks import __main__ as command
 from benchmarks import cartpole, harness, likelihood_accuracy, product_vs_score
 from benchmarks.likelihood_accuracy import Row
-from logderiv import plots
 
 # First T at which a product of T equal factors, by lax.scan on XLA's CPU backend, is zero; None: it never is.
 # Source: own enumeration, jax 0.10.2, file numerics_underflow of the project's truths, field jax_scan_first_zero.
@@ -294,86 +289,3 @@ def test_table_is_aligned(capsys):
         "  a              1",
         "  long name   10.5",
     ]
-
-
-@pytest.fixture
-def ax():
-    yield plt.subplots()[1]
-    plt.close("all")
-
-
-def drawn(line: Any) -> tuple[np.ndarray, np.ndarray]:
-    return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
-
-
-def test_learning_curves_draw_the_mean_and_a_band_around_it(ax):
-    curves = {"same": np.ones((5, 3)), "spread": np.array([[0.0, 1, 2], [4.0, 5, 6]])}
-    plots.learning_curves(curves, threshold=3.0, ax=ax)
-    same, spread, line = map(drawn, ax.lines)
-    np.testing.assert_array_equal(same[1], np.ones(3))
-    np.testing.assert_array_equal(spread, [[1, 2, 3], [2, 3, 4]])
-    np.testing.assert_array_equal(line[1], [3.0, 3.0])
-    flat, band = (collection.get_paths()[0].vertices[:, 1] for collection in ax.collections)
-    np.testing.assert_array_equal(flat, np.ones_like(flat))
-    # of two seeds, a resample is twice the first or twice the second with probability 1/4 each: the band reaches both
-    assert (band.min(), band.max()) == (0.0, 6.0)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["same", "spread"]
-
-
-def test_bootstrap_interval_is_that_of_the_mean():
-    values = np.random.default_rng(0).normal(size=(400, 1))
-    low, high = plots._bootstrap_interval(values, 0.95)
-    half = 1.96 * values.std() / 20
-    np.testing.assert_allclose([low[0], high[0]], values.mean() + np.array([-half, half]), atol=0.1 * half)
-
-
-def test_learning_curves_compare_at_equal_steps(ax):
-    steps = np.array([[10.0, 20, 30], [20.0, 40, 60]])  # both seeds return twice their steps
-    plots.learning_curves({"a": 2 * steps}, steps={"a": steps}, ax=ax)
-    x, y = drawn(ax.lines[0])
-    assert (x[0], x[-1]) == (20, 30)
-    np.testing.assert_allclose(y, 2 * x, rtol=1e-14)
-
-
-def test_relative_error_marks_where_a_method_gives_no_number(ax):
-    plots.relative_error([1, 10, 100], {"breaks": [0.0, 1e-3, np.inf], "goes on": [1e-8] * 3}, floor=1e-9, ax=ax)
-    breaks, cross, goes_on = map(drawn, ax.lines)
-    np.testing.assert_array_equal(breaks[1], [1e-9, 1e-3, np.nan])
-    np.testing.assert_array_equal(cross, [[10], [1e-3]])
-    assert ax.lines[1].get_marker() == "x"
-    np.testing.assert_array_equal(goes_on[1], [1e-8] * 3)
-    assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (
-            lambda: plots.learning_curves({"a": np.ones(3)}),
-            r"curves\['a'\]: expected shape \(seeds, updates\)",
-        ),
-        (
-            lambda: plots.learning_curves({"a": np.ones((2, 3))}, steps={"a": np.ones((2, 4))}),
-            r"steps\['a'\]: expected shape \(2, 3\)",
-        ),
-        (lambda: plots.learning_curves({}, level=95), r"level: expected a number in \(0, 1\), received 95"),
-        (lambda: plots.relative_error([1, 2], {"a": [1.0]}), r"errors\['a'\]: expected shape \(2,\)"),
-    ],
-)
-def test_plots_say_what_was_expected(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
-    plt.close("all")
-
-
-def test_plots_name_the_extra_when_matplotlib_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"logderiv\[plots\]"):
-        plots.learning_curves({})
-    with pytest.raises(ImportError, match=r"logderiv\[plots\]"):
-        plots.relative_error([], {})
-
-
-def test_importing_plots_does_not_import_matplotlib():
-    code = "import sys, logderiv.plots; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=command.FOLDER.parent, check=False).returncode == 0

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -153,7 +154,7 @@ def test_ratio_after_credit_and_unweighted_baseline_are_rejected():
     @jax.tree_util.register_static
     @dataclasses.dataclass(frozen=True)
     class AfterCredit(type(right)):
-        def weigh(self, params, state, policy, trajectories):
+        def weigh(self, params, state, policy, trajectories: Any):
             plain = dataclasses.replace(self, importance=None)
             weights, state = estimators.ScoreFunction.weigh(plain, params, state, policy, trajectories)
             return weights * self._ratios(params, policy, trajectories)[1], state
@@ -161,7 +162,7 @@ def test_ratio_after_credit_and_unweighted_baseline_are_rejected():
     @jax.tree_util.register_static
     @dataclasses.dataclass(frozen=True)
     class UnweightedBaseline(type(right)):
-        def weigh(self, params, state, policy, trajectories):
+        def weigh(self, params, state, policy, trajectories: Any):
             batch = self.credit_batch(params, state, policy, trajectories)
             values = self.baseline.values(state, trajectories, batch._replace(ratios=jnp.ones_like(batch.ratios)))
             return jnp.where(trajectories.valid, batch.credit - values, 0), state

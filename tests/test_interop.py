@@ -1,8 +1,11 @@
 """Other libraries' distributions and networks, unmodified."""
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import logderiv as ld
@@ -93,3 +96,73 @@ def test_an_equinox_network_is_a_policy_in_one_line():
     eqx = pytest.importorskip("equinox")
     params, static = eqx.partition(eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array)
     _finite_and_not_zero(params, ld.Policy(lambda params, x: ld.Categorical(eqx.combine(params, static)(x))))
+
+
+class Contexts:
+    """One step: the observation is a random sign pattern, the reward 1 for the action that equals its first sign."""
+
+    horizon = 1
+
+    def reset(self, key, params=None):
+        signs = jax.random.rademacher(key, (4,), jnp.float32)
+        return signs, signs
+
+    def step(self, key, state, action, params=None):
+        right = (action == (state[0] > 0).astype(action.dtype)).astype(jnp.float32)
+        return state, state, right, jnp.ones((), bool), jnp.zeros((), bool)
+
+
+def _learns(params, policy):
+    """Random play earns 0.5; after 60 updates at least 0.95."""
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    optimizer = ld.maximize(optax.adam(3e-2))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        result = ld.train(
+            jax.tree.map(lambda x: x.astype(jnp.float32), params),
+            jax.random.key(1),
+            policy,
+            Contexts(),
+            estimator=estimator,
+            optimizer=optimizer,
+            num_updates=60,
+            num_trajectories=64,
+        )
+    returns = result.metrics.mean_return
+    assert 0.3 < returns[0] < 0.7
+    assert returns[-10:].mean() > 0.95
+
+
+def _linen():
+    linen = pytest.importorskip("flax.linen")
+    network = linen.Sequential([linen.Dense(16), linen.tanh, linen.Dense(2)])
+    params = network.init(jax.random.key(0), jnp.zeros(4, jnp.float32))
+    return params, lambda params, x: ld.Categorical(network.apply(params, x))
+
+
+def _nnx():
+    nnx = pytest.importorskip("flax.nnx")
+    rngs = nnx.Rngs(0)
+    network = nnx.Sequential(nnx.Linear(4, 16, rngs=rngs), nnx.tanh, nnx.Linear(16, 2, rngs=rngs))
+    graph, params = nnx.split(network)
+    return params, lambda params, x: ld.Categorical(nnx.merge(graph, params)(x))
+
+
+def _equinox():
+    eqx = pytest.importorskip("equinox")
+    network = eqx.nn.MLP(4, 2, 16, 1, activation=jnp.tanh, key=jax.random.key(0))
+    params, static = eqx.partition(network, eqx.is_inexact_array)
+    return params, lambda params, x: ld.Categorical(eqx.combine(params, static)(x))
+
+
+def _plain():
+    keys = jax.random.split(jax.random.key(0))
+    params = [0.5 * jax.random.normal(keys[0], (4, 16)), jnp.zeros((16, 2))]
+    return params, lambda params, x: ld.Categorical(jnp.tanh(x @ params[0]) @ params[1])
+
+
+@pytest.mark.parametrize("make", [_linen, _nnx, _equinox, _plain], ids=["linen", "nnx", "equinox", "function"])
+def test_a_policy_of_any_library_is_written_in_under_15_lines_and_learns(make):
+    assert len(inspect.getsource(make).splitlines()) < 15
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.debug_key_reuse(False):
+        params, policy = make()
+    _learns(params, policy)

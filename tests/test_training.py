@@ -141,11 +141,11 @@ def test_metrics_count_real_steps_and_unfinished_episodes():
         estimator=ESTIMATOR,
         optimizer=optax.sgd(0.0),
         num_updates=3,
-        num_trajectories=4,
+        num_trajectories=16,
         horizon=7,
     )
     np.testing.assert_array_equal(result.params, jnp.zeros(2))
-    np.testing.assert_allclose(-result.metrics.mean_return * 4, result.metrics.num_steps)  # -1 per real step
+    np.testing.assert_allclose(-result.metrics.mean_return * 16, result.metrics.num_steps)  # -1 per real step
     assert (result.metrics.unfinished > 0).any()
     assert (result.metrics.grad_norm > 0).all()
 

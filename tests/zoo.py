@@ -138,6 +138,14 @@ def zoo() -> dict[str, Entry]:
         "loaded DiCE(1), given value": Entry(_score(surrogate=s.loaded_dice(1.0), baseline=GIVEN)),
         "loaded DiCE(0.5)": Entry(_score(surrogate=s.loaded_dice(0.5))),
         "PPO, leave one out": Entry(e.ppo(baseline=LOO, discount=DISCOUNT)),
+        "PPO, gamma^t left out": Entry(e.ppo_without_gamma_t(discount=DISCOUNT)),
+        "actor-critic, gae(1), given value": Entry(
+            e.actor_critic(_score(credit=c.gae(1.0), baseline=GIVEN)), ending=True
+        ),
+        "actor-critic, learned value, PPO": Entry(
+            e.actor_critic(e.ppo(baseline=LEARNED, discount=DISCOUNT)), _learned_state
+        ),
+        "actor-critic, leave one out": Entry(e.actor_critic(_score(baseline=LOO))),
         "PPO per token": Entry(e.ppo(discount=DISCOUNT, normaliser="per_token")),
         "RLOO": Entry(e.rloo(discount=DISCOUNT)),
         "RLOO in groups of 2": Entry(e.rloo(group_size=2, discount=DISCOUNT)),

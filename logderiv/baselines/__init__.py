@@ -20,4 +20,5 @@ from logderiv.baselines.biased import baseline_biased_optimal_in_sample as basel
 from logderiv.baselines.biased import baseline_biased_standardised as baseline_biased_standardised
 from logderiv.baselines.optimal import baseline_optimal as baseline_optimal
 from logderiv.baselines.values import baseline_learned_value as baseline_learned_value
+from logderiv.baselines.values import baseline_shared_value as baseline_shared_value
 from logderiv.baselines.values import baseline_value as baseline_value

@@ -29,7 +29,7 @@ class Constant(Stateless):
     def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
         """The constant, times the own ratio, times `gamma^t` if per step."""
         del state, trajectories
-        scale = batch.ratios * batch.discounts[None] if self.per == "step" else batch.ratios
+        scale = batch.ratios * batch.discounts if self.per == "step" else batch.ratios
         return self.value * scale
 
 

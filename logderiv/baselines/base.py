@@ -18,11 +18,12 @@ class CreditBatch(NamedTuple):
     Attributes:
         credit: From rewards multiplied by `ratios` and `discounts`; 0 on invalid steps. Shape `(N, T)`.
         ratios: Importance ratio of the choices up to step `t`; ones on policy. Shape `(N, T)`.
-        discounts: `gamma^t`, or ones where it is left out. Shape `(T,)`.
+        discounts: `gamma^t`, or ones where it is left out. Shape `(1, T)` or `(N, T)`.
         targets: What a value of the state should predict: the credit from step `t` on, as if the trajectory started
             there (no `gamma^t`, ratios from `t` on); 0 on invalid steps. Shape `(N, T)`.
         params: Parameters of the policy whose gradient is wanted.
         policy: That policy.
+        values: Values of the states, where the credit bootstrapped from the baseline's own; else `None`. Shape `(N, T)`.
     """
 
     credit: jax.Array
@@ -31,6 +32,7 @@ class CreditBatch(NamedTuple):
     targets: Any = None
     params: Any = None
     policy: Any = None
+    values: Any = None
 
 
 class Baseline(Protocol):

@@ -39,8 +39,8 @@ class Value:
 
     def values(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> jax.Array:
         """The value of each state, times the own ratio and `gamma^t`."""
-        values, _ = self.state_values(state, trajectories)
-        return batch.ratios * batch.discounts[None] * values.astype(batch.credit.dtype)
+        values = self.state_values(state, trajectories)[0] if batch.values is None else batch.values
+        return batch.ratios * batch.discounts * values.astype(batch.credit.dtype)
 
     def update(self, state: Any, trajectories: Trajectory, batch: CreditBatch) -> Any:
         """Nothing to learn."""
@@ -51,6 +51,17 @@ class Value:
         if self.start is not None:
             return self.function
         return lambda _, observation: self.function(observation)
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class SharedValue(Value):
+    """See `baseline_shared_value`. The state is the policy's parameters."""
+
+    @property
+    def bias(self) -> Bias:
+        """Unbiased at every order: the parameters are those from before the batch, held."""
+        return Bias(assumes=("the value function was fitted to earlier batches only",))
 
 
 @jax.tree_util.register_static
@@ -97,6 +108,10 @@ class LearnedValue(Value):
         return jax.lax.fori_loop(0, self.num_steps, step, state)
 
 
+def _own(params: Any) -> Any:
+    return params
+
+
 def evaluate(
     function: Callable[[Any, Any], jax.Array], value_params: Any, trajectories: Trajectory
 ) -> tuple[jax.Array, jax.Array]:
@@ -117,7 +132,8 @@ def evaluate(
         return jnp.asarray(result)
 
     values = jnp.where(valid, map_rows(value, value_params, filled.observations), 0)
-    final = jax.vmap(value, (None, 0))(value_params, filled.final_observation)
+    last = jax.tree.map(lambda x: x[:, None], filled.final_observation)
+    final = map_rows(value, value_params, last)[:, 0]
     follows = jnp.roll(valid, -1, axis=1).at[:, -1].set(False)
     next_values = jnp.where(follows, jnp.roll(values, -1, axis=1), expand(final, values))
     return values, jnp.where(valid, next_values, 0)
@@ -138,6 +154,18 @@ def baseline_value(function: Callable[..., jax.Array], init: Callable[[Any], Any
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., section 13.4.
     """
     return Value(function, init)
+
+
+def baseline_shared_value(function: Callable[[Any, Any], jax.Array]) -> Value:
+    r"""A value of the state whose parameters are among the policy's: $b_t = \gamma^t v_\theta(s_t)$, held.
+
+    For `logderiv.actor_critic`, which adds the value's own error to the objective, so that one optimiser trains both. Two
+    networks in one pytree, or one network with two heads.
+
+    Args:
+        function: `(params, observation) -> scalar`, with all of the policy's `params`.
+    """
+    return SharedValue(function, _own)
 
 
 def baseline_learned_value(

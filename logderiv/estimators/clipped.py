@@ -15,10 +15,10 @@ from logderiv.baselines import (
 from logderiv.bias import Bias
 from logderiv.credit import GAE, reward_to_go, total_return
 from logderiv.estimators.base import Estimator
-from logderiv.estimators.score import Credit, ScoreFunction, score_function
+from logderiv.estimators.score import Credit, ScoreFunction, score_function, score_function_without_gamma_t
 from logderiv.importance import log_ratios
-from logderiv.surrogates import Normaliser, clipped_terms, normaliser_bias, reduce_steps
-from logderiv.types import Trajectory
+from logderiv.surrogates import Normaliser, clipped_step, clipped_terms, normaliser_bias, reduce_steps
+from logderiv.types import Stream, Trajectory
 
 
 @jax.tree_util.register_static
@@ -54,11 +54,21 @@ class Clipped(Estimator):
         )
         return self.weigher.bias & first & normaliser_bias(self.normaliser)
 
+    @property
+    def accepts_streams(self) -> bool:
+        """As the weigher."""
+        return self.weigher.accepts_streams
+
+    @property
+    def reusable(self) -> bool:
+        """It compares with the policy that drew the batch."""
+        return True
+
     def init(self, params: Any) -> Any:
         """The weigher's first state."""
         return self.weigher.init(params)
 
-    def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, Any]:
+    def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> tuple[jax.Array, Any]:
         """The weigher's weights, `(N, T)`."""
         return self.weigher.weigh(params, state, policy, trajectories)
 
@@ -66,6 +76,13 @@ class Clipped(Estimator):
         """The clipped surrogate at these parameters, against those that drew the batch."""
         terms = clipped_terms(log_ratios(params, policy, trajectories), weights, self.clip)
         return reduce_steps(terms, trajectories.valid, self.normaliser)
+
+    def check_steps(self) -> None:
+        """Its surrogate is a sum over steps."""
+
+    def step_terms(self, logs: jax.Array, behaviour: jax.Array, weights: jax.Array) -> jax.Array:
+        """What each step adds to the surrogate."""
+        return clipped_step(logs - behaviour, weights, self.clip)
 
 
 def ppo(
@@ -102,6 +119,27 @@ def ppo(
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
     return Clipped(score_function(credit=credit, baseline=baseline, discount=discount), clip, normaliser)
+
+
+def ppo_without_gamma_t(
+    *,
+    credit: Credit | GAE = reward_to_go,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    clip: float = 0.2,
+    normaliser: Normaliser = "per_trajectory",
+) -> Clipped:
+    r"""As `ppo`, with $\gamma^t$ left out as nearly all published code does; see `score_function_without_gamma_t`. Biased for $\gamma < 1$.
+
+    Args:
+        credit: As `ppo`, like all others.
+        baseline: Likewise.
+        discount: Likewise.
+        clip: Likewise.
+        normaliser: Likewise.
+    """
+    weigher = score_function_without_gamma_t(credit=credit, baseline=baseline, discount=discount)
+    return Clipped(weigher, clip, normaliser)
 
 
 def rloo(*, group_size: int | None = None, discount: float = 1.0) -> ScoreFunction:

@@ -1,6 +1,7 @@
 """The score-function estimator, composed from importance, credit, baseline and surrogate."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from logderiv.factors import log_factors
 from logderiv.importance import Importance, log_ratios
 from logderiv.likelihood import weighted_log_prob
 from logderiv.surrogates import score_surrogate, surrogate_bias
-from logderiv.types import Trajectory
+from logderiv.types import Stream, Trajectory, as_steps, flat_steps
 
 Credit = Callable[[jax.Array, jax.Array], jax.Array]
 Surrogate = Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,42 +57,65 @@ class ScoreFunction(Estimator):
         """The baseline's first state."""
         return self.baseline.init(params)
 
-    def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, Any]:
-        r"""$w_t = C_t - b_t$ with the credit $C$ of $\rho_{\le t} \gamma^t r_t$; 0 on invalid steps, shape `(N, T)`."""
-        batch = self.credit_batch(params, state, policy, trajectories)
-        weights = batch.credit - self.baseline.values(state, trajectories, batch)
-        return jnp.where(trajectories.valid, weights, 0), self.baseline.update(state, trajectories, batch)
+    @property
+    def accepts_streams(self) -> bool:
+        """Whether it bootstraps from values of the state, on policy."""
+        return isinstance(self.credit, GAE) and self.importance is None
 
-    def credit_batch(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> CreditBatch:
-        r"""Credit of a batch: ratios and $\gamma^t$ enter the rewards before it."""
-        valid = trajectories.valid
-        rewards = jnp.where(valid, trajectories.rewards, 0)
-        discounts = jnp.where(valid, trajectories.discounts, 1).astype(rewards.dtype)
-        step_ratios, ratios = self._ratios(params, policy, trajectories)
+    def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> tuple[jax.Array, Any]:
+        r"""$w_t = C_t - b_t$ with the credit $C$ of $\rho_{\le t} \gamma^t r_t$; 0 on invalid steps, shape `(N, T)`, of a stream `(E, T, 1)`."""
+        steps = flat_steps(trajectories)
+        batch = self.credit_batch(params, state, policy, trajectories)
+        weights = self.weights(state, steps, batch).reshape(as_steps(trajectories).valid.shape)
+        return weights, self.baseline.update(state, steps, batch)
+
+    def weights(self, state: Any, steps: Trajectory, batch: CreditBatch) -> jax.Array:
+        """Credit minus baseline; 0 on invalid steps."""
+        return jnp.where(steps.valid, batch.credit - self.baseline.values(state, steps, batch), 0)
+
+    def credit_batch(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> CreditBatch:
+        r"""Credit of a batch: ratios and $\gamma^t$ enter the rewards before it. Shapes `(N, T)`, of a stream `(E T, 1)`."""
+        steps = flat_steps(trajectories)
+        valid = steps.valid
+        rewards = jnp.where(valid, steps.rewards, 0)
+        discounts = jnp.where(valid, steps.discounts, 1).astype(rewards.dtype)
+        step_ratios, ratios = self._ratios(params, policy, steps)
         outside, inside = (self.discount, 1.0) if self.gamma_t else (1.0, self.discount)
-        powers = discount_factors(outside, valid.shape[-1], rewards.dtype)
-        scale = powers[None] * ratios
+        powers = _powers(outside, trajectories, rewards.dtype)
+        scale = powers * ratios
+        values = None
         if isinstance(self.credit, GAE):
-            values, next_values = (v.astype(rewards.dtype) for v in state_values(self.baseline, state, trajectories))
+            values, next_values = (v.astype(rewards.dtype) for v in state_values(self.baseline, state, steps))
+            grid, lambdas = _grid(self.credit.lambda_, trajectories, rewards.dtype)
 
             def credit(scale: jax.Array, discounts: jax.Array, next_scale: jax.Array) -> jax.Array:
                 arrays = (rewards * scale, discounts, values * scale, next_values * next_scale)
-                advantages = jax.vmap(lambda *x: generalized_advantages(*x, lambda_=self.credit.lambda_))  # pyright: ignore
-                return advantages(*arrays)
+                advantages = jax.vmap(lambda *x: generalized_advantages(*x[:-1], lambda_=x[-1]))
+                return advantages(*(x.reshape(grid) for x in arrays), lambdas).reshape(valid.shape)
 
             credits = values * scale + credit(scale, inside * discounts, outside * scale)
             targets = values + credit(step_ratios, self.discount * step_ratios * discounts, jnp.ones_like(scale))
         else:
             credits = jax.vmap(self.credit)(rewards * scale, inside * discounts)
             targets = jax.vmap(self.credit)(rewards * step_ratios, self.discount * step_ratios * discounts)
-        held = jax.lax.stop_gradient(params)
-        return CreditBatch(jnp.where(valid, credits, 0), ratios, powers, jnp.where(valid, targets, 0), held, policy)
+        credits, targets = jnp.where(valid, credits, 0), jnp.where(valid, targets, 0)
+        return CreditBatch(credits, ratios, powers, targets, jax.lax.stop_gradient(params), policy, values)
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The surrogate of the log-factors and weights."""
         if self.surrogate is score_surrogate:
-            return weighted_log_prob(params, policy, trajectories, weights) / weights.shape[0]
+            return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)
+
+    def check_steps(self) -> None:
+        """Raise `ValueError` unless the surrogate is a sum over steps, which `step_terms` are."""
+        if self.surrogate is not score_surrogate:
+            raise ValueError("surrogate: expected score_surrogate, which is a sum of one term a step.")
+
+    def step_terms(self, logs: jax.Array, behaviour: jax.Array, weights: jax.Array) -> jax.Array:
+        """What each step adds to the surrogate."""
+        del behaviour  # drawn with the same parameters
+        return weights * logs
 
     def _ratios(self, params: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:
         """Ratio of each step, and the weight of the choices up to it; ones on policy."""
@@ -101,6 +125,21 @@ class ScoreFunction(Estimator):
         logs = jax.lax.stop_gradient(log_ratios(params, policy, trajectories))
         dtype = trajectories.rewards.dtype
         return jnp.exp(logs).astype(dtype), self.importance.ratios(logs).astype(dtype)
+
+
+def _powers(discount: float, trajectories: Trajectory | Stream, dtype: Any) -> jax.Array:
+    r"""$\gamma^t$ with the step's time in its episode: `(1, T)`, of a stream `(E T, 1)`."""
+    if isinstance(trajectories, Stream):
+        return jnp.asarray(discount, dtype) ** trajectories.times.reshape(-1, 1).astype(dtype)
+    return discount_factors(discount, trajectories.valid.shape[-1], dtype)[None]
+
+
+def _grid(lambda_: float, trajectories: Trajectory | Stream, dtype: Any) -> tuple[tuple[int, ...], jax.Array]:
+    r"""The shape whose last axis is time, and $\lambda$ on it: 0 where an episode of a stream ends."""
+    if isinstance(trajectories, Stream):
+        return trajectories.ends.shape, jnp.where(trajectories.ends, 0, jnp.asarray(lambda_, dtype))
+    shape = trajectories.valid.shape
+    return shape, jnp.full(shape, lambda_, dtype)
 
 
 def score_function(

@@ -119,8 +119,8 @@ class VTraceGradient(Estimator):
         ratios = jnp.exp(log_ratios(held, policy, trajectories)).astype(rewards.dtype)
         options = {"lambda_": self.lambda_, "clip_rho": self.clip_rho, "clip_c": self.clip_c, "clip_pg": self.clip_pg}
         traces = jax.vmap(lambda *x: vtrace(*x, **options))(rewards, discounts, values, next_values, ratios)
-        powers = discount_factors(self.discount, valid.shape[-1], rewards.dtype)
-        weights = jnp.where(valid, powers[None] * traces.advantages, 0)
+        powers = discount_factors(self.discount, valid.shape[-1], rewards.dtype)[None]
+        weights = jnp.where(valid, powers * traces.advantages, 0)
         batch = CreditBatch(weights, jnp.ones_like(weights), powers, jnp.where(valid, traces.targets, 0), held, policy)
         return weights, self.baseline.update(state, trajectories, batch)
 

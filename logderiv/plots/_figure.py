@@ -1,0 +1,23 @@
+"""What the figures share: axes, colours and line styles."""
+
+from typing import Any
+
+# Okabe & Ito's colours, which most colour-blind readers can tell apart, and line styles for those who print in grey.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_STYLES = ("-", "--", "-.", ":")
+
+
+def axes_or_current(ax: Any) -> Any:
+    """The axes given, or the current ones."""
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "logderiv.plots needs matplotlib; install it, or the extra: pip install 'logderiv[plots]'."
+        ) from error
+    return plt.gca() if ax is None else ax
+
+
+def look(index: int) -> tuple[str, str]:
+    """Colour and style of the line with this number."""
+    return _COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]

@@ -1,0 +1,121 @@
+"""Learning curves over seeds and tasks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from logderiv.plots._figure import axes_or_current, look
+
+
+def learning_curves(
+    curves: Mapping[str, Any],
+    *,
+    steps: Mapping[str, Any] | None = None,
+    level: float = 0.95,
+    individual: bool = False,
+    threshold: float | None = None,
+    ax: Any = None,
+) -> Any:
+    """Mean over seeds of the return, with a band for the error of that mean.
+
+    The band is the percentile bootstrap interval of the mean over seeds, from 2000 resamples with a fixed seed; with
+    one seed it has no width. Several tasks are averaged, and resampled each for itself (stratified); scale their returns
+    first. Seeds of different speed are compared at equal numbers of steps: each curve is interpolated onto a common
+    grid, which ends where the first seed's data end.
+
+    NaN stands for an update in which no episode ended. There a seed keeps its last return; the curve begins where every
+    seed has one. A seed whose returns stop, for longer than they ever paused, is marked by a cross where they do: it may
+    have diverged, and the mean goes on with its last return.
+
+    Args:
+        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`.
+        steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates.
+        level: Coverage of the band, in (0, 1).
+        individual: Draw every seed as well, faintly.
+        threshold: Height of a horizontal reference line; `None` for none.
+        ax: Matplotlib axes; `None` for the current ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: An array has other axes, shapes of a curve and its steps differ, a seed has no return at all, or
+            `level` is out of range.
+
+    References:
+        Agarwal et al. (2021), arXiv:2108.13264, on intervals over few seeds and their stratified form.
+    """
+    ax = axes_or_current(ax)
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level: expected a number in (0, 1), received {level}.")
+    for index, (name, values) in enumerate(curves.items()):
+        values = np.asarray(values, float)
+        if values.ndim not in (2, 3):
+            raise ValueError(
+                f"curves[{name!r}]: expected shape (seeds, updates) or (tasks, seeds, updates), received {values.shape}; "
+                "one seed is values[None]."
+            )
+        positions = _positions(name, values, None if steps is None else np.asarray(steps[name], float))
+        rows = (values.reshape(-1, values.shape[-1]), positions.reshape(-1, values.shape[-1]))
+        x, filled = _common_grid(name, *rows, interpolate=steps is not None)
+        low, high = _bootstrap_interval(filled.reshape(-1, values.shape[-2], len(x)), level)
+        colour, style = look(index)
+        if individual:
+            ax.plot(x, filled.T, color=colour, linewidth=0.6, alpha=0.35)
+        ax.plot(x, filled.mean(axis=0), style, color=colour, linewidth=1.8, label=name)
+        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        for seed, position in zip(*rows, strict=True):
+            if (last := _stops(seed)) is not None:
+                ax.plot(position[last], seed[last], "x", color=colour, markersize=8, markeredgewidth=2)
+    if threshold is not None:
+        ax.axhline(threshold, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
+    ax.set_xlabel("update" if steps is None else "environment steps")
+    ax.set_ylabel("mean return")
+    ax.legend(frameon=False)
+    return ax
+
+
+def _positions(name: str, values: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
+    """Where on the horizontal axis each value lies."""
+    if steps is None:
+        return np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape)
+    if steps.shape != values.shape:
+        raise ValueError(f"steps[{name!r}]: expected shape {values.shape} as the curve, received {steps.shape}.")
+    return steps
+
+
+def _common_grid(
+    name: str, values: np.ndarray, positions: np.ndarray, *, interpolate: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The horizontal axis, from where every seed has a value, and all values on it, gaps filled by what lies before."""
+    there = ~np.isnan(values)
+    if not there.any(axis=1).all():
+        raise ValueError(f"curves[{name!r}]: expected a return in every row, received one that is NaN throughout.")
+    last = np.maximum.accumulate(np.where(there, np.arange(values.shape[1]), 0), axis=1)
+    filled, first = np.take_along_axis(values, last, axis=1), there.argmax(axis=1)
+    if not interpolate:
+        return positions[0, first.max() :], filled[:, first.max() :]
+    begin = np.take_along_axis(positions, first[:, None], axis=1).max()
+    grid = np.linspace(begin, positions[:, -1].min(), 200)
+    return grid, np.stack([np.interp(grid, x[i:], y[i:]) for x, y, i in zip(positions, filled, first, strict=True)])
+
+
+def _stops(values: np.ndarray) -> int | None:
+    """The last return of a seed, if more NaN follow it than ever stood between two."""
+    there = np.flatnonzero(~np.isnan(values))
+    after, pauses = len(values) - 1 - there[-1], np.diff(there) - 1
+    return int(there[-1]) if after > pauses.max(initial=0) else None
+
+
+def _bootstrap_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval, pointwise, of the mean over the first two axes `(tasks, seeds)`, stratified by the first."""
+    tasks, seeds = values.shape[:2]
+    drawn = np.random.default_rng(0).integers(seeds, size=(tasks, 2000, seeds))
+    means = np.zeros((2000, values.shape[2]))
+    for task, rows in zip(values, drawn, strict=True):
+        weights = np.stack([np.bincount(row, minlength=seeds) for row in rows]) / seeds
+        means += weights @ task / tasks
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return low, high

@@ -1,0 +1,261 @@
+"""Training as it is run overnight: streams, epochs, evaluation, early stop, skipped updates, seeds; errors."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, terminating
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+MDP = terminating()
+SGD = ld.maximize(optax.sgd(0.3))
+LOO = ld.score_function(baseline=ld.baseline_leave_one_out())
+GIVEN = ld.baseline_value(lambda s: jnp.array([1.5, 1.0, 0.0])[s])
+A2C = ld.score_function_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
+PPO = ld.ppo_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
+STREAM = {"num_environments": 8, "num_steps": 4, "horizon": 6}
+
+
+def _train(estimator=LOO, key=0, params=TERMINATING_LOGITS, **options) -> ld.Training:
+    options = {"optimizer": SGD, "num_updates": 6, **options}
+    if "num_environments" not in options:
+        options = {"num_trajectories": 6, "horizon": 5, **options}
+    return ld.train(params, jax.random.key(key), ld.tabular_softmax, MDP, estimator=estimator, **options)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 50])
+def test_a_rollout_in_chunks_draws_the_same_trajectories(chunk):
+    """Every valid step bit for bit, padding neutral, the final observation held; it stops when the last one has ended."""
+    keys = jax.random.split(jax.random.key(0), 12).reshape(3, 4)
+
+    ordinary = jax.jit(lambda k: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=10))(keys)
+    chunked = jax.jit(lambda k: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=10, chunk=chunk))
+    taus = chunked(jax.random.clone(keys))
+    valid = np.asarray(ordinary.valid)
+    np.testing.assert_array_equal(taus.valid, valid)
+    for name in ("rewards", "discounts", "behaviour_log_probs", "final_observation"):
+        np.testing.assert_array_equal(getattr(taus, name), getattr(ordinary, name), err_msg=name)
+    for name in ("observations", "actions"):
+        np.testing.assert_array_equal(
+            np.asarray(getattr(taus, name))[valid], np.asarray(getattr(ordinary, name))[valid]
+        )
+
+
+def test_training_stops_a_rollout_with_its_last_episode():
+    """A world that ends after two steps, with a horizon of 10 000: steps are counted on the host."""
+    calls = []
+
+    class Short:
+        horizon = 10_000
+
+        def reset(self, key, params=None):
+            return jnp.zeros(1), jnp.zeros((), int)
+
+        def step(self, key, state, action, params=None):
+            jax.debug.callback(lambda: calls.append(1))
+            return jnp.zeros(1), state + 1, jnp.ones(()), state >= 1, jnp.zeros((), bool)
+
+    policy = ld.Policy(lambda params, _: ld.Categorical(params))
+    result = ld.train(
+        jnp.zeros(2),
+        jax.random.key(0),
+        policy,
+        Short(),
+        estimator=LOO,
+        optimizer=SGD,
+        num_updates=1,
+        num_trajectories=2,
+    )
+    jax.block_until_ready(result)
+    jax.effects_barrier()
+    assert result.metrics.num_steps[0] == 4
+    assert 2 <= len(calls) <= 128  # a chunk or two, per trajectory
+
+
+def test_a_group_starts_alike_and_goes_on_differently():
+    keys = jax.random.split(jax.random.key(0), 40)
+    starts = jnp.repeat(jax.random.split(jax.random.key(1), 10), 4)
+    draw = jax.jit(lambda k, s: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=6, start_key=s))
+    taus = draw(keys, jax.random.clone(starts))
+    first = np.asarray(taus.observations)[:, 0].reshape(10, 4)
+    assert (first == first[:, :1]).all()
+    assert len(set(first[:, 0].tolist())) == 2
+    assert len({tuple(row) for row in np.asarray(taus.actions)[:4].tolist()}) > 1
+    again = {"horizon": 2, "start_key": jax.random.clone(starts)[:3]}
+    with pytest.raises(ValueError, match=r"start_key: expected the shape of key, \(40,\), received \(3,\)"):
+        ld.rollout(TERMINATING_LOGITS, jax.random.clone(keys), ld.tabular_softmax, MDP, **again)
+    result = _train(ld.rloo(group_size=2), num_trajectories=6, group_size=2)
+    assert np.isfinite(result.params).all()
+
+
+def test_one_update_of_a_stream_is_collect_weigh_and_improve():
+    """The loop written out, two updates long, gives the same parameters, environments and metrics."""
+    result = _train(A2C, num_updates=2, **STREAM)
+
+    @jax.jit
+    def by_hand(params, key):
+        opt_state = SGD.init(params)
+        key, key_start = jax.random.split(key)
+        streams = ld.start_streams(key_start, MDP, 8)
+        returns = []
+        for _ in range(2):
+            key, key_batch, _ = jax.random.split(key, 3)
+            stream, streams = ld.collect(params, key_batch, ld.tabular_softmax, MDP, streams, num_steps=4, horizon=6)
+            estimate, _ = A2C.estimate(params, (), ld.tabular_softmax, stream)
+            updates, opt_state = SGD.update(estimate.grads, opt_state, params)
+            params = optax.apply_updates(params, updates)
+            returns.append(estimate.info.mean_return)
+        return params, streams, jnp.stack(returns)
+
+    params, streams, returns = by_hand(TERMINATING_LOGITS, jax.random.key(0))
+    np.testing.assert_allclose(result.params, params, rtol=1e-13)
+    jax.tree.map(np.testing.assert_array_equal, result.state.streams, streams)
+    np.testing.assert_allclose(result.metrics.mean_return, returns, rtol=1e-13)
+    assert result.metrics.num_steps.tolist() == [32, 32]
+
+
+def test_seeds_under_vmap_equal_seeds_one_by_one():
+    keys = jax.random.split(jax.random.key(5), 3)
+
+    def seed(key):
+        options: Any = {"estimator": PPO, "optimizer": SGD, "num_updates": 4, "epochs": 2, "minibatches": 2, **STREAM}
+        return ld.train(TERMINATING_LOGITS, key, ld.tabular_softmax, MDP, **options)
+
+    together = jax.jit(jax.vmap(seed))(keys)
+    for i in range(3):
+        alone = seed(jax.random.clone(keys)[i])
+        np.testing.assert_allclose(together.params[i], alone.params, rtol=1e-11)
+        np.testing.assert_allclose(together.metrics.mean_return[i], alone.metrics.mean_return, rtol=1e-11)
+
+
+def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
+    """After the stop nothing moves: parameters, key, count of updates; the rest of the rows are empty."""
+    evaluation = ld.Evaluation(every=2, num_episodes=16)
+    plain = _train(num_updates=6, evaluation=evaluation)
+    assert np.isnan(np.asarray(plain.metrics.evaluation)).tolist() == [True, False] * 3
+    bar = float(plain.metrics.evaluation[1])
+    stopped = _train(num_updates=6, evaluation=ld.Evaluation(every=2, num_episodes=16, stop_at=bar))
+    assert stopped.state.stopped
+    assert stopped.state.num_updates == 2
+    np.testing.assert_array_equal(stopped.metrics.mean_return[:2], plain.metrics.mean_return[:2])
+    assert np.isnan(np.asarray(stopped.metrics.mean_return)[2:]).all()
+    assert (stopped.metrics.num_steps[2:] == 0).all()
+    short = _train(num_updates=2, evaluation=evaluation)
+    np.testing.assert_allclose(stopped.params, short.params, rtol=1e-12)
+    never = _train(num_updates=6, evaluation=ld.Evaluation(every=2, num_episodes=16, stop_at=1e9))
+    assert not never.state.stopped
+    np.testing.assert_array_equal(never.params, plain.params)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_greedy_evaluation_takes_the_likeliest_action(memory):
+    """Action 1 in state 0 and 0 in state 1 by a margin of 0.1: the greedy return is that of the deterministic policy."""
+    params = jnp.array([[0.0, 0.1], [0.1, 0.0], [0.0, 0.0]])
+    policy: Any = ld.tabular_softmax
+    if memory:
+        policy = ld.Policy(lambda p, c, s: (ld.Categorical(p[s]), c), lambda p: jnp.zeros(()))
+    run = jax.jit(
+        lambda key, greedy: ld.evaluate(params, key, policy, MDP, num_episodes=4000, horizon=4, greedy=greedy),
+        static_argnames="greedy",
+    )
+    greedy, sampled = run(jax.random.key(0), greedy=True), run(jax.random.key(1), greedy=False)
+    exact = [
+        float(jax.jit(lambda p: ld.exact.value(p, ld.tabular_softmax, MDP, horizon=4))(p))
+        for p in (1e3 * params, params)
+    ]
+    for returns, value in zip((greedy, sampled), exact, strict=True):
+        assert abs(returns.mean() - value) < 5 * ld.sem(returns)
+    assert abs(greedy.mean() - exact[1]) > 5 * ld.sem(greedy)
+
+    class NoMode:
+        def log_prob(self, action):
+            return jnp.zeros(())
+
+        def sample(self, key):
+            return jnp.zeros((), int)
+
+    with pytest.raises(TypeError, match=r"NoMode has no mode\(\); evaluate with greedy=False"):
+        ld.evaluate(params, jax.random.key(0), lambda p, s: NoMode(), MDP, num_episodes=2, horizon=2, greedy=True)
+
+
+def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
+    """Environment rewards of NaN in the third batch: with `apply_if_finite` the run goes on, without it the parameters are NaN; both warn."""
+
+    class Poisoned:
+        horizon = 3
+
+        def reset(self, key, params=None):
+            bad = jax.random.uniform(key) < 0.1
+            return MDP.reset(jax.random.key(0))[0], bad
+
+        def step(self, key, state, action, params=None):
+            reward = jnp.where(state, jnp.nan, action.astype(float))
+            return jnp.zeros((), int), state, reward, jnp.zeros((), bool), jnp.zeros((), bool)
+
+    def run(optimizer):
+        return ld.train(
+            jnp.zeros((3, 2)),
+            jax.random.key(3),
+            ld.tabular_softmax,
+            Poisoned(),
+            estimator=ld.score_function(),
+            optimizer=ld.maximize(optimizer),
+            num_updates=8,
+            num_trajectories=2,
+        )
+
+    with pytest.warns(UserWarning, match="gradients were not finite"):
+        skipped = run(optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5))
+    bad = np.asarray(skipped.metrics.nonfinite)
+    assert 0 < bad.sum() < 8
+    assert np.isfinite(skipped.params).all()
+    assert optax.tree.get(skipped.state.opt_state, "total_notfinite") == bad.sum()
+    with pytest.warns(UserWarning, match=r"optax\.apply_if_finite skips them"):
+        assert not np.isfinite(run(optax.sgd(0.1)).params).all()
+
+
+def test_schedules_and_clipping_are_optaxs():
+    """A rate of zero from the third update on; gradients of norm one move the parameters by the rate."""
+    schedule = optax.piecewise_constant_schedule(0.5, {2: 0.0})
+    rate = ld.maximize(optax.chain(optax.scale_by_learning_rate(schedule)))
+    two, six = (_train(optimizer=rate, num_updates=n).params for n in (2, 6))
+    np.testing.assert_array_equal(two, six)
+    clipped = ld.maximize(optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)))
+    moved = _train(optimizer=clipped, num_updates=1).params - TERMINATING_LOGITS
+    np.testing.assert_allclose(jnp.linalg.norm(moved), 1e-3, rtol=1e-6)
+
+
+def test_the_natural_gradient_trains():
+    """`train` hands the batch to the optimiser; the first step solves the damped system."""
+    natural = ld.maximize(optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(1.0)))
+    result = _train(optimizer=natural, num_updates=20, num_trajectories=16)
+    before, after = result.metrics.mean_return[:5].mean(), result.metrics.mean_return[-5:].mean()
+    assert after > before + 0.3
+
+
+def test_bad_plans_are_refused():
+    cases: list[tuple[type, str, dict[str, Any]]] = [
+        (ValueError, "num_trajectories .whole episodes. or num_environments", {"num_trajectories": None}),
+        (ValueError, "num_trajectories .whole episodes. or num_environments", {"num_trajectories": 4, **STREAM}),
+        (ValueError, "num_steps: expected the steps", {"estimator": A2C, "num_environments": 4}),
+        (TypeError, "ScoreFunction needs whole episodes", STREAM),
+        (ValueError, "num_steps = 4, received 3", {"estimator": PPO, "minibatches": 3, **STREAM}),
+        (ValueError, "num_trajectories = 6, received 4", {"estimator": ld.ppo(), "minibatches": 4}),
+        (ValueError, "parameters that drew the batch only", {"epochs": 2}),
+        (ValueError, "parameters that drew the batch only", {"minibatches": 2}),
+        (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
+        (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
+        (ValueError, "num_updates", {"num_updates": 0}),
+    ]
+    for error, match, options in cases:
+        with pytest.raises(error, match=match):
+            _train(**options)
+    with pytest.raises(ValueError, match="num_episodes: expected a whole number >= 1, received 0"):
+        ld.Evaluation(num_episodes=0)
+    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, received 0"):
+        ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, MDP, horizon=2, chunk=0)

@@ -1,0 +1,158 @@
+"""Epochs and minibatches: what each gradient sees, and that one gradient is the estimate itself."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from logderiv.types import as_steps
+from logderiv.updates import improve
+from tests.worlds import TERMINATING_LOGITS, batch, terminating
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """The objective of a batch is <params, sum of its one-hot labels>: the gradient says which steps were seen."""
+
+    size: int
+
+    def objective(self, params, policy, trajectories, weights):
+        seen = jnp.zeros(self.size, int).at[trajectories.actions.reshape(-1)].add(1)
+        return jnp.sum(params * jax.lax.stop_gradient(seen.astype(params.dtype) * weights.sum().astype(params.dtype)))
+
+
+def _labelled(num, length, stream):
+    shape = (num, length, 1) if stream else (num, length)
+    taus = batch(jax.random.key(0), shape)
+    taus = taus._replace(actions=jnp.arange(num * length).reshape(shape))
+    if not stream:
+        return taus
+    zeros = jnp.zeros((num, length))
+    taus = taus._replace(final_observation=taus.observations[:, :, 0])
+    return ld.Stream(taus, zeros.astype(bool), zeros.astype(jnp.int32), zeros)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["episodes", "stream"])
+def test_every_epoch_sees_every_step_once_in_parts_of_equal_size(stream):
+    """Episodes stay whole; of a stream all environments give the same times. Two epochs are cut differently."""
+    num, length, parts = (6, 4, 3) if stream is False else (4, 6, 3)
+    data = _labelled(num, length, stream)
+    size = num * length
+    steps = []
+
+    def logging():
+        def update(updates, state, params=None):
+            del params
+            jax.debug.callback(lambda u: steps.append(np.flatnonzero(u)), updates, ordered=True)
+            return jax.tree.map(jnp.zeros_like, updates), state
+
+        return optax.GradientTransformation(lambda params: (), update)
+
+    weights = jnp.ones(as_steps(data).valid.shape) / size
+    run = jax.jit(
+        lambda key: improve(
+            jnp.ones(size),
+            (),
+            key,
+            None,
+            data,
+            weights,
+            estimator=Sums(size),
+            optimizer=logging(),
+            epochs=2,
+            minibatches=parts,
+        )
+    )
+    run(jax.random.key(1))
+    jax.effects_barrier()
+    seen = [sorted(s) for s in steps]
+    assert len(seen) == 6
+    for epoch in (seen[:3], seen[3:]):
+        assert sorted(step for part in epoch for step in part) == list(range(size))
+        assert {len(part) for part in epoch} == {size // parts}
+    assert sorted(map(tuple, seen[:3])) != sorted(map(tuple, seen[3:]))
+    for part in seen:
+        rows, columns = np.divmod(part, length)
+        counted = columns if stream else rows
+        assert set(np.unique(counted, return_counts=True)[1]) == {num if stream else length}
+
+
+def test_one_gradient_step_is_the_estimate():
+    """Bit for bit the update that `estimate` gives, and its norm."""
+    mdp, optimizer = terminating(), ld.maximize(optax.sgd(0.1))
+    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+
+    @jax.jit
+    def check(params, key):
+        taus = ld.rollout(params, jax.random.split(key, 6), ld.tabular_softmax, mdp, horizon=4)
+        weights, _ = estimator.weigh(params, (), ld.tabular_softmax, taus)
+        opt_state = optimizer.init(params)
+        ours = improve(
+            params, opt_state, key, ld.tabular_softmax, taus, weights, estimator=estimator, optimizer=optimizer
+        )
+        grads = estimator.estimate(params, (), ld.tabular_softmax, taus)[0].grads
+        return ours[0], params + 0.1 * grads, ours[2], jnp.linalg.norm(grads)
+
+    with jax.debug_key_reuse(False):
+        ours, expected, norms, norm = check(TERMINATING_LOGITS, jax.random.key(0))
+    np.testing.assert_allclose(ours, expected, rtol=1e-14)
+    np.testing.assert_allclose(norms, norm[None], rtol=1e-13)
+
+
+def test_the_optimiser_receives_the_part_of_the_batch():
+    """Natural gradients of a stream's minibatches: each preconditions by the Fisher matrix of its own steps."""
+    mdp = terminating()
+    values = jnp.array([0.3, 0.1, 0.0])
+    estimator = ld.ppo(credit=ld.gae(0.9), baseline=ld.baseline_value(lambda s: values[s]), discount=0.9)
+    optimizer = ld.maximize(optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(0.2)))
+
+    @jax.jit
+    def run(params, key):
+        keys = jax.random.split(key, 3)
+        start = ld.start_streams(keys[0], mdp, 5)
+        stream, _ = ld.collect(params, keys[1], ld.tabular_softmax, mdp, start, num_steps=6)
+        weights, _ = estimator.weigh(params, (), ld.tabular_softmax, stream)
+        ours = improve(
+            params,
+            optimizer.init(params),
+            keys[2],
+            ld.tabular_softmax,
+            stream,
+            weights,
+            estimator=estimator,
+            optimizer=optimizer,
+        )
+        flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), stream.steps)
+        fisher = ld.fisher_matrix(params, ld.tabular_softmax, flat)
+        grads = jax.grad(estimator.objective)(params, ld.tabular_softmax, stream.steps, weights)
+        step = jnp.linalg.solve(fisher + 0.1 * jnp.eye(6), grads.reshape(-1)).reshape(3, 2)
+        return ours[0], params + 0.2 * step
+
+    ours, expected = run(TERMINATING_LOGITS, jax.random.key(1))
+    np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)
+    assert np.abs(ours - TERMINATING_LOGITS).max() > 1e-3
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    for stream, name in ((False, "num_trajectories = 5"), (True, "num_steps = 4")):
+        data = _labelled(5, 4, stream)
+        weights = jnp.ones(as_steps(data).valid.shape)
+        with pytest.raises(ValueError, match=f"minibatches: expected a divisor of {name}, received 3"):
+            improve(
+                jnp.ones(20),
+                (),
+                jax.random.key(0),
+                None,
+                data,
+                weights,
+                estimator=Sums(20),
+                optimizer=optax.sgd(0.1),
+                minibatches=3,
+            )
