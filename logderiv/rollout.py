@@ -169,7 +169,7 @@ def _in_chunks(step: Callable[[Any], Any], carry: Any, horizon: int, chunk: int)
 
     def advance(loop: Any) -> Any:
         index, carry, rows = loop
-        carry, new = lax.scan(limited, carry, index + jnp.arange(chunk))
+        carry, new = lax.scan(limited, carry, index + jnp.arange(chunk, dtype=jnp.int32))
         write = partial(lax.dynamic_update_slice_in_dim, start_index=index, axis=0)
         return index + chunk, carry, jax.tree.map(write, rows, new)
 
