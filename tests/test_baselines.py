@@ -25,7 +25,7 @@ NAN = jnp.nan
 VALID = jnp.array([[True, True, True], [True, True, False], [True, False, False]])
 CREDIT = jnp.array([[6.0, 5.0, 4.0], [3.0, 1.0, 0.0], [9.0, 0.0, 0.0]])
 RATIOS = jnp.array([[1.0, 2.0, 3.0], [1.0, 0.5, 0.5], [4.0, 4.0, 4.0]])
-POWERS = jnp.array([1.0, 0.5, 0.25])
+POWERS = jnp.array([[1.0, 0.5, 0.25]])
 STATES = jnp.array([[0, 1, 0], [1, 0, 7], [0, 7, 7]])  # the garbage in the padding would be clipped to state 1
 TAUS = ld.Trajectory(
     STATES, jnp.zeros((3, 3), int), jnp.where(VALID, 1.0, NAN), jnp.ones((3, 3)), VALID, jnp.zeros((3, 3)), jnp.array([1, 1, 0])
@@ -41,7 +41,7 @@ def values(baseline, batch=ON_POLICY, state=None):
 
 def test_constant():
     np.testing.assert_array_equal(values(ld.baseline_constant(3), BATCH), 3 * RATIOS)
-    np.testing.assert_array_equal(values(ld.baseline_constant(3.0, per="step"), BATCH), 3 * RATIOS * POWERS[None])
+    np.testing.assert_array_equal(values(ld.baseline_constant(3.0, per="step"), BATCH), 3 * RATIOS * POWERS)
     np.testing.assert_array_equal(values(ld.baseline_none(), BATCH), np.zeros((3, 3)))
 
 
@@ -90,7 +90,7 @@ def test_given_value_of_the_state():
     v = [0.7, -0.3]
     np.testing.assert_array_equal(now, [[v[0], v[1], v[0]], [v[1], v[0], 0], [v[0], 0, 0]])
     np.testing.assert_array_equal(then, [[v[1], v[0], v[1]], [v[0], v[1], 0], [v[0], 0, 0]])  # ends in the final state
-    np.testing.assert_array_equal(values(GIVEN, BATCH), RATIOS * POWERS[None] * now)
+    np.testing.assert_array_equal(values(GIVEN, BATCH), RATIOS * POWERS * now)
     plain = ld.baseline_value(lambda s: table_value(jnp.array(v), s))
     np.testing.assert_array_equal(values(plain, BATCH), values(GIVEN, BATCH))
 
@@ -268,7 +268,7 @@ def two_steps(ratios, credit):
         jnp.tile(jnp.arange(2), (num, 1)), jnp.arange(2 * num).reshape(num, 2) % 3 % 2, ones, ones, ones > 0, 0 * ones, jnp.zeros(num, int)
     )  # fmt: skip
     return taus, CreditBatch(
-        jnp.array(credit), jnp.array(ratios), jnp.ones(2), targets=ones, params=LOGITS, policy=TWO_LEAVES
+        jnp.array(credit), jnp.array(ratios), jnp.ones((1, 2)), targets=ones, params=LOGITS, policy=TWO_LEAVES
     )
 
 

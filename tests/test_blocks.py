@@ -79,7 +79,7 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
             return sum_rows(_row, params, inputs, valid, rows=rows)
 
         def plain(params):
-            return jnp.sum(jax.vmap(lambda x: _row(params, x))(inputs)[:-3])
+            return jnp.sum(jax.vmap(lambda x: _row(params, x))(inputs[0])[:-3])
 
         return {name: (mode(one_pass)(params), mode(plain)(params)) for name, mode in modes.items()}
 
@@ -88,7 +88,7 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
 
 
 def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
-    inputs = _inputs(1, 40)[0]
+    inputs = _inputs(1, 40)
 
     @jax.jit
     def check(scale):
@@ -96,9 +96,9 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
             return lambda scale, x: sum_(lambda p, row: scale * _row(p, row), PARAMS, x)
 
         def plain(f, p, x):
-            return jnp.sum(jax.vmap(lambda row: f(p, row))(x))
+            return jnp.sum(jax.vmap(lambda row: f(p, row))(x[0]))
 
-        ours = of(lambda f, p, x: sum_rows(f, p, x, jnp.ones(40, bool), rows=8))
+        ours = of(lambda f, p, x: sum_rows(f, p, x, jnp.ones((1, 40), bool), rows=8))
         return [jax.grad(f, (0, 1))(scale, inputs) for f in (ours, of(plain))]
 
     ours, expected = check(jnp.asarray(0.7))
@@ -107,11 +107,11 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
 
 def test_the_one_pass_gradient_of_half_precision_is_added_up_in_float32():
     """2048 blocks of one sign; a running sum in bfloat16 is off by 2 %."""
-    x = jax.random.uniform(jax.random.key(2), (2**14,), jnp.bfloat16, 0.5, 1.5)
+    x = jax.random.uniform(jax.random.key(2), (1, 2**14), jnp.bfloat16, 0.5, 1.5)
 
     @jax.jit
     def gradient(p):
-        return jax.grad(lambda p: sum_rows(lambda p, x: p * x, p, x, jnp.ones(2**14, bool), rows=8))(p)
+        return jax.grad(lambda p: sum_rows(lambda p, x: p * x, p, x, jnp.ones((1, 2**14), bool), rows=8))(p)
 
     exact = np.sum(np.asarray(x, np.float64))
     assert abs(float(gradient(jnp.bfloat16(1))) / exact - 1) < 2**-8
@@ -119,16 +119,14 @@ def test_the_one_pass_gradient_of_half_precision_is_added_up_in_float32():
 
 def test_the_one_pass_sum_takes_parameters_that_are_no_floats():
     """A step counter or a mask among the parameters, as `jax.grad` of the other ones meets it."""
-    inputs = _inputs(1, 40)[0]
+    inputs, valid = _inputs(1, 40), jnp.ones((1, 40), bool)
 
     @jax.jit
     def check(params):
         def of(rows):
             def total(params):
                 both = params, jnp.array([2, 3])
-                return sum_rows(
-                    lambda p, row: p[1][0].astype(float) * _row(p[0], row), both, inputs, jnp.ones(40, bool), rows=rows
-                )
+                return sum_rows(lambda p, row: p[1][0].astype(float) * _row(p[0], row), both, inputs, valid, rows=rows)
 
             return total
 

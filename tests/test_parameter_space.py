@@ -221,7 +221,7 @@ def test_it_climbs_to_the_optimum_of_a_sphere():
 def test_leaving_groups_out_by_hand_and_unbiased():
     baseline = ld.baseline_leave_one_out(per="trajectory", group_size=2)
     taus = batch(jnp.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))._replace(rewards=jnp.arange(6.0)[:, None])
-    credit = ld.CreditBatch(taus.rewards, jnp.ones((6, 1)), jnp.ones(1))
+    credit = ld.CreditBatch(taus.rewards, jnp.ones((6, 1)), jnp.ones((1, 1)))
     np.testing.assert_allclose(baseline.values((), taus, credit)[:, 0], [3.5, 3.5, 2.5, 2.5, 1.5, 1.5])
     for per in ("step", "trajectory"):
         same = (
