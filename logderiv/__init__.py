@@ -89,8 +89,8 @@ from logderiv.pathwise import gradients_pathwise as gradients_pathwise
 from logderiv.pathwise import gradients_score as gradients_score
 from logderiv.policies import GRU as GRU
 from logderiv.policies import MLP as MLP
-from logderiv.policies import TanhNormalHead as TanhNormalHead
 from logderiv.policies import MLPActorCritic as MLPActorCritic
+from logderiv.policies import TanhNormalHead as TanhNormalHead
 from logderiv.policies import linear as linear
 from logderiv.policies import normal_head as normal_head
 from logderiv.policies import shared_softmax as shared_softmax
