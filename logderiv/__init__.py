@@ -25,6 +25,7 @@ from logderiv.baselines import baseline_per_group as baseline_per_group
 from logderiv.baselines import baseline_shared_value as baseline_shared_value
 from logderiv.baselines import baseline_value as baseline_value
 from logderiv.bias import Bias as Bias
+from logderiv.checkpoints import Checkpoints as Checkpoints
 from logderiv.credit import gae as gae
 from logderiv.credit import generalized_advantages as generalized_advantages
 from logderiv.credit import lambda_returns as lambda_returns

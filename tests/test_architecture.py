@@ -46,6 +46,7 @@ ORDER = [
     "evaluation",
     "updates",
     "writers",
+    "checkpoints",
     "training",
     "testing",
     "plots",
@@ -83,7 +84,7 @@ def test_the_direction_check_sees_an_upward_import(tmp_path):
 def test_the_core_imports_without_any_extra():
     code = (
         "import sys\n"
-        "for name in ('matplotlib', 'gymnax', 'gymnasium', 'numpyro', 'flax', 'equinox', 'tqdm', 'scipy.stats'):\n"
+        "for name in ('matplotlib', 'gymnax', 'gymnasium', 'numpyro', 'flax', 'equinox', 'tqdm', 'orbax', 'scipy.stats'):\n"
         "    if name != 'scipy.stats': sys.modules[name] = None\n"
         "import logderiv as ld, jax\n"
         "tau = ld.rollout(jax.numpy.zeros(2), jax.random.key(0), ld.shared_softmax, ld.short_corridor(), horizon=4)\n"

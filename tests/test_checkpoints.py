@@ -1,0 +1,369 @@
+"""Checkpoints: bitwise back, complete or not there after any kill, damage and strangers refused by name."""
+
+import dataclasses
+import functools
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from logderiv import checkpoints
+from logderiv.checkpoints import Checkpoints, static_text
+
+pytest.importorskip("orbax.checkpoint")
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = {"estimator": "a"}
+
+
+def payload(step):
+    """A small one; the numbers do not compress, so that they are the largest file of a checkpoint."""
+    numbers = np.random.default_rng(step).normal(size=1000)
+    return {"params": (jnp.array(numbers), jnp.int32(step)), "key": jax.random.key(step), "metrics": np.ones(step)}
+
+
+def many_kinds(step):
+    """Every kind of leaf; the values depend on the step."""
+    return {
+        "params": ({"w": jnp.arange(12.0).reshape(3, 4) / (3 + step)}, jnp.ones(2, jnp.bfloat16)),
+        "float32": jnp.float32(0.1) * step,
+        "strange": jnp.array([jnp.nan, -0.0, jnp.inf, 5e-324]),
+        "count": jnp.int32(step),
+        "flag": jnp.array(True),
+        "key": jax.random.key(step),
+        "keys": jax.random.split(jax.random.key(step, impl="rbg"), 3),
+        "raw key": jax.random.PRNGKey(step),
+        "empty": jnp.zeros((0, 3)),
+        "nothing": None,
+        "host": np.arange(40, dtype=np.int16) + step,
+        "metrics": np.linspace(0, 1, step),
+        "complex": 1j * np.ones(2),
+        "number": np.float32(step),
+        "python": (step, 0.1 * step, step > 1),
+    }
+
+
+def bits(leaf):
+    """What has to come back: the type, and each bit of the values."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return "key", str(jax.random.key_impl(leaf)), np.asarray(jax.random.key_data(leaf)).tobytes()
+    kind = jax.Array if isinstance(leaf, jax.Array) else type(leaf)
+    return kind, str(getattr(leaf, "dtype", "")), np.shape(leaf), np.asarray(leaf).tobytes()
+
+
+def same(a, b):
+    return jax.tree.structure(a) == jax.tree.structure(b) and list(map(bits, jax.tree.leaves(a))) == list(
+        map(bits, jax.tree.leaves(b))
+    )
+
+
+def flip(path):
+    """Change one bit in the middle of a file."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def data_file(directory, step):
+    """The file that holds the arrays of a checkpoint."""
+    return max((directory / str(step) / "arrays").glob("ocdbt.process_*/d/*"), key=lambda path: path.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A directory with the checkpoints 1 and 2."""
+    directory = tmp_path_factory.mktemp("saved")
+    for step in (1, 2):
+        Checkpoints(directory, every=1).save(step, payload(step), RUN)
+    return directory
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def restore(directory, like=payload, run=RUN):
+    found = Checkpoints(directory, every=1).restore(like, run)
+    assert found is not None
+    return found
+
+
+def test_every_leaf_comes_back_bitwise(tmp_path):
+    saved = many_kinds(2)
+    Checkpoints(tmp_path, every=1).save(2, saved, RUN)
+    step, found = restore(tmp_path, many_kinds)
+    assert step == 2
+    assert same(found, saved)
+    for name, other in (
+        ("strange", jnp.array([jnp.nan, 0.0, jnp.inf, 5e-324])),
+        ("host", saved["host"].astype(np.int32)),
+    ):
+        assert not same(found, saved | {name: other}), name
+
+
+def test_a_structure_without_values_is_enough(saved):
+    def like(step):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.Array) else x, payload(step)
+        )
+
+    assert same(restore(saved, like)[1], payload(2))
+
+
+def test_no_checkpoint_is_no_error(tmp_path):
+    """Neither is what a save that was killed leaves behind."""
+    run = Checkpoints(tmp_path / "new", every=1)
+    assert run.restore(payload) is None
+    (tmp_path / "new" / "1.orbax-checkpoint-tmp").mkdir(parents=True)
+    assert run.restore(payload) is None
+    run.save(1, payload(1))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["1"]
+
+
+def test_the_newest_are_kept(tmp_path):
+    for step in (1, 2, 5, 9):
+        Checkpoints(tmp_path, every=1, keep=2).save(step, {"step": step})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "9"]
+
+
+def test_each_damage_is_named_and_the_one_before_is_used(copy, saved):
+    """Every file of a checkpoint gone, empty, cut and changed: what is restored is right, and never silently the older one."""
+    files = sorted(path.relative_to(copy) for path in (copy / "2").rglob("*") if path.is_file())
+    damages = {
+        "gone": lambda path: path.unlink(),
+        "empty": lambda path: path.write_bytes(b""),
+        "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+        "changed": flip,
+    }
+    refused = set()
+    for file in files:
+        for name, damage in damages.items():
+            damage(copy / file)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                step, found = restore(copy)
+            assert same(found, payload(step)), (name, file)
+            named = [str(w.message) for w in caught if f"checkpoint {copy / '2'} is damaged" in str(w.message)]
+            assert len(named) == (step == 1), (name, file)
+            if step == 1:
+                refused.add((name, file))
+                assert (copy / "2.damaged").is_dir()
+                shutil.rmtree(copy / "2.damaged")
+            shutil.rmtree(copy / "2", ignore_errors=True)
+            shutil.copytree(saved / "2", copy / "2")
+    numbers, note = data_file(copy, 2).relative_to(copy), Path("2/note/metadata")
+    assert {(name, file) for name in damages for file in (numbers, note)} <= refused
+
+
+@pytest.mark.parametrize("what", ["", "note", "arrays"])
+def test_an_empty_or_missing_directory_is_damage(copy, what):
+    shutil.rmtree(copy / "2" / what)
+    (copy / "2").mkdir(exist_ok=True)
+    with pytest.warns(UserWarning, match=f"checkpoint {copy / '2'} is damaged and passed over: .+"):
+        step, found = restore(copy)
+    assert step == 1
+    assert same(found, payload(1))
+
+
+def test_orbax_alone_does_not_see_a_changed_number(copy):
+    """The wrong twin: without the digests the changed array is simply read."""
+    flip(data_file(copy, 2))
+    with Checkpoints(copy, every=1)._manager(alone=True) as manager:
+        args = checkpoints.require().args
+        found = manager.restore(2, args=args.Composite(arrays=args.StandardRestore()))["arrays"]
+    expected = {name: np.asarray(checkpoints._storable(leaf)) for name, leaf in checkpoints._named_leaves(payload(2))}
+    assert any(bits(np.asarray(found[name])) != bits(expected[name]) for name in found)
+    with pytest.warns(UserWarning, match="have changed since they were saved"):
+        restore(copy)
+
+
+def test_a_run_goes_on_after_damage_and_the_damaged_one_stays_to_be_looked_at(copy):
+    flip(data_file(copy, 2))
+    with pytest.warns(UserWarning, match="damaged"):
+        restore(copy)
+    Checkpoints(copy, every=1).save(2, payload(2), RUN)
+    assert restore(copy)[0] == 2
+    assert sorted(path.name for path in copy.iterdir()) == ["1", "2", "2.damaged"]
+
+
+def test_nothing_left_is_an_error_and_not_a_new_start(copy):
+    for step in (1, 2):
+        flip(data_file(copy, step))
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(RuntimeError, match=rf"(?s)none of those in {copy} .*{copy / '2'}: .*{copy / '1'}: "),
+    ):
+        restore(copy)
+    assert sorted(path.name for path in copy.iterdir()) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"params": (np.zeros(3), np.int32(0))},
+            r"leaf \['params'\]\[0\]: expected float64\[3\], found float64\[1000\]",
+        ),
+        ({"params": (np.zeros(1000), 0)}, r"leaf \['params'\]\[1\]: expected int, found int32\[\]"),
+        ({"params": (np.zeros(1000),)}, r"leaf \['params'\]\[1\]: expected nothing, found int32\[\]"),
+        ({"key": np.zeros(2, np.uint32)}, r"leaf \['key'\]: expected uint32\[2\], found key<fry>\[\]"),
+        ({"more": 1}, r"leaf \['more'\]: expected int, found nothing"),
+    ],
+)
+def test_another_model_is_an_error_that_names_the_leaf(saved, change, message):
+    """No damage, and no fallback: an older one would not fit either."""
+    with pytest.raises(ValueError, match=message):
+        restore(saved, lambda step: payload(step) | change)
+
+
+def test_another_run_is_an_error_that_names_the_setting(saved):
+    with pytest.raises(ValueError, match="of another run: estimator: expected b, found a"):
+        restore(saved, run={"estimator": "b"})
+
+
+def test_settings_in_words():
+    def texts():
+        rate = optax.linear_schedule(1e-2, 1e-3, 100)
+        return [
+            static_text(x)
+            for x in (
+                optax.adam(1e-2),
+                optax.adam(1e-3),
+                optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
+                optax.chain(optax.clip_by_global_norm(2.0), optax.adam(rate)),
+                ld.score_function(baseline=ld.baseline_leave_one_out()),
+                ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9),
+                functools.partial(jnp.clip, min=jnp.zeros(2)),
+                functools.partial(jnp.clip, min=jnp.ones(2)),
+                jax.jit(lambda x, power=2: x**power),
+                object(),
+            )
+        ]
+
+    first = texts()
+    assert first == texts()
+    assert len(set(first)) == len(first)
+    assert not any(" at 0x" in text for text in first)
+    assert "discount=0.9" in first[5]
+
+
+def kills(tmp_path, writer, mode, number):
+    command = [sys.executable, "-m", "tests.kills", writer, str(tmp_path / "run"), mode, str(number)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def survived(kill):
+    """What a save had returned for is there, or the one that was under way, complete."""
+    return kill["found"] in (kill["saved"], kill["saved"] + 1)
+
+
+def test_a_kill_before_any_operation_on_the_file_system_loses_nothing(tmp_path):
+    found = kills(tmp_path, "orbax", "operations", 2)
+    assert len(found) > 10
+    assert all(map(survived, found)), found
+    assert any(kill["found"] > kill["saved"] for kill in found), "no kill after the rename"
+    twin = kills(tmp_path / "twin", "remove-first", "operations", 1)
+    assert not all(map(survived, twin))
+
+
+def test_a_kill_at_any_moment_loses_nothing(tmp_path):
+    found = kills(tmp_path, "orbax", "random", 6)
+    assert len(found) == 6
+    assert all(map(survived, found)), found
+    twin = kills(tmp_path / "twin", "in-place", "random", 8)
+    assert not all(map(survived, twin))
+
+
+TWO_PROCESSES = """
+import sys, warnings
+import jax, numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
+from logderiv.checkpoints import Checkpoints
+from tests.test_checkpoints import data_file, flip, sharded
+from pathlib import Path
+
+process, port, directory = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+jax.config.update("jax_num_cpu_devices", 2)
+jax.distributed.initialize(f"localhost:{port}", 2, process)
+run = Checkpoints(directory, every=1)
+assert jax.device_count() == 4
+
+def check(step):
+    found, tree = run.restore(sharded)
+    assert found == step, found
+    for name, leaf in sharded(step).items():
+        assert tree[name].sharding == leaf.sharding, name
+        for a, b in zip(tree[name].addressable_shards, leaf.addressable_shards, strict=True):
+            a, b = (jax.random.key_data(x.data) if name == "keys" else x.data for x in (a, b))
+            assert np.array_equal(a, b), name
+
+assert run.restore(sharded) is None
+for step in (1, 2, 3):
+    run.save(step, sharded(step))
+check(3)
+sync_global_devices("read")
+if process == 0:
+    flip(data_file(directory, 3))
+sync_global_devices("damaged")
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    check(2)
+assert any("3 is damaged" in str(w.message) for w in caught)
+"""
+
+
+def sharded(step):
+    """A batch over all devices, parameters everywhere, keys as the batch."""
+    mesh = jax.make_mesh((jax.device_count(),), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def place(array, *axes):
+        sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    keys = np.asarray(jax.random.key_data(jax.random.split(jax.random.key(step), 8)))
+    return {
+        "batch": place(np.random.default_rng(step).normal(size=(8, 500)).astype(np.float32), "n"),
+        "params": place(np.ones((3, 2), np.float32) / (1 + step)),
+        "keys": jax.random.wrap_key_data(place(keys, "n")),
+    }
+
+
+def test_two_processes_write_one_checkpoint_that_any_other_number_reads(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    with ThreadPoolExecutor() as both:
+        run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+        done = list(both.map(lambda process: run([*command, process, port, str(tmp_path)]), "01"))
+    assert [process.returncode for process in done] == [0, 0], "".join(process.stderr for process in done)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3.damaged"]
+    step, found = restore(tmp_path, sharded, run=None)
+    assert step == 2
+    assert same(found, sharded(2))
+
+
+def test_bad_input(tmp_path, monkeypatch):
+    for wrong in ({"every": 0}, {"every": 1, "keep": 0}):
+        with pytest.raises(ValueError, match="expected a whole number >= 1, received 0"):
+            Checkpoints(tmp_path, **wrong)
+    with pytest.raises(TypeError, match=r"leaf \['name'\]: expected an array or a Python number, received str"):
+        Checkpoints(tmp_path, every=1).save(1, {"name": "x"})
+    assert dataclasses.replace(Checkpoints(tmp_path, every=1), keep=3) == Checkpoints(tmp_path, every=1)
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    with pytest.raises(ImportError, match=r"pip install 'logderiv\[checkpoints\]'"):
+        restore(tmp_path)
