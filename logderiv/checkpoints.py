@@ -7,12 +7,10 @@ which is kept beside them and checked on the way back, does.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
 import os
-import types
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -20,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.experimental import multihost_utils
 
 
@@ -59,7 +58,7 @@ class Checkpoints:
         Args:
             step: Its number, larger than those that are there.
             payload: Pytree of arrays (JAX or NumPy, sharded or not), typed keys and Python numbers.
-            run: What `restore` must be given again: names and texts, such as those of `static_text`.
+            run: What `restore` must be given again: names and texts, such as those of `logderiv._static_text`.
 
         Raises:
             TypeError: A leaf is something else; the error names it.
@@ -161,18 +160,57 @@ def require() -> Any:
     return ocp
 
 
-def static_text(value: Any) -> str:
-    """A static object (estimator, optimiser, configuration) as text that is the same in every process.
+def run_in_chunks(
+    checkpoints: Checkpoints,
+    start: Any,
+    advance: Callable[[Any, np.int32, int], tuple[Any, Any]],
+    num_updates: int,
+    *,
+    run: Mapping[str, str],
+    stopped: Callable[[Any], bool],
+) -> tuple[Any, Any]:
+    """Updates in chunks of `checkpoints.every`, each followed by a checkpoint; goes on from the newest one there is.
 
-    Dataclasses and tuples by their fields, functions by their name and what they close over, arrays by their digest; of
-    anything else only the type. The code of a function is not looked at.
+    Every chunk is one call of the same compiled program on what a checkpoint holds, so a run that was interrupted ends with
+    bitwise the state and the rows of one that was not.
 
-    Example:
-        >>> import optax
-        >>> static_text(optax.adam(1e-2)) == static_text(optax.adam(1e-2)), static_text(optax.adam(1e-3))[:20]
-        (True, 'GradientTransformati')
+    Args:
+        checkpoints: See `Checkpoints`.
+        start: State before the first update.
+        advance: `(state, number of the first update, how many) -> (state, rows)`, each leaf of `rows` with one entry per update.
+        num_updates: Of the whole run.
+        run: As in `Checkpoints.save`.
+        stopped: Of a state, whether to end before `num_updates`.
+
+    Returns:
+        The last state and all rows, on the host.
+
+    Raises:
+        ValueError: `num_updates` is no multiple of `every`, or the newest checkpoint lies behind it; see also
+            `Checkpoints.restore`.
     """
-    return _text(value, ())
+    if num_updates % checkpoints.every:
+        raise ValueError(
+            f"num_updates: expected a multiple of checkpoints.every = {checkpoints.every}, received {num_updates}."
+        )
+    start = jax.tree.map(lambda x: x if _is_key(x) else lax.convert_element_type(x, x.dtype), start)  # no weak types
+    shapes = jax.eval_shape(lambda state: advance(state, np.int32(0), checkpoints.every)[1], start)
+
+    def payload(step: int) -> tuple[Any, Any]:
+        return start, jax.tree.map(lambda x: np.empty((step, *x.shape[1:]), x.dtype), shapes)
+
+    step, (state, rows) = checkpoints.restore(payload, run) or (0, payload(0))
+    if step > num_updates:
+        raise ValueError(
+            f"checkpoints: {checkpoints.directory} is at update {step} already, num_updates is {num_updates}."
+        )
+    while step < num_updates and not stopped(state):
+        state, new = advance(state, np.int32(step), checkpoints.every)
+        jax.effects_barrier()  # what writers tell of these updates is there before the checkpoint
+        rows = jax.tree.map(lambda old, new: np.concatenate([old, _on_host(new)]), rows, new)
+        step += checkpoints.every
+        checkpoints.save(step, (state, rows), run)
+    return state, rows
 
 
 class _DamagedError(Exception):
@@ -306,40 +344,3 @@ def _move_aside(paths: Iterable[Any]) -> None:
             path.rename(aside)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("logderiv: damaged checkpoints moved aside")
-
-
-def _text(value: Any, above: tuple[int, ...]) -> str:
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
-        return repr(value)
-    if id(value) in above:
-        return "..."
-    text = functools.partial(_text, above=(*above, id(value)))
-    if isinstance(value, type):
-        return f"{value.__module__}.{value.__qualname__}"
-    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
-        return f"{_kind('', value)} {_sha256(_on_host(_storable(value)))[:16]}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{text(key)}: {text(item)}" for key, item in value.items()) + "}"
-    if type(value) in (tuple, list):
-        return f"({', '.join(map(text, value))})"
-    name = getattr(value, "__qualname__", type(value).__qualname__)
-    return f"{name}({', '.join(f'{key}={text(item)}' for key, item in _fields(value).items())})"
-
-
-def _fields(value: Any) -> dict[str, Any]:
-    """What a static object is made of."""
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple):
-        return dict(zip(getattr(value, "_fields", ()), value, strict=True))
-    if isinstance(value, functools.partial):
-        return {"func": value.func, "args": value.args, "keywords": value.keywords}
-    if isinstance(value, types.MethodType):
-        return {"self": value.__self__, "func": value.__func__}
-    if isinstance(value, types.FunctionType):
-        cells = dict(zip(value.__code__.co_freevars, value.__closure__ or (), strict=True))
-        held = {name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()}
-        defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__}
-        return held | {name: default for name, default in defaults.items() if default}
-    wrapped = getattr(value, "__wrapped__", None)
-    return {} if wrapped is None else {"wrapped": wrapped}

@@ -8,11 +8,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
 from logderiv import reports
 from logderiv._arrays import as_keys, hold, is_traced, release
+from logderiv._static_text import static_text
+from logderiv.checkpoints import Checkpoints, run_in_chunks
 from logderiv.environments.adapters import as_environment
 from logderiv.estimators import Estimator
 from logderiv.evaluation import Evaluation, evaluate
@@ -166,6 +169,7 @@ def train(
     minibatches: int = 1,
     environment_params: Any = None,
     evaluation: Evaluation | None = None,
+    checkpoints: Checkpoints | None = None,
     mesh: Any = None,
     writers: Sequence[reports.Reporter] = (),
     progress: bool = False,
@@ -198,6 +202,9 @@ def train(
         minibatches: Parts of each pass; see `logderiv.updates.improve`.
         environment_params: As in `rollout`.
         evaluation: When and how to evaluate, and when to stop.
+        checkpoints: Where to save all that the run needs to go on, and how often; `num_updates` must be a multiple of its
+            `every`. The same call made again, with the same or more updates, goes on from the newest good checkpoint
+            (`params` then only say the shapes), and ends bitwise as a run that was never interrupted.
         mesh: A `jax.sharding.Mesh` over whose axes trajectories, or the environments of a stream, are spread.
         writers: Who gets each update's metrics while it runs: `CSVWriter`, `TensorBoardWriter`, or your own `reports.Reporter`.
         progress: Show a bar with rate, return and time left; needs tqdm (the extra `progress`).
@@ -207,12 +214,14 @@ def train(
 
     Raises:
         ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
-            minibatches or over the mesh; several gradients of a batch with an estimator that allows one.
+            minibatches or over the mesh; several gradients of a batch with an estimator that allows one; checkpoints of another
+            run or model (see `Checkpoints.restore`), or inside `jax.jit` or `jax.vmap`.
         TypeError: A parameter is not floating point; a stream with an estimator that needs whole episodes.
-        ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX.
+        ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX, `checkpoints` without orbax-checkpoint.
+        RuntimeError: There are checkpoints, all of them damaged.
 
     Warns:
-        UserWarning: Some gradients were not finite.
+        UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
     """
     check_params(params)
     if num_updates < 1:
@@ -231,12 +240,16 @@ def train(
         minibatches,
         evaluation,
         mesh,
-        num_updates,
+        num_updates if reporters else 0,
         reporters,
     )
     world = (as_policy(policy), hold(as_environment(environment)), environment_params)
-    state = _start(params, as_keys(key), *world, plan)
-    state, metrics = _run(state, 0, *world, plan, num_updates)
+    key = as_keys(key)
+    state = _start(params, key, *world, plan)
+    if checkpoints is None:
+        state, metrics = _run(state, 0, *world, plan, num_updates)
+    else:
+        state, metrics = _run_with_checkpoints(checkpoints, state, key, world, plan, num_updates)
     if reporters:
         jax.effects_barrier()
     if not is_traced(metrics.nonfinite) and (bad := int(jnp.sum(metrics.nonfinite))):
@@ -257,6 +270,33 @@ def _start(params: Any, key: jax.Array, policy: Any, environment: Any, env_param
         streams = start_streams(key_start, environment, plan.num_environments, environment_params=env_params)
     opt_state, state = plan.optimizer.init(params), plan.estimator.init(params)
     return TrainState(params, opt_state, state, streams, key, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+
+
+def _run_with_checkpoints(
+    checkpoints: Checkpoints,
+    state: TrainState,
+    key: jax.Array,
+    world: tuple[Any, Any, Any],
+    plan: _Plan,
+    num_updates: int,
+) -> tuple[TrainState, Metrics]:
+    """The same in chunks; see `run_in_chunks`."""
+    if is_traced(*jax.tree.leaves((state, world))):
+        raise ValueError("checkpoints: inside jax.jit or jax.vmap; give each seed a call and a directory of its own.")
+    # What may change between the parts of a run: where it runs, who is told, and how long it is.
+    fixed = {name: value for name, value in vars(plan).items() if name not in ("mesh", "total", "reporters")}
+    fixed |= {"policy": world[0], "environment": world[1], "environment_params": world[2], "key": key}
+    state, metrics = run_in_chunks(
+        checkpoints,
+        state,
+        lambda state, start, length: _run(state, start, *world, plan, length),
+        num_updates,
+        run={name: static_text(value) for name, value in fixed.items()},
+        stopped=lambda state: bool(state.stopped),
+    )
+    reports.close(plan.reporters)
+    rest = jax.tree.map(lambda x: _missing(jax.ShapeDtypeStruct((num_updates - len(x),), x.dtype)), metrics)
+    return state, jax.tree.map(lambda x, y: jnp.asarray(np.concatenate([x, y])), metrics, rest)
 
 
 @partial(jax.jit, static_argnames=("plan", "num_updates"))

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "logderiv"
 # From the first that everything may import to the last that nothing does. A name stands for a module or a folder.
 ORDER = [
     "_arrays",
+    "_static_text",
     "bias",
     "types",
     "distributions",

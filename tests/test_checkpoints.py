@@ -19,7 +19,8 @@ import pytest
 
 import logderiv as ld
 from logderiv import checkpoints
-from logderiv.checkpoints import Checkpoints, static_text
+from logderiv._static_text import static_text
+from logderiv.checkpoints import Checkpoints
 
 pytest.importorskip("orbax.checkpoint")
 
