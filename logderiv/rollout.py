@@ -184,6 +184,7 @@ def check_same_leaves(new: Any, old: Any) -> Any:
 
     Raises:
         ValueError: They disagree in structure, or in the shape of a leaf, which is named.
+        TypeError: A leaf is whole after reset and real after step.
     """
     if jax.tree.structure(new) != jax.tree.structure(old):
         raise ValueError(
@@ -197,7 +198,13 @@ def check_same_leaves(new: Any, old: Any) -> Any:
                 f"environment: leaf {jax.tree_util.keystr(path)} of (observation, state, carry) has shape {jnp.shape(b)} "
                 f"after reset and {jnp.shape(a)} after step; they must agree."
             )
-        is_key = jnp.issubdtype(jnp.result_type(b), jax.dtypes.prng_key)
+        before, after = jnp.result_type(b), jnp.result_type(a)
+        is_key = jnp.issubdtype(before, jax.dtypes.prng_key)
+        if not is_key and jnp.issubdtype(after, jnp.inexact) and not jnp.issubdtype(before, jnp.inexact):
+            raise TypeError(
+                f"environment: leaf {jax.tree_util.keystr(path)} of (observation, state, carry) is {before} after reset and "
+                f"{after} after step; let reset return {after} too, or fractions would be cut off."
+            )
         return a if is_key else jnp.asarray(a, jnp.result_type(b))
 
     return jax.tree_util.tree_map_with_path(leaf, new, old)

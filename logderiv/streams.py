@@ -140,10 +140,10 @@ def _renew(
     keys: Callable[[], jax.Array], ended: jax.Array, observation: Any, state: Any, environment: Any, env_params: Any
 ) -> Any:
     """Observation and state of every environment, restarted where its episode ended."""
-    if hasattr(environment, "renew"):
-        return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys(), ended, observation, state, env_params)
 
     def restart() -> Any:
+        if hasattr(environment, "renew"):
+            return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys(), ended, observation, state, env_params)
         fresh = jax.vmap(environment.reset, (0, None))(keys(), env_params)
         return jax.tree.map(lambda a, b: jnp.where(expand(ended, b), a, b), fresh, (observation, state))
 

@@ -49,6 +49,14 @@ class _Growing:
         return jnp.zeros(3), state, 1.0, jnp.array(False), jnp.array(False)
 
 
+class _Rounded(_Growing):
+    def reset(self, key, params=None):
+        return jnp.zeros(3), {"speed": jnp.zeros(2, int)}
+
+    def step(self, key, state, action, params=None):
+        return jnp.zeros(3), {"speed": jnp.full(2, 0.5)}, 1.0, jnp.array(False), jnp.array(False)
+
+
 class _Restructured(_Growing):
     def step(self, key, state, action, params=None):
         return jnp.zeros(2), (state, state), 1.0, jnp.array(False), jnp.array(False)
@@ -160,6 +168,11 @@ CASES = {
         lambda: _rollout(environment=_Growing(), horizon=2),
         ValueError,
         r"shape \(2,\) after reset and \(3,\)",
+    ),
+    "whole numbers after reset, real ones after step": (
+        lambda: _rollout(environment=_Rounded(), horizon=2),
+        TypeError,
+        r"\['speed'\].*int64 after reset and float64 after step.*cut off",
     ),
     "step and reset disagree in structure": (
         lambda: _rollout(environment=_Restructured(), horizon=2),
