@@ -1,7 +1,8 @@
 """A loop that saves, killed with SIGKILL before each operation on the file system, or at random moments.
 
-`python -m tests.kills WRITER DIRECTORY operations STRIDE` or `... random COUNT` prints a JSON list with an entry for each kill:
-`saved`, the last step whose save had returned, and `found`, what a new process then reads: its step, or what is wrong.
+`python -m tests.kills WRITER DIRECTORY operations STRIDE` or `... random COUNT` prints a JSON list with an entry for each kill, up
+to the first that loses something: `saved`, the last step whose save had returned, and `found`, what a new process then reads:
+its step, or what is wrong.
 
 The processes are forked before JAX has started any thread, which costs far less than new interpreters.
 """
@@ -43,16 +44,19 @@ class Orbax:
 
 
 class InPlace:
-    """The wrong twin for random moments: while it writes, the file holds neither the old state nor the new one."""
+    """The wrong twin for random moments: while it writes, piece by piece, the file holds neither the old state nor the new one."""
 
-    size = 2_000_000
+    size = 20_000
 
     def __init__(self, directory):
         self.path = Path(directory) / "state.pickle"
 
     def save(self, step):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_bytes(pickle.dumps(payload(step, self.size)))
+        data = pickle.dumps(payload(step, self.size))
+        with self.path.open("wb", buffering=0) as file:
+            for start in range(0, len(data), 64):
+                file.write(data[start : start + 64])
 
     def restore(self):
         return pickle.loads(self.path.read_bytes()) if self.path.exists() else None
@@ -116,21 +120,29 @@ def start(writer, kill_at, directory):
     return pid, os.fdopen(read)
 
 
+def survived(kill):
+    """What a save had returned for is there, or the one that was under way, complete."""
+    return kill["found"] in (kill["saved"], kill["saved"] + 1)
+
+
 def main(name, directory, mode, number):
     checkpoints.require()
     writer = {"orbax": Orbax, "in-place": InPlace, "remove-first": RemoveFirst}[name](directory)
     moments = random.Random(0)
-    found, saved, status = [], [], signal.SIGKILL
+    found, saved, status = [], [0], signal.SIGKILL
     while status == signal.SIGKILL and (mode == "operations" or len(found) <= number):
         pid, reports = start(writer, 1 + number * len(found) if mode == "operations" else None, directory)
         found.append(json.loads(reports.readline())["found"])
+        if not survived({"saved": saved[-1], "found": found[-1]}):
+            os.kill(pid, signal.SIGKILL)
+            break
         first = json.loads(reports.readline())["saved"]
         if mode == "random":
             time.sleep(moments.uniform(0.0, 0.1))
             os.kill(pid, signal.SIGKILL)
         saved.append(max([first, *(json.loads(line)["saved"] for line in reports)]))
         _, status = os.waitpid(pid, 0)
-    print(json.dumps([{"saved": s, "found": f} for s, f in zip(saved, found[1:], strict=False)]))
+    print(json.dumps([{"saved": s, "found": f} for s, f in zip(saved[1:], found[1:], strict=False)]))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import logderiv as ld
 from logderiv import checkpoints
 from logderiv._static_text import static_text
 from logderiv.checkpoints import Checkpoints
+from tests.kills import survived
 
 pytest.importorskip("orbax.checkpoint")
 
@@ -267,14 +268,9 @@ def kills(tmp_path, writer, mode, number):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def survived(kill):
-    """What a save had returned for is there, or the one that was under way, complete."""
-    return kill["found"] in (kill["saved"], kill["saved"] + 1)
-
-
 def test_a_kill_before_any_operation_on_the_file_system_loses_nothing(tmp_path):
-    found = kills(tmp_path, "orbax", "operations", 2)
-    assert len(found) > 10
+    found = kills(tmp_path, "orbax", "operations", 3)
+    assert len(found) > 6
     assert all(map(survived, found)), found
     assert any(kill["found"] > kill["saved"] for kill in found), "no kill after the rename"
     twin = kills(tmp_path / "twin", "remove-first", "operations", 1)
@@ -285,7 +281,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path):
     found = kills(tmp_path, "orbax", "random", 6)
     assert len(found) == 6
     assert all(map(survived, found)), found
-    twin = kills(tmp_path / "twin", "in-place", "random", 8)
+    twin = kills(tmp_path / "twin", "in-place", "random", 30)
     assert not all(map(survived, twin))
 
 
@@ -294,6 +290,7 @@ import sys, warnings
 import jax, numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from logderiv.checkpoints import Checkpoints
+from tests.kills import survived
 from tests.test_checkpoints import data_file, flip, sharded
 from pathlib import Path
 
@@ -349,7 +346,7 @@ def test_two_processes_write_one_checkpoint_that_any_other_number_reads(tmp_path
         port = str(free.getsockname()[1])
     command = [sys.executable, "-c", TWO_PROCESSES]
     with ThreadPoolExecutor() as both:
-        run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=100)
+        run = functools.partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, check=False, timeout=500)
         done = list(both.map(lambda process: run([*command, process, port, str(tmp_path)]), "01"))
     assert [process.returncode for process in done] == [0, 0], "".join(process.stderr for process in done)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2", "3.damaged"]

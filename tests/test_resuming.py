@@ -85,3 +85,15 @@ def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     assert first.metrics.num_steps.tolist() == [12, 12, 0, 0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
     assert same(train(6, tmp_path, evaluation=evaluation), first)
+
+
+def test_the_file_of_a_resumed_run_has_each_row_once(tmp_path):
+    """Rows are there before the checkpoint after them, and those that a killed run wrote after it are written again."""
+    rows = ld.CSVWriter(tmp_path / "rows.csv")
+    whole = train(6, tmp_path / "run", writers=(rows,))
+    text = (tmp_path / "rows.csv").read_text()
+    assert [line.split(",")[0] for line in text.splitlines()] == ["update", *"012345"]
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / str(step))
+    assert same(train(6, tmp_path / "run", writers=(rows,)), whole)
+    assert (tmp_path / "rows.csv").read_text() == text
