@@ -6,7 +6,8 @@ checkpoint is being saved, and the same command is given again until it ends. A 
 than the last checkpoint that was announced as saved, and if the run that it belongs to ends with bitwise the parameters, optimiser state, environment
 states, keys and metrics of the run left alone.
 
-Finding: TODO
+Finding (2 CPU cores, jax 0.10.2, orbax-checkpoint 0.12.8): 20 of 20 kills survived. A save takes 90 ms for the 44 leaves of PPO's run, about 20 ms and
+2 ms a leaf, and 4 ms a megabyte. At one checkpoint a minute that is 0.15 % of the time; every ten updates of this small a network, most of it.
 """
 
 import hashlib
@@ -40,13 +41,11 @@ class Task(NamedTuple):
         arguments: Parameters, policy and environment.
         options: Keyword arguments.
         every: Updates between two checkpoints.
-        chunks: Checkpoints in all.
     """
 
     arguments: tuple[Any, Any, Any]
     options: dict[str, Any]
     every: int
-    chunks: int = 40
 
 
 def reinforce() -> Task:
@@ -98,15 +97,14 @@ class Announcing(ld.Checkpoints):
         return found
 
 
-def run(task: str, directory: str) -> None:
+def run(task: str, directory: str, chunks: str) -> None:
     """One process of a run, from the newest checkpoint to the end; the last line has the digest of each leaf."""
     print(json.dumps({"compile": True}), flush=True)
-    arguments, options, every, chunks = TASKS[task]()
-    params, policy, environment = arguments
+    (params, policy, environment), options, every = TASKS[task]()
     checkpoints = Announcing(directory, every)
     key = jax.random.key(0)
     training = ld.train(
-        params, key, policy, environment, num_updates=every * chunks, checkpoints=checkpoints, **options
+        params, key, policy, environment, num_updates=every * int(chunks), checkpoints=checkpoints, **options
     )
     print(json.dumps({"end": digests(training)}), flush=True)
 
@@ -147,13 +145,14 @@ class Moment(NamedTuple):
     seconds: float
 
 
-def live(task: str, directory: str, kill: Moment | None = None) -> Life:
+def live(task: str, directory: str, chunks: int, kill: Moment | None = None) -> Life:
     """Give the run's command, and kill it at a moment."""
     code = "import sys; from benchmarks import kill_and_resume; kill_and_resume.run(*sys.argv[1:])"
     root = Path(__file__).resolve().parent.parent
     start = time.perf_counter()
     lines: list[tuple[float, dict[str, Any]]] = [(0.0, {"start": True})]
-    with subprocess.Popen([sys.executable, "-c", code, task, directory], cwd=root, stdout=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", code, task, directory, str(chunks)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         while kill is None or sum(kill.announced in line for _, line in lines) < kill.times:
             if not (line := process.stdout.readline()):
@@ -204,14 +203,14 @@ def moment(during: str, durations: dict[str, float], chance: random.Random) -> M
 
 
 def killed_run(
-    task: str, plan: Sequence[str], durations: dict[str, float], chance: random.Random
+    task: str, chunks: int, plan: Sequence[str], durations: dict[str, float], chance: random.Random
 ) -> tuple[list[Kill], dict[str, str]]:
     """A run that is killed during each of `plan`, one life after the other, and what it ends with."""
     kills: list[Kill] = []
     with tempfile.TemporaryDirectory() as directory:
         waiting, saved = [], 0
         for during in (*plan, None):
-            life = live(task, directory, None if during is None else moment(during, durations, chance))
+            life = live(task, directory, chunks, None if during is None else moment(during, durations, chance))
             if life.found is not None:
                 kills += [Kill(at, before, life.found) for at, before in waiting]
                 waiting = []
@@ -239,16 +238,16 @@ def saving_seconds(sizes: Sequence[int]) -> list[tuple[int, float, float]]:
 
 
 def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> None:
-    tasks = tasks[:1] if quick else tasks
+    tasks, chunks = (tasks[:1], 10) if quick else (tasks, 40)
     plans = [("start", "compile", "save")] if quick else [("compile", "save", "start", "update", "save")] * 2
     chance = random.Random(0)
     rows, costs, kept, total = [], [], 0, 0
     for task in tasks:
         with tempfile.TemporaryDirectory() as directory:
-            alone = live(task, directory)
+            alone = live(task, directory, chunks)
         durations = typical(alone)
         for plan in plans:
-            kills, end = killed_run(task, plan, durations, chance)
+            kills, end = killed_run(task, chunks, plan, durations, chance)
             same = sum(end.get(name) == digest for name, digest in (alone.end or {}).items())
             whole = bool(alone.end) and same == len(alone.end) == len(end)
             for kill in kills:
@@ -257,7 +256,7 @@ def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> None:
                 rows.append(
                     (task, kill.at, kill.saved, kill.found, f"{same} of {len(end)}", "yes" if survived else "NO")
                 )
-        costs.append((task, *durations.values(), durations["save"] / (durations["save"] + durations["update"])))
+        costs.append((task, *durations.values()))
     harness.print_table(
         "Each kill: the last checkpoint announced, what the next process found, leaves that end with the same bits",
         ("run", "killed at", "saved", "found", "same leaves", "survived"),
@@ -265,9 +264,17 @@ def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> None:
     )
     print(f"\n  {kept} of {total} kills survived")
     harness.print_table(
-        "A run left alone, seconds",
-        ("run", "to start", "to compile", "updates between saves", "a save", "share of saves"),
-        [(name, *(f"{x:.3f}" for x in seconds), f"{100 * share:.1f} %") for name, *seconds, share in costs],
+        "A run left alone, seconds; what saving takes of its time",
+        ("run", "to start", "to compile", "updates between saves", "a save", "saving", "at one a minute"),
+        [
+            (
+                *(x if isinstance(x, str) else f"{x:.3f}" for x in cost),
+                f"{save / (save + update):.0%}",
+                f"{save / 60:.2%}",
+            )
+            for cost in costs
+            for update, save in [cost[-2:]]
+        ],
     )
     saves = saving_seconds((10**3, 10**5) if quick else (10**3, 10**5, 10**6, 10**7))
     harness.print_table(

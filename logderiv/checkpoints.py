@@ -35,7 +35,8 @@ class Checkpoints:
 
     Attributes:
         directory: Of this run alone. Made where it does not exist.
-        every: Updates between two checkpoints.
+        every: Updates between two checkpoints. One takes about 20 ms, 2 ms a leaf and 4 ms a megabyte, while nothing else runs:
+            choose so many that it comes once a minute or less.
         keep: How many are kept: the newest. An old one is deleted only after a newer one is complete.
 
     Raises:

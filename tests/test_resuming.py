@@ -1,6 +1,7 @@
 """Training with checkpoints: bitwise the same with and without interruptions; other runs refused."""
 
 import functools
+import json
 import shutil
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 import pytest
 
 import logderiv as ld
+from benchmarks import kill_and_resume
 from logderiv import training
 from logderiv.checkpoints import Checkpoints
 from tests.test_checkpoints import same
@@ -97,3 +99,25 @@ def test_the_file_of_a_resumed_run_has_each_row_once(tmp_path):
         shutil.rmtree(tmp_path / "run" / str(step))
     assert same(train(6, tmp_path / "run", writers=(rows,)), whole)
     assert (tmp_path / "rows.csv").read_text() == text
+
+
+def _life(first, last, end=None):
+    lines = [(0.0, {"start": True}), (1.0, {"compile": True}), (1.1, {"found": first})]
+    for step in range(first + 1, last + 1):
+        lines += [(2.0 * step, {"save": step}), (2.0 * step + 1, {"saved": step})]
+    return kill_and_resume.Life(first, last, "update" if end is None else "end", end, lines)
+
+
+@pytest.mark.parametrize(
+    ("found", "end", "kept"), [(2, {"w": "a"}, 3), (1, {"w": "a"}, 2), (2, {"w": "b"}, 0), (2, {"w": "a", "v": "a"}, 0)]
+)
+def test_the_benchmark_counts_what_survives(found, end, kept, monkeypatch, capsys, results):
+    """Three kills; the second loses a checkpoint, or the run ends with other bits."""
+    lives = iter([_life(0, 3, {"w": "a"}), _life(0, 1), _life(1, 2), _life(found, 3), _life(3, 4, end)])
+    monkeypatch.setattr(kill_and_resume, "live", lambda *_: next(lives))
+    monkeypatch.setattr(kill_and_resume, "saving_seconds", lambda _: [(4, 0.1, 0.1)])
+    kill_and_resume.main(True)
+    assert f"{kept} of 3 kills survived" in capsys.readouterr().out
+    assert [bound["holds"] for bound in json.loads((results / "kill_and_resume.jsonl").read_text())["bounds"]] == [
+        kept == 3
+    ]
