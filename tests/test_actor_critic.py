@@ -251,3 +251,16 @@ def test_bad_parts_are_refused():
     whole = ld.Policy(NETWORK.apply, log_factors=lambda p, tau: jnp.zeros(tau.valid.shape))
     with pytest.raises(TypeError, match="does not give its entropy"):
         estimator.estimate(params, (), whole, taus)
+
+
+def test_free_outputs_are_one_deviation_for_all_observations():
+    network = ld.MLPActorCritic(2, hidden=(5,), head=ld.normal_head, free=1)
+    params = network.init(jax.random.key(0), jnp.zeros(4))
+    assert params["actor"][-1]["free"].tolist() == [0.0]
+    params["actor"][-1]["free"] = jnp.log(jnp.array([0.3]))
+    here, there = (network.apply(params, x) for x in (jnp.zeros(4), jnp.ones(4)))
+    np.testing.assert_allclose(here.scale, [0.3], rtol=1e-12)
+    assert here.scale == there.scale
+    assert here.loc != there.loc
+    with pytest.raises(ValueError, match=r"free: expected a whole number in 0 .. outputs - 1 = 1, received 2"):
+        ld.MLPActorCritic(2, free=2)

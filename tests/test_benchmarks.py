@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import platform
 from functools import partial
@@ -12,8 +13,9 @@ import pytest
 matplotlib.use("Agg")
 
 
+import logderiv as ld
 from benchmarks import __main__ as command
-from benchmarks import cartpole, harness, likelihood_accuracy, product_vs_score
+from benchmarks import control_tasks, harness, likelihood_accuracy, product_vs_score, reinforce_table
 from benchmarks.likelihood_accuracy import Row
 
 # First T at which a product of T equal factors, by lax.scan on XLA's CPU backend, is zero; None: it never is.
@@ -36,15 +38,15 @@ def rows(path):
 def test_list_names_every_benchmark_and_its_question(capsys):
     assert command.main(["--list"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert {"product_vs_score", "likelihood_accuracy", "cartpole"} <= set(listed)
-    assert not {"harness", "__main__", "__init__"} & set(listed)
+    assert {"product_vs_score", "likelihood_accuracy", "reinforce_table"} <= set(listed)
+    assert not {"harness", "control_tasks", "__main__", "__init__"} & set(listed)
     assert all(question.endswith("?") for question in listed.values()), listed
 
 
 def test_unknown_name_is_an_error_that_names_the_known_ones(capsys):
-    assert command.main(["cartpole", "cartpool", "--quick"]) == 2
+    assert command.main(["nile", "nil", "--quick"]) == 2
     captured = capsys.readouterr()
-    assert "unknown benchmark cartpool" in captured.err
+    assert "unknown benchmark nil" in captured.err
     assert all(name in captured.err for name in command.questions())
     assert captured.out == ""  # nothing was run
 
@@ -56,14 +58,14 @@ def test_the_command_runs_what_was_named(monkeypatch, capsys):
         main = staticmethod(seen.append)
 
     monkeypatch.setattr(command.importlib, "import_module", lambda name: seen.append(name) or Module)
-    assert command.main(["cartpole", "--quick"]) == 0
-    assert seen == ["benchmarks.cartpole", True]
+    assert command.main(["nile", "--quick"]) == 0
+    assert seen == ["benchmarks.nile", True]
 
     ran = []
-    monkeypatch.setattr(command, "_run_alone", lambda name, question, quick: ran.append(name) or name != "cartpole")
+    monkeypatch.setattr(command, "_run_alone", lambda name, question, quick: ran.append(name) or name != "nile")
     assert command.main([]) == 1
     assert ran == list(command.questions())
-    assert capsys.readouterr().err == "failed: cartpole\n"
+    assert capsys.readouterr().err == "failed: nile\n"
 
 
 @pytest.mark.parametrize(
@@ -186,16 +188,51 @@ def test_likelihood_accuracy_reports_a_missed_bound(results, monkeypatch, capsys
     assert "MISSED  log P, made up, T = 1e+03: 2e-06 <= 1e-06" in output
 
 
-def test_steps_to_solve_by_hand():
-    returns = np.array([[475.0] * 6, [0, 500, 500, 500, 500, 475], [500, 500, 500, 500, 374, 500]])
-    steps = np.cumsum(np.full((3, 6), 10), axis=1)
-    run = cartpole.Run(None, returns, steps, 0.0, 1.0)
-    assert run.steps_to_solve == [50, 60, None]
+def made_up_run(curve, final):
+    steps = np.cumsum(np.full(curve.shape, 1000), axis=1)
+    return reinforce_table.Run(None, curve, steps, final, final, 1.0, 2.0)
+
+
+def test_steps_to_a_threshold_and_the_interval_by_hand():
+    curve = np.array([[475.0, 0, 500], [0, 474, 475], [500, 0, 0], [0, 400, 474]])
+    run = made_up_run(curve, np.array([0.0, 0, 0, 4]))
+    assert run.steps_to(475.0).tolist() == [1000, 3000, 1000, np.inf]
+    # of four seeds a resample holds the fourth 0 times with probability 0.32, 3 times or more with 0.05, 4 times with 0.004
+    assert run.interval() == (0.0, 3.0)
+
+
+def corridor(**options):
+    task = control_tasks.Task(
+        "corridor",
+        lambda: ld.short_corridor(horizon=40),
+        -20.0,
+        (("somebody", "-11.7", "1 k", "a book"),),
+        {
+            "REINFORCE": control_tasks.reinforce(
+                ld.MLP(2, hidden=()), control_tasks.LEAVE_ONE_OUT, rate=0.1, updates=24, num_trajectories=4
+            )
+        },
+    )
+    return dataclasses.replace(task, **options)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_seeds_are_trained_on_scaled_rewards_and_reported_on_the_task():
+    """Every step costs 1: a return is minus a length, between 2 and 40."""
+    task = corridor(reward_scale=0.01, episodes=2)
+    run = reinforce_table.train_seeds(task, task.recipes["REINFORCE"], seeds=2)
+    assert run.curve.shape == run.steps.shape == (2, control_tasks.POINTS)
+    assert ((run.curve >= -40) & (run.curve <= -2)).all()
+    assert ((run.final >= -40) & (run.final <= -2)).all()
+    assert (run.steps[:, 0] >= 2 * 4).all()
+    assert (run.steps[:, -1] <= 24 * 4 * 40).all()
+    assert (np.diff(run.steps) >= 2 * 4).all()
 
 
 def test_gymnasium_returns_equal_a_plain_loop():
     """A policy of zeros takes action 0, greedily: each episode falls as it does in one environment with that seed."""
-    params = jax.tree.map(jnp.zeros_like, cartpole.POLICY.init(jax.random.key(0), jnp.zeros(4, jnp.float32)))
+    policy = ld.MLP(2)
+    params = jax.tree.map(jnp.zeros_like, policy.init(jax.random.key(0), jnp.zeros(4, jnp.float32)))
     params = jax.tree.map(lambda x: jnp.stack([x, x]), params)
     expected = []
     for seed in range(6):
@@ -207,31 +244,42 @@ def test_gymnasium_returns_equal_a_plain_loop():
             total, over = total + float(reward), terminated or truncated
         expected.append(total)
         world.close()
-    played = cartpole.play_gymnasium(params, episodes=3, greedy=True)
+    played = reinforce_table.play_gymnasium(policy, params, episodes=3, greedy=True)
     assert played.shape == (2, 3)
     assert played.ravel().tolist() == expected
-    sampled = cartpole.play_gymnasium(params, episodes=20)
+    sampled = reinforce_table.play_gymnasium(policy, params, episodes=20)
     assert sampled.mean() > 1.5 * np.mean(expected)  # fair coins balance for about 22 steps, one direction for 9
 
 
-def test_cartpole_prints_and_saves(results, monkeypatch, capsys):
-    returns = np.linspace(20, 500, 30)[None].repeat(8, axis=0)
-    steps = np.cumsum(returns * 16, axis=1).astype(int)
+def test_reinforce_table_prints_bounds_and_what_it_skips(results, monkeypatch, capsys):
+    def missing():
+        raise ImportError("brax is not installed")
 
-    def train_seeds(estimator, *, seeds, updates):
-        del estimator, updates
-        return cartpole.Run(None, returns[:seeds], steps[:seeds], 1.0, 2.0)
+    ends = {"PPO": 480.0, "A2C": 470.0}
+    monkeypatch.setattr(reinforce_table.control_tasks, "all_tasks", lambda: (cartpole, corridor(make=missing)))
+    cartpole = control_tasks.cartpole()
+    cartpole = dataclasses.replace(cartpole, recipes={name: cartpole.recipes[name] for name in ends})
 
-    monkeypatch.setattr(cartpole, "train_seeds", train_seeds)
-    monkeypatch.setattr(cartpole, "play_gymnasium", lambda params, **_: np.full((8, 100), 470.0))
-    cartpole.main(quick=False)
-    (row,) = rows(results / "cartpole.jsonl")
-    assert set(row["figures"]["variants"]) == set(cartpole.VARIANTS)
-    assert row["figures"]["variants"][cartpole.BEST]["steps_to_475"] == [None] * 8  # 475 only in the last two updates
-    assert [bound["holds"] for bound in row["bounds"]] == [False, False, False]
-    assert row["bounds"][0]["value"] == "inf"
-    assert "MISSED  Gymnasium mean return, all seeds: 470 >= 475" in capsys.readouterr().out
-    assert (results / "cartpole.png").stat().st_size > 10_000
+    def train_seeds(task, recipe):
+        (name,) = (name for name, other in task.recipes.items() if other is recipe)
+        return made_up_run(np.linspace(20, ends[name], 24)[None].repeat(8, axis=0), np.full(8, ends[name]))
+
+    monkeypatch.setattr(reinforce_table, "train_seeds", train_seeds)
+    monkeypatch.setattr(reinforce_table, "play_gymnasium", lambda *_, **__: np.full((8, 100), 470.0))
+    reinforce_table.main(quick=False)
+    (row,) = rows(results / "reinforce_table.jsonl")
+    assert set(row["figures"]["CartPole-v1"]) == set(ends)
+    assert row["figures"]["CartPole-v1"]["PPO"]["steps_to_threshold"] == [24000.0] * 8  # only the last evaluation
+    assert row["figures"]["CartPole-v1"]["A2C"]["steps_to_threshold"] == ["inf"] * 8
+    held = {bound["name"]: (bound["value"], bound["holds"]) for bound in row["bounds"]}
+    assert held["CartPole-v1, PPO: seeds that return 475"] == (8, True)
+    assert held["CartPole-v1, A2C: seeds that return 475"] == (0, False)
+    assert held["CartPole-v1, PPO: steps"] == (24000, True)
+    assert held["Gymnasium, PPO, mean over seeds"] == (470, False)
+    output = capsys.readouterr().out
+    assert "corridor: skipped, brax is not installed" in output
+    assert "published: PPO 500.0 +- 0.0 after 100 k steps" in output
+    assert (results / "reinforce_table.png").stat().st_size > 10_000
 
 
 def test_rows_are_appended_as_strict_json_without_the_host(results):
