@@ -123,16 +123,15 @@ def ppo(
     *,
     rate: float,
     updates: int,
-    environments: int = 64,
-    steps: int = 32,
-    epochs: int = 4,
-    minibatches: int = 4,
-    decay: bool = False,
+    environments: int = 32,
+    steps: int = 64,
+    epochs: int = 8,
+    minibatches: int = 8,
     **options: Any,
 ) -> Recipe:
-    """Streams, several epochs of minibatches, clipped Adam."""
+    """Streams, several epochs of minibatches, clipped Adam, the rate falling to 0."""
     batch = {"num_environments": environments, "num_steps": steps, "epochs": epochs, "minibatches": minibatches}
-    optimizer = ascend(rate, steps=updates * epochs * minibatches if decay else None, clip=0.5)
+    optimizer = ascend(rate, steps=updates * epochs * minibatches, clip=0.5)
     return Recipe(policy, ld.ppo_actor_critic(policy.value, **options), optimizer, updates, batch)
 
 
@@ -184,7 +183,7 @@ def cartpole() -> Task:
             "GRPO, groups of 8": reinforce(actor, ld.grpo(group_size=8), rate=5e-3, updates=96, group_size=8, epochs=4),
             "natural gradient": natural(actor, rate=0.03, updates=48),
             "A2C": a2c(both, rate=5e-3, updates=3840, environments=16, steps=8),
-            "PPO": ppo(both, rate=2.5e-3, updates=48),
+            "PPO": ppo(both, rate=2e-3, updates=48),
         },
         held={"reward-to-go, leave-one-out": 8, "natural gradient": 8, "A2C": 8, "PPO": 8},
     )
@@ -207,7 +206,7 @@ def acrobot() -> Task:
             "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
             "natural gradient": natural(actor, rate=0.03, updates=48),
             "A2C": a2c(both, rate=4e-3, updates=2400, environments=16, steps=8),
-            "PPO": ppo(both, rate=2.5e-3, updates=48),
+            "PPO": ppo(both, rate=2e-3, updates=48),
         },
         held={"PPO": 6},
     )
@@ -228,12 +227,9 @@ def pendulum() -> Task:
             "PPO": ppo(
                 both,
                 rate=2e-3,
-                decay=True,
                 updates=144,
                 environments=16,
                 steps=128,
-                epochs=8,
-                minibatches=8,
                 discount=0.95,
                 entropy_weight=0.0,
             ),
@@ -253,7 +249,7 @@ def mountain_car() -> Task:
         (("PPO", "-200 +- 0", "500 k", CLEANRL), ("A2C", "-111.3 +- 24.1", "1 M", ZOO)),
         {
             "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
-            "PPO": ppo(both, rate=2.5e-3, updates=48),
+            "PPO": ppo(both, rate=2e-3, updates=48),
         },
     )
 
@@ -276,7 +272,7 @@ def brax_task(name: str, title: str, threshold: float, published: str, reward_sc
         (("REINFORCE", published, "3 M", "tianshou examples/mujoco, MuJoCo's simulator"),),
         {
             "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=1e-2, updates=240),
-            "PPO": ppo(both, rate=2.5e-3, updates=48, entropy_weight=0.0),
+            "PPO": ppo(both, rate=2e-3, updates=48, entropy_weight=0.0),
         },
         reward_scale=reward_scale,
         episodes=8,
