@@ -32,6 +32,7 @@ from logderiv.credit import lambda_returns as lambda_returns
 from logderiv.credit import reward_to_go as reward_to_go
 from logderiv.credit import td_residuals as td_residuals
 from logderiv.credit import total_return as total_return
+from logderiv.devices import make_mesh as make_mesh
 from logderiv.diagnostics import sem as sem
 from logderiv.distributions import Bernoulli as Bernoulli
 from logderiv.distributions import Categorical as Categorical

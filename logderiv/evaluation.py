@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._arrays import as_keys
+from logderiv.devices import spread
 from logderiv.rollout import rollout
 from logderiv.types import Policy, as_policy
 
@@ -64,7 +65,7 @@ def evaluate(
         ValueError, TypeError: As `rollout`; `greedy`, and the policy's distribution has no `mode()`.
     """
     policy = _greedy(as_policy(policy)) if greedy else as_policy(policy)
-    keys = jax.random.split(as_keys(key), num_episodes)
+    keys = spread(jax.random.split(as_keys(key), num_episodes))
     taus = rollout(
         params, keys, policy, environment, horizon=horizon, environment_params=environment_params, chunk=_CHUNK
     )

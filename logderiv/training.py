@@ -16,6 +16,7 @@ from logderiv import reports
 from logderiv._arrays import as_keys, hold, is_traced, release
 from logderiv._static_text import static_text
 from logderiv.checkpoints import Checkpoints, run_in_chunks
+from logderiv.devices import as_mesh, check_divides, gather, replicate, spread, using
 from logderiv.environments.adapters import as_environment
 from logderiv.estimators import Estimator
 from logderiv.evaluation import Evaluation, evaluate
@@ -128,6 +129,7 @@ class _Plan:
         if self.num_trajectories is not None:
             self.estimator.bias.check(self.num_trajectories)
             check_minibatches(self.num_trajectories, self.minibatches, "num_trajectories")
+            self._check_mesh(num_trajectories=self.num_trajectories)
             if self.num_trajectories % self.group_size:
                 raise ValueError(
                     f"group_size: expected a divisor of num_trajectories = {self.num_trajectories}, received {self.group_size}."
@@ -141,6 +143,13 @@ class _Plan:
                 "which only a credit that bootstraps from values of the state (logderiv.gae) can weigh."
             )
         check_minibatches(self.num_steps, self.minibatches, "num_steps")
+        self._check_mesh(num_environments=self.num_environments)
+
+    def _check_mesh(self, **batch: Any) -> None:
+        if self.mesh is not None:
+            episodes = {} if self.evaluation is None else {"evaluation.num_episodes": self.evaluation.num_episodes}
+            for name, number in (batch | episodes).items():
+                check_divides(number, self.mesh, name)
 
 
 def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -205,7 +214,10 @@ def train(
         checkpoints: Where to save all that the run needs to go on, and how often; `num_updates` must be a multiple of its
             `every`. The same call made again, with the same or more updates, goes on from the newest good checkpoint
             (`params` then only say the shapes), and ends bitwise as a run that was never interrupted.
-        mesh: A `jax.sharding.Mesh` over whose axes trajectories, or the environments of a stream, are spread.
+        mesh: A `jax.sharding.Mesh`, as from `logderiv.make_mesh()`, over whose devices trajectories, or the environments of a
+            stream, are spread: the same numbers as on one device up to rounding, baselines and normalisers over the whole batch
+            included. Its size must divide their number, and that of evaluation episodes. With several processes
+            (`jax.distributed.initialize` first) all make the same call; parameters and metrics can be read in each.
         writers: Who gets each update's metrics while it runs: `CSVWriter`, `TensorBoardWriter`, or your own `reports.Reporter`.
         progress: Show a bar with rate, return and time left; needs tqdm (the extra `progress`).
 
@@ -213,6 +225,7 @@ def train(
         A `Training`.
 
     Raises:
+        AssertionError: The arguments differ between processes.
         ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
             minibatches or over the mesh; several gradients of a batch with an estimator that allows one; checkpoints of another
             run or model (see `Checkpoints.restore`), or inside `jax.jit` or `jax.vmap`.
@@ -239,17 +252,19 @@ def train(
         epochs,
         minibatches,
         evaluation,
-        mesh,
+        None if mesh is None else as_mesh(mesh),
         num_updates if reporters else 0,
         reporters,
     )
-    world = (as_policy(policy), hold(as_environment(environment)), environment_params)
-    key = as_keys(key)
-    state = _start(params, key, *world, plan)
-    if checkpoints is None:
-        state, metrics = _run(state, 0, *world, plan, num_updates)
-    else:
-        state, metrics = _run_with_checkpoints(checkpoints, state, key, world, plan, num_updates)
+    world, key = (as_policy(policy), hold(as_environment(environment)), environment_params), as_keys(key)
+    if plan.mesh is not None:
+        params, key, world = replicate((params, key, world), plan.mesh)
+    with using(plan.mesh):
+        state = _start(params, key, *world, plan)
+        if checkpoints is None:
+            state, metrics = _run(state, 0, *world, plan, num_updates)
+        else:
+            state, metrics = _run_with_checkpoints(checkpoints, state, key, world, plan, num_updates)
     if reporters:
         jax.effects_barrier()
     if not is_traced(metrics.nonfinite) and (bad := int(jnp.sum(metrics.nonfinite))):
@@ -267,7 +282,7 @@ def _start(params: Any, key: jax.Array, policy: Any, environment: Any, env_param
     if plan.num_environments is not None:
         key, key_start = jax.random.split(key)
         environment = release(environment)
-        streams = start_streams(key_start, environment, plan.num_environments, environment_params=env_params)
+        streams = spread(start_streams(key_start, environment, plan.num_environments, environment_params=env_params))
     opt_state, state = plan.optimizer.init(params), plan.estimator.init(params)
     return TrainState(params, opt_state, state, streams, key, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
 
@@ -328,7 +343,8 @@ def _run(
         nothing = jax.tree.map(_missing, jax.eval_shape(update, state, index)[1])
         return lax.cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
 
-    return reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
+    state, metrics = reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
+    return gather(state._replace(streams=()))._replace(streams=spread(state.streams)), gather(metrics)
 
 
 def _update(
@@ -381,6 +397,7 @@ def _batch(
     key, key_start = jax.random.split(key)
     keys = jax.random.split(key, plan.num_trajectories)
     starts = jnp.repeat(jax.random.split(key_start, plan.num_trajectories // plan.group_size), plan.group_size)
+    keys, starts = spread((keys, starts))
     return rollout(state.params, keys, policy, environment, start_key=starts, chunk=_CHUNK, **options), ()
 
 

@@ -27,7 +27,8 @@ def improve(
 
     The parts are drawn without replacement, anew in each epoch. Of episodes they are whole trajectories. Of a stream they are
     steps in time, the same of all environments: independent where the environments are, balanced over them, and no step leaves
-    the device that holds its environment.
+    the device that holds its environment. Whole trajectories that are spread over devices do: each part is put together anew
+    from all of them.
 
     Args:
         params: Parameters of the policy.

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "logderiv"
 ORDER = [
     "_arrays",
     "_static_text",
+    "devices",
     "bias",
     "types",
     "distributions",
