@@ -5,7 +5,9 @@ that can be taken in any order. All at once needs memory for all of them; one at
 takes a block of rows at a time, vectorised inside, scans over the blocks and recomputes each block on the way back
 (`jax.checkpoint`), so that memory is that of one block. The scan is two levels deep: each inner scan starts its
 parameter cotangent from zero, which keeps float32 gradients exact to about 1e-6 at 10^7 steps where a single running
-sum is wrong in the second digit. The trajectory axis is never scanned over as a whole, so it may be sharded.
+sum is wrong in the second digit. The trajectory axis is never scanned over as a whole, so it may be sharded;
+where a mesh is in use (`jax.set_mesh`, or `train(mesh=)`) each device goes through blocks of its own trajectories and the
+devices meet once, to add up their gradients.
 
 `scan_steps` is the same for policies with memory: step by step in time, in checkpointed segments of about sqrt(T).
 """
@@ -21,6 +23,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from logderiv._arrays import accumulator_dtype
+from logderiv.devices import num_shards, spread
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere blocks
 # only bound the memory and a device wants many rows at once; that number is *unmeasured*.
@@ -82,11 +85,17 @@ def map_rows(function: Callable[[Any, Any], Any], params: Any, inputs: Any, *, r
     """
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     rows = rows_or_default(rows)
-    block = jax.vmap(function, (None, 0))
     if num * length <= rows:
         flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
-        return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), block(params, flat))
-    shape, block = layout(num, length, rows), jax.checkpoint(block, prevent_cse=False)
+        values = jax.vmap(function, (None, 0))(params, flat)
+        return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), values)
+    return _by_shard(partial(_in_blocks, function, rows), params, inputs)
+
+
+def _in_blocks(function: Callable[[Any, Any], Any], rows: int, params: Any, inputs: Any) -> Any:
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    shape = layout(num, length, rows)
+    block = jax.checkpoint(jax.vmap(function, (None, 0)), prevent_cse=False)
 
     def group(params: Any, xs: Any) -> Any:
         return lax.scan(lambda _, x: (None, block(params, x)), None, xs)[1]
@@ -167,6 +176,14 @@ def _value_and_gradient(
     function: Any, shared: Any, inputs: Any, valid: jax.Array, *, rows: int
 ) -> tuple[jax.Array, Any]:
     """Sum over the valid rows and its gradient in `shared`, two levels deep, each block once."""
+    sums = _by_shard(partial(_sums, function, rows), shared, (inputs, valid))
+    value, gradient = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+    return value, jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, shared)
+
+
+def _sums(function: Any, rows: int, shared: Any, batch: Any) -> tuple[jax.Array, Any]:
+    """The two with a leading axis of 1."""
+    inputs, valid = batch
     num, length = valid.shape
     shape = layout(num, length, rows)
 
@@ -186,7 +203,28 @@ def _value_and_gradient(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), shared)
     folded = jax.tree.map(lambda x: _fold(x, shape), inputs), _fold(valid, shape, fill=False)
     gradient, values = lax.scan(group, zeros, folded)
-    return jnp.sum(values), jax.tree.map(lambda g, x: g.astype(x.dtype), gradient, shared)
+    return jax.tree.map(lambda x: x[None], (jnp.sum(values), gradient))
+
+
+def _by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
+    """`function(params, inputs)` of the trajectories of each device, where their axis is spread over a mesh in use.
+
+    Each device has its own copy of `params`, whose derivatives are added up over the devices at the very end: a sum inside
+    the loops over blocks or steps would make the devices wait for each other every time around.
+
+    Args:
+        function: From `params` and `inputs` to a pytree with a leading axis.
+        params: Shared.
+        inputs: Leading axis of trajectories.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
+    shards = num_shards(num)
+    if shards == 1:
+        return function(params, inputs)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *jnp.shape(x))), params)
+    parts = jax.tree.map(lambda x: x.reshape((shards, num // shards, *x.shape[1:])), inputs)
+    results = jax.vmap(function)(spread(copies), parts)
+    return jax.tree.map(lambda y: y.reshape((shards * y.shape[1], *y.shape[2:])), results)
 
 
 def _partial_sums(values: jax.Array, lanes: int = 8) -> jax.Array:
@@ -232,6 +270,11 @@ def scan_steps(
     Gradients: flow through everything. Each segment is recomputed on the way back: memory O(sqrt(T)) beyond the inputs
     and what is returned.
     """
+    return _by_shard(partial(_in_segments, function, total), (params, carry), (inputs, valid))
+
+
+def _in_segments(function: Callable[[Any, Any, Any], tuple[Any, Any]], total: bool, start: Any, batch: Any) -> Any:
+    (params, carry), (inputs, valid) = start, batch
     num, length = valid.shape
     segments = math.isqrt(length)
     shape = Layout(num, 1, segments, -(-length // segments), 1)
