@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._arrays import as_keys, floating
+from logderiv.devices import check_auto
 from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
 from logderiv.types import BatchInfo, Step, Stream, Trajectory, as_policy, check_trajectory
@@ -48,7 +49,7 @@ def rollout(
 
     Raises:
         ValueError: No horizon, or it or `chunk` is below 1; the environment's reset and step disagree in shapes; `start_key`
-            has another shape than `key`.
+            has another shape than `key`; keys sharded over mesh axes of type `Explicit`.
         TypeError: Not a policy, an environment, or a key.
 
     Example:
@@ -62,6 +63,7 @@ def rollout(
     horizon = _horizon(horizon, environment)
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ValueError(f"chunk: expected a whole number >= 1, received {chunk!r}.")
+    check_auto(key, "key")
     batch = key.shape
     if start_key is not None and jnp.shape(start_key) != batch:
         raise ValueError(f"start_key: expected the shape of key, {batch}, received {jnp.shape(start_key)}.")

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from logderiv.bias import Bias
+from logderiv.devices import check_auto
 from logderiv.rollout import batch_info
 from logderiv.types import Estimate, Stream, Trajectory, as_steps, check_params, check_trajectory, flat_steps
 
@@ -66,7 +67,8 @@ class Estimator:
             `(Estimate, state)`; `grads` is a pytree of `params`.
 
         Raises:
-            ValueError: Fewer trajectories than `bias.min_trajectories`, or not a batch of one axis.
+            ValueError: Fewer trajectories than `bias.min_trajectories`, or not a batch of one axis, or one that is sharded over
+                mesh axes of type `Explicit`.
             TypeError: A parameter is not floating point; a stream, where the estimator needs whole episodes.
         """
         check_params(params)
@@ -82,6 +84,7 @@ class Estimator:
                 "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use "
                 "credit=logderiv.gae(...) with a baseline of the state, or logderiv.rollout."
             )
+        check_auto(as_steps(trajectories).valid, "trajectories")
         self.bias.check(num_trajectories(flat_steps(trajectories)))
 
 
