@@ -168,6 +168,29 @@ def on_cores(cores: int | None, function: str, *args: Any) -> Any:
     return json.loads(_last_line(code, function, args))
 
 
+def on_devices(count: int, function: str, *args: Any) -> Any:
+    """The result of `function(*args)` where there are at least `count` devices.
+
+    Args:
+        count: On a CPU a process of its own has so many virtual devices, on as many cores, at most all. On an accelerator, which
+            may serve one process only, it is called here and now, and must itself take the first `count`.
+        function: As in `on_cores`.
+        args: Likewise.
+    """
+    if jax.default_backend() != "cpu":
+        return _named(function)(*args)
+    flag = f"--xla_force_host_platform_device_count={count}"
+    before = os.environ.get("XLA_FLAGS")
+    os.environ["XLA_FLAGS"] = f"{before or ''} {flag}".strip()
+    try:
+        return on_cores(count, function, *args)
+    finally:
+        if before is None:
+            del os.environ["XLA_FLAGS"]
+        else:
+            os.environ["XLA_FLAGS"] = before
+
+
 def _call(function: str, args: str) -> None:
     print(json.dumps(_plain(_named(function)(*json.loads(args)))))
 

@@ -1,0 +1,42 @@
+"""One script on one device, on many, and in several processes; this file is no benchmark.
+
+    python -m benchmarks.devices
+    XLA_FLAGS=--xla_force_host_platform_device_count=8 python -m benchmarks.devices
+    python -m benchmarks.devices localhost:1234 2 0 & python -m benchmarks.devices localhost:1234 2 1
+
+The last line starts two processes: where the first one listens, how many there are, and which this is. On a cluster that
+JAX knows, `jax.distributed.initialize()` finds that out itself.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import logderiv as ld
+
+
+def main(arguments: list[str]) -> None:
+    if arguments:
+        address, processes, index = arguments
+        jax.distributed.initialize(address, int(processes), int(index))
+    training = ld.train(
+        jnp.array([2.0, -2.0]),
+        jax.random.key(0),
+        ld.shared_softmax,
+        ld.short_corridor(horizon=200),
+        estimator=ld.score_function(baseline=ld.baseline_leave_one_out()),
+        optimizer=ld.maximize(optax.adam(5e-2)),
+        num_updates=100,
+        num_trajectories=16,
+        mesh=ld.make_mesh(),
+    )
+    probability = jax.nn.softmax(training.params)[1]  # at best 2 - sqrt 2 = 0.586
+    print(
+        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices: p(right) {probability:.6f}"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,145 @@
+r"""How does training speed up with devices: the same batch on more of them (strong), and a batch for each (weak)?
+
+Environment steps a second of PPO on gymnax's CartPole-v1 (MLP 64-64, 4 epochs of 4 minibatches) by `ld.train(mesh=...)`, compiled program only; each
+number of devices in a process of its own, on as many cores as it has devices, at most all. On a CPU the devices are XLA's virtual ones, which share its
+cores: more of them than cores cannot be expected to gain. Communication: the sums over devices that the compiled program holds (a flag for every step of
+the environments, and every gradient), timed in a program that does nothing else.
+
+Finding (2 CPU cores, jax 0.10.2; 256 environments, 128 steps): two devices on two cores make 1.3 times the steps of one device on one core, and spend 3 % of the time
+on communication; four devices, on the same two cores, 12 %.
+"""
+
+import os
+from typing import Any
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+import logderiv as ld
+from benchmarks import harness
+from benchmarks.harness import Bound
+from logderiv.devices import gather, replicate, spread, using
+
+NET = ld.MLPActorCritic(2, hidden=(64, 64))
+EPOCHS, MINIBATCHES = 4, 4
+COUNTS = (1, 2, 4, 8)
+LEAST = 1.2  # of two cores, which two devices share with everything else
+
+
+def measure(devices: int, environments: int, steps: int, updates: int, repeats: int) -> dict[str, float]:
+    """Steps a second, seconds of compiling and the share of communication, on the first devices of this process."""
+    mesh = ld.make_mesh(devices)
+    world, world_params = gymnax.make("CartPole-v1")
+    environment = ld.Gymnax(world, world_params)
+    params = NET.init(jax.random.key(0), jnp.zeros(4))
+    options = {
+        "estimator": ld.ppo_actor_critic(NET.value),
+        "optimizer": ld.maximize(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4))),
+        "num_updates": updates,
+        "num_environments": environments,
+        "num_steps": steps,
+        "epochs": EPOCHS,
+        "minibatches": MINIBATCHES,
+        "mesh": mesh,
+    }
+    train = jax.jit(lambda params, key: ld.train(params, key, NET, environment, **options))
+    program = harness.compile_call(train, params, jax.random.key(1))
+    runs = {"train": program.run}
+    if devices > 1:
+        exchange = harness.compile_call(lambda x: communicate(x, mesh, params, steps, updates), jnp.zeros(()))
+        runs["exchange"] = exchange.run
+    seconds = harness.interleaved_medians(runs, repeats)
+    return {
+        "steps_per_second": environments * steps * updates / seconds["train"],
+        "compile_seconds": program.compile_seconds,
+        "communication": seconds.get("exchange", 0.0) / seconds["train"],
+    }
+
+
+def communicate(x: jax.Array, mesh: Any, params: Any, steps: int, updates: int) -> jax.Array:
+    """The sums over devices of so many updates and nothing else: a flag at every step, and every gradient."""
+    rows = jax.tree.map(lambda p: jnp.zeros((mesh.size, *p.shape), p.dtype), params)
+
+    def flag(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.any(spread(jnp.full(mesh.size, x) > 0)).astype(x.dtype), None
+
+    def gradient(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        sums = jax.tree.map(lambda r: gather(jnp.sum(spread(r + x), axis=0)), rows)
+        return sum((jnp.ravel(s)[0] for s in jax.tree.leaves(sums)), x) * 0, None
+
+    def update(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        x, _ = lax.scan(flag, x, None, length=steps)
+        return lax.scan(gradient, x, None, length=EPOCHS * MINIBATCHES)
+
+    with using(mesh):
+        return lax.scan(update, replicate(x, mesh), None, length=updates)[0]
+
+
+def scale(counts: tuple[int, ...], *, environments: int, steps: int, updates: int, repeats: int, weak: bool) -> Any:
+    """A row per number of devices and kind of scaling; one device is where both start."""
+    rows = []
+    for devices in counts:
+        for kind, total in (("strong", environments), ("weak", environments * devices)):
+            if kind == "strong" or (weak and devices > 1):
+                args = (devices, total, steps, updates, repeats)
+                rows.append({"kind": kind, "devices": devices, "environments": total} | _measured(*args))
+    for row in rows:
+        row["speedup"] = row["steps_per_second"] / rows[0]["steps_per_second"]
+    return rows
+
+
+def _measured(devices: int, *args: int) -> dict[str, float]:
+    return harness.on_devices(devices, "benchmarks.scaling:measure", devices, *args)
+
+
+def main(quick: bool) -> None:
+    cores, cpu = os.cpu_count() or 1, jax.default_backend() == "cpu"
+    there = max(COUNTS) if cpu else jax.device_count()
+    counts = tuple(n for n in ((1, 2) if quick else COUNTS) if n <= there)
+    size = {"environments": 128, "steps": 32} if quick else {"environments": 256, "steps": 128}
+    rows = scale(counts, **size, updates=4, repeats=5, weak=not quick)
+    harness.print_table(
+        f"PPO on CartPole-v1, {size['steps']} steps an update: environment steps/s",
+        ("scaling", "devices", "environments", "steps/s", "times one", "communication", "compile s"),
+        [
+            (
+                row["kind"],
+                row["devices"],
+                row["environments"],
+                f"{row['steps_per_second']:.3g}",
+                f"{row['speedup']:.2f}",
+                f"{100 * row['communication']:.1f} %",
+                f"{row['compile_seconds']:.1f}",
+            )
+            for row in rows
+        ],
+    )
+    allowed = min(max(counts), cores if cpu else there)
+    print(
+        f"  this machine: {cores} cores, {there if not cpu else 'virtual'} devices; at most {allowed} times one device"
+    )
+    bounds = [
+        Bound(f"{row['kind']} scaling, 2 devices over 1", row["speedup"], LEAST, at_least=True)
+        for row in rows
+        if row["devices"] == 2 and allowed > 1
+    ]
+    _draw(rows, allowed)
+    harness.finish("scaling", {"rows": rows, "size": size}, bounds, quick=quick)
+
+
+def _draw(rows: list[dict[str, Any]], allowed: int) -> None:
+    figure, ax = harness.new_figure(figsize=(5, 4))
+    for kind, colour in (("strong", "#0072B2"), ("weak", "#D55E00")):
+        found = [(row["devices"], row["speedup"]) for row in rows if row["kind"] == kind or row["devices"] == 1]
+        if len(found) > 1:
+            ax.plot(*zip(*found, strict=True), "o-", color=colour, label=kind)
+    counts = sorted({row["devices"] for row in rows})
+    ax.plot(counts, [min(n, allowed) for n in counts], ":", color="0.2", label="what the machine allows")
+    ax.set(xscale="log", yscale="log", xlabel="devices", ylabel="environment steps/s, times one device", title="PPO")
+    ax.set_xticks(counts, [str(n) for n in counts])
+    ax.grid(alpha=0.3)
+    ax.legend(frameon=False)
+    harness.save_figure(figure, "scaling")

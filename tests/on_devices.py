@@ -1,0 +1,184 @@
+"""What `tests/test_devices.py` runs on several sets of devices, in processes of their own."""
+
+import json
+import math
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+import logderiv as ld
+from tests import worlds
+
+POLICY = ld.Policy(lambda params, observation: ld.Categorical(params["logits"][observation]))
+LEAVE_ONE_OUT = ld.score_function(baseline=ld.baseline_leave_one_out())
+STREAM, EPISODES = "ppo", "leave one out, natural"
+
+
+def value(params, observation):
+    return params["values"][observation]
+
+
+def remember() -> optax.GradientTransformation:
+    """Keeps the last gradient in the optimiser's state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
+    )
+
+
+def cases() -> dict[str, dict[str, Any]]:
+    """A stream with minibatches and standardised advantages; whole episodes with leave-one-out, and a natural gradient."""
+    natural = ld.natural_gradient(POLICY, damping=0.1, iterations=4, tolerance=0.0)
+    ppo = {
+        "estimator": ld.ppo_actor_critic(value),
+        "optimizer": ld.maximize(optax.chain(remember(), optax.adam(0.1))),
+        "epochs": 2,
+    }
+    leave_one_out = {
+        "estimator": LEAVE_ONE_OUT,
+        "optimizer": ld.maximize(optax.chain(remember(), natural, optax.sgd(0.1))),
+        "group_size": 4,  # more than each of 8 devices has
+        "evaluation": ld.Evaluation(every=3, num_episodes=8),
+    }
+    episodes = {"num_trajectories": 16, "horizon": 8}
+    return {
+        STREAM: ppo | {"num_environments": 16, "num_steps": 6, "minibatches": 3, "horizon": 5},
+        EPISODES: leave_one_out | episodes,
+        "minibatches of episodes": ppo | episodes | {"minibatches": 2},
+    }
+
+
+def start(dtype):
+    """Parameters and world."""
+    params = {"logits": worlds.TERMINATING_LOGITS, "values": jnp.zeros(3)}
+    return worlds.cast((params, worlds.terminating()), dtype)
+
+
+def run(name, dtype, mesh):
+    """The function of parameters and key that gives gradient, parameters and evaluation after three updates."""
+
+    def trained(params, key):
+        result = ld.train(params, key, POLICY, start(dtype)[1], num_updates=3, mesh=mesh, **cases()[name])
+        return result.state.opt_state[1][0], result.params, result.metrics.evaluation[-1]
+
+    return trained
+
+
+def alone(name, dtype, mesh):
+    """As a script calls it."""
+    return run(name, dtype, mesh)(start(dtype)[0], jax.random.key(0))
+
+
+def compiled(name, dtype, mesh):
+    """Inside `jax.jit`, two seeds by `jax.vmap`: the first one's numbers, and what the program communicates."""
+    both = jax.vmap(run(name, dtype, mesh), (None, 0))
+    inputs = start(dtype)[0], jax.random.split(jax.random.key(1), 2).at[0].set(jax.random.key(0))
+    program = jax.jit(both).lower(*inputs).compile()
+    return jax.tree.map(lambda x: x[0], program(*inputs)), communication(program)
+
+
+def communication(program):
+    """What a compiled program communicates: moves of parts of arrays, sums over devices, those in loops, numbers in the largest."""
+    text = program.as_text()
+    sums = re.findall(r"= (.*) all-reduce\(", text)
+    shapes = [shape.split(",") for found in sums for shape in re.findall(r"\w\[([\d,]*)\]", found)]
+    return {
+        "moves": len(re.findall(r"\b(?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)),
+        "sums": len(sums),
+        "in loops": text.partition("\nENTRY ")[0].count("all-reduce("),
+        "largest": max(math.prod(int(n) for n in shape if n) for shape in shapes),
+    }
+
+
+def estimates(mesh):
+    """Of one batch: whole on one device; spread by its owner; and inside `jax.shard_map`, averaged over the devices."""
+    params, world = start(jnp.float64)
+
+    def estimate(params, keys):
+        taus = ld.rollout(params, keys, POLICY, world, horizon=8)
+        return LEAVE_ONE_OUT.estimate(params, (), POLICY, taus)[0].grads["logits"]
+
+    keys, spread = jax.random.split(jax.random.key(0), 16), PartitionSpec(mesh.axis_names)
+    in_shard_map = jax.shard_map(
+        lambda params, keys: jax.lax.pmean(estimate(params, keys), mesh.axis_names),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), spread),
+        out_specs=PartitionSpec(),
+        check_vma=False,
+    )
+    return {
+        "whole": jax.jit(estimate)(params, keys),
+        "spread": jax.jit(estimate)(params, jax.device_put(keys, NamedSharding(mesh, spread))),
+        "shard_map": jax.jit(in_shard_map)(params, keys),
+    }
+
+
+def blocks(mesh):
+    """Gradients through loops over blocks and over time, with the mesh in use and without: numbers, communication."""
+    taus = worlds.batch(jax.random.key(0), (16, 24))
+    taus = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), taus)
+    found = {}
+    for name, policy in {"rows": ld.MLP(2, hidden=(3,)), "steps": ld.GRU(2, hidden=2)}.items():
+        params = policy.init(jax.random.key(1), jnp.zeros(4))
+        grads = jax.jit(jax.grad(lambda p, t, policy=policy: jnp.sum(ld.log_factors(p, policy, t, rows=8))))
+        plain = grads.lower(params, taus).compile()
+        with jax.set_mesh(mesh):
+            meshed = grads.lower(params, taus).compile()
+            numbers = meshed(params, taus)
+        found[name] = {
+            "plain": (plain(params, taus), communication(plain)),
+            "mesh": (numbers, communication(meshed)),
+        }
+    return found
+
+
+def errors(mesh):
+    """What bad input is told."""
+    params, world = start(jnp.float64)
+    stream, episodes = cases()[STREAM], cases()[EPISODES]
+    explicit = NamedSharding(jax.make_mesh((8,), ("n",)), PartitionSpec("n"))
+    keys = jax.random.split(jax.random.key(0), 16)
+
+    def train(**options: Any):
+        return ld.train(params, jax.random.key(0), POLICY, world, num_updates=3, mesh=mesh, **options)
+
+    calls = {
+        "devices": lambda: ld.make_mesh(9),
+        "trajectories": lambda: train(**episodes | {"num_trajectories": 12}),
+        "environments": lambda: train(**stream | {"num_environments": 20}),
+        "evaluation": lambda: train(**episodes | {"evaluation": ld.Evaluation(every=3, num_episodes=10)}),
+        "explicit": lambda: ld.rollout(params, jax.device_put(keys, explicit), POLICY, world, horizon=3),
+    }
+    found = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            found[name] = str(error)
+    return found
+
+
+def main():
+    """Print, as JSON, what is found here."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)
+    mesh = ld.make_mesh()
+    found: dict[str, Any] = {"devices": jax.device_count(), "processes": jax.process_count(), "numbers": {}}
+    wanted = [(STREAM, jnp.float32), (STREAM, jnp.float64), (EPISODES, jnp.float32), (EPISODES, jnp.float64)]
+    if mesh.size > 1:
+        wanted = wanted[1:] if jax.process_count() == 1 else [wanted[0], wanted[3]]
+    for name, dtype in wanted:
+        case = f"{name}, {np.dtype(dtype)}"
+        if mesh.size == 1 or jax.process_count() > 1 or dtype == jnp.float32:
+            found["numbers"][case] = alone(name, dtype, mesh)
+        else:
+            found["numbers"][case], found[name] = compiled(name, dtype, jax.make_mesh((2, 4), ("a", "b")))
+    if mesh.size > 1 and jax.process_count() == 1:
+        whole = run("minibatches of episodes", jnp.float64, mesh)
+        found["whole"] = communication(jax.jit(whole).lower(start(jnp.float64)[0], jax.random.key(0)).compile())
+        found |= {"estimates": estimates(mesh), "blocks": blocks(mesh), "errors": errors(mesh)}
+    print(json.dumps(jax.tree.map(lambda x: x if isinstance(x, str) else np.asarray(x).tolist(), found)))

@@ -1,0 +1,145 @@
+"""The same training on 1 device, 8 devices and in 2 processes, and what is communicated; bad input."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import logderiv as ld
+from benchmarks import harness, scaling
+from tests import on_devices
+
+RUN = """
+import os
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count={devices}"
+import jax
+{start}
+from tests import on_devices
+on_devices.main()
+"""
+# However long the machine is busy with something else, neither process gives the other one up.
+INITIALIZE = "jax.distributed.initialize('localhost:{port}', 2, {index}, heartbeat_timeout_seconds=900)"
+TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """All at once: what each prints, `None` of two processes where this platform cannot."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    codes = {"one": RUN.format(devices=1, start=""), "eight": RUN.format(devices=8, start="")}
+    for i in range(2):
+        codes[f"process {i}"] = RUN.format(devices=4, start=INITIALIZE.format(port=port, index=i))
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    runs = {name: subprocess.Popen([sys.executable, "-c", code], **options) for name, code in codes.items()}
+    ends = {name: (*run.communicate(), run.returncode) for name, run in runs.items()}
+    printed = {}
+    for name, (out, error, code) in ends.items():
+        cannot = "Multiprocess computations aren't implemented" in error
+        assert code == 0 or cannot, error
+        printed[name] = None if cannot else json.loads(out.splitlines()[-1])
+    return printed
+
+
+def gap(a, b):
+    """The largest difference of two pytrees of numbers."""
+    return max(
+        np.max(np.abs(np.subtract(x, y)), initial=0)
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
+
+
+@pytest.mark.parametrize(("place", "processes"), [("eight", 1), ("process 0", 2), ("process 1", 2)])
+def test_training_is_the_same_on_one_device_on_eight_and_in_two_processes(found, place, processes):
+    """Gradient and parameters after three updates, and the evaluation: the last gradient saw all that went before."""
+    if found[place] is None:
+        pytest.skip("this jaxlib has no collectives between CPU processes")
+    assert (found[place]["devices"], found[place]["processes"]) == (8, processes)
+    for case, numbers in found[place]["numbers"].items():
+        assert gap(numbers[:2], found["one"]["numbers"][case][:2]) < TOLERANCE[case.split(", ")[-1]], case
+        np.testing.assert_equal(numbers[2], found["one"]["numbers"][case][2])
+
+
+def test_leave_one_out_of_a_spread_batch_is_over_all_and_inside_shard_map_is_not(found):
+    """Two trajectories a device: inside `shard_map` each is compared with one other instead of 15."""
+    estimates = found["eight"]["estimates"]
+    assert gap(estimates["spread"], estimates["whole"]) < 1e-12
+    assert gap(estimates["shard_map"], estimates["whole"]) > 0.1
+
+
+def test_no_trajectory_leaves_its_device(found):
+    """A gradient has 9 numbers and leave-one-out 8 sums, a batch 96 or 128 of each kind; minibatches of whole episodes are moved."""
+    for case in (on_devices.STREAM, on_devices.EPISODES):
+        said = found["eight"][case]
+        assert said["moves"] == 0
+        assert said["sums"] > 0
+        assert said["largest"] <= 2 * 9  # of two seeds
+    assert found["eight"]["whole"]["largest"] >= 8 * 8
+
+
+def test_devices_wait_for_each_other_once_a_gradient_where_the_mesh_is_in_use(found):
+    """The wrong twin is the same program without it: a sum over devices in every block, or in every step of a recurrent policy."""
+    for case, said in found["eight"]["blocks"].items():
+        (plain, without), (meshed, within) = said["plain"], said["mesh"]
+        assert gap(plain, meshed) < 1e-12, case
+        assert without["in loops"] > 0, case
+        assert within["in loops"] == 0, case
+        assert within["moves"] == 0, case
+
+
+def test_bad_numbers_of_devices_and_batches_are_named(found):
+    errors = found["eight"]["errors"]
+    assert "from 1 to 8" in errors["devices"]
+    assert "received 9" in errors["devices"]
+    for name, number, instead in (("trajectories", 12, 16), ("environments", 20, 24), ("evaluation", 10, 16)):
+        assert f"multiple of the 8 devices of the mesh, received {number}; take {instead}" in errors[name]
+    assert "AxisType.Auto" in errors["explicit"]
+
+
+@pytest.mark.parametrize("number", [0, -1, 2, 1.0])
+def test_a_mesh_of_devices_that_there_are_not(number):
+    with pytest.raises(ValueError, match=r"num_devices: expected a whole number from 1 to 1"):
+        ld.make_mesh(number)
+
+
+def test_a_mesh_is_a_mesh():
+    with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh"):
+        ld.train(
+            np.zeros(2),
+            jax.random.key(0),
+            ld.shared_softmax,
+            ld.short_corridor(),
+            estimator=ld.score_function(),
+            optimizer=optax.sgd(0.1),
+            num_updates=1,
+            num_trajectories=2,
+            horizon=3,
+            mesh=8,
+        )
+
+
+def test_the_scaling_benchmark_prints_and_saves(results, monkeypatch, capsys):
+    """Tiny, in this process; speeds of more devices than there are here are made up."""
+    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        first = scaling.measure(1, 4, 4, 1, 1)
+    assert set(first) == {"steps_per_second", "compile_seconds", "communication"}
+    assert first["steps_per_second"] > 0
+    monkeypatch.setattr(
+        harness, "on_devices", lambda count, function, *args: first | {"steps_per_second": 100.0 * args[1] / count**0.5}
+    )
+    scaling.main(quick=False)
+    printed = capsys.readouterr().out
+    (row,) = [json.loads(line) for line in (results / "scaling.jsonl").read_text().splitlines()]
+    rows = {(r["kind"], r["devices"]): r["speedup"] for r in row["figures"]["rows"]}
+    assert rows["weak", 4] == pytest.approx(2)
+    assert rows["strong", 4] == pytest.approx(0.5)
+    assert len(rows) == 7
+    assert "this machine:" in printed
+    assert (results / "scaling.png").stat().st_size > 10_000
