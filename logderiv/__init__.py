@@ -81,6 +81,8 @@ from logderiv.likelihood import log_prob as log_prob
 from logderiv.likelihood import prob as prob
 from logderiv.likelihood import signed_prob as signed_prob
 from logderiv.likelihood import weighted_log_prob as weighted_log_prob
+from logderiv.loop import Metrics as Metrics
+from logderiv.loop import TrainState as TrainState
 from logderiv.measure_valued import gradients_measure_valued as gradients_measure_valued
 from logderiv.parameter_space import Fitness as Fitness
 from logderiv.parameter_space import NormalSearch as NormalSearch
@@ -115,9 +117,7 @@ from logderiv.surrogates import score_surrogate as score_surrogate
 from logderiv.tape import Tape as Tape
 from logderiv.tokens import TokenLogProbs as TokenLogProbs
 from logderiv.tokens import token_log_probs as token_log_probs
-from logderiv.training import Metrics as Metrics
 from logderiv.training import Training as Training
-from logderiv.training import TrainState as TrainState
 from logderiv.training import maximize as maximize
 from logderiv.training import train as train
 from logderiv.types import BatchInfo as BatchInfo

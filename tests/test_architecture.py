@@ -49,6 +49,7 @@ ORDER = [
     "updates",
     "writers",
     "checkpoints",
+    "loop",
     "training",
     "testing",
     "plots",

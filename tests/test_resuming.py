@@ -13,7 +13,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import kill_and_resume
-from logderiv import training
+from logderiv import loop
 from logderiv.checkpoints import Checkpoints
 from tests.test_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
@@ -38,7 +38,7 @@ def train(num_updates, directory, key=0, every=2, **options):
 
 
 def programs():
-    run: Any = training._run
+    run: Any = loop.run
     return run._cache_size()
 
 
