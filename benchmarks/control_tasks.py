@@ -206,7 +206,7 @@ def acrobot() -> Task:
             "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
             "natural gradient": natural(actor, rate=0.03, updates=48),
             "A2C": a2c(both, rate=4e-3, updates=2400, environments=16, steps=8),
-            "PPO": ppo(both, rate=2e-3, updates=48),
+            "PPO": ppo(both, rate=2e-3, updates=144),
         },
         held={"PPO": 6},
     )

@@ -5,6 +5,11 @@ The public REINFORCE table that JAX lacks: gymnax's CartPole, Acrobot, Pendulum 
 beside it, the likeliest ones): mean over seeds and its bootstrap interval. A seed has reached the threshold at the first of 24 evaluations in training
 whose 32 episodes average it. Steps are real ones, padding and evaluation not counted. The PPO policies of CartPole then play in Farama's
 Gymnasium, which shares no code with the simulator that they were trained in.
+
+Finding (2 CPU cores, jax 0.10.2, gymnax 1.0.1): on CartPole-v1 every seed of PPO (98 k steps), A2C (492 k) and the natural gradient (260 k) returns 496 to 500
+and of REINFORCE with leave-one-out (540 k) 482 to 500; without a baseline 480 on average, and of the total return alone 306. On Pendulum-v1 PPO returns -160
+after 295 k steps (REINFORCE, at a third of a million steps, has hardly begun). On Acrobot-v1 leave-one-out returns -94 for every seed, and without it
+one seed of eight never leaves -500.
 """
 
 import time
@@ -24,7 +29,7 @@ from logderiv import plots
 
 SEEDS = 8
 TRANSFERRED = "CartPole-v1"
-QUICK = ("reward-to-go", "reward-to-go, leave-one-out", "PPO")
+QUICK = ("reward-to-go, leave-one-out", "PPO")
 
 
 class Run(NamedTuple):
