@@ -1,0 +1,88 @@
+"""The benchmark of training at a tiny size: its arithmetic by hand, and a run from end to end. Speed itself is not tested."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import logderiv as ld
+from benchmarks import harness, rl_peers
+
+pytest.importorskip("gymnax")
+pytest.importorskip("gymnasium")
+from benchmarks import training_speed as benchmark
+
+TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=2)
+
+
+@pytest.fixture(autouse=True)
+def as_users_write():
+    """gymnax and the peers broadcast and mix dtypes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_steps_to_solve_by_hand():
+    steps = np.tile([10, 20, 30], (3, 1))
+    returns = np.array([[475.0, 1, 1], [474.9, 100, 500], [1, 2, 3]])
+    np.testing.assert_array_equal(benchmark.Curve(steps, returns).steps_to_solve, [10, 30, np.inf])
+
+
+def test_seconds_are_the_median_steps_over_the_rate():
+    curve = benchmark.Curve(np.tile([100, 200, 400], (3, 1)), np.array([[500.0] * 3, [0, 0, 500], [0, 500, 0]]))
+    assert benchmark._seconds({"a": {"steps_per_s": 50.0}}, "a", curve) == 4.0
+
+
+def test_five_values_have_both_ends_in_one():
+    class Six:
+        name = "six"
+
+        def step(self, key, state, action, params):
+            return "observation", state, 1.0, action == 1, action == 2, {}
+
+    five = rl_peers.FiveTuple(Six())
+    assert [five.step(None, 0, action, None)[3] for action in (0, 1, 2)] == [False, True, True]
+    assert five.name == "six"
+    with pytest.raises(AttributeError):
+        five._private  # noqa: B018
+
+
+@pytest.mark.parametrize("make", [rl_peers.purejaxrl_style, rl_peers.rejax_ppo])
+def test_a_peer_hands_out_what_it_trained(make):
+    peer = make(TINY)
+    if peer is None:
+        pytest.skip("not installed")
+    snapshots = peer.train(jax.random.key(0), 4, 2)
+    logits = jax.vmap(peer.logits, (0, None))(snapshots, np.ones(4, np.float32))
+    assert logits.shape == (2, 2)
+    assert np.ptp(logits, axis=0).min() > 0
+
+
+def test_the_benchmark_prints_and_saves(results, monkeypatch, capsys):
+    method = benchmark.ppo(TINY, every=1, num_updates=2)
+    monkeypatch.setattr(benchmark, "SIZES", (2,))
+    monkeypatch.setattr(benchmark, "LEARNING", TINY)
+    monkeypatch.setattr(benchmark, "METHODS", {"PPO": method})
+    monkeypatch.setattr(benchmark, "PEERS", {})
+    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
+    missed = benchmark.main(quick=True)
+    assert "PPO: fraction of seeds that reach 475 within 100 000 steps" in [bound.name for bound in missed]
+    printed = capsys.readouterr().out
+    assert "PPO, 2 environments" in printed
+    assert "logderiv PPO, Gymnasium" in printed
+    row = json.loads((results / "training_speed.jsonl").read_text())
+    assert row["figures"]["throughput"]["2"]["logderiv"]["steps_per_s"] > 0
+    assert len(row["figures"]["learning"]["logderiv PPO"]["last_returns"]) == 2
+    assert (results / "training_speed.png").exists()
+
+
+def test_the_library_and_its_peers_learn_the_same_problem():
+    """As many steps a batch, and the same networks: the numbers that the table compares."""
+    params = benchmark.ppo(TINY).policy.init(jax.random.key(0), np.zeros(4))
+    assert ld.MLPActorCritic(2).hidden == (64, 64)
+    sizes = {name: sum(x.size for x in jax.tree.leaves(layers)) for name, layers in params.items()}
+    assert sizes == {"actor": 4 * 64 + 64 + 64 * 64 + 64 + 64 * 2 + 2, "critic": 4 * 64 + 64 + 64 * 64 + 64 + 64 + 1}
+    if (peer := rl_peers.purejaxrl_style(TINY)) is not None:
+        snapshot = jax.eval_shape(lambda key: peer.train(key, 1, 1), jax.random.key(0))[0]
+        assert sum(x.size for x in jax.tree.leaves(snapshot)) == sum(sizes.values())
