@@ -17,7 +17,7 @@ import optax
 import logderiv as ld
 
 
-def main(arguments: list[str]) -> None:
+def run(arguments: list[str]) -> None:
     if arguments:
         address, processes, index = arguments
         jax.distributed.initialize(address, int(processes), int(index))
@@ -39,4 +39,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run(sys.argv[1:])

@@ -7,10 +7,11 @@ measured steps a second, evaluations not counted. Candidates run interleaved in 
 here standardises advantages over the batch rather than each minibatch and does not clip the value's loss, and a truncated episode bootstraps from
 where it was cut, which the JAX peers take for a terminal state.
 
-Finding (2 CPU cores, jax 0.10.2, gymnax 1.0.1, rejax 0.1.3): PPO makes 590 000 steps a second with 64 environments, 1.9 times PureJaxRL's style, and 555 000
-with 1024, 1.95 times; rejax is as fast as PureJaxRL's style to a few per cent. A third to 40 % of their time is the permutation of all rows: a sort of `E T` keys
-in each epoch. Here a minibatch is a random set of time steps, the same of all environments, and the critic is evaluated once over the batch rather
-than at every step. Gradients take blocks of 2048 rows: in blocks of 512, which run on one core, PPO is but 1.2 to 1.4 times as fast as they.
+Finding (2 CPU cores, jax 0.10.2, gymnax 1.0.1, rejax 0.1.3, stable-baselines3 2.9.2; quick run): PPO makes 379 000 steps a second with 64 environments, 1.5 times
+PureJaxRL's style and rejax, and 554 000 with 1024, 1.9 times. About 40 % of their time is the permutation of all rows: a sort of `E T` keys in each epoch.
+Here a minibatch is a random set of time steps, the same of all environments, and the critic is evaluated once over the batch rather than at every step. Gradients take
+blocks of 2048 rows: in blocks of 512, which run on one core, PPO is but 1.2 to 1.4 times as fast as they. It reaches 475 after 41 000 to 57 000 steps, in 0.2 s; on
+Gymnasium's own CartPole, through a callback, it makes 96 000 steps a second, 2.5 times stable-baselines3.
 """
 
 import math

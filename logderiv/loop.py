@@ -34,7 +34,7 @@ class Metrics(NamedTuple):
         grad_norm: Mean over the update's gradients of their Euclidean norm.
         nonfinite: How many of the update's gradients were not finite. `optax.apply_if_finite` skips them; without it they
             end in the parameters.
-        evaluation: Mean return of the evaluation after this update; NaN where there was none.
+        evaluation: Mean return of the evaluation after this update, NaN where there was none; `None` without `evaluation`.
     """
 
     mean_return: jax.Array
@@ -43,7 +43,7 @@ class Metrics(NamedTuple):
     unfinished: jax.Array
     grad_norm: jax.Array
     nonfinite: jax.Array
-    evaluation: jax.Array
+    evaluation: Any = None
 
 
 class TrainState(NamedTuple):
@@ -160,7 +160,7 @@ def run(
             return state, metrics
         due = (index + 1) % plan.evaluation.every == 0
         state, mean_return = lax.cond(
-            due, lambda s: _evaluate(s, *world, plan), lambda s: (s, metrics.evaluation), state
+            due, lambda s: _evaluate(s, *world, plan), lambda s: (s, jnp.full_like(metrics.mean_return, jnp.nan)), state
         )
         return state, metrics._replace(evaluation=mean_return)
 
@@ -201,7 +201,6 @@ def _update(
         info.unfinished,
         jnp.mean(norms),
         jnp.sum(~jnp.isfinite(norms)),
-        jnp.full_like(info.mean_return, jnp.nan),
     )
     return state._replace(
         params=params,

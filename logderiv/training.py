@@ -127,7 +127,7 @@ def train(
     if num_updates < 1:
         raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates}.")
     reporters = (*writers, Bar()) if progress else tuple(writers)
-    reports.check(reporters, Metrics._fields)
+    reports.check(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
     plan = Plan(
         estimator,
         optimizer,

@@ -11,7 +11,7 @@ import optax
 from logderiv._arrays import expand
 from logderiv.baselines.base import CreditBatch
 from logderiv.bias import Bias
-from logderiv.blocks import map_rows
+from logderiv.blocks import map_rows, wide_rows
 from logderiv.factors import fill_invalid
 from logderiv.types import Trajectory
 
@@ -131,9 +131,10 @@ def evaluate(
             )
         return jnp.asarray(result)
 
-    values = jnp.where(valid, map_rows(value, value_params, filled.observations), 0)
+    rows = 4 * wide_rows()  # one network forwards: large blocks cost little memory
+    values = jnp.where(valid, map_rows(value, value_params, filled.observations, rows=rows), 0)
     last = jax.tree.map(lambda x: x[:, None], filled.final_observation)
-    final = map_rows(value, value_params, last)[:, 0]
+    final = map_rows(value, value_params, last, rows=rows)[:, 0]
     follows = jnp.roll(valid, -1, axis=1).at[:, -1].set(False)
     next_values = jnp.where(follows, jnp.roll(values, -1, axis=1), expand(final, values))
     return values, jnp.where(valid, next_values, 0)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from logderiv.baselines import baseline_biased_standardised, baseline_shared_value
 from logderiv.baselines.values import SharedValue, evaluate
 from logderiv.bias import Bias, biased
-from logderiv.blocks import sum_rows
+from logderiv.blocks import sum_rows, wide_rows
 from logderiv.credit import gae
 from logderiv.estimators.base import Estimator
 from logderiv.estimators.clipped import Clipped
@@ -150,7 +150,7 @@ class ActorCritic(Estimator):
             return x.reshape((x.shape[0], math.prod(x.shape[1:ndim]), *x.shape[ndim:]))
 
         rows = jax.tree.map(flat, (filled.observations, filled.actions, numbers))
-        return sum_rows(row, params, rows, flat(trajectories.valid))
+        return sum_rows(row, params, rows, flat(trajectories.valid), rows=wide_rows())
 
     def _of_sequences(self, params: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:
         """Log-factors and entropies of a policy with memory, or of a whole-sequence one, which has no entropies."""
