@@ -205,14 +205,11 @@ def stable_baselines3_ppo(settings: Settings, seed: int = 0) -> Any:
     """A model of stable-baselines3's PPO on as many of Gymnasium's CartPoles, or `None`."""
     if not installed("stable_baselines3", "gymnasium"):
         return None
-    sb3, env_util = (
-        importlib.import_module("stable_baselines3"),
-        importlib.import_module("stable_baselines3.common.env_util"),
-    )
+    sb3 = importlib.import_module("stable_baselines3")
+    env_util = importlib.import_module("stable_baselines3.common.env_util")
+    # Two threads that wait for each other's small layers are slower, on a busy machine much slower.
     torch = importlib.import_module("torch")
-    torch.set_num_threads(
-        1
-    )  # two that wait for each other's small layers are slower, and on a busy machine much slower
+    torch.set_num_threads(1)
     c = settings
     return sb3.PPO(
         "MlpPolicy",
