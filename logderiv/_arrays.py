@@ -25,6 +25,12 @@ def floating(x: Any) -> jax.Array:
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
 
 
+def summable(x: Any) -> jax.Array:
+    """`x` as floating point of 32 bits at least, in which long sums and powers of a discount come out right."""
+    x = floating(x)
+    return x.astype(accumulator_dtype(x.dtype))
+
+
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     """A cost, checked to be one number, as floating point."""
     value = jnp.asarray(value)

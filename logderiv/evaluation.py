@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import as_keys
+from logderiv._arrays import as_keys, summable
 from logderiv.devices import spread
 from logderiv.rollout import rollout
 from logderiv.types import Policy, as_policy
@@ -69,7 +69,7 @@ def evaluate(
     taus = rollout(
         params, keys, policy, environment, horizon=horizon, environment_params=environment_params, chunk=_CHUNK
     )
-    return jnp.sum(jnp.where(taus.valid, taus.rewards, 0), axis=-1)
+    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)

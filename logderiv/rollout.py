@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import as_keys, floating
+from logderiv._arrays import as_keys, floating, summable
 from logderiv.devices import check_auto
 from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
@@ -85,7 +85,7 @@ def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
         return _stream_info(trajectories)
     _, horizon = check_trajectory(trajectories)
     valid = trajectories.valid
-    rewards = jnp.where(valid, trajectories.rewards, 0)
+    rewards = jnp.where(valid, summable(trajectories.rewards), 0)
     lengths = jnp.sum(valid, axis=-1)
     cut = (lengths == horizon) & (trajectories.discounts[..., -1] != 0)
     returns = jnp.sum(rewards, axis=-1)

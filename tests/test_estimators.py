@@ -256,6 +256,23 @@ def test_dtypes_are_kept(name, dtype):
     assert jnp.isfinite(estimate.grads).all()
 
 
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["PPO, leave one out", "per decision, gae(1)", "biased: V-trace"])
+def test_rewards_of_few_bits_do_not_round_the_discount(name, dtype):
+    """In integers a discount below 1 would be 0, in bfloat16 0.99 is 0.988; the same rewards in float32 give the same."""
+    entry, world = ZOO[name], oracle.cut()
+    batch = jax.tree.map(lambda x: x[:4], oracle.trajectories(world)[0])
+    few = batch._replace(rewards=jnp.round(3 * jnp.where(batch.valid, batch.rewards, 0)).astype(dtype))
+    many = few._replace(rewards=few.rewards.astype(float if dtype == jnp.int32 else jnp.float32))
+    state = entry.estimator.init(world.params) if entry.state is None else entry.state(world.params)
+    run = jax.jit(lambda batch: entry.estimator.estimate(world.params, state, oracle.POLICY, batch)[0])
+    (grads, info), (expected, other) = run(few), run(many)
+    assert entry.estimator.discount < 1
+    assert jnp.abs(expected).max() > 1e-3
+    np.testing.assert_array_equal(grads, expected)
+    assert info.mean_return == other.mean_return
+
+
 def test_estimators_are_arguments_of_jit_and_equal_when_rebuilt():
     traces = []
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from logderiv._arrays import summable
 from logderiv.baselines import Baseline, CreditBatch, NoBaseline
 from logderiv.bias import Bias, biased, unit
 from logderiv.credit import GAE, credit_bias, discount_factors, generalized_advantages, reward_to_go, total_return
@@ -77,9 +78,9 @@ class ScoreFunction(Estimator):
         r"""Credit of a batch: ratios and $\gamma^t$ enter the rewards before it. Shapes `(N, T)`, of a stream `(E T, 1)`."""
         steps = flat_steps(trajectories)
         valid = steps.valid
-        rewards = jnp.where(valid, steps.rewards, 0)
+        rewards = jnp.where(valid, summable(steps.rewards), 0)
         discounts = jnp.where(valid, steps.discounts, 1).astype(rewards.dtype)
-        step_ratios, ratios = self._ratios(params, policy, steps)
+        step_ratios, ratios = (x.astype(rewards.dtype) for x in self._ratios(params, policy, steps))
         outside, inside = (self.discount, 1.0) if self.gamma_t else (1.0, self.discount)
         powers = _powers(outside, trajectories, rewards.dtype)
         scale = powers * ratios
@@ -120,11 +121,10 @@ class ScoreFunction(Estimator):
     def _ratios(self, params: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, jax.Array]:
         """Ratio of each step, and the weight of the choices up to it; ones on policy."""
         if self.importance is None:
-            ones = jnp.ones(trajectories.valid.shape, trajectories.rewards.dtype)
+            ones = jnp.ones(trajectories.valid.shape)
             return ones, ones
         logs = jax.lax.stop_gradient(log_ratios(params, policy, trajectories))
-        dtype = trajectories.rewards.dtype
-        return jnp.exp(logs).astype(dtype), self.importance.ratios(logs).astype(dtype)
+        return jnp.exp(logs), self.importance.ratios(logs)
 
 
 def _powers(discount: float, trajectories: Trajectory | Stream, dtype: Any) -> jax.Array:

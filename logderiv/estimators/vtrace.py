@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from logderiv._arrays import summable
 from logderiv.baselines import Baseline, CreditBatch
 from logderiv.bias import Bias, biased
 from logderiv.credit import backward_sums, discount_factors, td_residuals
@@ -111,7 +112,7 @@ class VTraceGradient(Estimator):
     def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory) -> tuple[jax.Array, Any]:
         r"""$\gamma^t A_t$; 0 on invalid steps, shape `(N, T)`."""
         valid = trajectories.valid
-        rewards = jnp.where(valid, trajectories.rewards, 0)
+        rewards = jnp.where(valid, summable(trajectories.rewards), 0)
         discounts = self.discount * jnp.where(valid, trajectories.discounts, 1).astype(rewards.dtype)
         pair = state_values(self.baseline, state, trajectories)
         values, next_values = (v.astype(rewards.dtype) for v in pair)
