@@ -76,14 +76,14 @@ def collect(
             restarts itself where `ended`; any other is reset, and the restart selected.
         state: From `start_streams` or the last call.
         num_steps: `T`.
-        horizon: Episodes are truncated after this many steps; `None` for the environment's own limit.
+        horizon: Episodes are truncated after this many steps; `None` takes `environment.horizon`, where it has one.
         environment_params: As in `rollout`.
 
     Returns:
         `(Stream, StreamState)`.
 
     Raises:
-        ValueError: `num_steps` below 1; the environment's reset and step disagree in shapes.
+        ValueError: `num_steps` or `horizon` below 1; the environment's reset and step disagree in shapes.
         TypeError: The policy has memory; not a policy or an environment.
     """
     policy, environment = as_policy(policy), as_environment(environment)
@@ -93,6 +93,9 @@ def collect(
         )
     if not isinstance(num_steps, int) or num_steps < 1:
         raise ValueError(f"num_steps: expected a whole number >= 1, received {num_steps!r}.")
+    horizon = getattr(environment, "horizon", None) if horizon is None else horizon
+    if horizon is not None and (not isinstance(horizon, int) or horizon < 1):
+        raise ValueError(f"horizon: expected a whole number >= 1, received {horizon!r}.")
     params = lax.stop_gradient(params)
 
     def one(state: StreamState, key_action: jax.Array, key_step: jax.Array) -> tuple[StreamState, Any]:

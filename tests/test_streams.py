@@ -1,5 +1,6 @@
 """Streams: environments that go on across batches; restarts, bootstrapping at a cut, and the law of what is drawn."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -216,6 +217,16 @@ def test_flat_steps_keep_their_rows_together():
     assert as_steps(stream) is stream.steps
 
 
+def test_episodes_of_a_stream_are_no_longer_than_the_environments_horizon():
+    """An attribute `horizon` says so, as to `rollout`; an argument goes before it. A truncated episode has discount 1."""
+    mdp, params = dataclasses.replace(two_states(), horizon=3), jnp.zeros((2, 2))
+    start = ld.start_streams(jax.random.key(0), mdp, 2)
+    for horizon, last in ((None, 2), (5, 4)):
+        stream, _ = ld.collect(params, jax.random.key(1), ld.tabular_softmax, mdp, start, num_steps=10, horizon=horizon)
+        np.testing.assert_array_equal(stream.ends, stream.times == last)
+        assert (stream.steps.discounts == 1).all()
+
+
 def test_bad_streams_are_refused():
     mdp, key = two_states(), jax.random.key(0)
     start = ld.start_streams(key, mdp, 2)
@@ -223,6 +234,8 @@ def test_bad_streams_are_refused():
         ld.start_streams(key, mdp, 0)
     with pytest.raises(ValueError, match="num_steps"):
         ld.collect(jnp.zeros((2, 2)), key, ld.tabular_softmax, mdp, start, num_steps=0)
+    with pytest.raises(ValueError, match="horizon: expected a whole number >= 1, received 0"):
+        ld.collect(jnp.zeros((2, 2)), key, ld.tabular_softmax, mdp, start, num_steps=1, horizon=0)
     with pytest.raises(TypeError, match="memory"):
         ld.collect({}, key, ld.GRU(2), mdp, start, num_steps=1)
     stream, _ = _streams()
