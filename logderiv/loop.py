@@ -1,6 +1,7 @@
 """The compiled loop of training: what it needs, one update, and the scan over updates."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -87,10 +88,19 @@ class Plan:
     reporters: tuple[reports.Reporter, ...]
 
     def __post_init__(self) -> None:
+        for name in (
+            "num_trajectories",
+            "horizon",
+            "group_size",
+            "num_environments",
+            "num_steps",
+            "epochs",
+            "minibatches",
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}: expected a whole number >= 1, received {value!r}.")
         self._check_batch()
-        for name in ("epochs", "minibatches", "group_size"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, received {getattr(self, name)!r}.")
         if self.epochs * self.minibatches > 1 and not self.estimator.reusable:
             raise ValueError(
                 f"epochs, minibatches: {type(self.estimator).__name__} is an estimate at the parameters that drew the batch only; "
@@ -103,6 +113,8 @@ class Plan:
                 "expected num_trajectories (whole episodes) or num_environments and num_steps (a stream), one of the two."
             )
         if self.num_trajectories is not None:
+            if self.num_steps is not None:
+                raise ValueError("num_steps: expected with num_environments only; of whole episodes it is the horizon.")
             self.estimator.bias.check(self.num_trajectories)
             check_minibatches(self.num_trajectories, self.minibatches, "num_trajectories")
             self._check_mesh(num_trajectories=self.num_trajectories)
@@ -113,6 +125,8 @@ class Plan:
             return
         if self.num_steps is None:
             raise ValueError("num_steps: expected the steps of each environment per update, received None.")
+        if self.group_size != 1:
+            raise ValueError(f"group_size: expected 1 on a stream, which has no groups, received {self.group_size}.")
         if not self.estimator.accepts_streams:
             raise TypeError(
                 f"num_environments: {type(self.estimator).__name__} needs whole episodes (num_trajectories); a stream cuts them, "
@@ -159,16 +173,15 @@ def run(
         if plan.evaluation is None:
             return state, metrics
         due = (index + 1) % plan.evaluation.every == 0
-        state, mean_return = lax.cond(
-            due, lambda s: _evaluate(s, *world, plan), lambda s: (s, jnp.full_like(metrics.mean_return, jnp.nan)), state
-        )
+        none = jnp.full_like(metrics.mean_return, jnp.nan)
+        state, mean_return = _cond(due, lambda s: _evaluate(s, *world, plan, none.dtype), lambda s: (s, none), state)
         return state, metrics._replace(evaluation=mean_return)
 
     def unless_stopped(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
         if plan.evaluation is None or plan.evaluation.stop_at is None:
             return update(state, index)
         nothing = jax.tree.map(missing, jax.eval_shape(update, state, index)[1])
-        return lax.cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
+        return _cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
 
     state, metrics = reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
     return gather(state._replace(streams=()))._replace(streams=spread(state.streams)), gather(metrics)
@@ -227,8 +240,31 @@ def _batch(
     return rollout(state.params, keys, policy, environment, start_key=starts, chunk=_CHUNK, **options), ()
 
 
+def _cond(
+    which: jax.Array, true: Callable[[TrainState], Any], false: Callable[[TrainState], Any], state: TrainState
+) -> tuple[TrainState, Any]:
+    """`lax.cond` with the key as numbers: as a key it would trip JAX's reuse checker under vmap."""
+    kind = jax.random.key_impl(state.key)
+
+    def as_key(state: TrainState) -> TrainState:
+        return state._replace(key=jax.random.wrap_key_data(state.key, impl=kind))
+
+    def as_numbers(state: TrainState) -> TrainState:
+        return state._replace(key=jax.random.key_data(state.key))
+
+    def branch(function: Callable[[TrainState], Any]) -> Callable[[TrainState], Any]:
+        def of_numbers(state: TrainState) -> Any:
+            state, result = function(as_key(state))
+            return as_numbers(state), result
+
+        return of_numbers
+
+    state, result = lax.cond(which, branch(true), branch(false), as_numbers(state))
+    return as_key(state), result
+
+
 def _evaluate(
-    state: TrainState, policy: Any, environment: Any, env_params: Any, plan: Plan
+    state: TrainState, policy: Any, environment: Any, env_params: Any, plan: Plan, dtype: Any
 ) -> tuple[TrainState, jax.Array]:
     how = plan.evaluation
     assert how is not None
@@ -243,7 +279,7 @@ def _evaluate(
         greedy=how.greedy,
         environment_params=env_params,
     )
-    mean_return = jnp.mean(returns)
+    mean_return = jnp.mean(returns).astype(dtype)
     stopped = state.stopped if how.stop_at is None else mean_return >= how.stop_at
     return state._replace(key=key, stopped=stopped), mean_return
 

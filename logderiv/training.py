@@ -124,8 +124,8 @@ def train(
         UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
     """
     check_params(params)
-    if num_updates < 1:
-        raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates}.")
+    if not isinstance(num_updates, int) or num_updates < 1:
+        raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates!r}.")
     reporters = (*writers, Bar()) if progress else tuple(writers)
     reports.check(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
     plan = Plan(

@@ -152,6 +152,24 @@ def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
     np.testing.assert_array_equal(never.params, plain.params)
 
 
+def test_seeds_under_vmap_stop_each_at_its_own_evaluation():
+    """On streams with rewards in float32, while the library's default is float64: both report one dtype."""
+    world = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, MDP)
+    assert world.reset(jax.random.key(0))[0].dtype == MDP.reset(jax.random.key(0))[0].dtype
+    evaluation = ld.Evaluation(every=2, num_episodes=16, stop_at=2.5)
+
+    def seed(key):
+        options: Any = {"estimator": A2C, "optimizer": SGD, "num_updates": 6, "evaluation": evaluation, **STREAM}
+        return ld.train(TERMINATING_LOGITS, key, ld.tabular_softmax, world, **options)
+
+    together = jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(5), 4))
+    evaluations, counts = np.asarray(together.metrics.evaluation), np.asarray(together.state.num_updates)
+    assert len(set(counts.tolist())) > 1
+    for values, count in zip(evaluations[:, 1::2], counts, strict=True):
+        reached = np.flatnonzero(values >= 2.5)
+        assert count == (2 * reached[0] + 2 if reached.size else 6)
+
+
 @pytest.mark.parametrize("memory", [False, True])
 def test_greedy_evaluation_takes_the_likeliest_action(memory):
     """Action 1 in state 0 and 0 in state 1 by a margin of 0.1: the greedy return is that of the deterministic policy."""
@@ -251,6 +269,13 @@ def test_bad_plans_are_refused():
         (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
         (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
         (ValueError, "num_updates", {"num_updates": 0}),
+        (ValueError, "num_updates: expected a whole number >= 1, received 2.5", {"num_updates": 2.5}),
+        (ValueError, "minibatches: expected a whole number >= 1, received 0", {"minibatches": 0}),
+        (ValueError, "group_size: expected a whole number >= 1, received 0", {"group_size": 0}),
+        (ValueError, "num_trajectories: expected a whole number >= 1, received 6.0", {"num_trajectories": 6.0}),
+        (ValueError, "horizon: expected a whole number >= 1, received 0", {"estimator": A2C, **STREAM, "horizon": 0}),
+        (ValueError, "num_steps: expected with num_environments only", {"num_steps": 4}),
+        (ValueError, "group_size: expected 1 on a stream", {"estimator": A2C, "group_size": 2, **STREAM}),
     ]
     for error, match, options in cases:
         with pytest.raises(error, match=match):
