@@ -14,7 +14,7 @@ from logderiv._arrays import as_keys, hold, is_traced
 from logderiv._static_text import static_text
 from logderiv.checkpoints import Checkpoints, run_in_chunks
 from logderiv.devices import as_mesh, replicate, using
-from logderiv.environments.adapters import as_environment
+from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.evaluation import Evaluation
 from logderiv.loop import Metrics, Plan, TrainState, missing, run, start
@@ -115,7 +115,8 @@ def train(
         AssertionError: The arguments differ between processes.
         ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
             minibatches or over the mesh; several gradients of a batch with an estimator that allows one; checkpoints of another
-            run or model (see `Checkpoints.restore`), or inside `jax.jit` or `jax.vmap`.
+            run or model (see `Checkpoints.restore`), inside `jax.jit` or `jax.vmap`, or of a stream of Gymnasium's; a
+            `baseline_shared_value` that nothing trains.
         TypeError: A parameter is not floating point; a stream with an estimator that needs whole episodes.
         ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX, `checkpoints` without orbax-checkpoint.
         RuntimeError: There are checkpoints, all of them damaged.
@@ -174,6 +175,11 @@ def _run_with_checkpoints(
     """The same in chunks; see `run_in_chunks`."""
     if is_traced(*jax.tree.leaves((state, world))):
         raise ValueError("checkpoints: inside jax.jit or jax.vmap; give each seed a call and a directory of its own.")
+    if plan.num_environments is not None and isinstance(world[1], Gymnasium):
+        raise ValueError(
+            "checkpoints: a stream of Gymnasium's environments ends with this process and cannot go on in another; draw whole "
+            "episodes (num_trajectories)."
+        )
     # What may change between the parts of a run: where it runs, who is told, and how long it is.
     fixed = {name: value for name, value in vars(plan).items() if name not in ("mesh", "total", "reporters")}
     fixed |= {"policy": world[0], "environment": world[1], "environment_params": world[2], "key": key}

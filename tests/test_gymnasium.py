@@ -290,3 +290,28 @@ def test_training_through_the_callback_learns_and_repeats_itself(standard_promot
     first = run()
     assert first.metrics.mean_return[-3:].mean() > 1.4 * first.metrics.mean_return[:3].mean()
     jax.tree.map(np.testing.assert_array_equal, first.metrics, run().metrics)
+
+
+def test_checkpoints_of_a_stream_are_refused_before_the_first_update(standard_promotion, tmp_path):
+    """Its episodes live in this process: a run that was killed could not go on. Whole episodes start anew in each update."""
+    pytest.importorskip("orbax.checkpoint")
+    network = ld.MLPActorCritic(2, hidden=(4,))
+    params = network.init(jax.random.key(0), jnp.zeros(4))
+
+    def run(**options):
+        return ld.train(
+            params,
+            jax.random.key(1),
+            network,
+            gymnasium.make("CartPole-v1"),
+            estimator=ld.a2c(network.value),
+            optimizer=ld.maximize(optax.sgd(0.1)),
+            num_updates=1,
+            checkpoints=ld.Checkpoints(tmp_path / "run", every=1),
+            **options,
+        )
+
+    with pytest.raises(ValueError, match=r"cannot go on in another; draw whole episodes \(num_trajectories\)"):
+        run(num_environments=2, num_steps=2)
+    assert not (tmp_path / "run").exists()
+    assert run(num_trajectories=2, horizon=5).state.num_updates == 1
