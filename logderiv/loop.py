@@ -14,6 +14,7 @@ from logderiv import reports
 from logderiv._arrays import release
 from logderiv.devices import check_divides, gather, spread
 from logderiv.estimators import Estimator
+from logderiv.estimators.actor_critic import ActorCritic, shared_value
 from logderiv.evaluation import Evaluation, evaluate
 from logderiv.rollout import batch_info, rollout
 from logderiv.streams import collect, start_streams
@@ -100,6 +101,12 @@ class Plan:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}: expected a whole number >= 1, received {value!r}.")
+        if not isinstance(self.estimator, ActorCritic) and shared_value(
+            getattr(self.estimator, "weigher", self.estimator)
+        ):
+            raise ValueError(
+                "baseline_shared_value: no estimator but logderiv.actor_critic(...) trains the value; wrap this one in it."
+            )
         self._check_batch()
         if self.epochs * self.minibatches > 1 and not self.estimator.reusable:
             raise ValueError(

@@ -253,6 +253,15 @@ def test_bad_parts_are_refused():
         estimator.estimate(params, (), whole, taus)
 
 
+def test_a_shared_value_is_found_however_it_is_wrapped():
+    value = NETWORK.value
+    baseline = ld.baseline_shared_value(value)
+    for _ in range(3):
+        assert ld.actor_critic(ld.ppo(baseline=baseline)).value == value
+        baseline = ld.baseline_biased_standardised(baseline)
+    assert ld.actor_critic(ld.ppo(baseline=ld.baseline_leave_one_out())).value is None
+
+
 def test_free_outputs_are_one_deviation_for_all_observations():
     network = ld.MLPActorCritic(2, hidden=(5,), head=ld.normal_head, free=1)
     params = network.init(jax.random.key(0), jnp.zeros(4))

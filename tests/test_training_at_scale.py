@@ -16,6 +16,7 @@ MDP = terminating()
 SGD = ld.maximize(optax.sgd(0.3))
 LOO = ld.score_function(baseline=ld.baseline_leave_one_out())
 GIVEN = ld.baseline_value(lambda s: jnp.array([1.5, 1.0, 0.0])[s])
+SHARED = ld.baseline_shared_value(lambda params, s: params[s, 0])
 A2C = ld.score_function_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
 PPO = ld.ppo_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
 STREAM = {"num_environments": 8, "num_steps": 4, "horizon": 6}
@@ -268,6 +269,8 @@ def test_bad_plans_are_refused():
         (ValueError, "parameters that drew the batch only", {"minibatches": 2}),
         (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
         (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
+        (ValueError, "wrap this one in it", {"estimator": ld.score_function(baseline=SHARED)}),
+        (ValueError, "wrap this one in it", {"estimator": ld.ppo(baseline=ld.baseline_biased_standardised(SHARED))}),
         (ValueError, "num_updates", {"num_updates": 0}),
         (ValueError, "num_updates: expected a whole number >= 1, received 2.5", {"num_updates": 2.5}),
         (ValueError, "minibatches: expected a whole number >= 1, received 0", {"minibatches": 0}),

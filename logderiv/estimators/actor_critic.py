@@ -56,8 +56,7 @@ class ActorCritic(Estimator):
     @property
     def value(self) -> Value | None:
         """The shared value function, if the baseline is one."""
-        baseline: Any = getattr(self.weigher.baseline, "baseline", self.weigher.baseline)
-        return baseline.function if isinstance(baseline, SharedValue) else None
+        return shared_value(self.weigher)
 
     @property
     def bias(self) -> Bias:
@@ -174,6 +173,14 @@ class ActorCritic(Estimator):
         if not hasattr(distribution, "entropy"):
             raise TypeError(f"entropy_weight: {type(distribution).__name__} has no entropy().")
         return distribution.entropy().astype(like.dtype)
+
+
+def shared_value(weigher: Any) -> Value | None:
+    """The function of the weigher's baseline if that is a `baseline_shared_value`, however wrapped."""
+    baseline: Any = getattr(weigher, "baseline", None)
+    while hasattr(baseline, "baseline"):
+        baseline = baseline.baseline
+    return baseline.function if isinstance(baseline, SharedValue) else None
 
 
 def actor_critic(
