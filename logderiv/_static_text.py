@@ -1,6 +1,7 @@
 """Static objects in words: what two runs are compared by."""
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import types
@@ -15,7 +16,7 @@ import numpy as np
 def static_text(value: Any) -> str:
     """A static object (estimator, optimiser, configuration) as text that is the same in every process.
 
-    Dataclasses and tuples by their fields, functions by their name and what they close over, arrays by their digest; of
+    Dataclasses, tuples and sets by what is in them, members of an enum by their names, functions by their name and what they close over, arrays by their digest; of
     anything else only the type. The code of a function is not looked at.
 
     Example:
@@ -40,7 +41,11 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
         return f"{value.dtype}{list(value.shape)} {hashlib.sha256(data.tobytes()).hexdigest()[:16]}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{text(key)}: {text(item)}" for key, item in value.items()) + "}"
-    if type(value) in (tuple, list):
+    if isinstance(value, enum.Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, (set, frozenset)):
+        return "{" + ", ".join(sorted(map(text, value))) + "}"
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
         return f"({', '.join(map(text, value))})"
     name = getattr(value, "__qualname__", type(value).__qualname__)
     return f"{name}({', '.join(f'{key}={text(item)}' for key, item in _fields(value).items())})"
@@ -51,7 +56,7 @@ def _fields(value: Any) -> dict[str, Any]:
     if dataclasses.is_dataclass(value):
         return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, tuple):
-        return dict(zip(getattr(value, "_fields", ()), value, strict=True))
+        return value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, functools.partial):
         return {"func": value.func, "args": value.args, "keywords": value.keywords}
     if isinstance(value, types.MethodType):

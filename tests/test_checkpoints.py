@@ -251,6 +251,12 @@ def test_settings_in_words():
                 functools.partial(jnp.clip, min=jnp.ones(2)),
                 jax.jit(lambda x, power=2: x**power),
                 object(),
+                jax.lax.Precision.HIGH,
+                jax.lax.Precision.HIGHEST,
+                frozenset("ab"),
+                frozenset("bc"),
+                jax.tree_util.Partial(jnp.add, 1),
+                type("Pair", (tuple,), {})((1, 2)),
             )
         ]
 
