@@ -105,13 +105,14 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 
 def num_shards(number: int) -> int:
     """Into how many parts `spread` divides a leading axis of this length; 1 where it does not divide."""
-    size = math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in _axes())
+    size = _size()
     return size if number % size == 0 else 1
 
 
 def spread(tree: Any) -> Any:
-    """Mark the leading axis of every array as spread over the mesh in use; without one, nothing."""
-    return _mark(tree, PartitionSpec(_axes()))
+    """Mark the leading axis of every array as spread over the mesh in use, if that divides it; without a mesh, nothing."""
+    size, spec = _size(), PartitionSpec(_axes())
+    return jax.tree.map(lambda x: _mark(x, spec) if x.shape[0] % size == 0 else x, tree)
 
 
 def gather(tree: Any) -> Any:
@@ -121,6 +122,10 @@ def gather(tree: Any) -> Any:
 
 def _mark(tree: Any, spec: PartitionSpec) -> Any:
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree) if _axes() else tree
+
+
+def _size() -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in _axes())
 
 
 def _axes() -> tuple[str, ...]:

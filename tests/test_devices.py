@@ -12,6 +12,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import harness, scaling
+from logderiv.devices import spread
 from tests import on_devices
 
 RUN = """
@@ -100,6 +101,14 @@ def test_bad_numbers_of_devices_and_batches_are_named(found):
     for name, number, instead in (("trajectories", 12, 16), ("environments", 20, 24), ("evaluation", 10, 16)):
         assert f"multiple of the 8 devices of the mesh, received {number}; take {instead}" in errors[name]
     assert "AxisType.Auto" in errors["explicit"]
+
+
+def test_a_batch_that_a_mesh_in_use_does_not_divide_is_not_spread():
+    """A user's own `jax.set_mesh` around `evaluate` of three episodes is no error."""
+    mesh = jax.sharding.AbstractMesh((2,), ("n",), axis_types=(jax.sharding.AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        programs = [str(jax.make_jaxpr(spread)(np.zeros(n))) for n in (3, 4)]
+    assert ["sharding_constraint" in program for program in programs] == [False, True]
 
 
 @pytest.mark.parametrize("number", [0, -1, 2, 1.0])
