@@ -50,8 +50,8 @@ class Checkpoints:
     def __post_init__(self) -> None:
         for name in ("every", "keep"):
             value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, received {value}.")
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, received {value!r}.")
 
     def save(self, step: int, payload: Any, run: Mapping[str, str] | None = None) -> None:
         """Write a checkpoint; when this returns, it is complete. A kill before that leaves the earlier ones as they were.

@@ -128,8 +128,8 @@ class TensorBoardWriter:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every: expected a whole number >= 1, received {self.every}.")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise ValueError(f"every: expected a whole number >= 1, received {self.every!r}.")
 
     def check(self, names: Sequence[str]) -> None:
         """Whether tensorboardX is there."""

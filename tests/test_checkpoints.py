@@ -365,6 +365,8 @@ def test_bad_input(tmp_path, monkeypatch):
     for wrong in ({"every": 0}, {"every": 1, "keep": 0}):
         with pytest.raises(ValueError, match="expected a whole number >= 1, received 0"):
             Checkpoints(tmp_path, **wrong)
+    with pytest.raises(ValueError, match=r"every: expected a whole number >= 1, received 2\.5"):
+        Checkpoints(tmp_path, every=2.5)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match=r"leaf \['name'\]: expected an array or a Python number, received str"):
         Checkpoints(tmp_path, every=1).save(1, {"name": "x"})
     assert dataclasses.replace(Checkpoints(tmp_path, every=1), keep=3) == Checkpoints(tmp_path, every=1)

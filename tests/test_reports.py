@@ -280,6 +280,8 @@ def test_event_files_of_seeds_are_runs_and_may_be_thinned(tmp_path):
         assert found == [(3, 2.0 + seed), (6, 8.0 + seed)]
     with pytest.raises(ValueError, match="every: expected a whole number >= 1"):
         writers.TensorBoardWriter(tmp_path, every=0)
+    with pytest.raises(ValueError, match=r"every: expected a whole number >= 1, received 0\.5"):
+        writers.TensorBoardWriter(tmp_path, every=0.5)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_missing_package_names_its_extra(monkeypatch, tmp_path):
