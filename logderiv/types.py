@@ -46,6 +46,10 @@ class Stream(NamedTuple):
     together. Only a credit that bootstraps from values of the state (`logderiv.gae`) can weigh a stream: what comes
     after its last step is not in it.
 
+    An estimate from a stream is a mean over its `E T` steps, at the states that the environments happen to be in, where
+    one from trajectories is a mean over episodes of sums over steps. In the long run it is smaller by the mean length of
+    an episode; what `Estimator.bias` declares is said of whole episodes.
+
     Attributes:
         steps: Trajectories of one step, leading axes `(E, T)` and then the step, `(E, T, 1, ...)`; `final_observation`,
             `(E, T, ...)`, is the one after that step, before any restart.
