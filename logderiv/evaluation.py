@@ -23,7 +23,9 @@ class Evaluation:
         num_episodes: Episodes of each.
         horizon: Their largest number of steps; `None` for that of training, or the environment's own.
         greedy: Take the likeliest action (`distribution.mode()`) instead of a sample.
-        stop_at: Training stops at the first evaluation with at least this mean return; `None` never stops.
+        stop_at: Training stops at the first evaluation with at least this mean return; `None` never stops. Under `jax.vmap`
+            each seed stops for itself, and its updates are computed and dropped until the last stops, which a stream of
+            `Gymnasium` does not allow.
     """
 
     every: int = 10

@@ -184,7 +184,8 @@ def _check_times(known: np.ndarray) -> None:
 
 _BACK = (
     "environment: this state was stepped before with another action. An environment on the host cannot go back: use each "
-    "state once, and do not differentiate through a recomputed (checkpointed) rollout."
+    "state once, do not differentiate through a recomputed (checkpointed) rollout, and do not let seeds under a vmap stop "
+    "one by one (Evaluation.stop_at): all are stepped until the last has stopped."
 )
 _BRANCHED = (
     "environment: one state is stepped several times in one call, as under a vmap over parameters with one key for all. "
