@@ -193,7 +193,7 @@ class GAE:
 def gae(lambda_: float) -> GAE:
     r"""Credit for `score_function`: $\lambda$-returns of the baseline's own values, so that the weights are $\gamma^t A_t$ of GAE.
 
-    It takes the values from the baseline, which must be one of a state (`baseline_value`, `baseline_learned_value`).
+    It takes the values from the baseline, which must be one of a state (`baseline_value`, `baseline_learned_value`, `baseline_shared_value`).
     `lambda_=0` is the one-step actor-critic, `lambda_=1` is reward-to-go minus the value, bootstrapped where a trajectory
     was cut. Off policy each residual carries the ratio of the choices up to it.
 

@@ -229,8 +229,8 @@ def check_state_values(baseline: Any) -> None:
     inner = getattr(baseline, "baseline", baseline)
     if not hasattr(inner, "state_values"):
         raise ValueError(
-            "baseline: this credit bootstraps from values of the state; expected baseline_value or baseline_learned_value, "
-            f"received {type(inner).__name__}."
+            "baseline: this credit bootstraps from values of the state; expected baseline_value, baseline_learned_value or "
+            f"baseline_shared_value, received {type(inner).__name__}."
         )
 
 
