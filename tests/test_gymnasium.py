@@ -10,7 +10,9 @@ import optax
 import pytest
 
 import logderiv as ld
+from logderiv._static_text import static_text
 from logderiv.environments import as_environment, host
+from logderiv.environments.steppers import Remake
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -271,6 +273,19 @@ def test_unmodified_environments_are_recognised_and_keep_their_adapter():
     with pytest.raises(TypeError, match="an id or a function"):
         ld.Gymnasium(3)  # pyright: ignore[reportArgumentType]
     assert ld.Gymnasium("CartPole-v1") == ld.Gymnasium("CartPole-v1")
+
+
+def test_environments_made_alike_are_one_to_the_compiler_and_share_what_the_host_holds():
+    """Unless their options differ, or hold functions, which can only be compared by identity."""
+    first, again, other = (
+        as_environment(gymnasium.make("CartPole-v1", **options)) for options in ({}, {}, {"sutton_barto_reward": True})
+    )
+    assert first == again
+    assert hash(first) == hash(again)
+    assert first != other
+    assert static_text(first) != static_text(other)
+    own = gymnasium.envs.registration.EnvSpec("Own-v0", entry_point=lambda: Clock())
+    assert Remake.of(own) != Remake.of(own)
 
 
 def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):

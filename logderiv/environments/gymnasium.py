@@ -82,7 +82,7 @@ class Gymnasium:
                     f"environment: expected one Gymnasium environment made by gymnasium.make, received {environment}; "
                     "pass logderiv.Gymnasium(id), or logderiv.Gymnasium(a function that makes one)."
                 )
-            _OF[environment] = cls(steppers.Remake(environment.spec))
+            _OF[environment] = cls(steppers.Remake.of(environment.spec))
         return _OF[environment]
 
     @property

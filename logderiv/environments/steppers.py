@@ -1,5 +1,6 @@
 """Gymnasium environments by rows: one after the other, or CartPole in numpy; what their spaces hold and allow."""
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +13,25 @@ from logderiv.environments.host import Leaves, Stepper
 _CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
 
 
+@dataclasses.dataclass(frozen=True)
 class Remake:
-    """Makes further environments like the one that a spec describes; compared by identity."""
+    """Makes further environments like the one that a spec describes.
 
-    def __init__(self, spec: Any) -> None:
-        self.spec = spec
+    Attributes:
+        words: The spec as JSON, which says whether two make the same; an object of its own where JSON cannot say it.
+        spec: Gymnasium's.
+    """
+
+    words: Any
+    spec: Any = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: Any) -> "Remake":
+        """From the `spec` of an environment."""
+        try:
+            return cls(spec.to_json(), spec)
+        except (TypeError, ValueError):  # something in it is a function
+            return cls(object(), spec)
 
     def __call__(self) -> Any:
         """One environment."""
