@@ -197,3 +197,16 @@ def test_plots_name_the_extra_when_matplotlib_is_missing(monkeypatch):
 def test_importing_plots_does_not_import_matplotlib():
     code = "import sys, logderiv.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_seed_that_stopped_early_does_not_end_the_others(ax):
+    """It keeps its last return; the grid ends with the first seed that goes on."""
+    returns = np.array([[10.0, 20, 480, np.nan, np.nan], [10, 20, 30, 40, 50], [10, 30, 50, 70, 90]])
+    steps = np.array([[1.0, 2, 3, 3, 3], [1, 2, 3, 4, 5], [2, 4, 6, 8, 10]])
+    plots.learning_curves({"all": returns}, steps={"all": steps}, ax=ax)
+    x, y = drawn(ax.lines[0])
+    assert x[-1] == 5
+    np.testing.assert_allclose(y[-1], (480 + 50 + 40) / 3)
+    ax.clear()
+    plots.learning_curves({"stopped": returns[:1]}, steps={"stopped": steps[:1]}, ax=ax)
+    assert drawn(ax.lines[0])[0][-1] == 3

@@ -22,11 +22,11 @@ def learning_curves(
     The band is the percentile bootstrap interval of the mean over seeds, from 2000 resamples with a fixed seed; with
     one seed it has no width. Several tasks are averaged, and resampled each for itself (stratified); scale their returns
     first. Seeds of different speed are compared at equal numbers of steps: each curve is interpolated onto a common
-    grid, which ends where the first seed's data end.
+    grid, which ends where the first seed's data end. A seed that took no further steps, an early stop, does not end it.
 
     NaN stands for an update in which no episode ended. There a seed keeps its last return; the curve begins where every
-    seed has one. A seed whose returns stop, for longer than they ever paused, is marked by a cross where they do: it may
-    have diverged, and the mean goes on with its last return.
+    seed has one. A seed whose returns stop, for longer than they ever paused, is marked by a cross where they do: it was
+    stopped early, or may have diverged, and the mean goes on with its last return.
 
     Args:
         curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`.
@@ -98,7 +98,8 @@ def _common_grid(
     if not interpolate:
         return positions[0, first.max() :], filled[:, first.max() :]
     begin = np.take_along_axis(positions, first[:, None], axis=1).max()
-    grid = np.linspace(begin, positions[:, -1].min(), 200)
+    ends, going = positions[:, -1], positions[:, -1] > positions[:, -2:].min(axis=1)
+    grid = np.linspace(begin, ends[going].min() if going.any() else ends.max(), 200)
     return grid, np.stack([np.interp(grid, x[i:], y[i:]) for x, y, i in zip(positions, filled, first, strict=True)])
 
 
