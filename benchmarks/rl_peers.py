@@ -118,7 +118,7 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
 
     def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
         params, opt_state, state, observation, key = carry
-        roll = lax.scan(act, (params, state, observation, key), None, c.num_steps)
+        roll: Any = lax.scan(act, (params, state, observation, key), None, c.num_steps)
         (params, state, observation, key), (rows, ended) = roll
         advantage = advantages(rows, network.apply(params, observation)[1])
         batch = (rows, advantage, advantage + rows.value)
@@ -130,7 +130,8 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
             return lax.scan(descend, carry, parts)
 
         key, key_epochs = jax.random.split(key)
-        (params, opt_state), _ = lax.scan(epoch, (params, opt_state), jax.random.split(key_epochs, c.epochs))
+        (params, opt_state), losses = lax.scan(epoch, (params, opt_state), jax.random.split(key_epochs, c.epochs))
+        del losses  # what PureJaxRL logs
         return (params, opt_state, state, observation, key), jnp.nanmean(ended)
 
     def train(key: jax.Array, num_updates: int, every: int) -> Any:

@@ -37,7 +37,7 @@ def _text(value: Any, above: tuple[int, ...]) -> str:
         return f"{value.__module__}.{value.__qualname__}"
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        data = np.asarray(jax.random.key_data(value) if is_key else value)
+        data = np.asarray(jax.random.key_data(jnp.asarray(value)) if is_key else value)
         return f"{value.dtype}{list(value.shape)} {hashlib.sha256(data.tobytes()).hexdigest()[:16]}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{text(key)}: {text(item)}" for key, item in value.items()) + "}"

@@ -168,13 +168,13 @@ def with_memory(
     params: Any,
     policy: Any,
     trajectory: Trajectory,
-    factor: Callable[[Any, Any], jax.Array],
+    factor: Callable[[Any, Any], Any],
     *,
     total: bool = False,
-) -> jax.Array:
-    """`factor` of every step of a policy with memory, shape `(N, T)`; their sums over time, `(N,)`, with `total`."""
+) -> Any:
+    """`factor`, an array or a pytree of them, of every step of a policy with memory, shape `(N, T)`; their sums over time, `(N,)`, with `total`."""
 
-    def step(params: Any, carry: Any, x: Any) -> tuple[Any, jax.Array]:
+    def step(params: Any, carry: Any, x: Any) -> tuple[Any, Any]:
         distribution, carry = policy.apply(params, carry, x[0])
         return carry, factor(distribution, x[1])
 

@@ -74,12 +74,12 @@ class Pending(NamedTuple):
 
     Attributes:
         rows: Name to the buffer of its values, shape `(capacity,)`.
-        count: How many of them are waiting.
+        waiting: How many of them there are.
         due: The update after which the host wants them.
     """
 
     rows: dict[str, jax.Array]
-    count: jax.Array
+    waiting: jax.Array
     due: jax.Array
 
 
@@ -138,10 +138,10 @@ def begin(
 def report(reporters: Sequence[Reporter], pending: Pending, index: jax.Array, row: Any) -> Pending:
     """Put the row of update `index` into the buffer; if it is time, hand the buffer over."""
     rows = {
-        name: lax.dynamic_update_index_in_dim(pending.rows[name], value, pending.count, 0)
+        name: lax.dynamic_update_index_in_dim(pending.rows[name], value, pending.waiting, 0)
         for name, value in _columns(row).items()
     }
-    pending = Pending(rows, pending.count + 1, pending.due)
+    pending = Pending(rows, pending.waiting + 1, pending.due)
     return _call(functools.partial(_receive, tuple(reporters)), pending, index >= pending.due)
 
 
@@ -197,7 +197,7 @@ def _call(host: Callable[..., np.int32], pending: Pending, now: jax.Array) -> Pe
 
     call: Any = custom_vmap(if_due)  # around the condition, under whose own vmap the host could not be called
     call.def_vmap(all_seeds)
-    count, due = call(pending.rows, pending.count, pending.due, now)
+    count, due = call(pending.rows, pending.waiting, pending.due, now)
     return Pending(pending.rows, count, due)
 
 

@@ -26,7 +26,7 @@ def value(params, observation):
 def remember() -> optax.GradientTransformation:
     """Keeps the last gradient in the optimiser's state."""
     return optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params), lambda grads, *_: (grads, grads)
+        lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, state, params=None: (updates, updates)
     )
 
 
@@ -63,7 +63,8 @@ def run(name, dtype, mesh):
 
     def trained(params, key):
         result = ld.train(params, key, POLICY, start(dtype)[1], num_updates=3, mesh=mesh, **cases()[name])
-        return result.state.opt_state[1][0], result.params, result.metrics.evaluation[-1]
+        found = result.metrics.evaluation
+        return result.state.opt_state[1][0], result.params, () if found is None else found[-1]
 
     return trained
 

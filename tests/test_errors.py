@@ -49,7 +49,7 @@ class _Growing:
         return jnp.zeros(3), state, 1.0, jnp.array(False), jnp.array(False)
 
 
-class _Rounded(_Growing):
+class _Rounded:
     def reset(self, key, params=None):
         return jnp.zeros(3), {"speed": jnp.zeros(2, int)}
 

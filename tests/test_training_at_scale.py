@@ -96,7 +96,8 @@ def test_a_group_starts_alike_and_goes_on_differently():
 
 def test_one_update_of_a_stream_is_collect_weigh_and_improve():
     """The loop written out, two updates long, gives the same parameters, environments and metrics."""
-    result = _train(A2C, num_updates=2, **STREAM)
+    options: Any = STREAM
+    result = _train(A2C, num_updates=2, **options)
 
     @jax.jit
     def by_hand(params, key):

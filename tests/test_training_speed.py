@@ -1,6 +1,7 @@
 """The benchmark of training at a tiny size: its arithmetic by hand, and a run from end to end. Speed itself is not tested."""
 
 import json
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +42,7 @@ def test_five_values_have_both_ends_in_one():
         def step(self, key, state, action, params):
             return "observation", state, 1.0, action == 1, action == 2, {}
 
-    five = rl_peers.FiveTuple(Six())
+    five: Any = rl_peers.FiveTuple(Six())
     assert [five.step(None, 0, action, None)[3] for action in (0, 1, 2)] == [False, True, True]
     assert five.name == "six"
     with pytest.raises(AttributeError):
