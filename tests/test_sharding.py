@@ -49,7 +49,10 @@ print(json.dumps(found))
 
 def test_sharded_trajectories_give_the_same_numbers_and_are_never_gathered():
     """The wrong twin scans over the sharded axis: right numbers, but every device receives every trajectory."""
-    code = "import os; os.environ['XLA_FLAGS'] += ' --xla_force_host_platform_device_count=8'\n" + SCRIPT
+    code = (
+        "import os; os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'\n"
+        + SCRIPT
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
