@@ -140,5 +140,5 @@ def _draw(compared: ld.Comparison, sizes: tuple[int, ...], found: dict[str, list
         steps={name: np.cumsum(m.num_steps, axis=1) for name, m in trained.items()},
         threshold=475.0,
         ax=axes[2],
-    ).set(title="CartPole-v1", ylim=(0, 510))
+    ).set(title="CartPole-v1", xlim=(0, 150_000), ylim=(0, 510))
     harness.save_figure(figure, "overview")

@@ -5,8 +5,8 @@ number of devices in a process of its own, on as many cores as it has devices, a
 cores: more of them than cores cannot be expected to gain. Communication: the sums over devices that the compiled program holds (a flag for every step of
 the environments, and every gradient), timed in a program that does nothing else.
 
-Finding (2 CPU cores, jax 0.10.2; 256 environments, 128 steps): two devices on two cores make 1.3 times the steps of one device on one core, and spend 3 % of the time
-on communication; four devices, on the same two cores, 12 %.
+Finding (2 CPU cores, jax 0.10.2; 128 steps): one device on one core makes 440 000 steps a second with 256 environments. Two devices on two cores make 1.13 times that with
+the same batch, with 6 % of the time on communication, and 1.31 times with twice the batch; four and eight devices on the same two cores only add communication (28 and 39 %).
 """
 
 import os
