@@ -19,7 +19,7 @@ from logderiv import distributions
 from logderiv._arrays import accumulator_dtype, tree_size, widest
 from logderiv.blocks import map_trajectories, rows_or_default, sum_rows
 from logderiv.factors import all_factors, environment_log_factors, flat_inputs, log_factors, step_factor, with_memory
-from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory
+from logderiv.types import SignedLog, Trajectory, as_policy, check_params, check_trajectory, one_batch_axis
 from logderiv.visits import from_visits
 
 
@@ -209,9 +209,7 @@ def _sum_in_one_pass(params: Any, policy: Any, trajectory: Trajectory, rows: int
             lambda p, x: factor(policy.apply(p, x[0]), x[1]), params, flat_inputs(tau), tau.valid[None], rows=rows
         )
 
-    batch = trajectory.valid.shape[:-1]
-    flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[len(batch) :])), trajectory)
-    return map_trajectories(one, flat).reshape(batch)
+    return map_trajectories(one, one_batch_axis(trajectory)).reshape(trajectory.valid.shape[:-1])
 
 
 def _table(params: Any, policy: Any, trajectory: Trajectory, num_steps: int) -> tuple[jax.Array, jax.Array] | None:

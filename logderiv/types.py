@@ -223,9 +223,13 @@ def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
 
 def flat_steps(trajectories: Trajectory | Stream) -> Trajectory:
     """The trajectories themselves; the steps of a stream as a batch of one axis, `(E T, 1)`."""
-    if not isinstance(trajectories, Stream):
-        return trajectories
-    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), trajectories.steps)
+    return one_batch_axis(trajectories.steps) if isinstance(trajectories, Stream) else trajectories
+
+
+def one_batch_axis(trajectory: Trajectory) -> Trajectory:
+    """The trajectories with their batch axes as one, `(N, T)`."""
+    batch = trajectory.valid.ndim - 1
+    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[batch:])), trajectory)
 
 
 def check_params(params: Any) -> None:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from logderiv.types import Stream, Trajectory, as_steps
+from logderiv.types import Stream, Trajectory, as_steps, one_batch_axis
 
 
 def improve(
@@ -58,7 +58,7 @@ def improve(
         params, opt_state = carry
         steps, weights = whole if part is None else jax.tree.map(lambda x: jnp.take(x, part, axis), whole)
         grads = jax.grad(estimator.objective)(params, policy, steps, weights)
-        updates, opt_state = optimizer.update(grads, opt_state, params, trajectories=_flat(steps))
+        updates, opt_state = optimizer.update(grads, opt_state, params, trajectories=one_batch_axis(steps))
         return (optax.apply_updates(params, updates), opt_state), optax.tree.norm(grads)
 
     if minibatches == 1:
@@ -74,9 +74,3 @@ def check_minibatches(size: int, minibatches: int, name: str) -> None:
     """Raise `ValueError` unless `size` steps or trajectories divide into `minibatches`."""
     if size % minibatches:
         raise ValueError(f"minibatches: expected a divisor of {name} = {size}, received {minibatches}.")
-
-
-def _flat(steps: Trajectory) -> Trajectory:
-    """Trajectories with one batch axis."""
-    batch = steps.valid.ndim - 1
-    return jax.tree.map(lambda x: x.reshape((-1, *x.shape[batch:])), steps)
