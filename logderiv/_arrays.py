@@ -81,6 +81,13 @@ def register_dataclass(
     return cls
 
 
+def check_whole(**numbers: Any) -> None:
+    """Raise `ValueError`, naming the first of them, unless each is a whole number from 1."""
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"{name}: expected a whole number >= 1, received {number!r}.")
+
+
 def tree_size(tree: Any) -> int:
     """How many numbers a pytree holds."""
     return sum(jnp.size(x) for x in jax.tree.leaves(tree))

@@ -21,6 +21,8 @@ import numpy as np
 from jax import lax
 from jax.experimental import multihost_utils
 
+from logderiv._arrays import check_whole
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +50,7 @@ class Checkpoints:
     keep: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("every", "keep"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, received {value!r}.")
+        check_whole(every=self.every, keep=self.keep)
 
     def save(self, step: int, payload: Any, run: Mapping[str, str] | None = None) -> None:
         """Write a checkpoint; when this returns, it is complete. A kill before that leaves the earlier ones as they were.

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import as_keys, summable
+from logderiv._arrays import as_keys, check_whole, summable
 from logderiv.devices import spread
 from logderiv.rollout import rollout
 from logderiv.types import Policy, as_policy
@@ -35,9 +35,7 @@ class Evaluation:
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every", "num_episodes"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a whole number >= 1, received {getattr(self, name)!r}.")
+        check_whole(every=self.every, num_episodes=self.num_episodes)
 
 
 def evaluate(

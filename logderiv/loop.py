@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from logderiv import reports
-from logderiv._arrays import release
+from logderiv._arrays import check_whole, release
 from logderiv.devices import check_divides, gather, spread
 from logderiv.estimators import Estimator
 from logderiv.estimators.actor_critic import ActorCritic, shared_value
@@ -89,18 +89,8 @@ class Plan:
     reporters: tuple[reports.Reporter, ...]
 
     def __post_init__(self) -> None:
-        for name in (
-            "num_trajectories",
-            "horizon",
-            "group_size",
-            "num_environments",
-            "num_steps",
-            "epochs",
-            "minibatches",
-        ):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name}: expected a whole number >= 1, received {value!r}.")
+        names = ["num_trajectories", "horizon", "group_size", "num_environments", "num_steps", "epochs", "minibatches"]
+        check_whole(**{name: getattr(self, name) for name in names if getattr(self, name) is not None})
         if not isinstance(self.estimator, ActorCritic) and shared_value(
             getattr(self.estimator, "weigher", self.estimator)
         ):

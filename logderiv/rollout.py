@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import as_keys, floating, summable
+from logderiv._arrays import as_keys, check_whole, floating, summable
 from logderiv.devices import check_auto
 from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
@@ -61,8 +61,8 @@ def rollout(
     """
     key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
     horizon = _horizon(horizon, environment)
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk: expected a whole number >= 1, received {chunk!r}.")
+    if chunk is not None:
+        check_whole(chunk=chunk)
     check_auto(key, "key")
     batch = key.shape
     if start_key is not None and jnp.shape(start_key) != batch:
@@ -216,6 +216,5 @@ def _horizon(horizon: int | None, environment: Any) -> int:
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    if not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon: expected a whole number >= 1, received {horizon!r}.")
+    check_whole(horizon=horizon)
     return horizon

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import as_keys, expand, floating
+from logderiv._arrays import as_keys, check_whole, expand, floating
 from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
 from logderiv.rollout import check_same_leaves
@@ -44,8 +44,7 @@ def start_streams(
         TypeError: Not an environment, or not a key.
     """
     environment = as_environment(environment)
-    if not isinstance(num_environments, int) or num_environments < 1:
-        raise ValueError(f"num_environments: expected a whole number >= 1, received {num_environments!r}.")
+    check_whole(num_environments=num_environments)
     keys = jax.random.split(as_keys(key), num_environments)
     observation, state = jax.vmap(environment.reset, (0, None))(keys, environment_params)
     return StreamState(observation, state, jnp.zeros(num_environments, jnp.int32), jnp.zeros(num_environments))
@@ -91,11 +90,10 @@ def collect(
         raise TypeError(
             "policy: a stream cuts episodes, which a policy with memory must not forget; use whole episodes."
         )
-    if not isinstance(num_steps, int) or num_steps < 1:
-        raise ValueError(f"num_steps: expected a whole number >= 1, received {num_steps!r}.")
+    check_whole(num_steps=num_steps)
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    if horizon is not None and (not isinstance(horizon, int) or horizon < 1):
-        raise ValueError(f"horizon: expected a whole number >= 1, received {horizon!r}.")
+    if horizon is not None:
+        check_whole(horizon=horizon)
     params = lax.stop_gradient(params)
 
     def one(state: StreamState, key_action: jax.Array, key_step: jax.Array) -> tuple[StreamState, Any]:

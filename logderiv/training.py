@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from logderiv import reports
-from logderiv._arrays import as_keys, hold, is_traced
+from logderiv._arrays import as_keys, check_whole, hold, is_traced
 from logderiv._static_text import static_text
 from logderiv.checkpoints import Checkpoints, run_in_chunks
 from logderiv.devices import as_mesh, replicate, using
@@ -125,8 +125,7 @@ def train(
         UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
     """
     check_params(params)
-    if not isinstance(num_updates, int) or num_updates < 1:
-        raise ValueError(f"num_updates: expected a whole number >= 1, received {num_updates!r}.")
+    check_whole(num_updates=num_updates)
     reporters = (*writers, Bar()) if progress else tuple(writers)
     reports.check(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
     plan = Plan(

@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
+from logderiv._arrays import check_whole
+
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +130,7 @@ class TensorBoardWriter:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.every, int) or self.every < 1:
-            raise ValueError(f"every: expected a whole number >= 1, received {self.every!r}.")
+        check_whole(every=self.every)
 
     def check(self, names: Sequence[str]) -> None:
         """Whether tensorboardX is there."""
@@ -179,9 +180,8 @@ class _EventFiles:
     def _begin(self, name: str) -> BinaryIO:
         directory, now = self.directory / name, time.time_ns()
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / f"events.out.tfevents.{now}").open(
-            "xb"
-        )  # TensorBoard reads them in the order of their names
+        # TensorBoard reads the files in the order of their names.
+        file = (directory / f"events.out.tfevents.{now}").open("xb")
         file.write(self._record(self.event_pb2.Event(wall_time=1e-9 * now, file_version="brain.Event:2")))
         start = self.event_pb2.SessionLog(status=self.event_pb2.SessionLog.START)
         file.write(self._record(self.event_pb2.Event(wall_time=1e-9 * now, step=self.start, session_log=start)))

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from logderiv._arrays import check_whole
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact._compiled import Held, compiled
 from logderiv.exact.batches import Choice, ensemble, objective_discount
@@ -82,8 +83,7 @@ def surrogate_derivatives(
     References:
         Foerster et al. (2018), arXiv:1802.05098, section 3, for what the plain surrogate lacks.
     """
-    if not isinstance(order, int) or order < 1:
-        raise ValueError(f"order: expected a whole number >= 1, received {order!r}.")
+    check_whole(order=order)
     if not (hasattr(estimator, "weigh") and hasattr(estimator, "objective")):
         raise TypeError(
             f"estimator: expected one with weigh and objective, received {type(estimator).__name__}; a function that returns "

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
+from logderiv._arrays import check_whole
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact.enumeration import check_horizon, expected_return
+from logderiv.exact.enumeration import expected_return
 from logderiv.types import as_policy, check_params
 
 Method = Literal["dynamic", "enumeration"]
@@ -102,7 +103,7 @@ def state_values(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, dis
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 4.5.
     """
-    check_horizon(horizon)
+    check_whole(horizon=horizon)
     check_discount(discount)
     table = choices(params, policy, mdp, distributions.prob)
     transition, reward = live_tables(mdp, table.dtype)
@@ -117,7 +118,7 @@ def state_values(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, dis
 
 def occupancy(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
     r"""$P(s_t = s,\ \text{step } t \text{ is taken})$, shape `(T, S)`; 0 on terminal states."""
-    check_horizon(horizon)
+    check_whole(horizon=horizon)
     table = choices(params, policy, mdp, distributions.prob)
     transition, _ = live_tables(mdp, table.dtype)
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import is_traced
+from logderiv._arrays import check_whole, is_traced
 from logderiv.credit import discount_factors
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact._compiled import compiled
@@ -56,7 +56,7 @@ def enumerate_trajectories(
         >>> enumerate_trajectories(ld.short_corridor(), horizon=3).valid.shape
         (8, 3)
     """
-    check_horizon(horizon)
+    check_whole(horizon=horizon)
     count = count_trajectories(mdp, horizon)
     if count > limit:
         raise ValueError(
@@ -122,12 +122,6 @@ def expected_return(
 def readable(count: int) -> str:
     """A whole number in few characters."""
     return str(count) if count < 10**9 else f"about 10^{len(str(count)) - 1}"
-
-
-def check_horizon(horizon: int) -> None:
-    """Raise unless `horizon` is a whole number from 1."""
-    if not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon: expected a whole number >= 1, received {horizon!r}.")
 
 
 def _tables(mdp: TabularMDP) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

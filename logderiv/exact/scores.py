@@ -19,11 +19,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv import distributions
+from logderiv._arrays import check_whole
 from logderiv.credit import discount_factors, reward_to_go, total_return
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators import Credit
 from logderiv.exact.dynamic import check_discount, choices, has_memory, live_tables, occupancy
-from logderiv.exact.enumeration import check_horizon, enumerate_trajectories
+from logderiv.exact.enumeration import enumerate_trajectories
 from logderiv.likelihood import log_prob, prob
 from logderiv.types import check_params
 
@@ -79,7 +80,7 @@ def weighted_score_moments(
         [-0.25, 0.25]
     """
     check_params(params)
-    check_horizon(horizon)
+    check_whole(horizon=horizon)
     check_discount(discount)
     if credit not in (reward_to_go, total_return):
         raise ValueError(

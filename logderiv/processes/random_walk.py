@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import register_dataclass
+from logderiv._arrays import check_whole, register_dataclass
 from logderiv.distributions import Bernoulli
 from logderiv.environments.tabular import TabularMDP
 from logderiv.types import Step
@@ -68,8 +68,7 @@ def random_walk(steps: int = 50) -> RandomWalk:
         >>> float(ld.exact.value(jnp.array(1e6), walk.policy, walk, horizon=2)) > 3.999
         True
     """
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps: expected a whole number >= 1, received {steps!r}.")
+    check_whole(steps=steps)
     x = np.arange(steps + 1)
     transition = np.zeros((steps + 1, 2, steps + 1))
     down, up = np.maximum(x - 1, 0), np.minimum(x + 1, steps)
