@@ -6,7 +6,6 @@ trajectory's own first valid step before the policy sees them, their results by 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -74,14 +73,12 @@ def fill_invalid(trajectory: Trajectory) -> Trajectory:
     By ones where no step is valid. Zeros would not be safe: a policy may divide by its observation.
     """
     valid = trajectory.valid
-    if valid.shape[-1] == 1:
-        return _fill_single(trajectory)
     axis = valid.ndim - 1
     first = jnp.argmax(valid, axis=-1, keepdims=True)
     some = jnp.any(valid, axis=-1, keepdims=True)
 
     def fill(x: jax.Array) -> jax.Array:
-        source = jnp.take_along_axis(x, expand(first, x), axis=axis)
+        source = x if valid.shape[-1] == 1 else jnp.take_along_axis(x, expand(first, x), axis=axis)
         source = jnp.where(expand(some, x), source, jnp.ones((), x.dtype))
         return jnp.where(expand(valid, x), x, source)
 
@@ -92,20 +89,6 @@ def fill_invalid(trajectory: Trajectory) -> Trajectory:
         observations=jax.tree.map(fill, trajectory.observations),
         actions=jax.tree.map(fill, trajectory.actions),
         final_observation=jax.tree.map(final, trajectory.final_observation),
-    )
-
-
-def _fill_single(trajectory: Trajectory) -> Trajectory:
-    """`fill_invalid` of trajectories of one step."""
-
-    def fill(valid: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.where(expand(valid, x), x, jnp.ones((), x.dtype))
-
-    valid = trajectory.valid
-    return trajectory._replace(
-        observations=jax.tree.map(partial(fill, valid), trajectory.observations),
-        actions=jax.tree.map(partial(fill, valid), trajectory.actions),
-        final_observation=jax.tree.map(partial(fill, valid[..., 0]), trajectory.final_observation),
     )
 
 
