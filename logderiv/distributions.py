@@ -158,9 +158,7 @@ class Normal:
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-density of `action`, the event axis summed."""
-        standard = (action - self.loc) / self.scale
-        terms = -0.5 * jnp.square(standard) - jnp.log(self.scale) - jnp.asarray(_HALF_LOG_2PI, standard.dtype)
-        return self._sum_event(terms)
+        return sum_event(normal_terms(action, self.loc, self.scale))
 
     def sample(self, key: jax.Array) -> jax.Array:
         """`loc + scale * noise`; `key` is consumed."""
@@ -170,14 +168,11 @@ class Normal:
     def entropy(self) -> jax.Array:
         r"""$\sum_i \log\sigma_i + \tfrac12\log 2\pi e$ in nats."""
         scale = jnp.broadcast_to(self.scale, jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale)))
-        return self._sum_event(jnp.log(scale) + jnp.asarray(_HALF_LOG_2PI + 0.5, scale.dtype))
+        return sum_event(jnp.log(scale) + jnp.asarray(_HALF_LOG_2PI + 0.5, scale.dtype))
 
     def mode(self) -> jax.Array:
         """The mean."""
         return self.loc
-
-    def _sum_event(self, terms: jax.Array) -> jax.Array:
-        return terms if terms.ndim == 0 else jnp.sum(terms, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,6 +215,17 @@ register_dataclass(Categorical, ("logits",))
 register_dataclass(Bernoulli, ("logits",))
 register_dataclass(Normal, ("loc", "scale"))
 register_dataclass(Forced, ("distribution", "action", "forced"))
+
+
+def normal_terms(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
+    """Log-density of each coordinate of a diagonal Normal."""
+    standard = (x - loc) / scale
+    return -0.5 * jnp.square(standard) - jnp.log(scale) - jnp.asarray(_HALF_LOG_2PI, standard.dtype)
+
+
+def sum_event(terms: jax.Array) -> jax.Array:
+    """The sum over the last axis, the event, where there is one."""
+    return terms if terms.ndim == 0 else jnp.sum(terms, axis=-1)
 
 
 def sample(distribution: Any, key: jax.Array) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import numpy as np
 from jax.scipy.special import log_ndtr
 
 from logderiv._arrays import accumulator_dtype, register_dataclass
-from logderiv.distributions import Normal
+from logderiv.distributions import Normal, normal_terms, sum_event
 
 Bound = float | tuple[float, ...]
 
@@ -71,10 +70,10 @@ class TanhNormal:
         z = (action - middle) / half
         inside = jnp.abs(z) <= 1 - gap / 2
         z_in = jnp.where(inside, z, 0)  # double where: no NaN on the way back
-        terms = _normal_log_prob(jnp.arctanh(z_in), loc, scale) - jnp.log(half) - jnp.log1p(-z_in) - jnp.log1p(z_in)
+        terms = normal_terms(jnp.arctanh(z_in), loc, scale) - jnp.log(half) - jnp.log1p(-z_in) - jnp.log1p(z_in)
         tail = _log_ndtr((jnp.where(z > 0, loc, -loc) - last) / scale)
         terms = jnp.where(inside, terms, tail)
-        return _sum_event(jnp.where((action < low) | (action > high), -jnp.inf, terms))
+        return sum_event(jnp.where((action < low) | (action > high), -jnp.inf, terms))
 
     def sample(self, key: jax.Array) -> jax.Array:
         """The squashed `loc + scale * noise`, on a bound where it is as good as there; `key` is consumed."""
@@ -101,7 +100,7 @@ class TanhNormal:
 
         slopes = jax.vmap(slope)(jnp.asarray(nodes, loc.dtype))
         expected = jnp.tensordot(jnp.asarray(weights, slopes.dtype), slopes, axes=1) + jnp.log(half)
-        return Normal(loc, scale).entropy() + _sum_event(expected)
+        return Normal(loc, scale).entropy() + sum_event(expected)
 
     def _squash(self, u: jax.Array) -> jax.Array:
         low, high, middle, half, _, last = self._bounds(u)
@@ -122,10 +121,6 @@ class TanhNormal:
 register_dataclass(TanhNormal, ("loc", "scale"), ("low", "high"))
 
 
-def _normal_log_prob(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
-    return -0.5 * jnp.square((x - loc) / scale) - jnp.log(scale) - 0.5 * math.log(2 * math.pi)
-
-
 def _log_ndtr_plain(x: jax.Array) -> jax.Array:
     return log_ndtr(x.astype(accumulator_dtype(x.dtype))).astype(x.dtype)
 
@@ -143,7 +138,3 @@ def _log_ndtr_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     series = -x * (1 + a - 2 * a**2 + 10 * a**3)
     near = jnp.exp(jnp.where(far, 0, -0.5 * jnp.square(x) - value - 0.5 * math.log(2 * math.pi)))
     return value, jnp.where(far, series, near) * dx
-
-
-def _sum_event(terms: Any) -> jax.Array:
-    return terms if terms.ndim == 0 else jnp.sum(terms, axis=-1)
