@@ -18,7 +18,7 @@ from logderiv.estimators.clipped import Clipped
 from logderiv.estimators.score import ScoreFunction
 from logderiv.factors import fill_invalid, log_factors, step_factor, with_memory
 from logderiv.surrogates import step_weights
-from logderiv.types import Stream, Trajectory, as_policy, as_steps, flat_steps
+from logderiv.types import Stream, Trajectory, as_policy
 
 Value = Callable[[Any, Any], jax.Array]
 
@@ -90,13 +90,9 @@ class ActorCritic(Estimator):
 
     def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> tuple[Any, Any]:
         """Advantages and targets of the value, of the shape of the steps' `valid`."""
-        inner = self.actor.init(jax.lax.stop_gradient(params)) if self.value is not None else state
-        steps, shape = flat_steps(trajectories), as_steps(trajectories).valid.shape
-        batch = self.weigher.credit_batch(params, inner, policy, trajectories)
-        weights = self.weigher.weights(inner, steps, batch)
-        if self.value is None:
-            state = self.weigher.baseline.update(inner, steps, batch)
-        return (weights.reshape(shape), batch.targets.reshape(shape)), state
+        inner = state if self.value is None else self.actor.init(jax.lax.stop_gradient(params))
+        weights, targets, new = self.weigher.weights_and_targets(params, inner, policy, trajectories)
+        return (weights, targets), new if self.value is None else state
 
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: Any) -> jax.Array:
         """The joint objective, to be ascended. A memoryless policy's is taken in one pass over the steps."""

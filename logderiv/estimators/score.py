@@ -65,14 +65,18 @@ class ScoreFunction(Estimator):
 
     def weigh(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> tuple[jax.Array, Any]:
         r"""$w_t = C_t - b_t$ with the credit $C$ of $\rho_{\le t} \gamma^t r_t$; 0 on invalid steps, shape `(N, T)`, of a stream `(E, T, 1)`."""
-        steps = flat_steps(trajectories)
-        batch = self.credit_batch(params, state, policy, trajectories)
-        weights = self.weights(state, steps, batch).reshape(as_steps(trajectories).valid.shape)
-        return weights, self.baseline.update(state, steps, batch)
+        weights, _, state = self.weights_and_targets(params, state, policy, trajectories)
+        return weights, state
 
-    def weights(self, state: Any, steps: Trajectory, batch: CreditBatch) -> jax.Array:
-        """Credit minus baseline; 0 on invalid steps."""
-        return jnp.where(steps.valid, batch.credit - self.baseline.values(state, steps, batch), 0)
+    def weights_and_targets(
+        self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream
+    ) -> tuple[jax.Array, jax.Array, Any]:
+        """As `weigh`, and between the two what a value of the state should predict, of the shape of the weights."""
+        steps, shape = flat_steps(trajectories), as_steps(trajectories).valid.shape
+        batch = self.credit_batch(params, state, policy, trajectories)
+        weights = jnp.where(steps.valid, batch.credit - self.baseline.values(state, steps, batch), 0)
+        state = self.baseline.update(state, steps, batch)
+        return weights.reshape(shape), batch.targets.reshape(shape), state
 
     def credit_batch(self, params: Any, state: Any, policy: Any, trajectories: Trajectory | Stream) -> CreditBatch:
         r"""Credit of a batch: ratios and $\gamma^t$ enter the rewards before it. Shapes `(N, T)`, of a stream `(E T, 1)`."""
