@@ -8,10 +8,8 @@ import jax.numpy as jnp
 
 from logderiv._arrays import as_keys, check_whole, summable
 from logderiv.devices import spread
-from logderiv.rollout import rollout
+from logderiv.rollout import CHUNK, rollout
 from logderiv.types import Policy, as_policy
-
-_CHUNK = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +65,7 @@ def evaluate(
     policy = _greedy(as_policy(policy)) if greedy else as_policy(policy)
     keys = spread(jax.random.split(as_keys(key), num_episodes))
     taus = rollout(
-        params, keys, policy, environment, horizon=horizon, environment_params=environment_params, chunk=_CHUNK
+        params, keys, policy, environment, horizon=horizon, environment_params=environment_params, chunk=CHUNK
     )
     return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
 

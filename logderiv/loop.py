@@ -16,12 +16,10 @@ from logderiv.devices import check_divides, gather, spread
 from logderiv.estimators import Estimator
 from logderiv.estimators.actor_critic import ActorCritic, shared_value
 from logderiv.evaluation import Evaluation, evaluate
-from logderiv.rollout import batch_info, rollout
+from logderiv.rollout import CHUNK, batch_info, rollout
 from logderiv.streams import collect, start_streams
 from logderiv.types import Stream, Trajectory
 from logderiv.updates import check_minibatches, improve
-
-_CHUNK = 32
 
 
 class Metrics(NamedTuple):
@@ -234,7 +232,7 @@ def _batch(
     keys = jax.random.split(key, plan.num_trajectories)
     starts = jnp.repeat(jax.random.split(key_start, plan.num_trajectories // plan.group_size), plan.group_size)
     keys, starts = spread((keys, starts))
-    return rollout(state.params, keys, policy, environment, start_key=starts, chunk=_CHUNK, **options), ()
+    return rollout(state.params, keys, policy, environment, start_key=starts, chunk=CHUNK, **options), ()
 
 
 def _cond(

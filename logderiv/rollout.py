@@ -14,6 +14,8 @@ from logderiv.distributions import log_prob, sample
 from logderiv.environments import as_environment, check_action
 from logderiv.types import BatchInfo, Step, Stream, Trajectory, as_policy, check_trajectory
 
+CHUNK = 32  # steps between two looks at whether an episode is still going on, where nothing is differentiated
+
 
 def rollout(
     params: Any,
