@@ -16,8 +16,8 @@ import numpy as np
 def static_text(value: Any) -> str:
     """A static object (estimator, optimiser, configuration) as text that is the same in every process.
 
-    Dataclasses, tuples and sets by what is in them, members of an enum by their names, functions by their name and what they close over, arrays by their digest; of
-    anything else only the type. The code of a function is not looked at.
+    Dataclasses, tuples and sets by what is in them, members of an enum by their names, functions by their name and what
+    they close over, arrays by their digest; of anything else only the type. The code of a function is not looked at.
 
     Example:
         >>> import optax
