@@ -94,7 +94,7 @@ def on_policy(task: Task) -> dict[str, Any]:
         "biased: batch mean": score(credit=total, baseline=ld.baseline_biased_batch_mean()),
         "biased: batch mean per step": score(baseline=ld.baseline_biased_batch_mean(per="step")),
         "biased: optimal in sample": score(baseline=ld.baseline_biased_optimal_in_sample()),
-        "biased: standardised": score(baseline=ld.baseline_biased_standardised()),
+        "biased: standardized": score(baseline=ld.baseline_biased_standardized()),
         "biased: GRPO": ld.grpo(group_size=4, discount=gamma),
         "biased: Dr. GRPO": ld.dr_grpo(group_size=4, discount=gamma),
     }
@@ -104,7 +104,7 @@ def on_policy(task: Task) -> dict[str, Any]:
 
 
 def off_policy(task: Task) -> dict[str, Any]:
-    """Estimators for trajectories drawn with `task.behaviour`."""
+    """Estimators for trajectories drawn with `task.behavior`."""
     exact, decision = ld.baseline_value(task.state_value), ld.importance_per_decision()
 
     def score(importance: Any, **parts: Any) -> Any:
@@ -115,14 +115,14 @@ def off_policy(task: Task) -> dict[str, Any]:
         "off-policy: per decision": score(decision),
         "off-policy: per decision, leave one out": score(decision, baseline=ld.baseline_leave_one_out()),
         "off-policy: per decision, exact value": score(decision, baseline=exact),
-        "off-policy: biased: self-normalised": score(ld.importance_self_normalised()),
+        "off-policy: biased: self-normalized": score(ld.importance_self_normalized()),
         "off-policy: biased: truncated at 2": score(ld.importance_truncated(2.0)),
         "off-policy: biased: V-trace, exact value": ld.vtrace_gradient(baseline=exact, discount=task.discount),
     }
 
 
 def exact_gradient(task: Task) -> np.ndarray:
-    """Of the ravelled parameters, in float64."""
+    """Of the raveled parameters, in float64."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), task.params)
         return np.asarray(ravel_pytree(jax.jit(jax.grad(task.value))(wide))[0])
@@ -184,7 +184,7 @@ def run_estimator(task: Task, estimator: Any, batches: ld.Trajectory) -> tuple[n
 
 
 def run_pathwise(task: Task, number: int, batches: int) -> tuple[np.ndarray, float, float]:
-    """As `run_estimator`, for reparameterised gradients, which draw their own trajectories."""
+    """As `run_estimator`, for reparameterized gradients, which draw their own trajectories."""
 
     def estimate(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, number)
@@ -221,7 +221,7 @@ def frontier(
     found: dict[str, dict[int, Point]] = {}
     for number in numbers:
         batches = max(total // number, 64)
-        for params, estimators in ((task.params, on_policy(task)), (task.behaviour, off_policy(task))):
+        for params, estimators in ((task.params, on_policy(task)), (task.behavior, off_policy(task))):
             chosen = {name: estimator for name, estimator in estimators.items() if wanted(name)}
             if not chosen:
                 continue

@@ -129,12 +129,12 @@ def score_estimates(network: Network, paths: int, chunk: int) -> tuple[dict[str,
             taus = ld.rollout(params, jax.random.split(key, chunk), process.policy, process, horizon=network.horizon)
             grads = {name: e.estimate(params, (), process.policy, taus)[0].grads for name, e in estimators.items()}
             info = ld.batch_info(taus)
-            return grads, info.num_steps / chunk, info.unfinished
+            return grads, info.num_steps / chunk, info.truncated_fraction
 
         return jax.lax.map(batch, keys)
 
-    grads, events, unfinished = run(params, jax.random.split(jax.random.key(0), paths // chunk))
-    return grads, float(jnp.mean(events)), float(jnp.max(unfinished))
+    grads, events, truncated_fraction = run(params, jax.random.split(jax.random.key(0), paths // chunk))
+    return grads, float(jnp.mean(events)), float(jnp.max(truncated_fraction))
 
 
 def difference_estimates(network: Network, paths: int, chunk: int) -> tuple[dict[str, Any], float]:
@@ -169,7 +169,7 @@ def measure(network: Network, paths: int, pairs: int) -> tuple[np.ndarray, dict[
     """Exact sensitivities, every method, and what has to be negligible; 200 batches for the standard errors."""
     exact, differences, lost = exact_values(network)
     chunk = paths // 200
-    grads, events, unfinished = score_estimates(network, paths, chunk)
+    grads, events, truncated_fraction = score_estimates(network, paths, chunk)
     methods = {}
     for name, x in grads.items():
         x = np.asarray(x, float)
@@ -180,7 +180,7 @@ def measure(network: Network, paths: int, pairs: int) -> tuple[np.ndarray, dict[
         h = float(name.rpartition(" ")[2])
         variance = x.var(axis=0, ddof=1)
         methods[name] = Method(x.mean(0), np.sqrt(variance / len(x)), differences[h] - exact, variance, events)
-    return exact, methods, {"unfinished": unfinished, "lost": lost}
+    return exact, methods, {"truncated_fraction": truncated_fraction, "lost": lost}
 
 
 def main(quick: bool) -> None:

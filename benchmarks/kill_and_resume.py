@@ -3,7 +3,7 @@ r"""Does a run that is killed again and again end with the same bits as one that
 Two runs, each in processes of its own: REINFORCE in the short corridor, and PPO with epochs and minibatches on a stream of gymnax's CartPole. Each
 is left alone once. Then it is killed with SIGKILL at random moments, in turn while Python starts, while JAX compiles, while updates run and while a
 checkpoint is being saved, and the same command is given again until it ends. A kill counts as survived if what the next process finds is not older
-than the last checkpoint that was announced as saved, and if the run that it belongs to ends with bitwise the parameters, optimiser state, environment
+than the last checkpoint that was announced as saved, and if the run that it belongs to ends with bitwise the parameters, optimizer state, environment
 states, keys and metrics of the run left alone.
 
 Finding (2 CPU cores, jax 0.10.2, orbax-checkpoint 0.12.8): 20 of 20 kills survived. A save takes 90 ms for the 44 leaves of PPO's run, about 20 ms and

@@ -1,10 +1,10 @@
 r"""How fast are log P and its gradient, beside what people would write instead and beside what the machine can do?
 
 Value and gradient of the mean log P of `B` trajectories of `T` steps in float32, for an MLP 4-64-2 with tanh: the library; a scan over time; everything
-vectorised, in plain arrays and with each library of distributions that is installed; the best block that a search finds; and, as the floor, a single
+vectorized, in plain arrays and with each library of distributions that is installed; the best block that a search finds; and, as the floor, a single
 pass in C that was fused by hand. Once on one core, once on all; compile time and memory apart. Then time, memory and error as `T` grows.
 
-Finding (2 CPU cores, jax 0.10.2, torch 2.13): on one core a vectorised form takes 3.9 to 5.1 times as long from 65 536 steps on, torch 6.4 to 9.9 times,
+Finding (2 CPU cores, jax 0.10.2, torch 2.13): on one core a vectorized form takes 3.9 to 5.1 times as long from 65 536 steps on, torch 6.4 to 9.9 times,
 a scan 14 to 17 times for one trajectory and 3.5 to 5.8 times for batches; on two idle cores, which only the others use, 2.2 to 3.1, 3.7 to 6.4, 13 to 15 and 2.8 to 5.3. No other
 block is more than 13 % faster. The library takes twice the time of the kernel in C, and no more than its five matrix products and tanh take on their
 own in XLA: what is left lies in small products (4 and 2 columns), which the kernel fuses. One trajectory of 1024 steps is two blocks, and 1.7 times is all there is to gain.
@@ -26,7 +26,7 @@ MLP = ld.MLP(2, hidden=(64,))
 POINTS = ((1024, 1), (65536, 1), (10**6, 1), (1024, 64), (1024, 1024), (65536, 16))
 QUICK_POINTS = ((65536, 1), (1024, 64))
 ROWS = (128, 256, 512, 1024, 2048, 4096)
-LARGE = 65536  # rows from which the bounds against vectorised forms hold
+LARGE = 65536  # rows from which the bounds against vectorized forms hold
 
 
 def trajectories(length: int, num: int, *, one_action: bool = False) -> ld.Trajectory:
@@ -58,7 +58,7 @@ def time_point(length: int, num: int) -> dict[str, Any]:
     functions = {
         "logderiv": peers.ours(MLP),
         "plain scan over t": peers.plain_scan(MLP),
-        "vectorised": peers.vectorised,
+        "vectorized": peers.vectorized,
         **{name: function for name, function in installed.items() if length * num >= LARGE},
         **{f"rows {rows}": peers.ours(MLP, rows) for rows in ROWS},
     }
@@ -99,7 +99,7 @@ def block_floor(blocks: int = 128, rows: int = 512) -> dict[str, float]:
 
 
 def growth(lengths: list[int], repeats: int = 5) -> list[dict[str, Any]]:
-    """One trajectory of each length: compile seconds (median of `repeats`) and XLA's temporary bytes, library and vectorised."""
+    """One trajectory of each length: compile seconds (median of `repeats`) and XLA's temporary bytes, library and vectorized."""
     params = parameters()
 
     def compile_anew(function: Any, taus: Any) -> tuple[float, int]:
@@ -112,9 +112,9 @@ def growth(lengths: list[int], repeats: int = 5) -> list[dict[str, Any]]:
     rows = []
     for length in lengths:
         taus = jax.eval_shape(lambda length=length: trajectories_shape(length))
-        ours, vectorised = (compile_anew(f, taus) for f in (peers.ours(MLP), peers.vectorised))
+        ours, vectorized = (compile_anew(f, taus) for f in (peers.ours(MLP), peers.vectorized))
         inputs = length * (4 * 4 + 4 + 1)
-        rows.append({"T": length, "compile": ours[0], "temp": ours[1], "inputs": inputs, "vectorised": vectorised[1]})
+        rows.append({"T": length, "compile": ours[0], "temp": ours[1], "inputs": inputs, "vectorized": vectorized[1]})
     return rows
 
 
@@ -152,7 +152,7 @@ def errors(length: int) -> dict[str, Any]:
     value, grads = exact(params, taus)
     candidates = {"logderiv": peers.ours(MLP), "plain scan over t": peers.plain_scan(MLP)}
     if length <= 10**6:
-        candidates["vectorised"] = peers.vectorised
+        candidates["vectorized"] = peers.vectorized
     found: dict[str, Any] = {"T": length}
     for name, function in candidates.items():
         got, got_grads = jax.jit(jax.value_and_grad(function))(params, taus)
@@ -167,7 +167,7 @@ def errors(length: int) -> dict[str, Any]:
 
 def peak_call(form: str, length: int) -> Any:
     """For `harness.peak_rss`: value and gradient of one long trajectory, ready to run."""
-    function = peers.ours(MLP) if form == "logderiv" else peers.vectorised
+    function = peers.ours(MLP) if form == "logderiv" else peers.vectorized
     return peers.compiled(function, parameters(), trajectories(length, 1)).run
 
 
@@ -181,7 +181,7 @@ def bounds_of(place: str, point: tuple[int, int], seconds: dict[str, float]) -> 
     found.append(Bound(f"against the best block, {at}", ours / best, 1.2))
     if length * num >= LARGE:
         limit = 4.0 if place == "1 core" else 2.5
-        for name in ("vectorised", *peers.LIBRARIES, "torch"):
+        for name in ("vectorized", *peers.LIBRARIES, "torch"):
             if name in seconds:
                 least = 6.0 if name == "torch" and place == "1 core" else limit
                 found.append(Bound(f"{name}, {at}", seconds[name] / ours, least, at_least=True))
@@ -217,12 +217,12 @@ def main(quick: bool) -> None:
     grown = growth(lengths)
     harness.print_table(
         "One trajectory as T grows",
-        ("T", "compile s", "temporary MiB", "beyond a copy of the inputs", "vectorised MiB"),
+        ("T", "compile s", "temporary MiB", "beyond a copy of the inputs", "vectorized MiB"),
         [
             (
                 r["T"],
                 f"{r['compile']:.2f}",
-                *(f"{x / 2**20:.2f}" for x in (r["temp"], r["temp"] - r["inputs"], r["vectorised"])),
+                *(f"{x / 2**20:.2f}" for x in (r["temp"], r["temp"] - r["inputs"], r["vectorized"])),
             )
             for r in grown
         ],
@@ -230,8 +230,8 @@ def main(quick: bool) -> None:
     by_length = {r["T"]: r for r in grown}
     bounds += [
         Bound(
-            "temporary memory, T = 10^6, vectorised over library",
-            by_length[10**6]["vectorised"] / by_length[10**6]["temp"],
+            "temporary memory, T = 10^6, vectorized over library",
+            by_length[10**6]["vectorized"] / by_length[10**6]["temp"],
             20,
             at_least=True,
         ),
@@ -245,7 +245,7 @@ def main(quick: bool) -> None:
     ]
     peaks = {
         form: harness.peak_rss("benchmarks.likelihood_speed:peak_call", form, 10**5 if quick else 10**6)
-        for form in ("logderiv", "vectorised")
+        for form in ("logderiv", "vectorized")
     }
     print(
         f"  resident memory that the call adds, T = 10^{5 if quick else 6}: "
@@ -280,7 +280,7 @@ def _cells(point: tuple[int, int], seconds: dict[str, float], names: list[str]) 
 
 
 def _print_errors(rows: list[dict[str, Any]]) -> None:
-    names = ("logderiv", "vectorised", "plain scan over t")
+    names = ("logderiv", "vectorized", "plain scan over t")
     harness.print_table(
         "Relative errors in float32, one action throughout: log P / worst leaf of its gradient",
         ("T", *names),
@@ -294,14 +294,14 @@ def _print_errors(rows: list[dict[str, Any]]) -> None:
 def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], error_rows: list[dict[str, Any]]) -> None:
     figure, (left, middle, right) = harness.new_figure(ncols=3, figsize=(13, 4))
     place, rows = next(iter(timings.items()))
-    colours = {
+    colors = {
         "logderiv": "#0072B2",
         "plain scan over t": "#D55E00",
-        "vectorised": "#009E73",
+        "vectorized": "#009E73",
         "torch": "#CC79A7",
         "kernel in C": "0.2",
     }
-    for name, colour in colours.items():
+    for name, color in colors.items():
         found = [
             (length, num, row["seconds"][name])
             for (length, num), row in zip(points, rows, strict=True)
@@ -310,23 +310,23 @@ def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], err
         single = sorted((length, seconds) for length, num, seconds in found if num == 1)
         batches = [(length * num, seconds) for length, num, seconds in found if num > 1]
         if single:
-            left.plot(*zip(*single, strict=True), "o-", color=colour, label=name, markersize=4)
+            left.plot(*zip(*single, strict=True), "o-", color=color, label=name, markersize=4)
         if batches:
-            left.plot(*zip(*batches, strict=True), "o", color=colour, markerfacecolor="none")
+            left.plot(*zip(*batches, strict=True), "o", color=color, markerfacecolor="none")
     left.set(
         xscale="log", yscale="log", xlabel="steps in all (open: batches)", ylabel="seconds", title=f"time, {place}"
     )
     lengths = [r["T"] for r in grown]
-    for label, key, colour in (
+    for label, key, color in (
         ("logderiv", "temp", "#0072B2"),
-        ("vectorised", "vectorised", "#009E73"),
+        ("vectorized", "vectorized", "#009E73"),
         ("the inputs", "inputs", "0.6"),
     ):
-        middle.plot(lengths, [r[key] / 2**20 for r in grown], "o-", color=colour, label=label, markersize=4)
+        middle.plot(lengths, [r[key] / 2**20 for r in grown], "o-", color=color, label=label, markersize=4)
     middle.set(xscale="log", yscale="log", xlabel="T", ylabel="temporary MiB", title="memory")
-    for name, colour in list(colours.items())[:3]:
+    for name, color in list(colors.items())[:3]:
         found = [(r["T"], max(r[name]["gradient"], 1e-9)) for r in error_rows if name in r]
-        right.plot(*zip(*found, strict=True), "o-", color=colour, label=name, markersize=4)
+        right.plot(*zip(*found, strict=True), "o-", color=color, label=name, markersize=4)
     right.axhline(1e-6, color="0.2", linestyle=":", label="bound")
     right.set(xscale="log", yscale="log", xlabel="T", ylabel="relative error", title="gradient, worst leaf, float32")
     for ax in (left, middle, right):

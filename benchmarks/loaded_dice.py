@@ -177,10 +177,10 @@ def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
         found, label = curves[longest, b], "state value" if b else "no baseline"
         left.plot(LAMBDAS, found.bias, "o" + style, color="#D55E00", markersize=4, label=f"bias, {label}")
         left.plot(LAMBDAS, np.sqrt(found.variance), "s" + style, color="#0072B2", markersize=4, label=f"std, {label}")
-        for x, colour in ((0.0, "#CC79A7"), (0.6, "#009E73"), (0.9, "#E69F00"), (1.0, "0.3")):
+        for x, color in ((0.0, "#CC79A7"), (0.6, "#009E73"), (0.9, "#E69F00"), (1.0, "0.3")):
             i = LAMBDAS.index(x)
             errors = np.sqrt(found.bias[i] ** 2 + found.variance[i] / np.array(SAMPLES))
-            right.loglog(SAMPLES, errors, style, color=colour, label=f"{x:g}" if b is False else None)
+            right.loglog(SAMPLES, errors, style, color=color, label=f"{x:g}" if b is False else None)
     left.set(xlabel="lambda", ylabel="relative to the exact Hessian", title=f"T = {longest}")
     left.set_yscale("symlog", linthresh=0.1)
     right.set(

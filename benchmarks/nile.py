@@ -65,7 +65,7 @@ class Row(NamedTuple):
         kind: What it is bounded with.
         quantity: What it is.
         printed: As in the source, with its number of decimals.
-        exact: From a dense normal distribution, statsmodels, or an optimiser of another library.
+        exact: From a dense normal distribution, statsmodels, or an optimizer of another library.
         ours: By Kalman filter or Fisher's identity.
     """
 

@@ -24,7 +24,7 @@ NETWORK = ld.MLPActorCritic(2)
 BASELINES = {
     "leave one out": ld.baseline_leave_one_out(per="trajectory"),
     "batch mean": ld.baseline_biased_batch_mean(),
-    "standardised": ld.baseline_biased_standardised(per="trajectory"),
+    "standardized": ld.baseline_biased_standardized(per="trajectory"),
 }
 
 

@@ -68,7 +68,7 @@ def plain_scan(policy: Any) -> Callable[..., jax.Array]:
     return mean_log_prob
 
 
-def vectorised(params: Any, taus: ld.Trajectory) -> jax.Array:
+def vectorized(params: Any, taus: ld.Trajectory) -> jax.Array:
     """Everything at once, with plain arrays."""
     logs = jax.nn.log_softmax(logits(params, taus.observations))
     return jnp.mean(jnp.sum(jnp.take_along_axis(logs, taus.actions[..., None], axis=-1)[..., 0], axis=-1))

@@ -233,11 +233,11 @@ def _print(exact: list[Check], final: dict[str, np.ndarray], runs: dict[str, Any
 
 def _draw(curves: dict[str, np.ndarray]) -> None:
     figure, ax = harness.new_figure(figsize=(7, 4.2))
-    colours = ("0.55", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
-    for (name, values), colour in zip(curves.items(), colours, strict=False):
-        ax.plot(values.T, color=colour, linewidth=0.6, alpha=0.5)
+    colors = ("0.55", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
+    for (name, values), color in zip(curves.items(), colors, strict=False):
+        ax.plot(values.T, color=color, linewidth=0.6, alpha=0.5)
         style = "--" if name.startswith("exact") else "-"
-        ax.plot(np.median(values, axis=0), style, color=colour, linewidth=2, label=name)
+        ax.plot(np.median(values, axis=0), style, color=color, linewidth=2, label=name)
     for level, label in ((-1, "both cooperate"), (-2, "both defect")):
         ax.axhline(level, color="0.7", linewidth=0.8, linestyle=":")
         ax.annotate(label, (0, level), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.4")

@@ -24,8 +24,8 @@ from jax import lax
 import logderiv as ld
 from benchmarks import harness
 from logderiv import plots
-from logderiv.factors import all_factors
-from logderiv.likelihood import cumulative_product
+from logderiv.likelihood.factors import all_factors
+from logderiv.likelihood.probability import cumulative_product
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FACTORS = (0.99, 0.9, 0.5, 1 / 3, 0.25, 0.1, 0.01)

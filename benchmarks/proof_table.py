@@ -29,9 +29,9 @@ QUICK = (
     "leave one out per step",
     "leave one out per trajectory",
     "biased: batch mean",
-    "biased: standardised",
+    "biased: standardized",
     "per decision",
-    "biased: self-normalised",
+    "biased: self-normalized",
     "DiCE, given value",
     "GRPO",
     "Dr. GRPO",
@@ -105,7 +105,7 @@ def moments(entry: Entry, number: int) -> ld.exact.Moments:
         horizon=world.horizon,
         num_trajectories=number,
         state=None if entry.state is None else entry.state(world.params),
-        behaviour_params=world.behaviour if entry.off_policy else None,
+        behavior_params=world.behavior if entry.off_policy else None,
         discount=DISCOUNT,
     )
 

@@ -3,7 +3,7 @@ r"""How noisy are score-function estimates on the random walk of Arya et al., ex
 The protocol of arXiv:2210.08572, section 5, as in the tutorial `random_walk` of StochasticAD.jl: from 0, up with probability exp(-X / p), else down; the
 derivative of E[X_n^2] at n = 10, 20, ..., 100 and p = 2 n; the standard deviation of one estimate from 10 000 of them. The score function stands there
 without and with a mean subtracted ("CV"), beside their stochastic triples. The tutorial prints a figure, no numbers; `PUBLISHED` is read off its
-markers (docs/src/images/compare_score.png, centres of the discs, good to 0.05). Ours are computed for every n without sampling, then sampled.
+markers (docs/src/images/compare_score.png, centers of the discs, good to 0.05). Ours are computed for every n without sampling, then sampled.
 
 Finding (2 CPU cores, jax 0.10.2): the published discs lie within 4.3 % of the exact deviations, the noise of their 10 000 samples; ours within 2.1 standard
 errors. Plain grows like n^1.40, with the mean subtracted like n^1.06, and the order of their figure stands: triples, mean subtracted, plain. Reward-to-go with the

@@ -29,8 +29,8 @@ from jax.experimental import io_callback
 
 import logderiv as ld
 from benchmarks import harness
-from logderiv.progress import Bar
-from logderiv.reports import Reporter
+from logderiv.training.reporting.bar import Bar
+from logderiv.training.reporting.scan import Reporter
 
 WAITS = {"0.1 s": 0.1, "1 ms": 1e-3, "nothing": 0.0}
 SIZES = {  # updates in a run, and pairs of runs
@@ -45,9 +45,9 @@ class Row(NamedTuple):
     mean_return: jax.Array
     num_steps: jax.Array
     num_episodes: jax.Array
-    unfinished: jax.Array
+    truncated_fraction: jax.Array
     grad_norm: jax.Array
-    nonfinite: jax.Array
+    num_nonfinite: jax.Array
     evaluation: jax.Array
 
 

@@ -67,12 +67,12 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
 
     Restated here: PureJaxRL is not on the package index and unpacks the five values of gymnax 0.x. The structure is its own: a flax module
     evaluated for actor and critic at every step, gymnax's auto-reset and `LogWrapper`, GAE by a reverse scan, epochs over minibatches
-    cut from one permutation of all rows, advantages standardised in each, clipped value loss, clipped global norm, Adam.
+    cut from one permutation of all rows, advantages standardized in each, clipped value loss, clipped global norm, Adam.
     """
     if not installed("flax", "distrax", "gymnax", "six"):
         return None
     gymnax, wrappers = importlib.import_module("gymnax"), importlib.import_module("gymnax.wrappers")
-    environment, env_params = gymnax.make("CartPole-v1")
+    environment, environment_params = gymnax.make("CartPole-v1")
     environment = wrappers.LogWrapper(wrappers.FlattenObservationWrapper(environment))
     network, c = _actor_critic(), settings
     optimizer = optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optax.adam(c.learning_rate, eps=1e-5))
@@ -86,7 +86,7 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
         action = distribution.sample(seed=key_action)
         log_prob = distribution.log_prob(action)
         keys = jax.random.split(key_step, c.num_environments)
-        following, state, reward, terminated, truncated, info = step(keys, state, action, env_params)
+        following, state, reward, terminated, truncated, info = step(keys, state, action, environment_params)
         row = _Row(observation, action, log_prob, value, reward, terminated | truncated)  # the ends merged, as there
         ended = jnp.where(info["returned_episode"], info["returned_episode_returns"], jnp.nan)
         return (params, state, following, key), (row, ended)
@@ -136,8 +136,8 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
 
     def train(key: jax.Array, num_updates: int, every: int) -> Any:
         key, key_init, key_reset = jax.random.split(key, 3)
-        params = network.init(key_init, jnp.zeros(environment.observation_space(env_params).shape))
-        observation, state = reset(jax.random.split(key_reset, c.num_environments), env_params)
+        params = network.init(key_init, jnp.zeros(environment.observation_space(environment_params).shape))
+        observation, state = reset(jax.random.split(key_reset, c.num_environments), environment_params)
 
         def period(carry: Any, _: None) -> tuple[Any, Any]:
             carry, returns = lax.scan(update, carry, None, every)
@@ -154,11 +154,11 @@ def rejax_ppo(settings: Settings) -> Peer | None:
     if not installed("rejax", "gymnax", "six"):
         return None
     rejax, gymnax = importlib.import_module("rejax"), importlib.import_module("gymnax")
-    environment, env_params = gymnax.make("CartPole-v1")
+    environment, environment_params = gymnax.make("CartPole-v1")
     c = settings
     algorithm = rejax.PPO.create(
         env=FiveTuple(environment),
-        env_params=env_params,
+        environment_params=environment_params,
         agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
         num_envs=c.num_environments,
         num_steps=c.num_steps,

@@ -21,7 +21,7 @@ from jax import lax
 import logderiv as ld
 from benchmarks import harness
 from benchmarks.harness import Bound
-from logderiv.devices import gather, replicate, spread, using
+from logderiv._core.sharding import gather, replicate, spread, using
 
 NET = ld.MLPActorCritic(2, hidden=(64, 64))
 EPOCHS, MINIBATCHES = 4, 4
@@ -132,10 +132,10 @@ def main(quick: bool) -> None:
 
 def _draw(rows: list[dict[str, Any]], allowed: int) -> None:
     figure, ax = harness.new_figure(figsize=(5, 4))
-    for kind, colour in (("strong", "#0072B2"), ("weak", "#D55E00")):
+    for kind, color in (("strong", "#0072B2"), ("weak", "#D55E00")):
         found = [(row["devices"], row["speedup"]) for row in rows if row["kind"] == kind or row["devices"] == 1]
         if len(found) > 1:
-            ax.plot(*zip(*found, strict=True), "o-", color=colour, label=kind)
+            ax.plot(*zip(*found, strict=True), "o-", color=color, label=kind)
     counts = sorted({row["devices"] for row in rows})
     ax.plot(counts, [min(n, allowed) for n in counts], ":", color="0.2", label="what the machine allows")
     ax.set(xscale="log", yscale="log", xlabel="devices", ylabel="environment steps/s, times one device", title="PPO")

@@ -119,15 +119,15 @@ def episode(
     again = jax.random.clone(keys)  # the same episodes once more, to their end
     environment = ld.short_corridor(horizon=horizon)
     taus = jax.vmap(lambda logits, key: ld.rollout(logits, key, POLICY, environment))(learners.logits, keys)
-    unfinished = ld.batch_info(taus).unfinished
+    truncated_fraction = ld.batch_info(taus).truncated_fraction
 
     def accept() -> tuple[Learner, jax.Array, jax.Array]:
         new = jax.vmap(learn, (0, 0, None, None))(learners, taus, *setting)
-        return new, jnp.sum(taus.rewards, axis=1), unfinished
+        return new, jnp.sum(taus.rewards, axis=1), truncated_fraction
 
     if not longer:
         return accept()
-    return lax.cond(unfinished > 0, lambda: episode(learners, again, setting, longer), accept)
+    return lax.cond(truncated_fraction > 0, lambda: episode(learners, again, setting, longer), accept)
 
 
 def train(settings: Sequence[Setting], *, runs: int, episodes: int) -> tuple[np.ndarray, float]:
@@ -144,16 +144,18 @@ def train(settings: Sequence[Setting], *, runs: int, episodes: int) -> tuple[np.
                 learners, key = carry
                 key, now = jax.random.split(key)
                 keys = jax.random.split(now, runs)
-                learners, returns, unfinished = episode(learners, keys, (step, baseline_step), HORIZONS)
-                return (learners, key), (returns, unfinished)
+                learners, returns, truncated_fraction = episode(learners, keys, (step, baseline_step), HORIZONS)
+                return (learners, key), (returns, truncated_fraction)
 
             return lax.scan(body, (start, key), None, length=episodes)[1]
 
         return lax.map(one, (steps, baseline_steps, keys))
 
     steps, baseline_steps = (jnp.array([s[i] for s in settings], float) for i in (0, 1))
-    returns, unfinished = all_settings(steps, baseline_steps, jax.random.split(jax.random.key(0), len(settings)))
-    return np.asarray(returns, np.float64).swapaxes(1, 2), float(jnp.max(unfinished))
+    returns, truncated_fraction = all_settings(
+        steps, baseline_steps, jax.random.split(jax.random.key(0), len(settings))
+    )
+    return np.asarray(returns, np.float64).swapaxes(1, 2), float(jnp.max(truncated_fraction))
 
 
 def compare(found: dict[str, np.ndarray]) -> list[Row]:
@@ -176,7 +178,7 @@ def compare(found: dict[str, np.ndarray]) -> list[Row]:
 
 def main(quick: bool) -> None:
     runs, episodes = SIZES["quick" if quick else "full"]
-    returns, unfinished = train(list(SETTINGS.values()), runs=runs, episodes=episodes)
+    returns, truncated_fraction = train(list(SETTINGS.values()), runs=runs, episodes=episodes)
     found = dict(zip(SETTINGS, returns, strict=True))
     rows = compare(found)
     harness.print_table(
@@ -191,7 +193,7 @@ def main(quick: bool) -> None:
             for r in rows
         ],
     )
-    bounds = [harness.Bound("episodes cut by the horizon, largest share of one batch", unfinished, 0)]
+    bounds = [harness.Bound("episodes cut by the horizon, largest share of one batch", truncated_fraction, 0)]
     for window in dict.fromkeys(r.window for r in rows):
         worst = max(abs(r.z) for r in rows if r.window == window)
         bounds.append(harness.Bound(f"episodes {window}: standard errors from the independent mean", worst, 3))

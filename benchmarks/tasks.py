@@ -24,7 +24,7 @@ class Task:
         environment: Observations are `(state, t)`.
         policy: On these observations.
         params: Where the gradient is taken.
-        behaviour: Parameters that draw the trajectories of off-policy estimators.
+        behavior: Parameters that draw the trajectories of off-policy estimators.
         horizon: `T`.
         discount: Of the objective.
         value: `params -> J`, exact.
@@ -38,7 +38,7 @@ class Task:
     environment: Any
     policy: ld.Policy
     params: Any
-    behaviour: Any
+    behavior: Any
     horizon: int
     discount: float
     value: Callable[[Any], jax.Array]
@@ -68,7 +68,7 @@ class Timed:
 
 
 def tabular(
-    name: str, mdp: ld.TabularMDP, policy: Any, params: Any, behaviour: Any, horizon: int, discount: float = 1.0
+    name: str, mdp: ld.TabularMDP, policy: Any, params: Any, behavior: Any, horizon: int, discount: float = 1.0
 ) -> Task:
     """A finite task: exact numbers by dynamic programming in float64, and a table of values to learn."""
     with jax.enable_x64(True):
@@ -81,7 +81,7 @@ def tabular(
         Timed(mdp),
         ld.Policy(lambda p, observation: apply(p, observation[0])),
         params,
-        behaviour,
+        behavior,
         horizon,
         discount,
         value=lambda p: ld.exact.value(p, policy, mdp, horizon=horizon, discount=discount),

@@ -24,8 +24,8 @@ import scipy.special
 
 import logderiv as ld
 from benchmarks import harness
-from logderiv.measure_valued import NormalNoise, normal_derivative
-from logderiv.pathwise import score_term
+from logderiv.expectations.measure_valued import NormalNoise, normal_derivative
+from logderiv.expectations.score_and_pathwise import score_term
 
 COSTS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     "square": lambda k, x: jnp.square(x - k),
@@ -341,17 +341,17 @@ def main(quick: bool) -> None:
 
 def _draw(curves: dict[str, np.ndarray], rows: list[Row]) -> None:
     figure, axes = harness.new_figure(nrows=2, ncols=len(curves), figsize=(13, 7.5), squeeze=False)
-    colours = ("#0072B2", "#56B4E9", "#D55E00", "#009E73")
+    colors = ("#0072B2", "#56B4E9", "#D55E00", "#009E73")
     for (i, parameter), (column, (name, values)) in itertools.product(
         enumerate(("mu", "sigma")), enumerate(curves.items())
     ):
         ax = axes[i, column]
-        for j, (estimator, colour) in enumerate(zip(COLUMNS, colours, strict=True)):
-            ax.plot(CURVES[name], values[:, i, j], color=colour, label=estimator)
+        for j, (estimator, color) in enumerate(zip(COLUMNS, colors, strict=True)):
+            ax.plot(CURVES[name], values[:, i, j], color=color, label=estimator)
             drawn = [r for r in rows if (r.cost, r.parameter, r.estimator) == (name, parameter, estimator)]
             low, high = CURVES[name][[0, -1]]
             shown = [r for r in drawn if low <= r.k <= high and r.sampled > 0]
-            ax.errorbar([r.k for r in shown], [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=colour)
+            ax.errorbar([r.k for r in shown], [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(yscale="log", xlabel="k", xscale="linear" if name == "square" else "log")
         ax.set_ylim(bottom=FLOORS[name])
         if not i:

@@ -4,7 +4,7 @@ Throughput: PPO with 64 and 1024 environments, 128 steps, 4 epochs of 4 minibatc
 hyperparameters; ours, rejax and a PPO in PureJaxRL's style step the same simulator (gymnax 1.x). Learning: every candidate from 8 seeds, evaluated on
 32 fresh episodes, actions sampled; seconds to 475 are the median of the environment steps to the first evaluation of at least that, over the
 measured steps a second, evaluations not counted. Candidates run interleaved in one process, compiling apart. Two differences remain: PPO
-here standardises advantages over the batch rather than each minibatch and does not clip the value's loss, and a truncated episode bootstraps from
+here standardizes advantages over the batch rather than each minibatch and does not clip the value's loss, and a truncated episode bootstraps from
 where it was cut, which the JAX peers take for a terminal state.
 
 Finding (2 CPU cores, jax 0.10.2, gymnax 1.0.1, rejax 0.1.3, stable-baselines3 2.9.2): PPO makes 507 000 steps a second with 64 environments, 1.6 times PureJaxRL's

@@ -176,14 +176,14 @@ def main(quick: bool) -> None:
 
 def _draw(rows: list[Row], slopes: dict[float, dict[str, float]]) -> None:
     figure, axes = harness.new_figure(ncols=len(PROBABILITIES), figsize=(12, 4.8), sharey=True)
-    colours = ("#D55E00", "#E69F00", "#0072B2", "#009E73")
+    colors = ("#D55E00", "#E69F00", "#0072B2", "#009E73")
     for ax, p in zip(axes, PROBABILITIES, strict=True):
-        for weighting, colour in zip(WEIGHTINGS, colours, strict=True):
+        for weighting, color in zip(WEIGHTINGS, colors, strict=True):
             shown = [r for r in rows if (r.p, r.weighting) == (p, weighting)]
             lengths = [r.horizon for r in shown]
             label = f"{weighting}: slope {slopes[p][weighting]:.2f}"
-            ax.plot(lengths, [r.computed for r in shown], color=colour, label=label)
-            ax.errorbar(lengths, [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=colour)
+            ax.plot(lengths, [r.computed for r in shown], color=color, label=label)
+            ax.errorbar(lengths, [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(xscale="log", yscale="log", xlabel="steps, T", title=f"heads with probability {p}")
         ax.legend(frameon=False)
     axes[0].set_ylabel("variance of one trajectory's estimate")

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import widen, widest
-from logderiv.distributions import Categorical, Normal
-from logderiv.squashed import Bound, TanhNormal
+from logderiv._core.arrays import widen, widest
+from logderiv.distributions.basic import Categorical, Normal
+from logderiv.distributions.tanh_normal import Bound, TanhNormal
 
 Head = Callable[[jax.Array], Any]
 

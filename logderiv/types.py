@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import expand
+from logderiv._core.arrays import expand, summable
 
 
 class Trajectory(NamedTuple):
@@ -26,7 +26,7 @@ class Trajectory(NamedTuple):
         rewards: Reward on leaving step `t`. Shape `(*batch, T)`.
         discounts: 0 where the episode terminates, 1 elsewhere, padding included. Shape `(*batch, T)`.
         valid: True on real steps. Shape `(*batch, T)`, bool.
-        behaviour_log_probs: Log-probability of the action under the policy that drew it. Shape `(*batch, T)`.
+        behavior_log_probs: Log-probability of the action under the policy that drew it. Shape `(*batch, T)`.
         final_observation: Observation after the last valid step, before any reset. Leaves `(*batch, ...)`.
     """
 
@@ -35,7 +35,7 @@ class Trajectory(NamedTuple):
     rewards: jax.Array
     discounts: jax.Array
     valid: jax.Array
-    behaviour_log_probs: jax.Array
+    behavior_log_probs: jax.Array
     final_observation: Any
 
 
@@ -146,7 +146,7 @@ class Estimate(NamedTuple):
     """A gradient estimate.
 
     Attributes:
-        grads: Estimates +grad E[R]; pytree of `params`. Optimisers descend: see `logderiv.maximize`.
+        grads: Estimates +grad E[R]; pytree of `params`. Optimizers descend: see `logderiv.maximize`.
         info: What only running can tell, safe to drop.
     """
 
@@ -162,7 +162,7 @@ class BatchInfo(NamedTuple):
             ended in it, each from its start; NaN where none ended.
         num_steps: Number of valid steps.
         num_episodes: Number of trajectories; of a stream, of the episodes that ended in it.
-        unfinished: Fraction of trajectories that fill all `T` steps without terminating: cut by the horizon, or by the
+        truncated_fraction: Fraction of trajectories that fill all `T` steps without terminating: cut by the horizon, or by the
             environment's own limit exactly there. Where it is not 0 the estimated objective is the return *up to the
             horizon*. Of a stream: fraction of the environments whose episode goes on after it.
         empty: Number of trajectories without a valid step. They count in every mean; drop them before estimating.
@@ -171,7 +171,7 @@ class BatchInfo(NamedTuple):
     mean_return: jax.Array
     num_steps: jax.Array
     num_episodes: jax.Array
-    unfinished: jax.Array
+    truncated_fraction: jax.Array
     empty: jax.Array
 
 
@@ -210,7 +210,7 @@ def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
                     f"trajectory.valid, received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
                 )
 
-    for name in ("observations", "actions", "rewards", "discounts", "behaviour_log_probs"):
+    for name in ("observations", "actions", "rewards", "discounts", "behavior_log_probs"):
         check(name, getattr(trajectory, name), lead, "(*batch, T)")
     check("final_observation", trajectory.final_observation, lead[:-1], "(*batch,)")
     return lead[:-1], lead[-1]
@@ -267,3 +267,34 @@ def next_observations(trajectory: Trajectory) -> Any:
         return jnp.where(expand(continues, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
 
     return jax.tree.map(shift, trajectory.observations, trajectory.final_observation)
+
+
+def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
+    """What a batch looked like; see `BatchInfo`. Any leading axes, all of which are averaged over."""
+    if isinstance(trajectories, Stream):
+        return _stream_info(trajectories)
+    _, horizon = check_trajectory(trajectories)
+    valid = trajectories.valid
+    rewards = jnp.where(valid, summable(trajectories.rewards), 0)
+    lengths = jnp.sum(valid, axis=-1)
+    cut = (lengths == horizon) & (trajectories.discounts[..., -1] != 0)
+    returns = jnp.sum(rewards, axis=-1)
+    return BatchInfo(
+        mean_return=jnp.mean(returns),
+        num_steps=jnp.sum(lengths),
+        num_episodes=jnp.asarray(lengths.size),
+        truncated_fraction=jnp.mean(cut.astype(returns.dtype)),
+        empty=jnp.sum(lengths == 0),
+    )
+
+
+def _stream_info(stream: Stream) -> BatchInfo:
+    ended = jnp.sum(stream.ends)
+    total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
+    return BatchInfo(
+        mean_return=total / ended.astype(total.dtype),
+        num_steps=jnp.asarray(stream.ends.size),
+        num_episodes=ended,
+        truncated_fraction=jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
+        empty=jnp.zeros_like(ended),
+    )

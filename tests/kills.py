@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from logderiv import checkpoints
+from logderiv.training import checkpoints
 
 # What orbax does from C++ is not among these; random moments meet it.
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")

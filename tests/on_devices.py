@@ -24,14 +24,14 @@ def value(params, observation):
 
 
 def remember() -> optax.GradientTransformation:
-    """Keeps the last gradient in the optimiser's state."""
+    """Keeps the last gradient in the optimizer's state."""
     return optax.GradientTransformation(
         lambda params: jax.tree.map(jnp.zeros_like, params), lambda updates, state, params=None: (updates, updates)
     )
 
 
 def cases() -> dict[str, dict[str, Any]]:
-    """A stream with minibatches and standardised advantages; whole episodes with leave-one-out, and a natural gradient."""
+    """A stream with minibatches and standardized advantages; whole episodes with leave-one-out, and a natural gradient."""
     natural = ld.natural_gradient(POLICY, damping=0.1, iterations=4, tolerance=0.0)
     ppo = {
         "estimator": ld.ppo_actor_critic(value),

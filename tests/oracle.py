@@ -18,7 +18,7 @@ class World(NamedTuple):
     mdp: ld.TabularMDP
     horizon: int
     params: jax.Array
-    behaviour: jax.Array
+    behavior: jax.Array
     discount: float = 0.9
 
 
@@ -57,21 +57,21 @@ def _world(kind: str, transition: Any, horizon: int) -> World:
 @functools.cache
 def _every(kind: str, horizon: int, off_policy: bool) -> tuple[ld.Trajectory, np.ndarray]:
     world = ending() if kind == "ending" else cut(horizon)
-    drawn_by = world.behaviour if off_policy else world.params
+    drawn_by = world.behavior if off_policy else world.params
     every = ld.exact.enumerate_trajectories(world.mdp, horizon=world.horizon)
 
     @jax.jit
     def fill(every: ld.Trajectory) -> tuple[ld.Trajectory, jax.Array]:
         bad = jnp.where(every.valid, 0, jnp.nan)
         logs = ld.log_factors(drawn_by, POLICY, every)
-        filled = every._replace(rewards=every.rewards + bad, behaviour_log_probs=logs + bad)
+        filled = every._replace(rewards=every.rewards + bad, behavior_log_probs=logs + bad)
         return filled, ld.prob(drawn_by, POLICY, every, environment=world.mdp)
 
     return jax.tree.map(np.asarray, fill(every))
 
 
 def trajectories(world: World, *, off_policy: bool = False) -> tuple[ld.Trajectory, np.ndarray]:
-    """Every trajectory, `behaviour_log_probs` filled, garbage in its padding; and its probability. NumPy arrays."""
+    """Every trajectory, `behavior_log_probs` filled, garbage in its padding; and its probability. NumPy arrays."""
     with jax.ensure_compile_time_eval():
         return _every(world.kind, world.horizon, off_policy)
 

@@ -33,7 +33,7 @@ def _episodes(num: int = 3, length: int = 6, dtype=jnp.float64) -> ld.Trajectory
         rewards=taus.rewards + bad,
         discounts=jnp.asarray(np.where(ends, 0, 1), dtype),
         valid=jnp.asarray(valid),
-        behaviour_log_probs=logs + bad,
+        behavior_log_probs=logs + bad,
     )
 
 
@@ -44,7 +44,7 @@ def _stream(num: int = 8, length: int = 80, dtype=jnp.float64) -> ld.Stream:
     terminated = ends & (np.arange(num * length).reshape(num, length) % 2 == 0)
     steps = taus._replace(
         discounts=jnp.asarray(~terminated[..., None], dtype),
-        behaviour_log_probs=jnp.full((num, length, 1), -0.6, dtype),
+        behavior_log_probs=jnp.full((num, length, 1), -0.6, dtype),
         final_observation=jnp.sin(taus.observations[:, :, 0] + 1),
     )
     times = np.zeros((num, length), np.int32)
@@ -62,14 +62,14 @@ def _by_hand(params, taus, advantages, targets, *, clip, value_weight, entropy_w
     values = jax.vmap(lambda x: NETWORK.value(params, x))(observations)
     log_probs = jax.nn.log_softmax(logits)
     logs = jnp.take_along_axis(log_probs, taus.actions[valid][:, None], axis=1)[:, 0]
-    ratio = jnp.exp(logs - taus.behaviour_log_probs[valid])
+    ratio = jnp.exp(logs - taus.behavior_log_probs[valid])
     w = advantages[valid]
     surrogate = w * logs if clip is None else jnp.minimum(ratio * w, jnp.clip(ratio, 1 - clip, 1 + clip) * w)
     total = surrogate - 0.5 * value_weight * (values - targets[valid]) ** 2
     return jnp.sum(total - entropy_weight * jnp.sum(jnp.exp(log_probs) * log_probs, axis=1)) / num
 
 
-def _advantages_by_hand(params, taus, standardise):
+def _advantages_by_hand(params, taus, standardize):
     """GAE by a backward loop in NumPy."""
     valid = np.asarray(taus.valid)
     values = np.asarray(jax.vmap(jax.vmap(lambda x: NETWORK.value(params, x)))(jnp.nan_to_num(taus.observations)))
@@ -86,7 +86,7 @@ def _advantages_by_hand(params, taus, standardise):
             )
             advantages[n, t] = running
     targets = advantages + np.where(valid, values, 0)
-    if standardise:
+    if standardize:
         chosen = advantages[valid]
         advantages = np.where(valid, (advantages - chosen.mean()) / (chosen.std() + 1e-8), 0)
     return advantages, targets
@@ -102,10 +102,10 @@ ESTIMATORS = {
 @pytest.mark.parametrize("num", [3, 120])
 def test_objective_and_gradient_equal_the_formula_written_out(name, num):
     """Value to 1e-12, gradient to 1e-11, also at other parameters than those that drew; 120 trajectories fill a block of rows."""
-    estimator, clip, standardise = ESTIMATORS[name]
+    estimator, clip, standardize = ESTIMATORS[name]
     taus, params = _episodes(num), _params()
     (advantages, targets), state = jax.jit(lambda p, t: estimator.weigh(p, (), NETWORK, t))(params, taus)
-    expected = _advantages_by_hand(params, taus, standardise)
+    expected = _advantages_by_hand(params, taus, standardize)
     np.testing.assert_allclose(advantages, expected[0], rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(targets, expected[1], rtol=1e-11, atol=1e-12)
     assert state == ()
@@ -208,7 +208,7 @@ def test_the_critic_descends_its_own_error():
 
 
 def test_an_entropy_bonus_alone_keeps_the_actors_own_baseline_and_state():
-    """With a learned value the value's optimiser goes on as it does without the bonus."""
+    """With a learned value the value's optimizer goes on as it does without the bonus."""
     import optax
 
     world = oracle.cut()
@@ -258,7 +258,7 @@ def test_a_shared_value_is_found_however_it_is_wrapped():
     baseline = ld.baseline_shared_value(value)
     for _ in range(3):
         assert ld.actor_critic(ld.ppo(baseline=baseline)).value == value
-        baseline = ld.baseline_biased_standardised(baseline)
+        baseline = ld.baseline_biased_standardized(baseline)
     assert ld.actor_critic(ld.ppo(baseline=ld.baseline_leave_one_out())).value is None
 
 

@@ -10,13 +10,13 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv.baselines import CreditBatch, NoBaseline, averages, biased
-from logderiv.baselines.averages import MovingAverageState
-from logderiv.baselines.base import Stateless
-from logderiv.baselines.biased import own_sample_factor
-from logderiv.baselines.optimal import Optimal, fold_moments
-from logderiv.baselines.values import LearnedValue, Value
-from logderiv.bias import Bias
+from logderiv.estimators.baselines import CreditBatch, NoBaseline, averages, biased
+from logderiv.estimators.baselines.averages import MovingAverageState
+from logderiv.estimators.baselines.base import Stateless
+from logderiv.estimators.baselines.biased import own_sample_factor
+from logderiv.estimators.baselines.optimal import Optimal, fold_moments
+from logderiv.estimators.baselines.values import LearnedValue, Value
+from logderiv.estimators.declaration import Bias
 
 from . import oracle
 from .zoo import GIVEN, table_value, wrong_values
@@ -157,18 +157,18 @@ def test_per_group_is_the_inner_baseline_in_each_group():
     assert not bias.symmetric
 
 
-def test_standardised_weights_have_mean_zero_and_deviation_one():
-    baseline = ld.baseline_biased_standardised(epsilon=0.0)
+def test_standardized_weights_have_mean_zero_and_deviation_one():
+    baseline = ld.baseline_biased_standardized(epsilon=0.0)
     weights = (CREDIT - values(baseline))[VALID]
     np.testing.assert_allclose([jnp.mean(weights), jnp.std(weights)], [0, 1], atol=1e-14)
-    inner = ld.baseline_biased_standardised(ld.baseline_constant(100.0), epsilon=0.0)
+    inner = ld.baseline_biased_standardized(ld.baseline_constant(100.0), epsilon=0.0)
     np.testing.assert_allclose(CREDIT - values(inner), CREDIT - values(baseline), atol=1e-12)  # a shift is undone
-    grouped = ld.baseline_biased_group_normalised(3, ddof=1, epsilon=0.0)
+    grouped = ld.baseline_biased_group_normalized(3, ddof=1, epsilon=0.0)
     weights = CREDIT - values(grouped)
     np.testing.assert_allclose(weights[:, 0], [0.0, -1.0, 1.0], atol=1e-14)
     equal = ON_POLICY._replace(credit=jnp.ones((3, 3)))
     np.testing.assert_array_equal(
-        equal.credit - values(ld.baseline_biased_group_normalised(3), equal), np.zeros((3, 3))
+        equal.credit - values(ld.baseline_biased_group_normalized(3), equal), np.zeros((3, 3))
     )
 
 
@@ -204,14 +204,14 @@ def test_optimal_baselines_are_the_ratios_of_score_moments():
 
 
 def test_an_unseen_score_gives_no_baseline_and_nan_stays_nan():
-    from logderiv.baselines.optimal import ratio
+    from logderiv.estimators.baselines.optimal import ratio
 
     assert ratio(jnp.array([0.0, 6.0]), jnp.array([0.0, 2.0])).tolist() == [0.0, 3.0]
     assert jnp.isnan(ratio(jnp.array(1.0), jnp.array(NAN)))
 
 
 def test_optimal_baseline_has_the_least_variance_of_constants():
-    """Exact variances in the enumerated world: the ideal constant beats its neighbours, b* = E<h, d> / E|d|^2."""
+    """Exact variances in the enumerated world: the ideal constant beats its neighbors, b* = E<h, d> / E|d|^2."""
     world = oracle.cut(3)
     every, probabilities = oracle.trajectories(world)
     weigher = ld.score_function(discount=0.9)
@@ -300,21 +300,21 @@ def test_optimal_baseline_holds_at_most_sixteen_scores(num, turns):
 
 
 def test_ratio_is_safe_to_differentiate_where_nothing_was_seen():
-    from logderiv.baselines.optimal import ratio
+    from logderiv.estimators.baselines.optimal import ratio
 
     assert ratio(jnp.array([3.0, 3.0]), jnp.array([1.0, -1.0])).tolist() == [3.0, -3.0]
     assert jax.grad(ratio, argnums=(0, 1))(jnp.array(1.0), jnp.array(0.0)) == (0.0, 0.0)
 
 
-def test_standardised_weights_by_hand():
+def test_standardized_weights_by_hand():
     """Inner values and epsilon in their place: A = C - b, then (A - mean) / (std + epsilon) over valid steps."""
     advantages = np.asarray(CREDIT) - np.asarray(values(GIVEN, BATCH))
     alive = advantages[np.asarray(VALID)]
     for ddof in (0, 1):
-        baseline = ld.baseline_biased_standardised(GIVEN, ddof=ddof, epsilon=1.0)
+        baseline = ld.baseline_biased_standardized(GIVEN, ddof=ddof, epsilon=1.0)
         expected = (advantages - np.mean(alive)) / (np.std(alive, ddof=ddof) + 1.0)
         np.testing.assert_allclose(CREDIT - values(baseline, BATCH), expected, rtol=1e-13)
-    whole = ld.baseline_biased_standardised(per="trajectory", ddof=1, epsilon=1.0)
+    whole = ld.baseline_biased_standardized(per="trajectory", ddof=1, epsilon=1.0)
     firsts = np.array([6.0, 3.0, 9.0])
     np.testing.assert_allclose((CREDIT - values(whole))[:, 0], (firsts - 6.0) / (np.std(firsts, ddof=1) + 1.0))
 
@@ -325,12 +325,12 @@ def test_batches_with_hardly_a_step():
     none = TAUS._replace(valid=jnp.zeros((3, 3), bool))
     batch = ON_POLICY._replace(credit=jnp.zeros((3, 3)).at[0, 0].set(6.0), targets=jnp.full((3, 3), 2.0))
     empty = batch._replace(credit=jnp.zeros((3, 3)))
-    two = ld.baseline_biased_standardised(per="trajectory", ddof=1, epsilon=0.0)
+    two = ld.baseline_biased_standardized(per="trajectory", ddof=1, epsilon=0.0)
     pair = batch._replace(credit=jnp.array([[0.0] * 3, [2.0] * 3]), ratios=jnp.ones((2, 3)))
     weights = pair.credit - two.values((), jax.tree.map(lambda x: x[:2], TAUS), pair)
     np.testing.assert_allclose(weights[:, 0], [-(0.5**0.5), 0.5**0.5], rtol=1e-14)
     for ddof in (0, 1):
-        baseline = ld.baseline_biased_standardised(ddof=ddof)
+        baseline = ld.baseline_biased_standardized(ddof=ddof)
         assert baseline.values((), one, batch)[0, 0] == 6.0
         np.testing.assert_array_equal(baseline.values((), none, empty), np.zeros((3, 3)))
     for baseline in (ld.baseline_biased_batch_mean(per="step"), ld.baseline_leave_one_out()):
@@ -365,7 +365,7 @@ def test_declarations():
     assert ld.baseline_biased_batch_mean().bias.factor is own_sample_factor
     assert ld.baseline_biased_batch_mean(per="step").bias.factor is None
     for build in (
-        ld.baseline_biased_batch_mean, ld.baseline_biased_standardised, ld.baseline_biased_optimal_in_sample,
+        ld.baseline_biased_batch_mean, ld.baseline_biased_standardized, ld.baseline_biased_optimal_in_sample,
     ):  # fmt: skip
         bias = build().bias
         assert (bias.order, bias.min_trajectories, bias.degree, bias.symmetric) == (0, 2, None, True)
@@ -385,7 +385,7 @@ def test_defaults_are_those_of_the_classes_and_of_the_papers():
         (lambda: ld.baseline_per_group(ld.baseline_none(), 2), lambda: averages.PerGroup(NoBaseline(), 2)),
         (lambda: ld.baseline_per_group(ld.baseline_biased_batch_mean(), 2).bias, lambda: averages.PerGroup(biased.BatchMean(), 2).bias),
         (ld.baseline_biased_batch_mean, biased.BatchMean),
-        (lambda: ld.baseline_biased_standardised(GIVEN), lambda: biased.Standardised(GIVEN)),
+        (lambda: ld.baseline_biased_standardized(GIVEN), lambda: biased.Standardized(GIVEN)),
         (ld.baseline_biased_optimal_in_sample, biased.OptimalInSample),
         (ld.baseline_optimal, Optimal),
         (lambda: ld.baseline_value(table_value), lambda: Value(table_value)),
@@ -393,12 +393,12 @@ def test_defaults_are_those_of_the_classes_and_of_the_papers():
     ):  # fmt: skip
         assert build() == of_class()
         assert hash(build()) == hash(of_class())
-    assert isinstance(ld.baseline_biased_standardised(), Stateless)
+    assert isinstance(ld.baseline_biased_standardized(), Stateless)
     assert ld.baseline_moving_average().decay == 0.99
     assert ld.baseline_optimal().folds == 2
     assert ld.baseline_biased_optimal_in_sample().folds == 1
     assert ld.baseline_learned_value(*learned).num_steps == 1
-    group, usual = ld.baseline_biased_group_normalised(2).baseline, ld.baseline_biased_standardised()
+    group, usual = ld.baseline_biased_group_normalized(2).baseline, ld.baseline_biased_standardized()
     assert (group.ddof, group.epsilon) == (1, 1e-4)  # pyright: ignore[reportAttributeAccessIssue]
     assert (usual.ddof, usual.epsilon) == (0, 1e-8)
 

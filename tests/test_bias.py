@@ -6,8 +6,8 @@ import jax
 import pytest
 
 import logderiv as ld
-from logderiv.bias import Bias, biased, declared, unit
-from logderiv.surrogates import surrogate_bias
+from logderiv.estimators.declaration import Bias, biased, declared, unit
+from logderiv.estimators.surrogates import surrogate_bias
 
 
 def half(num_trajectories):
@@ -102,7 +102,7 @@ def test_an_estimator_says_what_it_assumes():
     off = ld.score_function(importance=ld.importance_per_decision()).bias
     assert any("drawn with these parameters" in a for a in on.assumes)
     assert not any("drawn with these parameters" in a for a in off.assumes)
-    assert any("behaviour_log_probs" in a for a in off.assumes)
+    assert any("behavior_log_probs" in a for a in off.assumes)
     left_out = ld.score_function_without_gamma_t(discount=0.9).bias
     assert "gamma^t left out" in left_out.reasons[0]
     assert ld.score_function_without_gamma_t(discount=1.0).bias == on

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from logderiv.blocks import layout, map_rows, scan_steps, sum_rows
+from logderiv._core.blocks import layout, map_rows, scan_steps, sum_rows
 
 
 def _row(params, x):

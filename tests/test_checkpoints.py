@@ -18,9 +18,9 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv import checkpoints
-from logderiv._static_text import static_text
-from logderiv.checkpoints import Checkpoints
+from logderiv._core.fingerprint import static_text
+from logderiv.training import checkpoints
+from logderiv.training.checkpoints import Checkpoints
 from tests.kills import survived
 
 pytest.importorskip("orbax.checkpoint")
@@ -295,7 +295,7 @@ TWO_PROCESSES = """
 import sys, warnings
 import jax, numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
-from logderiv.checkpoints import Checkpoints
+from logderiv.training.checkpoints import Checkpoints
 from tests.kills import survived
 from tests.test_checkpoints import data_file, flip, sharded
 from pathlib import Path

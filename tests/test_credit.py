@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.bias import Bias
-from logderiv.credit import (
+from logderiv.estimators.credit import (
     backward_sums,
     credit_bias,
     discount_factors,
@@ -18,6 +17,7 @@ from logderiv.credit import (
     td_residuals,
     total_return,
 )
+from logderiv.estimators.declaration import Bias
 
 REWARDS = jnp.array([1.0, 2.0, 3.0])
 HALVES = jnp.full(3, 0.5)

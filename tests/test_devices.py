@@ -12,7 +12,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import harness, scaling
-from logderiv.devices import spread
+from logderiv._core.sharding import spread
 from tests import on_devices
 
 RUN = """

@@ -83,7 +83,7 @@ def quadrature(params, process, nodes):
     taus = ld.Trajectory(
         position(x, times), actions, rewards, ones.at[:, 1].set(0), ones > 0, ones, position(last, times[:, 1])
     )
-    return ld.with_behaviour(params, process.policy, taus), weights
+    return ld.with_behavior(params, process.policy, taus), weights
 
 
 def test_estimators_have_the_exact_expectation_without_sampling():
@@ -93,8 +93,8 @@ def test_estimators_have_the_exact_expectation_without_sampling():
     plain = ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_constant(0.4))
     weighted = ld.score_function(credit=ld.total_return, importance=ld.importance_trajectory())
 
-    def expectation(estimator, params, behaviour, nodes):
-        taus, weights = quadrature(behaviour, process, nodes)
+    def expectation(estimator, params, behavior, nodes):
+        taus, weights = quadrature(behavior, process, nodes)
         terms, _ = estimator.weigh(params, (), process.policy, taus)
         gradient = jax.grad(lambda p: jnp.sum(weights[:, None] * terms * ld.log_factors(p, process.policy, taus)))
         ratio = jnp.exp(ld.log_ratios(params, process.policy, taus).sum(1))
@@ -132,13 +132,13 @@ def test_girsanov_is_the_difference_of_log_factors():
     target, reference = (EulerMaruyama(f, louder_outside, [0.2, -1.0], 0.1, 8) for f in (rotating, calm))
     keys = jax.random.split(jax.random.key(0), 6)
     taus = ld.rollout(params, keys, reference.policy, reference)
-    assert ld.batch_info(taus).unfinished == 0
+    assert ld.batch_info(taus).truncated_fraction == 0
     cut = taus._replace(valid=taus.valid.at[0, 5:].set(False), actions=taus.actions.at[0, 5:].set(jnp.nan))
 
     @jax.jit
     def both(taus):
         ours = girsanov_log_ratios(params, target, taus, reference_params=params, reference=reference)
-        return ours, ld.log_ratios(params, target.policy, ld.with_behaviour(params, reference.policy, taus))
+        return ours, ld.log_ratios(params, target.policy, ld.with_behavior(params, reference.policy, taus))
 
     for batch in (taus, cut):
         ours, library = both(batch)
@@ -191,7 +191,7 @@ def test_factors_are_the_normal_densities_of_the_steps():
     np.testing.assert_allclose(tau.rewards, 0.04 * x[:-1, 1] + np.array([0, 0, x[-1, 0]]), rtol=1e-14)
     assert tau.discounts.tolist() == [1, 1, 0]
     short = ld.rollout(WELL, jax.random.key(0), process.policy, process, horizon=2)
-    assert ld.batch_info(short).unfinished == 1
+    assert ld.batch_info(short).truncated_fraction == 1
 
 
 def test_narrow_types_and_processes_as_arguments_of_jit():

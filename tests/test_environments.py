@@ -46,11 +46,11 @@ def test_sampled_trajectories_have_their_enumerated_probabilities():
     assert familywise(probs**1.1 / np.sum(probs**1.1)) < 1e-4  # a policy and a world a little too sure of themselves
 
 
-def test_behaviour_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
+def test_behavior_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
     mdp = terminating()
     taus = rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(1), 50), ld.tabular_softmax, mdp, horizon=6)
     np.testing.assert_allclose(
-        taus.behaviour_log_probs, jax.jit(ld.log_factors)(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
+        taus.behavior_log_probs, jax.jit(ld.log_factors)(TERMINATING_LOGITS, ld.tabular_softmax, taus), rtol=1e-14
     )
     valid = np.asarray(taus.valid)
     assert (np.diff(valid.astype(int), axis=1) <= 0).all()
@@ -62,7 +62,7 @@ def test_behaviour_log_probs_are_the_log_factors_and_invalid_steps_are_neutral()
     np.testing.assert_array_equal((np.asarray(taus.discounts) == 0).sum(1) <= 1, True)
 
 
-def test_the_sample_is_held_so_no_reparameterised_derivative_leaks():
+def test_the_sample_is_held_so_no_reparameterized_derivative_leaks():
     """A Normal's own draw moves with its mean; differentiating through it would give a score of exactly zero."""
     policy = ld.Policy(lambda params, _: ld.Normal(params, jnp.ones(())))
 
@@ -197,7 +197,7 @@ def test_recurrent_rollouts_carry_their_memory():
         jax.eval_shape(policy.init, jax.random.key(0), jnp.zeros(1)),
     )
     taus = rollout(params, jax.random.split(jax.random.key(1), 3), policy, two_states(), horizon=7)
-    np.testing.assert_allclose(taus.behaviour_log_probs, jax.jit(ld.log_factors)(params, policy, taus), rtol=1e-12)
+    np.testing.assert_allclose(taus.behavior_log_probs, jax.jit(ld.log_factors)(params, policy, taus), rtol=1e-12)
 
 
 def test_batches_of_keys_equal_vmapped_rollouts():

@@ -212,7 +212,7 @@ CASES = {
         ValueError,
         r"initial.*\(3,\).*\(2,\)",
     ),
-    "an MDP that is not normalised": (
+    "an MDP that is not normalized": (
         lambda: ld.TabularMDP(jnp.ones(2) / 2, jnp.ones((2, 1, 2)), jnp.zeros((2, 1)), jnp.zeros(2)),
         ValueError,
         "transition.*sum to 1.*off by 1",

@@ -10,7 +10,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import estimator_frontier, proof_table, tasks
-from logderiv.baselines import baseline_biased_batch_mean
+from logderiv.estimators.baselines import baseline_biased_batch_mean
 from tests.zoo import Entry, zoo
 
 
@@ -132,7 +132,7 @@ def test_numbers_are_those_the_groups_divide_and_worlds_shrink_with_them():
 
 
 def test_proof_table_prints_and_saves(results, monkeypatch, capsys):
-    monkeypatch.setattr(proof_table, "QUICK", ("total return", "biased: batch mean", "biased: standardised"))
+    monkeypatch.setattr(proof_table, "QUICK", ("total return", "biased: batch mean", "biased: standardized"))
     proof_table.main(quick=True)
     printed = capsys.readouterr().out
     assert "MISSED" not in printed

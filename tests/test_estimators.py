@@ -11,12 +11,20 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv import baselines, estimators
-from logderiv.baselines import baseline_biased_batch_mean
-from logderiv.bias import unit
-from logderiv.credit import gae
-from logderiv.estimators import grpo, optimal_per_parameter, ppo, rloo, score_function_without_gamma_t, vtrace_gradient
-from logderiv.importance import importance_per_decision, log_ratios
+from logderiv import estimators
+from logderiv.estimators import (
+    baselines,
+    grpo,
+    optimal_per_parameter,
+    ppo,
+    rloo,
+    score_function_without_gamma_t,
+    vtrace_gradient,
+)
+from logderiv.estimators.baselines import baseline_biased_batch_mean
+from logderiv.estimators.credit import gae
+from logderiv.estimators.declaration import unit
+from logderiv.estimators.importance import importance_per_decision, log_ratios
 
 from . import oracle
 from .zoo import DISCOUNT, GIVEN, LOO, zoo
@@ -222,7 +230,7 @@ def test_the_estimate_does_not_depend_on_what_padding_holds():
         dirty, _ = oracle.trajectories(world, off_policy=True)
         clean = dirty._replace(
             rewards=jnp.where(dirty.valid, dirty.rewards, 0),
-            behaviour_log_probs=jnp.where(dirty.valid, dirty.behaviour_log_probs, 0),
+            behavior_log_probs=jnp.where(dirty.valid, dirty.behavior_log_probs, 0),
         )
         run = jax.jit(
             lambda batch, entry=entry, world=world: entry.estimator.estimate(
@@ -297,7 +305,7 @@ def test_gradients_over_seeds_by_vmap_and_in_a_scan():
     """The state keeps its structure and dtypes, so that any estimator can be trained."""
     world = oracle.cut()
     every, _ = oracle.trajectories(world)
-    for name in ("moving average", "learned value", "biased: standardised gae"):
+    for name in ("moving average", "learned value", "biased: standardized gae"):
         entry = ZOO[name]
 
         @jax.jit
@@ -309,7 +317,7 @@ def test_gradients_over_seeds_by_vmap_and_in_a_scan():
 
                 return jax.lax.scan(step, entry.estimator.init(params), None, length=3)[1]
 
-            return jax.vmap(one)(jnp.stack([world.params, world.behaviour]))
+            return jax.vmap(one)(jnp.stack([world.params, world.behavior]))
 
         assert run().shape == (2, 3, 2)
 
@@ -328,7 +336,7 @@ def test_rloo_is_dr_grpo_up_to_its_declared_factor():
 
 
 def test_rloo_weights_of_a_published_example():
-    """8 answers, 3 of them right: weights +.7143 / -.4286; mean-centred +.6250 / -.3750; divided by the std +1.2076 / -.7246.
+    """8 answers, 3 of them right: weights +.7143 / -.4286; mean-centered +.6250 / -.3750; divided by the std +1.2076 / -.7246.
 
     The numbers are those of issue 174 of redai-studio/Relax.
     """
@@ -369,14 +377,14 @@ def test_ppo_takes_many_gradients_and_stops_at_the_clip():
         (lambda: ld.score_function(discount=math.nan), "discount: expected"),
         (lambda: ld.score_function(credit=gae(0.5)), "bootstraps from values.*received NoBaseline"),
         (
-            lambda: ld.score_function(credit=gae(0.5), baseline=baselines.baseline_biased_standardised(LOO)),
+            lambda: ld.score_function(credit=gae(0.5), baseline=baselines.baseline_biased_standardized(LOO)),
             "bootstraps from values.*received LeaveOneOut",
         ),
         (lambda: vtrace_gradient(baseline=LOO), "bootstraps from values"),
         (lambda: vtrace_gradient(baseline=GIVEN, lambda_=2.0), "lambda_: expected"),
         (lambda: gae(-0.1), "lambda_: expected"),
         (lambda: ppo(clip=0.0), "clip: expected a positive number"),
-        (lambda: ppo(normaliser="per_batch"), "normaliser: expected 'per_trajectory'"),  # pyright: ignore
+        (lambda: ppo(normalizer="per_batch"), "normalizer: expected 'per_trajectory'"),  # pyright: ignore
         (lambda: rloo(group_size=1), "group_size: expected at least 2"),
         (lambda: optimal_per_parameter(folds=1), "folds: expected a whole number >= 2"),
         (lambda: score_function_without_gamma_t(discount=2.0), "discount: expected"),

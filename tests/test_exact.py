@@ -133,7 +133,7 @@ def test_state_values_of_every_step():
     np.testing.assert_allclose(0.9 ** np.arange(3)[:, None] * values, TWO_STATES_VALUES, rtol=1e-13)
 
 
-def test_trajectories_end_early_sum_to_one_and_carry_their_behaviour():
+def test_trajectories_end_early_sum_to_one_and_carry_their_behavior():
     mdp, params = terminating(), TERMINATING_LOGITS
     every = ld.exact.enumerate_trajectories(mdp, horizon=3, params=params, policy=ld.tabular_softmax)
     weights = jax.jit(lambda p: ld.prob(p, ld.tabular_softmax, every, environment=mdp))(params)
@@ -146,7 +146,7 @@ def test_trajectories_end_early_sum_to_one_and_carry_their_behaviour():
     assert ended[lengths < 3].all()
     np.testing.assert_array_equal(every.discounts.min(axis=1) == 0, ended)
     logs = np.asarray(jax.nn.log_softmax(params))[every.observations, every.actions]
-    np.testing.assert_allclose(every.behaviour_log_probs, np.where(every.valid, logs, 0), rtol=1e-14)
+    np.testing.assert_allclose(every.behavior_log_probs, np.where(every.valid, logs, 0), rtol=1e-14)
     columns = (every.valid, every.observations, every.actions, every.final_observation[:, None])
     assert len(np.unique(np.concatenate(columns, axis=1), axis=0)) == 191
 

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 import logderiv as ld
 from benchmarks import variance_laws
 from benchmarks.variance_laws import COIN, COINS, logit
-from logderiv.bias import Bias
+from logderiv.estimators.declaration import Bias
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
 DISCOUNT = 0.8
@@ -216,7 +216,7 @@ def test_the_state_counts_and_a_changed_object_is_not_remembered():
 
 
 def ratio(params, policy, trajectories):
-    steps = ld.log_factors(params, policy, trajectories) - trajectories.behaviour_log_probs
+    steps = ld.log_factors(params, policy, trajectories) - trajectories.behavior_log_probs
     return jnp.exp(jnp.sum(steps, axis=-1))
 
 
@@ -229,20 +229,20 @@ def test_off_policy_ratio_has_the_variance_of_its_closed_form():
         COINS,
         horizon=10,
         num_trajectories=1,
-        behaviour_params=logit(0.5),
+        behavior_params=logit(0.5),
     )
     np.testing.assert_allclose(ours.mean, 1, rtol=1e-13)
     np.testing.assert_allclose(ours.covariance, [[0.48024428491834437]], rtol=1e-12)
     assert ours.num_evaluations == 2**10
 
 
-def test_off_policy_batches_are_drawn_from_the_behaviour_and_say_so():
+def test_off_policy_batches_are_drawn_from_the_behavior_and_say_so():
     def weighted(params, policy, trajectories):
         weights = ratio(params, policy, trajectories) * jnp.sum(trajectories.rewards, axis=-1)
         return jax.grad(lambda p: jnp.mean(weights * ld.log_prob(p, policy, trajectories)))(params)
 
     uniform = ld.Policy(lambda params, state: ld.Categorical(0.0 * params["any"][state]))
-    off = {"behaviour_params": {"any": TERMINATING_LOGITS}, "behaviour_policy": uniform}
+    off = {"behavior_params": {"any": TERMINATING_LOGITS}, "behavior_policy": uniform}
     ours = moments(weighted, horizon=2, num_trajectories=1, **off)
     np.testing.assert_allclose(ravel(ours.bias), 0, atol=1e-14)
     unweighted = moments(
@@ -354,7 +354,7 @@ def _bad(error, message, estimator: Any, **options):
             ValueError,
             "probabilities of all trajectories sum to",
             LOO,
-            behaviour_policy=lambda p, s: ld.Categorical(jnp.zeros(3)),
+            behavior_policy=lambda p, s: ld.Categorical(jnp.zeros(3)),
         ),
         _bad(ValueError, r"discount: expected a number in \[0, 1\]", LOO, discount=1.5),
         _bad(TypeError, "expected a floating-point array", LOO, params=jnp.zeros((3, 2), int)),

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
-from logderiv import fisher
+from logderiv.likelihood import fisher
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, two_states
 
 # E[score score^T] of the two-state world: diagonal blocks of [[f, -f], [-f, f]] for each state; the project's table of
@@ -162,7 +162,7 @@ def test_too_few_iterations_show_in_the_state():
     assert 0.05 < state.residual < 10
 
 
-def test_the_natural_gradient_does_not_depend_on_the_parametrisation():
+def test_the_natural_gradient_does_not_depend_on_the_parametrization():
     """With theta = A phi, the step in theta is the same; a plain gradient step is not."""
     params, taus, grads = _bandit([0.5, 0.35, 0.15], [0.0, 1.0, 4.0])
     basis = jnp.array([[2.0, 0.3, 0.0], [0.1, 0.5, -0.4], [0.7, 0.0, 1.5]])

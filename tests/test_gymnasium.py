@@ -10,9 +10,10 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv._static_text import static_text
-from logderiv.environments import as_environment, host
-from logderiv.environments.steppers import Remake
+from logderiv._core.fingerprint import static_text
+from logderiv.environments import as_environment
+from logderiv.environments.gymnasium import host
+from logderiv.environments.gymnasium.steppers import Remake
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -258,7 +259,7 @@ def test_actions_outside_the_space_are_refused_or_clipped():
         jax.block_until_ready(jax.vmap(environment.step)(keys(2, 3), state, jnp.array([0, -1, 1])))
 
 
-def test_unmodified_environments_are_recognised_and_keep_their_adapter():
+def test_unmodified_environments_are_recognized_and_keep_their_adapter():
     environment = gymnasium.make("CartPole-v1")
     adapter = as_environment(environment)
     assert adapter is as_environment(environment)

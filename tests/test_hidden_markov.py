@@ -113,7 +113,7 @@ def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_scor
         return paths, prior, fisher_score_samples(params, keys[2, 0], MODEL, Y, num_samples=num_samples, observed=MASK)
 
     paths, prior, scores = draw(PARAMS, jax.random.split(jax.random.key(0), (3, num_samples)))
-    exact = run("missing")["smoothed"].pairs  # of neighbours: no event is rare, and the paths are Markov chains
+    exact = run("missing")["smoothed"].pairs  # of neighbors: no event is rare, and the paths are Markov chains
 
     def hits(states):
         before, after = jax.nn.one_hot(states[:, :-1], S), jax.nn.one_hot(states[:, 1:], S)
@@ -138,7 +138,7 @@ def test_rollout_draws_what_the_policy_scores():
     taus, logs, value = roll(params, jax.random.split(jax.random.key(0), 5))
     np.testing.assert_array_equal(taus.observations.state[:, 1:], taus.actions[0][:, :-1])
     assert {logs.dtype, value.dtype} == {jnp.dtype(jnp.float32)}
-    np.testing.assert_allclose(logs, jnp.sum(taus.behaviour_log_probs, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(logs, jnp.sum(taus.behavior_log_probs, axis=1), rtol=1e-5)
 
 
 def test_bad_input():

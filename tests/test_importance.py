@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.credit import gae, generalized_advantages, lambda_returns
 from logderiv.estimators import vtrace, vtrace_gradient
-from logderiv.importance import (
+from logderiv.estimators.credit import gae, generalized_advantages, lambda_returns
+from logderiv.estimators.importance import (
     effective_sample_size,
     importance_per_decision,
-    importance_self_normalised,
+    importance_self_normalized,
     importance_trajectory,
     importance_truncated,
     log_products,
     log_ratios,
     per_decision_ratios,
     trajectory_ratios,
-    with_behaviour,
+    with_behavior,
 )
 
 from . import oracle
@@ -29,11 +29,11 @@ LOGS = jnp.log(jnp.array([[2.0, 3.0, 1.0], [0.5, 1.0, 4.0]]))
 
 
 def _weigh(estimator, world, every, *, off_policy=False):
-    """Weights of the batch, compiled; on policy its behaviour log-probabilities are refreshed in the same program."""
+    """Weights of the batch, compiled; on policy its behavior log-probabilities are refreshed in the same program."""
 
     @jax.jit
     def run(params, every):
-        every = every if off_policy else with_behaviour(params, oracle.POLICY, every)
+        every = every if off_policy else with_behavior(params, oracle.POLICY, every)
         return estimator.weigh(params, estimator.init(params), oracle.POLICY, every)[0]
 
     return run(world.params, every)
@@ -55,12 +55,12 @@ def test_leading_axes_are_a_batch():
         np.testing.assert_allclose(function(deep), one_by_one, rtol=1e-15)
 
 
-def test_self_normalised_weights_have_mean_one_and_are_at_most_n():
-    weights = importance_self_normalised().ratios(LOGS)
+def test_self_normalized_weights_have_mean_one_and_are_at_most_n():
+    weights = importance_self_normalized().ratios(LOGS)
     np.testing.assert_allclose(weights, [[1.6, 12 / 6.5, 1.5], [0.4, 1 / 6.5, 0.5]], rtol=1e-14)
-    whole = importance_self_normalised(product="trajectory").ratios(LOGS)
+    whole = importance_self_normalized(product="trajectory").ratios(LOGS)
     np.testing.assert_allclose(whole, [[1.5] * 3, [0.5] * 3], rtol=1e-14)
-    huge = importance_self_normalised().ratios(LOGS + jnp.array([[2000.0], [0.0]]))  # exp overflows
+    huge = importance_self_normalized().ratios(LOGS + jnp.array([[2000.0], [0.0]]))  # exp overflows
     np.testing.assert_allclose(huge, [[2.0] * 3, [0.0] * 3], atol=1e-300)
 
 
@@ -94,28 +94,28 @@ def test_weights_are_exactly_one_on_policy():
     )
 
     def ratios(taus):
-        logs = log_ratios(params, policy, with_behaviour(params, policy, taus))
+        logs = log_ratios(params, policy, with_behavior(params, policy, taus))
         kinds = (
             importance_per_decision(),
             importance_trajectory(),
-            importance_self_normalised(),
+            importance_self_normalized(),
             importance_truncated(1.0),
         )
         return [kind.ratios(logs) for kind in kinds]
 
     assert all((r == 1).all() for r in jax.jit(ratios)(taus))
-    taus = with_behaviour(params, policy, taus)
+    taus = with_behavior(params, policy, taus)
     assert (log_ratios(params, policy, taus) == 0).all()
     # the wrong twin: stored log-probabilities that are off by a rounding are seen
-    off = taus._replace(behaviour_log_probs=taus.behaviour_log_probs * (1 + 1e-6))
+    off = taus._replace(behavior_log_probs=taus.behavior_log_probs * (1 + 1e-6))
     assert (per_decision_ratios(log_ratios(params, policy, off)) != 1).any()
 
 
 def test_on_policy_importance_changes_nothing():
-    """With refreshed behaviour log-probabilities the weights are those of the plain estimator, bit for bit."""
+    """With refreshed behavior log-probabilities the weights are those of the plain estimator, bit for bit."""
     world = oracle.cut(3)
     every, _ = oracle.trajectories(world)
-    for importance in (importance_per_decision(), importance_trajectory(), importance_self_normalised()):
+    for importance in (importance_per_decision(), importance_trajectory(), importance_self_normalized()):
         plain = ld.score_function(discount=0.9, baseline=ld.baseline_leave_one_out())
         weighted = ld.score_function(discount=0.9, baseline=ld.baseline_leave_one_out(), importance=importance)
         weights = [_weigh(e, world, every) for e in (plain, weighted)]
@@ -125,10 +125,10 @@ def test_on_policy_importance_changes_nothing():
 def test_ratios_of_long_trajectories_do_not_lose_their_digits():
     """log P = -7e4 in float32: a difference of sums is off by 1e-3, a sum of differences is not."""
     logs = -jax.random.uniform(jax.random.key(0), (10**5,), jnp.float32, jnp.float32(0.2), jnp.float32(1.2))
-    behaviour = logs - jax.random.normal(jax.random.key(1), logs.shape, jnp.float32) * 1e-4
-    exact = np.sum(np.asarray(logs, np.float64) - np.asarray(behaviour, np.float64))
-    ours = float(jnp.log(trajectory_ratios((logs - behaviour)[None])[0, 0]))
-    naive = float(jnp.sum(logs) - jnp.sum(behaviour))
+    behavior = logs - jax.random.normal(jax.random.key(1), logs.shape, jnp.float32) * 1e-4
+    exact = np.sum(np.asarray(logs, np.float64) - np.asarray(behavior, np.float64))
+    ours = float(jnp.log(trajectory_ratios((logs - behavior)[None])[0, 0]))
+    naive = float(jnp.sum(logs) - jnp.sum(behavior))
     assert abs(ours - exact) < 1e-6
     assert abs(naive - exact) > 1e-4
 
@@ -155,15 +155,15 @@ def test_declarations():
     for build in (
         importance_per_decision,
         importance_trajectory,
-        importance_self_normalised,
+        importance_self_normalized,
         lambda: importance_truncated(0.5),
     ):
         assert build() == build()
         assert hash(build()) == hash(build())
         assert len(build().bias.assumes) == 2
     assert importance_per_decision().bias.order == importance_trajectory().bias.order == np.inf
-    normalised, cut = importance_self_normalised().bias, importance_truncated(0.5).bias
-    assert (normalised.order, normalised.min_trajectories, normalised.degree) == (0, 2, None)
+    normalized, cut = importance_self_normalized().bias, importance_truncated(0.5).bias
+    assert (normalized.order, normalized.min_trajectories, normalized.degree) == (0, 2, None)
     assert (cut.order, cut.min_trajectories, cut.degree, cut.factor) == (0, 1, 1, None)
 
 
@@ -225,7 +225,7 @@ def test_vtrace_gradient_on_policy_is_gae_one():
     [
         (lambda: importance_truncated(0.0), "threshold: expected a positive number, received 0.0"),
         (lambda: importance_truncated(1.0, product="both"), "product: expected 'decision' or 'trajectory'"),  # pyright: ignore
-        (lambda: importance_self_normalised(product="step"), "product: expected"),  # pyright: ignore
+        (lambda: importance_self_normalized(product="step"), "product: expected"),  # pyright: ignore
         (
             lambda: vtrace(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(2)),
             r"ratios: expected the shape of rewards",

@@ -49,7 +49,7 @@ def test_categorical_of_any_library_gives_our_likelihood_score_and_rollout():
             taus = jax.jit(lambda k, t=table: ld.rollout(jnp.zeros((2, 2)), k, t, two_states(), horizon=4))(
                 jax.random.key(1)
             )
-            np.testing.assert_allclose(taus.behaviour_log_probs, np.log(0.5), rtol=1e-6)
+            np.testing.assert_allclose(taus.behavior_log_probs, np.log(0.5), rtol=1e-6)
             bad = TAUS._replace(actions=TAUS.actions.at[0, 0].set(2))
             assert jax.jit(ld.log_prob)(WEIGHTS, policy, bad)[0] == -jnp.inf
             with pytest.raises(ValueError, match="received 2"):

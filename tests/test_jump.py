@@ -81,14 +81,14 @@ def test_nothing_happens_where_no_reaction_can():
     process = JumpProcess([[-1]], MassAction([[1]]), [2], 50.0)
     taus = draw(jnp.zeros(1), process, 8, horizon=4)
     assert taus.valid.sum(1).tolist() == [3] * 8
-    assert (taus.behaviour_log_probs[:, 2] == 0).all()
+    assert (taus.behavior_log_probs[:, 2] == 0).all()
     assert np.isfinite(jax.jit(jax.grad(lambda p: ld.log_prob(p, process.policy, taus).sum()))(jnp.zeros(1))).all()
 
 
 def test_score_is_events_minus_expected_events():
     """d log P / d log k_r = N_r - int a_r ds, its derivative -int a_r ds, log P = sum log a_r - int a_0 ds: by NumPy from the paths."""
     taus = draw(DIMER_RATES, DIMERS, 5, horizon=24)
-    assert ld.batch_info(taus).unfinished == 0
+    assert ld.batch_info(taus).truncated_fraction == 0
     number, exposure, logs, integral = np.zeros((5, 3)), np.zeros((5, 3)), np.zeros(5), np.zeros(5)
     k = np.exp(DIMER_RATES)
     for n, t in zip(*np.nonzero(np.asarray(taus.valid)), strict=True):
@@ -140,7 +140,7 @@ def test_birth_death_sensitivities_at_100_000_paths():
     process = birth_death(3, 2.0)
     estimator = ld.score_function(credit=ld.total_return, baseline=ld.baseline_leave_one_out())
     taus = draw(RATES, process, 100_000, horizon=32)
-    assert ld.batch_info(taus).unfinished == 0
+    assert ld.batch_info(taus).truncated_fraction == 0
     other = RATES + jnp.array([0.1, -0.1])
 
     @jax.jit
@@ -173,7 +173,7 @@ def test_a_cut_path_is_reported_and_not_paid():
     taus = draw(RATES, birth_death(3, 2.0), 200, horizon=8)
     info = ld.batch_info(taus)
     cut = np.asarray(taus.valid.all(1) & (taus.discounts[:, -1] == 1))
-    assert 0 < info.unfinished == pytest.approx(cut.mean())
+    assert 0 < info.truncated_fraction == pytest.approx(cut.mean())
     assert (taus.rewards.sum(1)[cut] == 0).all()
     assert (taus.final_observation.remaining[cut] > 0).all()
     assert (taus.final_observation.remaining[~cut] == 0).all()
@@ -227,7 +227,7 @@ def test_processes_are_arguments_of_jit_and_vmap_and_narrow_params_stay_narrow()
         score = jax.jit(jax.grad(lambda p: ld.log_prob(p, process.policy, taus).sum()))(narrow)
     assert (taus.rewards.dtype, score.dtype) == (jnp.float32, jnp.float32)
     assert np.isfinite(score).all()
-    assert (taus.behaviour_log_probs.sum(1) != 0).all()
+    assert (taus.behavior_log_probs.sum(1) != 0).all()
 
 
 def linear_rates(params, x):
@@ -253,7 +253,7 @@ def test_illegal_rates_raise_outside_jit_and_are_nan_inside():
     process = dataclasses.replace(process, t_end=50.0)
     tau = jax.jit(lambda p, key: ld.rollout(p, key, process.policy, process, horizon=6))(jnp.array([0.6]), next(keys))
     assert jnp.isnan(tau.rewards.sum())
-    assert jnp.isnan(tau.behaviour_log_probs.sum())
+    assert jnp.isnan(tau.behavior_log_probs.sum())
 
 
 def test_bad_input_is_named():

@@ -115,7 +115,7 @@ def test_start_and_dynamics_drop_out_of_the_score():
 
 @pytest.mark.parametrize("of", [ld.log_prob, ld.prob], ids=["log_prob", "prob"])
 @pytest.mark.parametrize("policy", [MLP, GRU], ids=["mlp", "gru"])
-def test_derivatives_agree_with_the_vectorised_form_at_orders_one_and_two(of, policy):
+def test_derivatives_agree_with_the_vectorized_form_at_orders_one_and_two(of, policy):
     tau, params = batch(jax.random.key(4), (6,)), _params(policy)
     direction = jax.tree.map(jnp.cos, params)
 

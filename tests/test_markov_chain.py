@@ -91,7 +91,7 @@ def test_rollout_draws_what_the_policy_scores():
     np.testing.assert_array_equal(taus.observations[:, 1:], taus.actions[:, :-1])
     np.testing.assert_array_equal(taus.rewards, REWARD[taus.actions])
     logs = ld.log_prob(PARAMS, chain.policy, taus, environment=chain)
-    np.testing.assert_allclose(logs, jnp.sum(taus.behaviour_log_probs, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(logs, jnp.sum(taus.behavior_log_probs, axis=1), rtol=1e-12)
 
 
 def test_a_forbidden_transition_has_probability_zero_and_a_finite_score():

@@ -46,7 +46,7 @@ def _dirty(tau, number, integer):
         bad = jnp.asarray(number if jnp.issubdtype(x.dtype, jnp.floating) else integer, x.dtype)
         return jnp.where(tau.valid.reshape(tau.valid.shape + (1,) * (x.ndim - tau.valid.ndim)), x, bad)
 
-    fields = ("observations", "actions", "rewards", "discounts", "behaviour_log_probs")
+    fields = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
     return tau._replace(**{name: dirty(getattr(tau, name)) for name in fields})
 
 

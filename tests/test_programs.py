@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 
 import logderiv as ld
-from logderiv import distributions, programs, tape
+from logderiv import distributions
+from logderiv.expectations import programs, tape
 
 from .worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 

@@ -18,20 +18,22 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv import progress, reports, writers
+from logderiv.training.reporting import bar as progress
+from logderiv.training.reporting import files as writers
+from logderiv.training.reporting import scan as reports
 
 
 class Row(NamedTuple):
     """Names not in alphabetical order, one field that is left out."""
 
-    unfinished: Any
+    truncated_fraction: Any
     mean_return: Any
     num_steps: Any
     evaluation: Any = None
 
 
-NAMES = ("unfinished", "mean_return", "num_steps")
-HEADER = "update,seed,unfinished,mean_return,num_steps"
+NAMES = ("truncated_fraction", "mean_return", "num_steps")
+HEADER = "update,seed,truncated_fraction,mean_return,num_steps"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +72,9 @@ def update(x, index):
     """No episode ends in every third update."""
     x = jnp.cos(x) + x / 3
     mean_return = jnp.where(index % 3 == 1, jnp.nan, x)
-    return x, Row(unfinished=jnp.float32(0.1) * index.astype(jnp.float32), mean_return=mean_return, num_steps=7 * index)
+    return x, Row(
+        truncated_fraction=jnp.float32(0.1) * index.astype(jnp.float32), mean_return=mean_return, num_steps=7 * index
+    )
 
 
 def run(x, start, length, total, reporters):
@@ -144,7 +148,8 @@ DEVICES = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from logderiv import reports, writers
+from logderiv.training.reporting import files as writers
+from logderiv.training.reporting import scan as reports
 from tests.test_reports import Row
 
 mesh = jax.make_mesh((4,), ("n",), axis_types=(AxisType.Auto,))
@@ -210,7 +215,9 @@ def test_a_csv_file_reads_back_bit_for_bit(tmp_path):
     np.testing.assert_array_equal(table["update"], np.repeat(np.arange(5), 2))
     np.testing.assert_array_equal(table["seed"], np.tile([0, 1], 5))
     np.testing.assert_array_equal(table["mean_return"], np.asarray(rows.mean_return).T.ravel())
-    np.testing.assert_array_equal(table["unfinished"].astype(np.float32), np.asarray(rows.unfinished).T.ravel())
+    np.testing.assert_array_equal(
+        table["truncated_fraction"].astype(np.float32), np.asarray(rows.truncated_fraction).T.ravel()
+    )
     assert np.isnan(table["mean_return"]).sum() == 4
 
 
@@ -234,7 +241,7 @@ def test_a_csv_file_of_something_else_is_left_alone(tmp_path):
     for text, message in (
         (
             "time,weight\n1,2\n",
-            "expected the columns update,seed,unfinished,mean_return,num_steps, received time,weight",
+            "expected the columns update,seed,truncated_fraction,mean_return,num_steps, received time,weight",
         ),
         ("no table", "received no table"),
         (f"{HEADER}\n0,0,1,2,3\n1,0,1\n2,0,1,2,3\n", "line 3 is damaged: '1,0,1'"),

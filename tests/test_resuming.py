@@ -13,8 +13,8 @@ import pytest
 
 import logderiv as ld
 from benchmarks import kill_and_resume
-from logderiv import loop
-from logderiv.checkpoints import Checkpoints
+from logderiv.training import loop
+from logderiv.training.checkpoints import Checkpoints
 from tests.test_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 

@@ -11,8 +11,8 @@ import pytest
 import logderiv as ld
 from benchmarks.three_estimators import COSTS, ESTIMATORS, RAYLEIGH, by_quadrature, moments, normal, point
 from logderiv import diagnostics
-from logderiv.measure_valued import gradients_measure_valued, normal_noise
-from logderiv.pathwise import gradients_pathwise, gradients_score, score_term
+from logderiv.expectations.measure_valued import gradients_measure_valued, normal_noise
+from logderiv.expectations.score_and_pathwise import gradients_pathwise, gradients_score, score_term
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -216,7 +216,7 @@ LOGITS = jnp.array([0.3, -0.2, 0.9, 0.0])
 
 def test_categorical_estimates_by_enumeration():
     """Every outcome weighed by its probability: both means exact, the measure-valued variance p_a^2 Var f."""
-    from logderiv.measure_valued import categorical_derivative
+    from logderiv.expectations.measure_valued import categorical_derivative
 
     @jax.jit
     def run(logits):
@@ -314,7 +314,7 @@ class _Uniform:
 jax.tree_util.register_pytree_node(_Uniform, lambda u: ((u.high,), None), lambda _, c: _Uniform(*c))
 
 
-def test_libraries_that_declare_no_reparameterisation_are_refused():
+def test_libraries_that_declare_no_reparameterization_are_refused():
     dist = pytest.importorskip("numpyro.distributions")
     with pytest.raises(TypeError, match="Poisson"):
         gradients_pathwise(jnp.asarray(2.0), jax.random.key(0), dist.Poisson, lambda x: x * 1.0, num_samples=2)

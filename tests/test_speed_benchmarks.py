@@ -40,7 +40,7 @@ def test_every_form_of_log_prob_gives_the_same_value_and_gradient():
     params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(40, 3)
     installed, missing = peers.libraries()
     assert set(installed) | set(missing) == set(peers.LIBRARIES)
-    forms = {"plain": peers.plain_scan(likelihood_speed.MLP), "vectorised": peers.vectorised, **installed}
+    forms = {"plain": peers.plain_scan(likelihood_speed.MLP), "vectorized": peers.vectorized, **installed}
     forms["rows 8"] = peers.ours(likelihood_speed.MLP, 8)
     expected = value_and_gradient(peers.ours(likelihood_speed.MLP), params, taus)
     for function in forms.values():
@@ -52,7 +52,7 @@ def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient
     params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(700, 1, one_action=True)
     value, grads = likelihood_speed.exact(params, taus)
     wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, taus.observations))
-    expected = value_and_gradient(peers.vectorised, wide[0], taus._replace(observations=wide[1]))
+    expected = value_and_gradient(peers.vectorized, wide[0], taus._replace(observations=wide[1]))
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
     flat = [expected[1][i][k] for i in (0, 1) for k in ("weight", "bias")]
     for got, want in zip(grads, flat, strict=True):
@@ -72,8 +72,8 @@ def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
     short, long = harness.on_cores(2, "benchmarks.likelihood_speed:growth", [10**5, 10**6], 1)
     for row in (short, long):
         assert row["temp"] < 1.1 * row["inputs"] + 2**20
-        assert row["vectorised"] > 500 * row["T"]
-    assert long["vectorised"] > 20 * long["temp"]
+        assert row["vectorized"] > 500 * row["T"]
+    assert long["vectorized"] > 20 * long["temp"]
     rows = harness.on_cores(2, "benchmarks.structure_speed:recurrent_memory", [4096, 65536])
     assert structure_speed.growth_over_root(rows, "ours") < 1.25
     assert structure_speed.growth_over_root(rows, "plain") > 3  # as T, not as its root
@@ -107,7 +107,7 @@ def test_what_each_point_is_held_to():
     seconds = {
         "logderiv": 1.0,
         "plain scan over t": 5.0,
-        "vectorised": 3.0,
+        "vectorized": 3.0,
         "torch": 5.0,
         "rows 512": 0.9,
         "rows 64": 2.0,
@@ -118,7 +118,7 @@ def test_what_each_point_is_held_to():
     assert found == {
         ("plain scan", 10): False,
         ("against the best block", 1.2): True,
-        ("vectorised", 4.0): False,
+        ("vectorized", 4.0): False,
         ("torch", 6.0): False,
     }
     found = {
@@ -127,7 +127,7 @@ def test_what_each_point_is_held_to():
     assert found == {
         ("plain scan", 3.5): True,
         ("against the best block", 1.2): True,
-        ("vectorised", 2.5): True,
+        ("vectorized", 2.5): True,
         ("torch", 2.5): True,
     }
     small = likelihood_speed.bounds_of("1 core", (1024, 1), seconds)
@@ -138,7 +138,7 @@ def test_likelihood_speed_runs_and_saves(at_once, monkeypatch, capsys):
     monkeypatch.setattr(likelihood_speed, "QUICK_POINTS", ((600, 1), (20, 4)))
     monkeypatch.setattr(likelihood_speed, "ROWS", (256,))
     monkeypatch.setattr(likelihood_speed, "block_floor", lambda: {"tanh": 1e-3})
-    row = {"compile": 0.1, "temp": 30, "inputs": 21, "vectorised": 900}
+    row = {"compile": 0.1, "temp": 30, "inputs": 21, "vectorized": 900}
     monkeypatch.setattr(likelihood_speed, "growth", lambda lengths: [row | {"T": t} for t in lengths])
     errors = likelihood_speed.errors
     monkeypatch.setattr(likelihood_speed, "errors", lambda _: errors(600))

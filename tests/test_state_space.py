@@ -166,7 +166,7 @@ def test_rollout_draws_what_the_policy_scores():
     taus, logs = roll(params, jax.random.split(jax.random.key(0), 5))
     assert taus.actions[1].shape == (5, 3, P)
     assert logs.dtype == jnp.float32
-    np.testing.assert_allclose(logs, jnp.sum(taus.behaviour_log_probs, axis=1), rtol=1e-5)
+    np.testing.assert_allclose(logs, jnp.sum(taus.behavior_log_probs, axis=1), rtol=1e-5)
 
 
 # (variances, prior mean and variance, log-likelihood, score and Hessian in log variances); dense normal, scan and statsmodels agree.

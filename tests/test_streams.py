@@ -52,7 +52,7 @@ def test_a_stream_goes_on_from_the_true_observation_or_from_a_fresh_start():
         times, returns = np.where(ends, 0, times + 1), np.where(ends, 0, returns)
     np.testing.assert_array_equal(both.steps.valid, True)
     logs = jax.jit(ld.log_factors)(TERMINATING_LOGITS, ld.tabular_softmax, first.steps)
-    np.testing.assert_allclose(first.steps.behaviour_log_probs, logs, rtol=1e-14)
+    np.testing.assert_allclose(first.steps.behavior_log_probs, logs, rtol=1e-14)
 
 
 def _pieces(stream: ld.Stream) -> list[tuple[int, slice, ld.Trajectory]]:
@@ -180,7 +180,7 @@ def test_info_of_a_stream_counts_the_episodes_that_ended():
     assert info.num_episodes == ends.sum() > 0
     assert info.num_steps == 60
     np.testing.assert_allclose(info.mean_return, np.asarray(stream.returns)[ends].mean(), rtol=1e-14)
-    np.testing.assert_allclose(info.unfinished, 1 - ends[:, -1].mean())
+    np.testing.assert_allclose(info.truncated_fraction, 1 - ends[:, -1].mean())
     none = ld.batch_info(stream._replace(ends=jnp.zeros_like(stream.ends)))
     assert jnp.isnan(none.mean_return)
     assert none.num_episodes == 0

@@ -190,7 +190,7 @@ def test_jumanji_is_cut_where_it_says_so(as_shipped):
         check(ld.Jumanji(Clock()), constant(0), np.arange(4))
 
 
-def test_craftax_is_recognised(as_shipped):
+def test_craftax_is_recognized(as_shipped):
     craftax = suite("craftax.craftax_env")
     adapter = as_environment(craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=True))
     assert isinstance(adapter, ld.Gymnax)

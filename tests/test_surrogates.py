@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.bias import Bias
-from logderiv.surrogates import clipped_terms, loaded_dice, normaliser_bias, reduce_steps, surrogate_bias
+from logderiv.estimators.declaration import Bias
+from logderiv.estimators.surrogates import clipped_terms, loaded_dice, normalizer_bias, reduce_steps, surrogate_bias
 
 from . import oracle
 from .worlds import TWO_STATES_LOGITS, two_states
@@ -173,7 +173,7 @@ def test_clipped_terms_by_hand():
     np.testing.assert_allclose(slope(up, None), [1.5, 3.0, 3.3, 6.0])
 
 
-def test_normalisers_by_hand():
+def test_normalizers_by_hand():
     valid = jnp.array([[True, True, True], [True, False, False]])
     terms = jnp.where(valid, jnp.array([[1.0, 2.0, 3.0], [8.0, 0.0, 0.0]]), 0)
     assert reduce_steps(terms, valid, "per_trajectory") == 7.0
@@ -213,12 +213,12 @@ def test_declarations():
     assert loaded_dice(0.0).bias.order == loaded_dice(0.99).bias.order == 1
     assert loaded_dice(0.5) == loaded_dice(0.5)
     assert hash(loaded_dice(0.5)) == hash(loaded_dice(0.5))
-    assert normaliser_bias("per_trajectory") == Bias()
-    own, all_steps = normaliser_bias("per_own_token"), normaliser_bias("per_token")
+    assert normalizer_bias("per_trajectory") == Bias()
+    own, all_steps = normalizer_bias("per_own_token"), normalizer_bias("per_token")
     assert (own.order, own.degree, own.factor) == (0, 1, None)
     assert (all_steps.order, all_steps.degree, all_steps.factor) == (0, None, None)
     with pytest.raises(ValueError, match="received 'mean'"):
-        normaliser_bias("mean")  # pyright: ignore
+        normalizer_bias("mean")  # pyright: ignore
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 import logderiv as ld
 from logderiv import testing
-from logderiv.baselines import Stateless
-from logderiv.bias import Bias
+from logderiv.estimators.baselines import Stateless
+from logderiv.estimators.declaration import Bias
 from tests.worlds import TWO_STATES_LOGITS, batch, terminating, two_states
 
 # assert_unbiased
@@ -158,7 +158,7 @@ def test_familywise_control():
             lambda key: (
                 ~testing.unbiased_report(
                     jax.random.normal(key, (200, 20)), jnp.zeros(20), resolution=9.0, k=2.0
-                ).centred
+                ).centered
             )
         )
     )(jax.random.split(jax.random.key(0), 2000))
@@ -233,17 +233,17 @@ RIGHT_SCORES = {
 }
 # name: (log_prob, sample, params, what the report must say)
 WRONG_SCORES = {
-    "reparameterised": (
+    "reparameterized": (
         lambda p, x: normal(p).log_prob(x),
         lambda p, k: normal(p).sample(k),
         POINT,
-        "reparameterised",
+        "reparameterized",
     ),
     "moving support": (uniform_log_prob, uniform_sample, BOUNDS, r"E\[score\] is not 0"),
     "doubled": (lambda p, x: 2 * normal(p).log_prob(x), held, POINT, "is not -E"),
     "mean over steps": (lambda p, t: jnp.mean(factors(p, t)), draw, TWO_STATES_LOGITS, "is not -E"),
     "one step scaled": (wrong_step, draw, TWO_STATES_LOGITS, "is not -E"),
-    "no normaliser": (
+    "no normalizer": (
         lambda p, x: -jnp.square(x - p["mu"]) * jnp.exp(-2 * p["log_sigma"]) / 2,
         held,
         POINT,
@@ -279,7 +279,7 @@ def check_right_score(name, num_seeds):
     assert jnp.all(powered)
 
 
-@pytest.mark.parametrize("name", ["reparameterised", "moving support", "doubled", "no normaliser"])
+@pytest.mark.parametrize("name", ["reparameterized", "moving support", "doubled", "no normalizer"])
 def test_wrong_scores_are_rejected(name):
     check_wrong_score(name, num_seeds=3)
 
@@ -306,7 +306,7 @@ def test_two_hundred_seeds_of_every_statistical_check():
         check_wrong_score(name, num_seeds=200)
 
 
-@pytest.mark.parametrize("name", ["reparameterised", "moving support", "one step scaled"])
+@pytest.mark.parametrize("name", ["reparameterized", "moving support", "one step scaled"])
 def test_check_score_raises_and_names_the_cause(name):
     log_prob, sample, params, message = WRONG_SCORES[name]
     with pytest.raises(AssertionError, match=message) as caught:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.tokens import _block_size
+from logderiv.likelihood.vocabulary import _block_size
 
 
 def normal(seed, *shape):
@@ -385,7 +385,7 @@ def answers(vocabulary=11, num=4, length=6):
         rewards=jnp.where(valid, rewards, jnp.nan),
         discounts=jnp.where(valid & (rewards != 0), 0.0, 1.0),
         valid=valid,
-        behaviour_log_probs=jnp.full((num, length), -2.0),
+        behavior_log_probs=jnp.full((num, length), -2.0),
         final_observation=tokens[:, -1],
     )
 
@@ -398,7 +398,7 @@ def test_sequence_likelihoods_feed_the_estimators():
     def everything(params):
         def under(model):
             policy = ld.Policy(never_step_by_step, log_factors=model)
-            drawn = taus._replace(behaviour_log_probs=jax.lax.stop_gradient(ld.log_factors(params, policy, taus)))
+            drawn = taus._replace(behavior_log_probs=jax.lax.stop_gradient(ld.log_factors(params, policy, taus)))
             return {
                 "factors": ld.log_factors(params, policy, taus),
                 "sequences": ld.log_prob(params, policy, taus),

@@ -139,11 +139,11 @@ def test_group_relative_estimators_have_the_bias_that_is_computed():
 
     mean, gradient = moments(ld.dr_grpo(group_size=3))
     np.testing.assert_allclose(mean, gradient * 2 / 3, atol=1e-12)
-    normalised, _ = moments(ld.grpo(group_size=3, normaliser="per_trajectory"))
+    normalized, _ = moments(ld.grpo(group_size=3, normalizer="per_trajectory"))
     divided, _ = moments(ld.grpo(group_size=3))
     assert cosine(mean, gradient) > 1 - 1e-12
-    assert 0.9 < cosine(normalised, gradient) < 1 - 1e-4
-    assert cosine(divided, gradient) < cosine(normalised, gradient) - 1e-3
+    assert 0.9 < cosine(normalized, gradient) < 1 - 1e-4
+    assert cosine(divided, gradient) < cosine(normalized, gradient) - 1e-3
 
 
 def test_the_tree_gives_each_sequence_the_probability_that_the_model_does(prompted):
@@ -167,10 +167,10 @@ def test_prompts_are_forced_and_the_end_token_of_a_prompt_does_not_end(prompted)
     assert 0.4 < jnp.mean(first.astype(float)) < 0.6
     np.testing.assert_array_equal(taus.actions[first, 1], 0)
     np.testing.assert_array_equal(taus.actions[~first, 0], 2)
-    np.testing.assert_array_equal(taus.behaviour_log_probs[:, 0], 0)
-    np.testing.assert_array_equal(taus.behaviour_log_probs[first, 1], 0)
+    np.testing.assert_array_equal(taus.behavior_log_probs[:, 0], 0)
+    np.testing.assert_array_equal(taus.behavior_log_probs[first, 1], 0)
     assert taus.valid[first, 2].all()
-    assert (taus.behaviour_log_probs[~first, 1] < 0).all()
+    assert (taus.behavior_log_probs[~first, 1] < 0).all()
     ended = taus.discounts == 0
     np.testing.assert_array_equal(taus.actions[ended], 0)
     lengths = taus.valid.sum(1)
@@ -193,7 +193,7 @@ def test_sampled_mean_reward_is_the_exact_value_and_unfinished_the_chance_of_no_
     cut = float(probability @ (every.valid[:, -1] & (every.actions[:, -1] != 0)).astype(float))
     assert 0.1 < cut < 0.4
     info = ld.batch_info(taus)
-    assert abs(float(info.unfinished) - cut) < 4.5 * np.sqrt(cut * (1 - cut) / len(returns))
+    assert abs(float(info.truncated_fraction) - cut) < 4.5 * np.sqrt(cut * (1 - cut) / len(returns))
 
 
 def test_a_prompt_can_be_given():

@@ -160,7 +160,7 @@ def test_metrics_count_real_steps_and_unfinished_episodes():
     )
     np.testing.assert_array_equal(result.params, jnp.zeros(2))
     np.testing.assert_allclose(-result.metrics.mean_return * 16, result.metrics.num_steps)  # -1 per real step
-    assert (result.metrics.unfinished > 0).any()
+    assert (result.metrics.truncated_fraction > 0).any()
     assert (result.metrics.grad_norm > 0).all()
 
 

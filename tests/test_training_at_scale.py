@@ -39,7 +39,7 @@ def test_a_rollout_in_chunks_draws_the_same_trajectories(chunk):
     taus = chunked(jax.random.clone(keys))
     valid = np.asarray(ordinary.valid)
     np.testing.assert_array_equal(taus.valid, valid)
-    for name in ("rewards", "discounts", "behaviour_log_probs", "final_observation"):
+    for name in ("rewards", "discounts", "behavior_log_probs", "final_observation"):
         np.testing.assert_array_equal(getattr(taus, name), getattr(ordinary, name), err_msg=name)
     for name in ("observations", "actions"):
         np.testing.assert_array_equal(
@@ -231,7 +231,7 @@ def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
 
     with pytest.warns(UserWarning, match="gradients were not finite"):
         skipped = run(optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5))
-    bad = np.asarray(skipped.metrics.nonfinite)
+    bad = np.asarray(skipped.metrics.num_nonfinite)
     assert 0 < bad.sum() < 8
     assert np.isfinite(skipped.params).all()
     assert optax.tree.get(skipped.state.opt_state, "total_notfinite") == bad.sum()
@@ -251,7 +251,7 @@ def test_schedules_and_clipping_are_optaxs():
 
 
 def test_the_natural_gradient_trains():
-    """`train` hands the batch to the optimiser; the first step solves the damped system."""
+    """`train` hands the batch to the optimizer; the first step solves the damped system."""
     natural = ld.maximize(optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(1.0)))
     result = _train(optimizer=natural, num_updates=20, num_trajectories=16)
     before, after = result.metrics.mean_return[:5].mean(), result.metrics.mean_return[-5:].mean()
@@ -271,7 +271,7 @@ def test_bad_plans_are_refused():
         (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
         (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
         (ValueError, "wrap this one in it", {"estimator": ld.score_function(baseline=SHARED)}),
-        (ValueError, "wrap this one in it", {"estimator": ld.ppo(baseline=ld.baseline_biased_standardised(SHARED))}),
+        (ValueError, "wrap this one in it", {"estimator": ld.ppo(baseline=ld.baseline_biased_standardized(SHARED))}),
         (ValueError, "num_updates", {"num_updates": 0}),
         (ValueError, "num_updates: expected a whole number >= 1, received 2.5", {"num_updates": 2.5}),
         (ValueError, "minibatches: expected a whole number >= 1, received 0", {"minibatches": 0}),

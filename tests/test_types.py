@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv._arrays import as_keys
+from logderiv._core.arrays import as_keys
 from tests.worlds import batch
 
 
@@ -59,7 +59,7 @@ def test_batch_info_counts_what_the_horizon_cut():
     valid = jnp.array([[True, True, True], [True, True, True], [True, False, False], [False, False, False]])
     discounts = jnp.array([[1.0, 1, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
     info = ld.batch_info(tau._replace(valid=valid, discounts=discounts, rewards=jnp.where(valid, 1.0, jnp.nan)))
-    assert info.unfinished == 0.25
+    assert info.truncated_fraction == 0.25
     assert info.empty == 1
     assert info.num_steps == 7
     np.testing.assert_allclose(info.mean_return, 7 / 4)

@@ -9,8 +9,8 @@ import optax
 import pytest
 
 import logderiv as ld
+from logderiv.training.gradient_steps import improve
 from logderiv.types import as_steps
-from logderiv.updates import improve
 from tests.worlds import TERMINATING_LOGITS, batch, terminating
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -28,7 +28,7 @@ class Sums:
         return jnp.sum(params * jax.lax.stop_gradient(seen.astype(params.dtype) * weights.sum().astype(params.dtype)))
 
 
-def _labelled(num, length, stream):
+def _labeled(num, length, stream):
     shape = (num, length, 1) if stream else (num, length)
     taus = batch(jax.random.key(0), shape)
     taus = taus._replace(actions=jnp.arange(num * length).reshape(shape))
@@ -43,7 +43,7 @@ def _labelled(num, length, stream):
 def test_every_epoch_sees_every_step_once_in_parts_of_equal_size(stream):
     """Episodes stay whole; of a stream all environments give the same times. Two epochs are cut differently."""
     num, length, parts = (6, 4, 3) if stream is False else (4, 6, 3)
-    data = _labelled(num, length, stream)
+    data = _labeled(num, length, stream)
     size = num * length
     steps = []
 
@@ -106,7 +106,7 @@ def test_one_gradient_step_is_the_estimate():
     np.testing.assert_allclose(norms, norm[None], rtol=1e-13)
 
 
-def test_the_optimiser_receives_the_part_of_the_batch():
+def test_the_optimizer_receives_the_part_of_the_batch():
     """Natural gradients of a stream's minibatches: each preconditions by the Fisher matrix of its own steps."""
     mdp = terminating()
     values = jnp.array([0.3, 0.1, 0.0])
@@ -142,7 +142,7 @@ def test_the_optimiser_receives_the_part_of_the_batch():
 
 def test_a_batch_that_does_not_divide_is_refused():
     for stream, name in ((False, "num_trajectories = 5"), (True, "num_steps = 4")):
-        data = _labelled(5, 4, stream)
+        data = _labeled(5, 4, stream)
         weights = jnp.ones(as_steps(data).valid.shape)
         with pytest.raises(ValueError, match=f"minibatches: expected a divisor of {name}, received 3"):
             improve(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.visits import from_visits
+from logderiv.likelihood.counting import from_visits
 from tests.worlds import TERMINATING_LOGITS, rollout, terminating
 
 # The same two policies without a table: every step is taken on its own.

@@ -64,7 +64,7 @@ def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 
         rewards=jax.random.normal(keys[2], shape, dtype),
         discounts=ones,
         valid=jnp.ones(shape, bool),
-        behaviour_log_probs=0 * ones,
+        behavior_log_probs=0 * ones,
         final_observation=jnp.ones((*shape[:-1], size), dtype),
     )
 

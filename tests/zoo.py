@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import optax
 
-from logderiv import baselines as b
-from logderiv import credit as c
 from logderiv import estimators as e
-from logderiv import importance as i
-from logderiv import surrogates as s
+from logderiv.estimators import baselines as b
+from logderiv.estimators import credit as c
+from logderiv.estimators import importance as i
+from logderiv.estimators import surrogates as s
 
 DISCOUNT = 0.9
 
@@ -89,10 +89,10 @@ def zoo() -> dict[str, Entry]:
         "biased: batch mean per step": Entry(_score(baseline=b.baseline_biased_batch_mean(per="step"))),
         "biased: optimal in sample": Entry(_score(baseline=b.baseline_biased_optimal_in_sample())),
         "biased: optimal per parameter in sample": Entry(e.optimal_per_parameter_biased_in_sample(discount=DISCOUNT)),
-        "biased: standardised": Entry(_score(baseline=b.baseline_biased_standardised())),
-        "biased: standardised gae": Entry(_score(credit=c.gae(0.9), baseline=b.baseline_biased_standardised(GIVEN))),
-        "biased: group-normalised": Entry(
-            _score(credit=c.total_return, baseline=b.baseline_biased_group_normalised(2))
+        "biased: standardized": Entry(_score(baseline=b.baseline_biased_standardized())),
+        "biased: standardized gae": Entry(_score(credit=c.gae(0.9), baseline=b.baseline_biased_standardized(GIVEN))),
+        "biased: group-normalized": Entry(
+            _score(credit=c.total_return, baseline=b.baseline_biased_group_normalized(2))
         ),
         "per decision": Entry(_score(importance=decision), off_policy=True),
         "per decision, given value": Entry(_score(importance=decision, baseline=GIVEN), off_policy=True),
@@ -113,9 +113,9 @@ def zoo() -> dict[str, Entry]:
         "biased: per decision, batch mean": Entry(
             _score(importance=decision, baseline=b.baseline_biased_batch_mean()), off_policy=True
         ),
-        "biased: self-normalised": Entry(_score(importance=i.importance_self_normalised()), off_policy=True),
-        "biased: self-normalised trajectory": Entry(
-            _score(importance=i.importance_self_normalised(product="trajectory")), off_policy=True
+        "biased: self-normalized": Entry(_score(importance=i.importance_self_normalized()), off_policy=True),
+        "biased: self-normalized trajectory": Entry(
+            _score(importance=i.importance_self_normalized(product="trajectory")), off_policy=True
         ),
         "biased: truncated": Entry(_score(importance=i.importance_truncated(1.1)), off_policy=True),
         "biased: V-trace": Entry(e.vtrace_gradient(baseline=GIVEN, discount=DISCOUNT), off_policy=True),
@@ -146,7 +146,7 @@ def zoo() -> dict[str, Entry]:
             e.actor_critic(e.ppo(baseline=LEARNED, discount=DISCOUNT)), _learned_state
         ),
         "actor-critic, leave one out": Entry(e.actor_critic(_score(baseline=LOO))),
-        "PPO per token": Entry(e.ppo(discount=DISCOUNT, normaliser="per_token")),
+        "PPO per token": Entry(e.ppo(discount=DISCOUNT, normalizer="per_token")),
         "RLOO": Entry(e.rloo(discount=DISCOUNT)),
         "RLOO in groups of 2": Entry(e.rloo(group_size=2, discount=DISCOUNT)),
         "GRPO": Entry(e.grpo(group_size=2, discount=DISCOUNT)),

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._arrays import is_traced, tree_size
+from logderiv._core.arrays import is_traced, tree_size
 from logderiv.diagnostics.statistics import num_samples
 from logderiv.estimators import Estimator, num_trajectories
-from logderiv.factors import log_factors
-from logderiv.surrogates import score_surrogate
+from logderiv.estimators.surrogates import score_surrogate
+from logderiv.likelihood.factors import log_factors
 from logderiv.types import Trajectory, check_params
 
 
@@ -129,8 +129,8 @@ def gradient_moments(
 
     def moments(rows: Any) -> Any:
         grads = jax.vmap(gradient)(rows)
-        centre = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
-        return centre, jax.tree.map(lambda g, c: jnp.sum(jnp.square(g - c[None]), axis=0), grads, centre)
+        center = jax.tree.map(lambda g: jnp.mean(g, axis=0), grads)
+        return center, jax.tree.map(lambda g, c: jnp.sum(jnp.square(g - c[None]), axis=0), grads, center)
 
     def merge(old: Any, new: Any, count: Any, added: int) -> Any:
         def leaf(m: jax.Array, s: jax.Array, m_new: jax.Array, s_new: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -189,11 +189,11 @@ def variance_by_step(
     def surrogate(params: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         return score_surrogate(log_factors(params, policy, trajectories), weights)
 
-    centre = jax.grad(surrogate)(params, trajectories, weights)
+    center = jax.grad(surrogate)(params, trajectories, weights)
 
     def contributions(row: tuple[Trajectory, jax.Array]) -> jax.Array:
         tau, weight = row
-        deviation = jax.tree.map(jnp.subtract, jax.grad(surrogate)(params, tau, weight), centre)
+        deviation = jax.tree.map(jnp.subtract, jax.grad(surrogate)(params, tau, weight), center)
         _, along = jax.jvp(lambda p: log_factors(p, policy, tau), (params,), (deviation,))
         return weight.astype(along.dtype) * along
 

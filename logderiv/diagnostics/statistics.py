@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import accumulator_dtype, widest
+from logderiv._core.arrays import accumulator_dtype, widest
 
 
 class VarianceRatio(NamedTuple):

@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import is_traced, register_dataclass
-from logderiv.environments.suites import ActionSpace, action_space, own_rules
+from logderiv._core.arrays import is_traced, register_dataclass
+from logderiv.environments._spaces import ActionSpace, action_space, own_rules
 from logderiv.types import Step
 
 _NO_LIMIT = 2**30

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv.environments.suites import ActionSpace, action_space, no_params, own_rules, scalar_reward
+from logderiv.environments._spaces import ActionSpace, action_space, no_params, own_rules, scalar_reward
 from logderiv.types import Step
 
 _PEELED = ("AutoResetWrapper", "VmapAutoResetWrapper", "VmapWrapper")

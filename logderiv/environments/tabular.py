@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import is_traced, register_dataclass
+from logderiv._core.arrays import is_traced, register_dataclass
 from logderiv.types import Step, Trajectory, next_observations
 
 

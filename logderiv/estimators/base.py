@@ -5,10 +5,18 @@ from typing import Any
 
 import jax
 
-from logderiv.bias import Bias
-from logderiv.devices import check_auto
-from logderiv.rollout import batch_info
-from logderiv.types import Estimate, Stream, Trajectory, as_steps, check_params, check_trajectory, flat_steps
+from logderiv._core.sharding import check_auto
+from logderiv.estimators.declaration import Bias
+from logderiv.types import (
+    Estimate,
+    Stream,
+    Trajectory,
+    as_steps,
+    batch_info,
+    check_params,
+    check_trajectory,
+    flat_steps,
+)
 
 
 @jax.tree_util.register_static

@@ -5,19 +5,19 @@ from typing import Any
 
 import jax
 
-from logderiv.baselines import (
+from logderiv.estimators.base import Estimator
+from logderiv.estimators.baselines import (
     Baseline,
     baseline_biased_batch_mean,
-    baseline_biased_group_normalised,
+    baseline_biased_group_normalized,
     baseline_leave_one_out,
     baseline_per_group,
 )
-from logderiv.bias import Bias
-from logderiv.credit import GAE, reward_to_go, total_return
-from logderiv.estimators.base import Estimator
-from logderiv.estimators.score import Credit, ScoreFunction, score_function, score_function_without_gamma_t
-from logderiv.importance import log_ratios
-from logderiv.surrogates import Normaliser, clipped_step, clipped_terms, normaliser_bias, reduce_steps
+from logderiv.estimators.credit import GAE, reward_to_go, total_return
+from logderiv.estimators.declaration import Bias
+from logderiv.estimators.importance import log_ratios
+from logderiv.estimators.score_function import Credit, ScoreFunction, score_function, score_function_without_gamma_t
+from logderiv.estimators.surrogates import Normalizer, clipped_step, clipped_terms, normalizer_bias, reduce_steps
 from logderiv.types import Stream, Trajectory
 
 
@@ -29,15 +29,15 @@ class Clipped(Estimator):
     Attributes:
         weigher: Where the weights come from.
         clip: $\\epsilon$; `None` does not clip.
-        normaliser: See `logderiv.surrogates.reduce_steps`.
+        normalizer: See `logderiv.surrogates.reduce_steps`.
     """
 
     weigher: ScoreFunction
     clip: float | None = 0.2
-    normaliser: Normaliser = "per_trajectory"
+    normalizer: Normalizer = "per_trajectory"
 
     def __post_init__(self) -> None:
-        normaliser_bias(self.normaliser)
+        normalizer_bias(self.normalizer)
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected a positive number or None, received {self.clip}.")
 
@@ -52,7 +52,7 @@ class Clipped(Estimator):
         first = Bias(
             order=1, assumes=("it is the first gradient of the batch; later ones, at other parameters, are biased",)
         )
-        return self.weigher.bias & first & normaliser_bias(self.normaliser)
+        return self.weigher.bias & first & normalizer_bias(self.normalizer)
 
     @property
     def accepts_streams(self) -> bool:
@@ -75,14 +75,14 @@ class Clipped(Estimator):
     def objective(self, params: Any, policy: Any, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
         """The clipped surrogate at these parameters, against those that drew the batch."""
         terms = clipped_terms(log_ratios(params, policy, trajectories), weights, self.clip)
-        return reduce_steps(terms, trajectories.valid, self.normaliser)
+        return reduce_steps(terms, trajectories.valid, self.normalizer)
 
     def check_steps(self) -> None:
         """Its surrogate is a sum over steps."""
 
-    def step_terms(self, logs: jax.Array, behaviour: jax.Array, weights: jax.Array) -> jax.Array:
+    def step_terms(self, logs: jax.Array, behavior: jax.Array, weights: jax.Array) -> jax.Array:
         """What each step adds to the surrogate."""
-        return clipped_step(logs - behaviour, weights, self.clip)
+        return clipped_step(logs - behavior, weights, self.clip)
 
 
 def ppo(
@@ -91,18 +91,18 @@ def ppo(
     baseline: Baseline | None = None,
     discount: float = 1.0,
     clip: float = 0.2,
-    normaliser: Normaliser = "per_trajectory",
+    normalizer: Normalizer = "per_trajectory",
 ) -> Clipped:
-    r"""Proximal policy optimisation: weigh once, then several gradients of the clipped surrogate.
+    r"""Proximal policy optimization: weigh once, then several gradients of the clipped surrogate.
 
-    $L = \tfrac1N \sum_n \sum_t \min(\rho w,\ \mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon)\, w)$ with $\rho = \pi_\theta / \pi_{\text{drawn}}$ per step, from `behaviour_log_probs`.
+    $L = \tfrac1N \sum_n \sum_t \min(\rho w,\ \mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon)\, w)$ with $\rho = \pi_\theta / \pi_{\text{drawn}}$ per step, from `behavior_log_probs`.
 
         weights, state = estimator.weigh(params, state, policy, taus)
         for _ in range(epochs):
             grads = jax.grad(estimator.objective)(params, policy, taus, weights)
 
     The first gradient is the score-function estimate with the same credit and baseline, and as unbiased; later ones are not.
-    The common recipe is `credit=gae(0.95)`, `baseline=baseline_biased_standardised(baseline_learned_value(...))`. $\gamma^t$ stays in the
+    The common recipe is `credit=gae(0.95)`, `baseline=baseline_biased_standardized(baseline_learned_value(...))`. $\gamma^t$ stays in the
     weights. Entropy and value losses are not part of it.
 
     Args:
@@ -110,15 +110,15 @@ def ppo(
         baseline: As in `score_function`.
         discount: $\gamma$ in [0, 1].
         clip: $\epsilon > 0$.
-        normaliser: See `logderiv.surrogates.reduce_steps`.
+        normalizer: See `logderiv.surrogates.reduce_steps`.
 
     Raises:
-        ValueError: As `score_function`; `clip` not positive; an unknown normaliser.
+        ValueError: As `score_function`; `clip` not positive; an unknown normalizer.
 
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
-    return Clipped(score_function(credit=credit, baseline=baseline, discount=discount), clip, normaliser)
+    return Clipped(score_function(credit=credit, baseline=baseline, discount=discount), clip, normalizer)
 
 
 def ppo_without_gamma_t(
@@ -127,7 +127,7 @@ def ppo_without_gamma_t(
     baseline: Baseline | None = None,
     discount: float = 1.0,
     clip: float = 0.2,
-    normaliser: Normaliser = "per_trajectory",
+    normalizer: Normalizer = "per_trajectory",
 ) -> Clipped:
     r"""As `ppo`, with $\gamma^t$ left out as nearly all published code does; see `score_function_without_gamma_t`. Biased for $\gamma < 1$.
 
@@ -136,10 +136,10 @@ def ppo_without_gamma_t(
         baseline: Likewise.
         discount: Likewise.
         clip: Likewise.
-        normaliser: Likewise.
+        normalizer: Likewise.
     """
     weigher = score_function_without_gamma_t(credit=credit, baseline=baseline, discount=discount)
-    return Clipped(weigher, clip, normaliser)
+    return Clipped(weigher, clip, normalizer)
 
 
 def rloo(*, group_size: int | None = None, discount: float = 1.0) -> ScoreFunction:
@@ -169,11 +169,11 @@ def grpo(
     group_size: int,
     discount: float = 1.0,
     clip: float = 0.2,
-    normaliser: Normaliser = "per_own_token",
+    normalizer: Normalizer = "per_own_token",
     ddof: int = 1,
     epsilon: float = 1e-4,
 ) -> Clipped:
-    r"""Group-relative policy optimisation: returns standardised within the group, clipped, each trajectory divided by its length.
+    r"""Group-relative policy optimization: returns standardized within the group, clipped, each trajectory divided by its length.
 
     Biased twice: by the group's mean and deviation, which contain the own sample, and by the random length. The KL penalty of
     the paper is not included: subtract it from the rewards.
@@ -182,7 +182,7 @@ def grpo(
         group_size: Consecutive trajectories that belong together, at least 2.
         discount: $\gamma$ in [0, 1].
         clip: As in `ppo`.
-        normaliser: 'per_own_token' as published; 'per_token' is DAPO's.
+        normalizer: 'per_own_token' as published; 'per_token' is DAPO's.
         ddof: 1 for the sample deviation, 0 for the population's.
         epsilon: Added to the deviation.
 
@@ -190,10 +190,10 @@ def grpo(
         ValueError: Groups of fewer than two; as `ppo`.
 
     References:
-        Shao et al. (2024), arXiv:2402.03300, section 4.1; Yu et al. (2025), arXiv:2503.14476, for the normaliser per token.
+        Shao et al. (2024), arXiv:2402.03300, section 4.1; Yu et al. (2025), arXiv:2503.14476, for the normalizer per token.
     """
-    baseline = baseline_biased_group_normalised(group_size, ddof=ddof, epsilon=epsilon)
-    return Clipped(score_function(credit=total_return, baseline=baseline, discount=discount), clip, normaliser)
+    baseline = baseline_biased_group_normalized(group_size, ddof=ddof, epsilon=epsilon)
+    return Clipped(score_function(credit=total_return, baseline=baseline, discount=discount), clip, normalizer)
 
 
 def dr_grpo(*, group_size: int, discount: float = 1.0, clip: float = 0.2) -> Clipped:

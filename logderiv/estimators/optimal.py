@@ -6,14 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv.baselines.base import CreditBatch
-from logderiv.baselines.optimal import check_folds, fold_moments, leave_fold_out, ratio
-from logderiv.bias import Bias, biased
-from logderiv.credit import reward_to_go
 from logderiv.estimators.base import Estimator
-from logderiv.estimators.score import Credit, ScoreFunction
-from logderiv.factors import log_factors
-from logderiv.importance import Importance
+from logderiv.estimators.baselines.base import CreditBatch
+from logderiv.estimators.baselines.optimal import check_folds, fold_moments, leave_fold_out, ratio
+from logderiv.estimators.credit import reward_to_go
+from logderiv.estimators.declaration import Bias, biased
+from logderiv.estimators.importance import Importance
+from logderiv.estimators.score_function import Credit, ScoreFunction
+from logderiv.likelihood.factors import log_factors
 from logderiv.types import Trajectory
 
 

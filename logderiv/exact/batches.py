@@ -19,13 +19,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv.bias import Bias
+from logderiv._core.compiled import compiled, held
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact._compiled import compiled, held
+from logderiv.estimators.declaration import Bias
 from logderiv.exact.enumeration import enumerate_trajectories, readable
-from logderiv.factors import log_factors
-from logderiv.rollout import batch_info
-from logderiv.types import Estimate, Trajectory, as_policy, check_params
+from logderiv.likelihood.factors import log_factors
+from logderiv.types import Estimate, Trajectory, as_policy, batch_info, check_params
 
 Choice = Literal["degree", "multisets", "tuples"]
 
@@ -120,12 +119,12 @@ def ensemble(
     horizon: int,
     num_trajectories: int,
     state: Any,
-    behaviour_params: Any,
-    behaviour_policy: Any,
+    behavior_params: Any,
+    behavior_policy: Any,
     method: Choice | None,
     limit: int,
 ) -> Ensemble:
-    """Every batch that the behaviour policy can draw; arguments as in `logderiv.exact.estimator_moments`.
+    """Every batch that the behavior policy can draw; arguments as in `logderiv.exact.estimator_moments`.
 
     Raises:
         ValueError: Too many batches, too few trajectories, or a method that does not fit the estimator.
@@ -135,8 +134,8 @@ def ensemble(
     estimator, policy = as_estimator(estimator), as_policy(policy)
     bias = getattr(estimator, "bias", _UNDECLARED)
     bias.check(num_trajectories)
-    drawn_by = params if behaviour_params is None else behaviour_params
-    drawing = policy if behaviour_policy is None else as_policy(behaviour_policy)
+    drawn_by = params if behavior_params is None else behavior_params
+    drawing = policy if behavior_policy is None else as_policy(behavior_policy)
     every = enumerate_trajectories(mdp, horizon=horizon)
     logs, fixed = compiled(_log_likelihood, drawn_by, drawing, every, mdp)
     probabilities = _probabilities(np.asarray(logs), np.asarray(fixed), mdp)
@@ -144,7 +143,7 @@ def ensemble(
     batches = _plan(estimator, bias, probabilities[drawn], num_trajectories, method, limit)
     if state is None and hasattr(estimator, "init"):
         state = estimator.init(params)
-    trajectories = jax.tree.map(lambda x: np.asarray(x)[drawn], every._replace(behaviour_log_probs=logs))
+    trajectories = jax.tree.map(lambda x: np.asarray(x)[drawn], every._replace(behavior_log_probs=logs))
     return Ensemble(estimator, params, state, policy, trajectories, batches)
 
 

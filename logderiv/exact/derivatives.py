@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from logderiv._arrays import check_whole
+from logderiv._core.arrays import check_whole
+from logderiv._core.compiled import Held, compiled
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact._compiled import Held, compiled
 from logderiv.exact.batches import Choice, ensemble, objective_discount
 from logderiv.exact.dynamic import has_memory, value
 from logderiv.exact.enumeration import LIMIT
@@ -21,7 +21,7 @@ from logderiv.types import Trajectory
 class Derivatives(NamedTuple):
     r"""Expected derivatives of an estimator's objective beside those of the exact value; float64, shape `(D,) * order`.
 
-    Axes follow the ravelled parameters, `jax.flatten_util.ravel_pytree`.
+    Axes follow the raveled parameters, `jax.flatten_util.ravel_pytree`.
 
     Attributes:
         mean: $\mathbb{E}[\nabla^k L]$, the weights held fixed.
@@ -48,8 +48,8 @@ def surrogate_derivatives(
     num_trajectories: int,
     order: int,
     state: Any = None,
-    behaviour_params: Any = None,
-    behaviour_policy: Any = None,
+    behavior_params: Any = None,
+    behavior_policy: Any = None,
     discount: float | None = None,
     method: Choice | None = None,
     limit: int = LIMIT,
@@ -68,8 +68,8 @@ def surrogate_derivatives(
         num_trajectories: `N`.
         order: `k` from 1; the cost of one evaluation grows like $D^{k-1}$.
         state: The estimator's state.
-        behaviour_params: Of the drawing policy.
-        behaviour_policy: The drawing policy.
+        behavior_params: Of the drawing policy.
+        behavior_policy: The drawing policy.
         discount: Of the exact value.
         method: As in `estimator_moments`; a declared degree holds for the objective, hence at every order.
         limit: Refuse more evaluations.
@@ -97,8 +97,8 @@ def surrogate_derivatives(
         horizon=horizon,
         num_trajectories=num_trajectories,
         state=state,
-        behaviour_params=behaviour_params,
-        behaviour_policy=behaviour_policy,
+        behavior_params=behavior_params,
+        behavior_policy=behavior_policy,
         method=method,
         limit=limit,
     )

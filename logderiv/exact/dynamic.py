@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._arrays import check_whole
+from logderiv._core.arrays import check_whole
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact.enumeration import expected_return
 from logderiv.types import as_policy, check_params

@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import check_whole, is_traced
-from logderiv.credit import discount_factors
+from logderiv._core.arrays import check_whole, is_traced
+from logderiv._core.compiled import compiled
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact._compiled import compiled
-from logderiv.factors import log_factors
-from logderiv.likelihood import prob
+from logderiv.estimators.credit import discount_factors
+from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import prob
 from logderiv.types import Trajectory
 
 LIMIT = 2**20
@@ -41,7 +41,7 @@ def enumerate_trajectories(
         mdp: The decision process; concrete, not traced.
         horizon: `T`.
         params: Parameters of the policy that is thought to have drawn them.
-        policy: With it `behaviour_log_probs` are its log-factors; without it they are zero.
+        policy: With it `behavior_log_probs` are its log-factors; without it they are zero.
         limit: Refuse to list more.
 
     Returns:
@@ -90,12 +90,12 @@ def enumerate_trajectories(
         rewards=jnp.asarray(np.where(valid, reward[states, actions], 0), dtype),
         discounts=jnp.asarray(np.where(terminates, 0, 1), dtype),
         valid=jnp.asarray(valid),
-        behaviour_log_probs=jnp.zeros(valid.shape, dtype),
+        behavior_log_probs=jnp.zeros(valid.shape, dtype),
         final_observation=jnp.asarray(final, jnp.int32),
     )
     if policy is None:
         return every
-    return every._replace(behaviour_log_probs=compiled(log_factors, params, policy, every))
+    return every._replace(behavior_log_probs=compiled(log_factors, params, policy, every))
 
 
 def returns(trajectories: Trajectory, discount: float = 1.0) -> jax.Array:

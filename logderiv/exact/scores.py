@@ -19,13 +19,13 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv import distributions
-from logderiv._arrays import check_whole
-from logderiv.credit import discount_factors, reward_to_go, total_return
+from logderiv._core.arrays import check_whole
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators import Credit
+from logderiv.estimators.credit import discount_factors, reward_to_go, total_return
 from logderiv.exact.dynamic import check_discount, choices, has_memory, live_tables, occupancy
 from logderiv.exact.enumeration import enumerate_trajectories
-from logderiv.likelihood import log_prob, prob
+from logderiv.likelihood.probability import log_prob, prob
 from logderiv.types import check_params
 
 
@@ -34,7 +34,7 @@ class ScoreMoments(NamedTuple):
 
     Attributes:
         mean: E[g]; pytree of `params`.
-        covariance: Cov[g] of the ravelled g (`jax.flatten_util.ravel_pytree`), shape `(D, D)`.
+        covariance: Cov[g] of the raveled g (`jax.flatten_util.ravel_pytree`), shape `(D, D)`.
     """
 
     mean: Any
@@ -113,7 +113,7 @@ def weighted_score_moments(
 
 
 def fisher(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
-    r"""$F(\theta) = \mathbb{E}[\nabla\log P\, \nabla\log P^\top]$, exactly; shape `(D, D)`, ravelled as `ravel_pytree`.
+    r"""$F(\theta) = \mathbb{E}[\nabla\log P\, \nabla\log P^\top]$, exactly; shape `(D, D)`, raveled as `ravel_pytree`.
 
     For a policy of the state alone $\sum_t \mathbb{E}[\phi_t \phi_t^\top]$ over the occupancy of each state, since scores of
     different steps are uncorrelated; with memory by enumeration.

@@ -4,7 +4,12 @@ matplotlib is imported inside the functions only, so that `import logderiv` does
 `ax` and returns it; titles and limits are the caller's.
 """
 
-from logderiv.plots.errors import frontier as frontier
-from logderiv.plots.errors import identity as identity
-from logderiv.plots.errors import relative_error as relative_error
-from logderiv.plots.learning import learning_curves as learning_curves
+from logderiv.plots.errors import frontier, identity, relative_error
+from logderiv.plots.learning import learning_curves
+
+__all__ = [
+    "frontier",
+    "identity",
+    "learning_curves",
+    "relative_error",
+]

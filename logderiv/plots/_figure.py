@@ -1,8 +1,8 @@
-"""What the figures share: axes, colours and line styles."""
+"""What the figures share: axes, colors and line styles."""
 
 from typing import Any
 
-# Okabe & Ito's colours, which most colour-blind readers can tell apart, and line styles for those who print in grey.
+# Okabe & Ito's colors, which most color-blind readers can tell apart, and line styles for those who print in grey.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
@@ -19,5 +19,5 @@ def axes_or_current(ax: Any) -> Any:
 
 
 def look(index: int) -> tuple[str, str]:
-    """Colour and style of the line with this number."""
+    """Color and style of the line with this number."""
     return _COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from logderiv.identity import Comparison
+from logderiv.likelihood.identity import Comparison
 from logderiv.plots._figure import axes_or_current, look
 from logderiv.types import SignedLog
 
@@ -125,12 +125,12 @@ def frontier(
         if name in background:
             ax.plot(x, y, color="0.85", zorder=1)
             continue
-        colour, style = look(index)
+        color, style = look(index)
         index += 1
-        ax.plot(x, y, style, color=colour, marker="o", markersize=5, label=name)
+        ax.plot(x, y, style, color=color, marker="o", markersize=5, label=name)
         if name in sems:
             spread = 2 * np.asarray(sems[name], float)
-            ax.fill_between(x, np.maximum(y - spread, 0.1 * y), y + spread, color=colour, alpha=0.2, linewidth=0)
+            ax.fill_between(x, np.maximum(y - spread, 0.1 * y), y + spread, color=color, alpha=0.2, linewidth=0)
         if name in exact:
             ax.plot(x, _positive("exact", name, exact, y.shape), ":", color="0.2", linewidth=1, zorder=3)
     ax.set(xscale="log", yscale="log", xlabel=xlabel, ylabel="error relative to the exact gradient (rms)")
@@ -143,11 +143,11 @@ def frontier(
 def _line_to_cross(ax: Any, x: np.ndarray, y: np.ndarray, index: int, label: str, **options: Any) -> None:
     """A line whose values that are not finite are not drawn, and a cross at the last one that is, if others follow."""
     finite = np.isfinite(y)
-    colour, style = look(index)
-    ax.plot(x, np.where(finite, y, np.nan), style, color=colour, label=label, **options)
+    color, style = look(index)
+    ax.plot(x, np.where(finite, y, np.nan), style, color=color, label=label, **options)
     if finite.any() and not finite[-1]:
         last = np.flatnonzero(finite)[-1]
-        ax.plot(x[last], y[last], "x", color=colour, markersize=10, markeredgewidth=2)
+        ax.plot(x[last], y[last], "x", color=color, markersize=10, markeredgewidth=2)
 
 
 def _largest(leaves: list[Any]) -> np.ndarray:

@@ -61,14 +61,14 @@ def learning_curves(
         rows = (values.reshape(-1, values.shape[-1]), positions.reshape(-1, values.shape[-1]))
         x, filled = _common_grid(name, *rows, interpolate=steps is not None)
         low, high = _bootstrap_interval(filled.reshape(-1, values.shape[-2], len(x)), level)
-        colour, style = look(index)
+        color, style = look(index)
         if individual:
-            ax.plot(x, filled.T, color=colour, linewidth=0.6, alpha=0.35)
-        ax.plot(x, filled.mean(axis=0), style, color=colour, linewidth=1.8, label=name)
-        ax.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+            ax.plot(x, filled.T, color=color, linewidth=0.6, alpha=0.35)
+        ax.plot(x, filled.mean(axis=0), style, color=color, linewidth=1.8, label=name)
+        ax.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
         for seed, position in zip(*rows, strict=True):
             if (last := _stops(seed)) is not None:
-                ax.plot(position[last], seed[last], "x", color=colour, markersize=8, markeredgewidth=2)
+                ax.plot(position[last], seed[last], "x", color=color, markersize=8, markeredgewidth=2)
     if threshold is not None:
         ax.axhline(threshold, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
     ax.set_xlabel("update" if steps is None else "environment steps")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv.distributions import Normal
+from logderiv.distributions.basic import Normal
 from logderiv.processes.base import AutonomousProcess, Previous
 
 

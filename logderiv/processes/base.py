@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._arrays import register_dataclass
+from logderiv._core.arrays import register_dataclass
 from logderiv.types import Step, Trajectory
 
 
@@ -105,7 +105,7 @@ class AutonomousProcess:
             actions: What each step draws, one row per step in every leaf; `jax.vmap` for a batch.
 
         Returns:
-            A `Trajectory` with every step valid and `behaviour_log_probs` 0: nobody drew it.
+            A `Trajectory` with every step valid and `behavior_log_probs` 0: nobody drew it.
 
         Raises:
             ValueError: No step, or leaves that disagree on their number.

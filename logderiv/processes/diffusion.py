@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._arrays import is_traced
-from logderiv.distributions import Normal
-from logderiv.factors import fill_invalid
+from logderiv._core.arrays import is_traced
+from logderiv.distributions.basic import Normal
+from logderiv.likelihood.factors import fill_invalid
 from logderiv.types import Step, Trajectory, check_trajectory
 
 Drift = Callable[[Any, jax.Array, jax.Array], jax.Array]
@@ -90,7 +90,7 @@ class EulerMaruyama:
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process)`. The observations are `Position`, the actions next positions. It terminates
-    after `horizon` steps; a shorter rollout is reported as unfinished.
+    after `horizon` steps; a shorter rollout is reported as truncated_fraction.
 
     Attributes:
         drift: $f$: `(params, x, t)` to the shape of `x`; define or wrap it once, since processes compare by their fields.
@@ -287,7 +287,7 @@ def girsanov_log_ratios(
     r"""Girsanov's log-weights per step of paths drawn from `reference`; 0 on invalid steps.
 
     $\log p_f - \log p_g = ((f - g)(\Delta X - g\, dt) - \tfrac12 (f - g)^2 dt) / \sigma^2$, summed over dimensions: what `logderiv.log_ratios` finds from the two
-    densities, without their normalisers and without cancellation.
+    densities, without their normalizers and without cancellation.
 
     Args:
         params: Parameters of `process`.

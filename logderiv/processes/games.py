@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._arrays import register_dataclass
-from logderiv.distributions import Categorical
+from logderiv._core.arrays import register_dataclass
+from logderiv.distributions.basic import Categorical
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact import policy_table
 from logderiv.exact import value as exact_value

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._arrays import is_traced, register_dataclass
+from logderiv._core.arrays import is_traced, register_dataclass
 from logderiv.types import Step, Trajectory
 
 Matrix = tuple[tuple[int, ...], ...]
@@ -175,7 +175,7 @@ class JumpPolicy:
         if not is_traced(rates) and not np.all((np.asarray(rates) >= 0) & np.isfinite(rates)):
             raise ValueError(
                 f"propensities: expected rates that are finite and >= 0, received {np.asarray(rates)} in the initial state "
-                f"{self.initial}; parametrise rate constants by their logarithms."
+                f"{self.initial}; parametrize rate constants by their logarithms."
             )
 
 
@@ -190,7 +190,7 @@ class JumpProcess:
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process, horizon=T)`. `T` bounds the number of events and is not part of the model: a
-    path that it cuts short never receives its `terminal` reward. `ld.batch_info(taus).unfinished` is the fraction of such
+    path that it cuts short never receives its `terminal` reward. `ld.batch_info(taus).truncated_fraction` is the fraction of such
     paths; raise `T` until it is 0. The observations are `Population`, the actions `Event`.
 
     Attributes:
@@ -209,7 +209,7 @@ class JumpProcess:
         >>> import jax, jax.numpy as jnp, logderiv as ld
         >>> pair = JumpProcess([[-2], [1]], MassAction([[2], [0]]), initial=[10], t_end=1.0)
         >>> taus = ld.rollout(jnp.zeros(2), jax.random.split(jax.random.key(0), 5), pair.policy, pair, horizon=40)
-        >>> ld.log_prob(jnp.zeros(2), pair.policy, taus).shape, float(ld.batch_info(taus).unfinished)
+        >>> ld.log_prob(jnp.zeros(2), pair.policy, taus).shape, float(ld.batch_info(taus).truncated_fraction)
         ((5,), 0.0)
     """
 

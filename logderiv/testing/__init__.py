@@ -1,13 +1,20 @@
 """Checks for your own estimators, log-densities and padded code. Each returns a report, or raises it as `AssertionError`."""
 
-from logderiv.testing.order import OrderReport as OrderReport
-from logderiv.testing.order import check_order as check_order
-from logderiv.testing.padding import PaddingReport as PaddingReport
-from logderiv.testing.padding import check_padding as check_padding
-from logderiv.testing.score import ScoreReport as ScoreReport
-from logderiv.testing.score import check_score as check_score
-from logderiv.testing.score import score_report as score_report
-from logderiv.testing.unbiased import UnbiasedReport as UnbiasedReport
-from logderiv.testing.unbiased import assert_unbiased as assert_unbiased
-from logderiv.testing.unbiased import familywise as familywise
-from logderiv.testing.unbiased import unbiased_report as unbiased_report
+from logderiv.testing.order import OrderReport, check_order
+from logderiv.testing.padding import PaddingReport, check_padding
+from logderiv.testing.score import ScoreReport, check_score, score_report
+from logderiv.testing.unbiased import UnbiasedReport, assert_unbiased, familywise, unbiased_report
+
+__all__ = [
+    "OrderReport",
+    "PaddingReport",
+    "ScoreReport",
+    "UnbiasedReport",
+    "assert_unbiased",
+    "check_order",
+    "check_padding",
+    "check_score",
+    "familywise",
+    "score_report",
+    "unbiased_report",
+]

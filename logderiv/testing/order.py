@@ -83,7 +83,7 @@ def check_order(
         exact: `params -> ()`, the true objective.
         params: Where to check; floating point, float64 if at all possible. Not a symmetric point.
         policy: The policy.
-        trajectories: Every trajectory, leading axes `(K, T)`, with `behaviour_log_probs` filled if the estimator uses them.
+        trajectories: Every trajectory, leading axes `(K, T)`, with `behavior_log_probs` filled if the estimator uses them.
         probabilities: Of each, shape `(K,)`; they sum to one.
         order: What the estimator claims.
         num_trajectories_per_batch: `N`; `None` for the estimator's minimum. All `K^N` batches are run.

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._arrays import expand, widest
+from logderiv._core.arrays import expand, widest
 from logderiv.types import Trajectory, check_params, check_trajectory
 
-FIELDS = ("observations", "actions", "rewards", "discounts", "behaviour_log_probs")
+FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
 # One column each: what a float, a signed integer and a bool of an invalid step are replaced by.
 GARBAGE = {
@@ -52,7 +52,7 @@ def check_padding(
 ) -> PaddingReport:
     """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit, nor on their number.
 
-    Observations, actions, rewards, discounts and behaviour log-probabilities of invalid steps are filled with NaN,
+    Observations, actions, rewards, discounts and behavior log-probabilities of invalid steps are filled with NaN,
     infinities, the extremes of their dtypes and zeros. Compared are the value, the gradient and the product of the
     Hessian with a fixed direction: masking the output alone gives the right value and NaN derivatives, so a check of
     values would not find it. Once more with NaN outside `jax.jit`, where a product with a mask shows what the compiler

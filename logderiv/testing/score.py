@@ -7,7 +7,7 @@ checked along directions `v`: the parameter axes, where there are at most 64, an
 | mistake | what breaks |
 |---|---|
 | sampler not held (a forgotten `stop_gradient`) | the derivative changes when the sample is held; the second identity |
-| support that moves, missing normaliser | the first identity, the second |
+| support that moves, missing normalizer | the first identity, the second |
 | doubled, or a mean where a sum belongs | the second identity |
 | an axis summed twice or not at all | the second identity, or the shape |
 """
@@ -21,7 +21,7 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-from logderiv._arrays import as_keys
+from logderiv._core.arrays import as_keys
 from logderiv.testing.unbiased import familywise
 from logderiv.types import check_params
 
@@ -43,7 +43,7 @@ class ScoreReport(NamedTuple):
         held: No derivative arrives through the sampler.
         informative: The whole log-probability depends on the parameters along every direction, and nothing is NaN.
         powered: `k` standard errors fit into the resolution.
-        centred: The first identity holds.
+        centered: The first identity holds.
         consistent: The second does.
     """
 
@@ -57,13 +57,13 @@ class ScoreReport(NamedTuple):
     held: jax.Array
     informative: jax.Array
     powered: jax.Array
-    centred: jax.Array
+    centered: jax.Array
     consistent: jax.Array
 
     @property
     def passed(self) -> jax.Array:
         """All hold."""
-        return self.held & self.informative & self.powered & self.centred & self.consistent
+        return self.held & self.informative & self.powered & self.centered & self.consistent
 
     def __str__(self) -> str:
         findings = [text for ok, text in zip(self[7:], _FINDINGS, strict=True) if not ok]
@@ -82,10 +82,10 @@ class ScoreReport(NamedTuple):
 
 
 _FINDINGS = (
-    "the sample carries a derivative: its sampler is reparameterised; hold it with jax.lax.stop_gradient.",
+    "the sample carries a derivative: its sampler is reparameterized; hold it with jax.lax.stop_gradient.",
     "the log-probability does not depend on a parameter, or is NaN; leave such parameters out.",
     "under-powered: the standard errors exceed the resolution; raise num_samples.",
-    "E[score] is not 0: the support moves with the parameters, log p is not normalised, or the sampler draws from another one.",
+    "E[score] is not 0: the support moves with the parameters, log p is not normalized, or the sampler draws from another one.",
     "E[score score^T] is not -E[Hessian]: log p is scaled, a sum is taken wrongly, or the sampler draws from another density.",
 )
 
@@ -191,7 +191,7 @@ def score_report(
         held=~jnp.any(leak),
         informative=jnp.all(whole > 0) & jnp.all(jnp.isfinite(terms)),
         powered=jnp.all(powered),
-        centred=jnp.all(jnp.abs(score) <= k * score_sem + rounding * jnp.sqrt(fisher)),
+        centered=jnp.all(jnp.abs(score) <= k * score_sem + rounding * jnp.sqrt(fisher)),
         consistent=jnp.all(jnp.abs(bartlett) <= k * bartlett_sem + floor),
     )
 

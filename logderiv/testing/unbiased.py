@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv import diagnostics
-from logderiv._arrays import is_traced, tree_size
+from logderiv._core.arrays import is_traced, tree_size
 
 MIN_REPLICATES = 30
 
@@ -33,7 +33,7 @@ class UnbiasedReport(NamedTuple):
         replicates_needed: About how many reach the resolution.
         varies: Every parameter's samples are finite and vary beyond rounding.
         powered: `k * sem <= resolution` everywhere.
-        centred: `|mean - exact| <= k * sem` everywhere.
+        centered: `|mean - exact| <= k * sem` everywhere.
     """
 
     mean: Any
@@ -46,12 +46,12 @@ class UnbiasedReport(NamedTuple):
     replicates_needed: jax.Array
     varies: jax.Array
     powered: jax.Array
-    centred: jax.Array
+    centered: jax.Array
 
     @property
     def passed(self) -> jax.Array:
         """All three hold."""
-        return self.varies & self.powered & self.centred
+        return self.varies & self.powered & self.centered
 
     def __str__(self) -> str:
         if not self.varies:
@@ -65,7 +65,7 @@ class UnbiasedReport(NamedTuple):
                 f"about {float(self.replicates_needed):.3g} are needed."
             )
         else:
-            verdict = "passed" if self.centred else "BIASED"
+            verdict = "passed" if self.centered else "BIASED"
         head = f"{verdict}\n{int(self.num_replicates)} replicates, k = {float(self.k):.2f} standard errors\n"
         head += (
             f"  {'leaf':<20}{'mean':>13}{'exact':>13}{'sem':>11}{'worst z':>10}{'bias seen':>12}{'resolution':>12}\n"
@@ -149,7 +149,7 @@ def unbiased_report(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0
         replicates_needed=_largest(jax.tree.map(lambda s, r: jnp.ceil(num * jnp.square(k * s / r)), sem, resolution)),
         varies=_every(jax.tree.map(varies, samples, sem)),
         powered=_every(jax.tree.map(lambda s, r: k * s <= r, sem, resolution)),
-        centred=_every(jax.tree.map(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem)),
+        centered=_every(jax.tree.map(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem)),
     )
 
 

@@ -1,0 +1,133 @@
+"""Devices and hosts: a mesh of devices, and batches spread over it under plain `jax.jit`.
+
+Nothing here communicates. A batch is *marked* as spread over the mesh's devices (`jax.sharding`) and XLA's partitioner does
+the rest, so that a mean, a leave-one-out baseline or a normalizer is taken over the whole batch, wherever its trajectories
+are. Inside `jax.shard_map` the same code would see the trajectories of one device only, which is another estimator.
+"""
+
+import contextlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from logderiv._core.arrays import is_traced
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """A mesh of one axis, `"batch"`, over devices of all processes.
+
+    Args:
+        num_devices: How many; `None` for all. With several processes, all: each must take part.
+
+    Returns:
+        A `jax.sharding.Mesh` whose axis is of type `Auto`: the library leaves to XLA what is sharded how.
+
+    Raises:
+        ValueError: Fewer than 1, or more than there are; with several processes, not all.
+
+    Example:
+        >>> make_mesh(1).axis_names
+        ('batch',)
+    """
+    there = jax.device_count()
+    num_devices = there if num_devices is None else num_devices
+    if not isinstance(num_devices, int) or not 1 <= num_devices <= there:
+        hint = "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
+        raise ValueError(
+            f"num_devices: expected a whole number from 1 to {there}, the {jax.default_backend()} devices that there are, "
+            f"received {num_devices!r}{hint}."
+        )
+    if jax.process_count() > 1 and num_devices < there:
+        raise ValueError(
+            f"num_devices: expected all {there} of {jax.process_count()} processes, received {num_devices}."
+        )
+    return Mesh(np.array(jax.devices()[:num_devices]), ("batch",), axis_types=(AxisType.Auto,))
+
+
+def as_mesh(mesh: Any) -> Mesh:
+    """The same devices with axes of type `Auto`, which is not what `jax.make_mesh` gives.
+
+    Raises:
+        TypeError: Not a mesh.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(
+            f"mesh: expected a jax.sharding.Mesh, as from logderiv.make_mesh(), received {type(mesh).__name__}."
+        )
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
+def check_divides(number: int, mesh: Mesh, name: str) -> None:
+    """Raise `ValueError` unless `number` trajectories or environments divide over the mesh."""
+    if number % mesh.size:
+        raise ValueError(
+            f"{name}: expected a multiple of the {mesh.size} devices of the mesh, received {number}; "
+            f"take {number + -number % mesh.size}."
+        )
+
+
+def check_auto(x: Any, name: str) -> None:
+    """Raise `ValueError` if this array is sharded over axes of type `Explicit`, where operations must name their shardings."""
+    sharding: Any = jax.typeof(x).sharding
+    if any(axis is not None for axis in sharding.spec):
+        raise ValueError(
+            f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(x)} over axes of types "
+            f"{sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
+        )
+
+
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """The arrays of `tree`, whole on every device of the mesh, in every process.
+
+    Raises:
+        AssertionError: They are not the same in all processes.
+    """
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def put(x: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not is_traced(x):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
+        if isinstance(x, jax.Array) and not is_traced(x) and x.is_fully_addressable and not whole.is_fully_addressable:
+            x = np.asarray(x)  # of a process's own arrays JAX makes global ones from values only
+        return jax.device_put(x, whole)
+
+    return jax.tree.map(put, tree)
+
+
+def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
+    """Within it, `spread` and `gather` speak of this mesh, and blocks of rows are taken device by device."""
+    return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def num_shards(number: int) -> int:
+    """Into how many parts `spread` divides a leading axis of this length; 1 where it does not divide."""
+    size = _size()
+    return size if number % size == 0 else 1
+
+
+def spread(tree: Any) -> Any:
+    """Mark the leading axis of every array as spread over the mesh in use, if that divides it; without a mesh, nothing."""
+    size, spec = _size(), PartitionSpec(_axes())
+    return jax.tree.map(lambda x: _mark(x, spec) if x.shape[0] % size == 0 else x, tree)
+
+
+def gather(tree: Any) -> Any:
+    """Mark every array as whole on each device of the mesh in use; without one, nothing."""
+    return _mark(tree, PartitionSpec())
+
+
+def _mark(tree: Any, spec: PartitionSpec) -> Any:
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree) if _axes() else tree
+
+
+def _size() -> int:
+    return math.prod(jax.sharding.get_abstract_mesh().shape[name] for name in _axes())
+
+
+def _axes() -> tuple[str, ...]:
+    """Those that XLA partitions over: inside `jax.shard_map`, say, none are left."""
+    return jax.sharding.get_abstract_mesh().auto_axes

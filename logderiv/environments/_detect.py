@@ -1,0 +1,39 @@
+"""Which adapter stands for an object of a public suite."""
+
+from typing import Any
+
+from logderiv.environments.brax import Brax
+from logderiv.environments.gymnasium.adapter import Gymnasium, is_gymnasium
+from logderiv.environments.gymnax import Gymnax
+from logderiv.environments.jumanji import Jumanji
+
+
+def as_environment(environment: Any) -> Any:
+    """An environment of the protocol from one, or from an unmodified object of a suite, told by its attributes.
+
+    | object of | has | becomes |
+    |---|---|---|
+    | gymnax 0.x and 1.x, craftax | `reset_env`, `step_env` | `Gymnax` |
+    | brax, MuJoCo Playground | `action_size`, `observation_size` | `Brax` |
+    | jumanji | `action_spec`, `observation_spec` | `Jumanji` |
+    | Gymnasium | a class of that library | `Gymnasium` |
+
+    No suite is imported for it.
+
+    Raises:
+        TypeError: None of them.
+    """
+    if hasattr(environment, "reset_env") and hasattr(environment, "step_env"):
+        return Gymnax(environment)
+    if hasattr(environment, "reset") and hasattr(environment, "step"):
+        if hasattr(environment, "action_size") and hasattr(environment, "observation_size"):
+            return Brax(environment)
+        if hasattr(environment, "action_spec") and hasattr(environment, "observation_spec"):
+            return Jumanji(environment)
+        if is_gymnasium(environment):
+            return Gymnasium.of(environment)
+        return environment
+    raise TypeError(
+        "environment: expected reset(key, params) and step(key, state, action, params), or an environment of gymnax, "
+        f"craftax, brax, jumanji or Gymnasium; received {type(environment).__name__}."
+    )

@@ -1,0 +1,95 @@
+"""What the adapters of public suites share: action spaces, and room for a suite's own code."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from logderiv.distributions.interop import num_categories
+
+
+class ActionSpace(NamedTuple):
+    """What a suite takes as one action, read from its own space object.
+
+    Attributes:
+        shape: Shape of one action.
+        integer: Whether it is made of whole numbers.
+        num_values: How many values `0 .. num_values - 1` there are, where it is one whole number.
+        name: For messages.
+    """
+
+    shape: tuple[int, ...]
+    integer: bool
+    num_values: int | None
+    name: str
+
+
+def action_space(space: Any) -> ActionSpace | None:
+    """The action space of gymnax, craftax, jumanji or Gymnasium in our words; `None` for what is nested or unknown."""
+    values = getattr(space, "num_values", getattr(space, "n", None))
+    if values is not None and np.ndim(values) == 0 and getattr(space, "shape", None) == ():
+        last = int(getattr(space, "start", 0)) + int(values)
+        return ActionSpace((), True, last, f"{last} actions")
+    if hasattr(space, "low") or hasattr(space, "minimum") or hasattr(space, "nvec"):
+        integer = hasattr(space, "nvec") or not jnp.issubdtype(jnp.dtype(space.dtype), jnp.inexact)
+        return ActionSpace(tuple(space.shape), integer, None, f"{type(space).__name__} of shape {tuple(space.shape)}")
+    return None
+
+
+def check_action(environment: Any, distribution: Any, action: Any) -> None:
+    """Raise where a policy cannot mean the actions of this environment; for use at trace time.
+
+    Args:
+        environment: Checked where its `action_space` is an `ActionSpace`, as that of every adapter is.
+        distribution: What the policy returned.
+        action: One action drawn from it.
+
+    Raises:
+        ValueError: An action of another shape, or a categorical distribution over more actions than there are.
+        TypeError: Real numbers for whole ones, or the other way round.
+    """
+    space = getattr(environment, "action_space", None)
+    if not isinstance(space, ActionSpace):
+        return
+    leaves = jax.tree.leaves(action)
+    if len(leaves) != 1 or jnp.shape(leaves[0]) != space.shape:
+        received = [jnp.shape(leaf) for leaf in leaves]
+        raise ValueError(
+            f"actions: this environment takes {space.name}, one action of shape {space.shape}; the policy drew "
+            f"{received[0] if len(received) == 1 else received}. The last axis of logderiv.Normal is the event."
+        )
+    integer = not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.inexact)
+    if integer != space.integer:
+        raise TypeError(
+            f"actions: this environment takes {space.name}, {'whole' if space.integer else 'real'} numbers; the policy "
+            f"drew {jnp.result_type(leaves[0])}. Return logderiv.{'Categorical' if space.integer else 'Normal'}."
+        )
+    categories = num_categories(distribution, action)
+    if space.num_values is not None and categories is not None and categories > space.num_values:
+        raise ValueError(
+            f"actions: the policy chooses among {categories}, this environment has {space.name}; "
+            "is the last layer as wide as the number of actions?"
+        )
+
+
+@contextlib.contextmanager
+def own_rules() -> Iterator[None]:
+    """JAX's standard promotion while a suite's code is traced: suites mix dtypes and ranks, whatever the caller's rules."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def scalar_reward(reward: Any, advice: str) -> jax.Array:
+    """A reward, checked to be one number."""
+    if np.prod(jnp.shape(reward), dtype=int) != 1:
+        raise ValueError(f"environment: expected a scalar reward, received shape {jnp.shape(reward)}; {advice}.")
+    return jnp.reshape(jnp.asarray(reward), ())
+
+
+def no_params(params: Any, name: str) -> None:
+    """Raise `TypeError` where parameters are passed to a suite whose environments keep their own."""
+    if params is not None:
+        raise TypeError(f"environment_params: {name} keeps its parameters in the environment object; pass None.")

@@ -1,0 +1,181 @@
+"""Gymnasium environments by rows: one after the other, or CartPole in numpy; what their spaces hold and allow."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from logderiv.environments.gymnasium.host import Leaves, Stepper
+
+_CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
+
+
+@dataclasses.dataclass(frozen=True)
+class Remake:
+    """Makes further environments like the one that a spec describes.
+
+    Attributes:
+        words: The spec as JSON, which says whether two make the same; an object of its own where JSON cannot say it.
+        spec: Gymnasium's.
+    """
+
+    words: Any
+    spec: Any = dataclasses.field(compare=False, repr=False)
+
+    @classmethod
+    def of(cls, spec: Any) -> "Remake":
+        """From the `spec` of an environment."""
+        try:
+            return cls(spec.to_json(), spec)
+        except (TypeError, ValueError):  # something in it is a function
+            return cls(object(), spec)
+
+    def __call__(self) -> Any:
+        """One environment."""
+        return make(self.spec)
+
+
+def make(source: Any) -> Any:
+    """One environment from an id, a spec, or a function that makes one."""
+    if callable(source):
+        return source()
+    return _library().make(source)
+
+
+def maker(source: Any) -> Callable[[int], Stepper]:
+    """How to make `n` environments at once: in numpy where that is known to be the same environment."""
+    spec = source.spec if isinstance(source, Remake) else source
+    if isinstance(spec, str):
+        spec = _library().spec(spec)
+    if getattr(spec, "vector_entry_point", None) == _CARTPOLE and not spec.additional_wrappers:
+        options = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
+        return lambda n: CartPoles(n, spec.max_episode_steps, options)
+    return lambda n: OneByOne([make(source) for _ in range(n)])
+
+
+class OneByOne:
+    """A list of environments."""
+
+    def __init__(self, environments: list[Any]) -> None:
+        self.environments = environments
+        self.space = environments[0].action_space
+
+    def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
+        """Reset these rows."""
+        pairs = zip(rows.tolist(), seeds.tolist(), strict=True)
+        return _stack([self.environments[row].reset(seed=seed)[0] for row, seed in pairs])
+
+    def step(self, rows: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray]:
+        """Step these rows."""
+        actions = _unstack(self.space, action, len(rows))
+        new = [self.environments[row].step(a) for row, a in zip(rows.tolist(), actions, strict=True)]
+        return _stack([x[0] for x in new]), np.array([x[1:4] for x in new], float)
+
+    def close(self) -> None:
+        """Close all."""
+        for environment in self.environments:
+            environment.close()
+
+
+class CartPoles:
+    """Gymnasium's `CartPoleVectorEnv`, with its auto-reset off and each row seeded as a single environment would be."""
+
+    def __init__(self, n: int, max_episode_steps: int | None, options: dict[str, Any]) -> None:
+        module, name = _CARTPOLE.split(":")
+        self.vector = getattr(importlib.import_module(module), name)(
+            n, max_episode_steps=max_episode_steps or 2**30, **options
+        )
+        self.vector.reset(seed=0)
+
+    def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
+        """Draw a start for each of these rows."""
+        vector, generator = self.vector, importlib.import_module("gymnasium.utils.seeding").np_random
+        starts = [generator(seed)[0].uniform(vector.low, vector.high, size=4) for seed in seeds.tolist()]
+        vector.state[:, rows] = np.stack(starts, 1)
+        vector.steps[rows] = 0
+        return [vector.state.T[rows].astype(np.float32)]
+
+    def step(self, rows: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray]:
+        """Step these rows; numpy steps the others too, and they are put back."""
+        vector, everyone = self.vector, np.zeros(self.vector.num_envs, np.int64)
+        everyone[rows] = action[0]
+        state, steps = vector.state, vector.steps.copy()
+        observation, reward, terminated, truncated, _ = vector.step(everyone)
+        vector.prev_done[:] = False
+        resting = np.ones(len(everyone), bool)
+        resting[rows] = False
+        vector.state[:, resting], vector.steps[resting] = state[:, resting], steps[resting]
+        return [observation[rows]], np.stack([reward[rows], terminated[rows], truncated[rows]], 1)
+
+    def close(self) -> None:
+        """Nothing is held."""
+        self.vector.close()
+
+
+def template(space: Any) -> Any:
+    """Shapes and dtypes of what a space holds: one array, or tuples and dicts of them.
+
+    Raises:
+        TypeError: A space without a fixed shape.
+    """
+    name = type(space).__name__
+    if name == "Dict":
+        return {key: template(inner) for key, inner in space.spaces.items()}
+    if name == "Tuple":
+        return tuple(template(inner) for inner in space.spaces)
+    if getattr(space, "shape", None) is None or getattr(space, "dtype", None) is None:
+        raise TypeError(f"Gymnasium: expected spaces of arrays, received {space}; flatten it with a gymnasium wrapper.")
+    return jax.ShapeDtypeStruct(tuple(space.shape), np.dtype(space.dtype))
+
+
+def checked(space: Any, action: Any, clip: bool) -> Any:
+    """Actions of all rows, inside their space, in its dtypes.
+
+    Raises:
+        ValueError: One is outside; says which.
+    """
+    name = type(space).__name__
+    if name == "Dict":
+        return {key: checked(inner, action[key], clip) for key, inner in space.spaces.items()}
+    if name == "Tuple":
+        return tuple(checked(inner, a, clip) for inner, a in zip(space.spaces, action, strict=True))
+    low, high = _bounds(space)
+    if clip and name == "Box":
+        action = np.clip(action, low, high)
+    outside = ~((action >= low) & (action <= high))  # NaN too
+    if outside.any():
+        row = int(np.argwhere(outside)[0, 0])
+        fix = "use logderiv.TanhNormal with these bounds, or Gymnasium(..., clip=True)" if name == "Box" else (
+            "is the last layer as wide as the number of actions?"
+        )  # fmt: skip
+        raise ValueError(f"action: expected one of {space}, received {action[row]} in row {row}; {fix}.")
+    return action.astype(space.dtype)
+
+
+def _library() -> Any:
+    try:
+        return importlib.import_module("gymnasium")
+    except ImportError as error:
+        raise ImportError("Gymnasium needs the package gymnasium; pip install 'logderiv[envs]'.") from error
+
+
+def _bounds(space: Any) -> tuple[Any, Any]:
+    name = type(space).__name__
+    if name == "Discrete":
+        return space.start, space.start + space.n - 1
+    if name == "MultiDiscrete":
+        return space.start, space.start + space.nvec - 1
+    return (0, 1) if name == "MultiBinary" else (space.low, space.high)
+
+
+def _stack(values: list[Any]) -> Leaves:
+    return [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, values), strict=True)]
+
+
+def _unstack(space: Any, action: Leaves, n: int) -> list[Any]:
+    """One action per row, in the structure of the space."""
+    structure = jax.tree.structure(template(space))
+    return [jax.tree.unflatten(structure, [a[row] for a in action]) for row in range(n)]

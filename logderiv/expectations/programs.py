@@ -1,0 +1,165 @@
+r"""Programs: the expected cost of your own JAX code, differentiable to any order.
+
+A program makes random choices $x_1, x_2, \ldots$, each from a distribution that may depend on the parameters and on the
+choices before, and incurs costs $c_1, c_2, \ldots$ along the way. It threads a `Tape` through whatever it is made of
+(`lax.scan`, `lax.cond`, `lax.while_loop`), as one threads a key, and `expectation` runs it:
+
+    def program(params, tape):  # three flips; the expected number of ones is 3 p
+        def step(carry, _):
+            tape, ones = carry
+            tape, flip = tape.sample(ld.Bernoulli(params))
+            return (tape, ones + flip), None
+
+        (tape, ones), _ = jax.lax.scan(step, (tape, 0), None, length=3)
+        return tape.cost(ones)
+
+    objective = ld.expectation(program, num_samples=64, baseline=ld.baseline_leave_one_out())
+    value, grads = jax.value_and_grad(objective)(params, key)
+
+With $\ell_i$ the log-probability of choice `i`, sums $\ell_{\le j}$ over the choices made before cost `j`, and
+$\square(x) = \exp(x - \bot(x))$, which is 1 and has the derivatives of $e^x$, the tape accumulates
+
+$\sum_j c_j\, \square(\ell_{\le j}) + \sum_i b_i\, (\square(\ell_{<i}) - \square(\ell_{\le i}))$.
+
+Its value is the cost. Its k-th derivative is an unbiased estimate of the k-th derivative of the expected cost, for every k: costs
+may depend on the parameters, and `b_i` on anything known before choice `i`. A choice is credited with later costs only. All
+of it is a running sum: a tape is a key and two numbers, however long the program.
+
+References:
+    Schulman et al. (2015), arXiv:1506.05254, theorem 1 (stochastic computation graphs, order one); Foerster et al. (2018),
+    arXiv:1802.05098, eqs. 5-6 (DiCE, every order); Mao et al. (2019), arXiv:1904.09664, eq. 9 (baselines at every order); Lew et al.
+    (2023), arXiv:2212.06386 (ADEV, the same aim by program transformation).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv._core.arrays import as_keys
+from logderiv.estimators.baselines import Baseline, baseline_leave_one_out
+from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
+
+Program = Callable[..., Tape]
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Expectation:
+    """See `expectation`."""
+
+    program: Program
+    num_samples: int = 1
+    baseline: Baseline | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ValueError(f"num_samples: expected a whole number >= 1, received {self.num_samples}.")
+        if self.baseline is None:
+            return
+        if self.baseline != baseline_leave_one_out():
+            raise TypeError(
+                f"baseline: expected baseline_leave_one_out() or None, received {self.baseline!r}. A constant, an average of earlier "
+                "runs or a value of the state is given at the choice: tape.sample(distribution, baseline=...)."
+            )
+        self.baseline.bias.check(self.num_samples)
+
+    def __call__(self, params: Any, key: jax.Array, *args: Any) -> jax.Array:
+        """The mean cost of `num_samples` runs; `key` is consumed."""
+        keys = jax.random.split(as_keys(key), self.num_samples)
+        return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
+
+    @property
+    def peers(self) -> str | None:
+        """The axis that the baseline is taken over."""
+        return None if self.baseline is None else SAMPLES
+
+    def on_tapes(self, params: Any, tapes: Tape, *args: Any) -> jax.Array:
+        """As a call, on given tapes, stacked."""
+
+        def run(tape: Tape) -> jax.Array:
+            end = self.program(params, tape, *args)
+            check_tape(end, "the program")
+            if end.peers is None:
+                return end.total
+            return end.total + others_mean(end.total) * (1 - end._box(end.log_prob))
+
+        return jnp.mean(jax.vmap(run, axis_name=SAMPLES)(tapes))
+
+
+def expectation(program: Program, *, num_samples: int = 1, baseline: Baseline | None = None) -> Expectation:
+    r"""The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
+
+    The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, of any order and by any mix of
+    `jax.grad`, `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled
+    choices, derivatives through pathwise ones, and those of the costs themselves. `jax.jit` and `jax.vmap` apply.
+
+    **Loops.** JAX differentiates `lax.while_loop` in forward mode only. So do derivatives of a program that samples in one:
+    `jax.jvp`, `jax.jacfwd`, `jax.jacfwd(jax.jacfwd(...))`; `jax.grad` raises. With `logderiv.bounded_while_loop` in its place,
+    and with `lax.scan` and `lax.cond`, both modes work.
+
+    **Higher orders** want float64, and many samples: the k-th derivative carries products of k scores.
+
+    Args:
+        program: `(params, tape, *args) -> tape`; see `logderiv.programs` for one.
+        num_samples: `N` independent runs, side by side by `jax.vmap` (which runs both branches of a `lax.cond`).
+        baseline: `baseline_leave_one_out()`: the costs after a choice are compared with what the *other* runs still had to pay when
+            they were at this point of the program, $b_{n,i} = \tfrac{1}{N-1} \sum_{m \ne n} (C_m - C_{m,<i})$. A run that has finished
+            counts 0; a branch that a run does not take must yet have finite costs there. Other baselines are given at the choice.
+
+    Returns:
+        A function, also an object that `jax.jit` takes as an argument.
+
+    Raises:
+        ValueError: `num_samples` below 1, or below 2 with a baseline.
+        TypeError: Another baseline; when called, a program that does not return its tape.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, logderiv as ld
+        >>> def two_flips(logit, tape):
+        ...     tape, first = tape.sample(ld.Bernoulli(logit))
+        ...     tape, second = tape.sample(ld.Bernoulli(logit))
+        ...     return tape.cost(first * second)
+        >>> objective = ld.expectation(two_flips, num_samples=20_000)
+        >>> value, slope = jax.value_and_grad(objective)(0.0, jax.random.key(0))
+        >>> bool(abs(value - 0.25) < 0.02), bool(abs(slope - 0.25) < 0.03)  # p**2 and 2 p * p (1 - p) at p = 1/2
+        (True, True)
+
+    References:
+        As in `logderiv.programs`.
+    """
+    return Expectation(program, num_samples, baseline)
+
+
+def bounded_while_loop(
+    cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init: Any, *, max_steps: int
+) -> tuple[Any, jax.Array]:
+    """`lax.while_loop` that ends after `max_steps` at the latest, and that reverse mode can differentiate.
+
+    A scan of `max_steps` steps, each of which runs the body while the condition holds. Under `jax.vmap` (and so under
+    `expectation`) the body runs in every step and its result is dropped where the loop has ended: it must be
+    differentiable there too.
+
+    Args:
+        cond_fun: `carry -> bool`.
+        body_fun: `carry -> carry`.
+        init: The first carry, tapes and all.
+        max_steps: At least 1.
+
+    Returns:
+        `(carry, finished)`; where `finished` is false the loop was cut, and the expectation is another one.
+
+    Raises:
+        ValueError: `max_steps` below 1.
+    """
+    if max_steps < 1:
+        raise ValueError(f"max_steps: expected a whole number >= 1, received {max_steps}.")
+
+    def step(carry: Any, _: None) -> tuple[Any, None]:
+        return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None
+
+    carry, _ = lax.scan(step, init, None, length=max_steps)
+    return carry, ~jnp.asarray(cond_fun(carry))

@@ -1,0 +1,236 @@
+"""The tape: what a program threads through itself, and one line for each thing that it may do. See `logderiv.programs`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv import distributions
+from logderiv._core.arrays import as_keys, register_dataclass, scalar_cost
+from logderiv.estimators.surrogates import box
+from logderiv.expectations.score_and_pathwise import check_reparameterized
+
+SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tape:
+    """What a program threads through itself: the source of its randomness, and what it has cost so far.
+
+    Every method returns a new tape and spends the old one; so does handing it to `scan`, `cond`, `while_loop`, `vmap` or `jit`.
+    Go on with the tape that comes back: using a spent one again raises, and so does returning it from a program, a loop's body or
+    a branch. (Only a tape handed on twice escapes.) Give a tape to the branches of a `lax.cond` as an operand: two closures
+    around one tape are two uses.
+
+    Attributes:
+        bits: Data of a key, raw: JAX's checker of key reuse would take a `lax.cond` under `jax.vmap` for one.
+        log_prob: Sum of the log-probabilities of the scored choices so far. Shape `()`.
+        total: Costs so far; their sum in value, the surrogate in its derivatives. Shape `()`.
+        impl: Of the key; static.
+        peers: Axis of the other samples of the expectation, where each choice has them as its baseline. Static.
+    """
+
+    bits: jax.Array
+    log_prob: jax.Array
+    total: jax.Array
+    impl: Any
+    peers: str | None = None
+
+    _spent = False
+    _handed_on = False
+
+    @classmethod
+    def start(cls, key: jax.Array, *, peers: str | None = None) -> Self:
+        """A tape without choices and costs, in the default floating dtype, as `expectation` makes it; `key` is consumed."""
+        key, zero = as_keys(key), jnp.zeros(())
+        return cls(jax.random.key_data(key), zero, zero, jax.random.key_impl(key), peers)
+
+    def sample(self, distribution: Any, *, baseline: Any = 0.0) -> tuple[Self, Any]:
+        """Make a choice, and score it.
+
+        Args:
+            distribution: Of this library, distrax, TFP or numpyro. One with batch axes makes independent choices at once.
+            baseline: What the rest of the program is thought to cost, a scalar. It is held, and may depend on everything before
+                this choice: any such number leaves every derivative unbiased.
+
+        Returns:
+            `(tape, value)`, the value held (`stop_gradient`).
+
+        Raises:
+            ValueError: The tape is spent; the baseline is not a scalar.
+            TypeError: `distribution` has no `log_prob`.
+        """
+        distributions.check_distribution(distribution)
+        tape, (key,) = self.split()
+        # Held before as well as after: the sampler need not have a derivative.
+        value = lax.stop_gradient(distributions.sample(_held(distribution), key))
+        return tape._score(distribution, value, baseline), value
+
+    def sample_pathwise(self, distribution: Any) -> tuple[Self, Any]:
+        """Make a choice whose value carries the derivative: through the sampler (reparameterized), and no score.
+
+        Everything computed from the value must be differentiable in it, and continuous: what jumps contributes nothing, silently.
+
+        Returns:
+            `(tape, value)`.
+
+        Raises:
+            ValueError: The tape is spent.
+            TypeError: The distribution is discrete, or its library says that it is not reparameterized.
+        """
+        tape, (key,) = self.split()
+        value = distributions.sample(distribution, key)
+        check_reparameterized(distribution, value)
+        return tape, value
+
+    def score(self, distribution: Any, value: Any, *, baseline: Any = 0.0) -> Self:
+        """Score a choice that was drawn elsewhere, from this very distribution: by a rollout, or with a key from `split`.
+
+        Not for data: what was not drawn at these parameters needs an importance weight.
+
+        Args:
+            distribution: As in `sample`.
+            value: Held.
+            baseline: As in `sample`.
+
+        Returns:
+            The new tape.
+
+        Raises:
+            ValueError, TypeError: As `sample`.
+        """
+        self._spend()
+        return self._score(distribution, lax.stop_gradient(value), baseline)
+
+    def cost(self, value: Any) -> Self:
+        """Incur a cost (or a reward), caused by every choice up to here.
+
+        Args:
+            value: A scalar; derivatives with respect to parameters and pathwise values flow through it.
+
+        Returns:
+            The new tape.
+
+        Raises:
+            ValueError: Not a scalar, or the tape is spent.
+        """
+        self._spend()
+        value = scalar_cost(value).astype(self.total.dtype)
+        return dataclasses.replace(self, total=self.total + value * self._box(self.log_prob))
+
+    def split(self, num: int = 1) -> tuple[Self, jax.Array]:
+        """Take `num` keys for randomness that does not depend on the parameters: `tape, (key,) = tape.split()`.
+
+        Raises:
+            ValueError: The tape is spent.
+        """
+        self._spend()
+        return self._keys(num)
+
+    def plate(self, function: Callable[[Self, Any], tuple[Self, Any]], xs: Any) -> tuple[Self, Any]:
+        r"""Run independent parts side by side: `jax.vmap` over the rows of `xs`, each with a tape of its own.
+
+        The parts' log-probabilities and costs are summed. A cost inside a part is caused by this part's choices and by
+        those before the plate, not by the other parts', which it cannot depend on.
+
+        Args:
+            function: `(tape, x) -> (tape, output)` for one row.
+            xs: Pytree with a common leading axis.
+
+        Returns:
+            `(tape, outputs)`, the outputs stacked.
+
+        Raises:
+            ValueError: The tape is spent, or `xs` has no leading axis.
+            TypeError: `function` does not return a pair that begins with a tape.
+        """
+        sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(xs)}
+        if len(sizes) != 1 or () in sizes:
+            raise ValueError(
+                f"xs: expected leaves with one common leading axis, received leading axes {sorted(sizes)}."
+            )
+        self._spend()
+        rest, tapes = self._fork(sizes.pop()[0])
+
+        def part(tape: Self, x: Any) -> tuple[Self, Any]:
+            tape, output = function(tape, x)
+            check_tape(tape, "the function of a plate, as the first of a pair")
+            return dataclasses.replace(tape), output
+
+        tapes, outputs = jax.vmap(part)(tapes, xs)
+        return rest._join(tapes), outputs
+
+    def _score(self, distribution: Any, value: Any, baseline: Any) -> Self:
+        logs = distributions.log_probs(distribution, value)
+        log_prob = self.log_prob + jnp.sum(logs).astype(self.log_prob.dtype)
+        expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
+        if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
+            expected = expected - others_mean(self.total)
+        control = lax.stop_gradient(expected) * (self._box(self.log_prob) - self._box(log_prob))
+        return dataclasses.replace(self, log_prob=log_prob, total=self.total + control)
+
+    def _fork(self, num: int) -> tuple[Self, Self]:
+        """The tape to go on with, and `num` tapes, stacked, that start from nothing."""
+        rest, keys = self._keys(num)
+        zeros = jnp.zeros(num, self.total.dtype)
+        return rest, dataclasses.replace(self, bits=jax.random.key_data(keys), log_prob=zeros, total=zeros)
+
+    def _keys(self, num: int) -> tuple[Self, jax.Array]:
+        keys = jax.random.split(jax.random.wrap_key_data(self.bits, impl=self.impl), num + 1)
+        return dataclasses.replace(self, bits=jax.random.key_data(keys[0])), keys[1:]
+
+    def _join(self, tapes: Self) -> Self:
+        """Take parts in that have started from nothing: a box of a sum is a product of boxes."""
+        before, totals = self._box(self.log_prob), tapes.total
+        if (
+            self.peers is not None
+        ):  # the others' cost so far, as seen by a part: before the plate, and in its other parts
+            costs = others_mean(tapes.total)
+            elsewhere = others_mean(self.total) + jnp.sum(costs) - costs
+            totals = totals - elsewhere * (1 - self._box(tapes.log_prob))
+        log_prob, total = self.log_prob + jnp.sum(tapes.log_prob), self.total + before * jnp.sum(totals)
+        return dataclasses.replace(self, log_prob=log_prob, total=total)
+
+    def _spend(self) -> None:
+        if self._spent:
+            raise ValueError(
+                "tape: used twice, expected each tape to be used once; its key is consumed and its costs have moved on. Go on with, "
+                "and return, the tape that sample, cost, scan and the others give; pass it to both branches of a lax.cond as an operand."
+            )
+        object.__setattr__(self, "_spent", True)
+
+    def _hand_on(self) -> None:
+        """JAX takes a tape apart: the first time it is spent, and may be taken apart again within the same call."""
+        if not self._handed_on:
+            self._spend()
+            object.__setattr__(self, "_handed_on", True)
+
+    @staticmethod
+    def _box(log_prob: jax.Array) -> jax.Array:
+        return box(log_prob)
+
+
+register_dataclass(Tape, ("bits", "log_prob", "total"), ("impl", "peers"), visit=Tape._hand_on)
+
+
+def others_mean(values: jax.Array) -> jax.Array:
+    """The mean over the other samples of an expectation, held."""
+    values = lax.stop_gradient(values)
+    return (lax.psum(values, SAMPLES) - values) / (lax.psum(1, SAMPLES) - 1)
+
+
+def check_tape(tape: Any, source: str) -> None:
+    """Raise unless `tape` is one that has not been used; now it has."""
+    if not isinstance(tape, Tape):
+        raise TypeError(
+            f"{source}: expected to return its tape, received {type(tape).__name__}; a cost is reported by tape = tape.cost(value)."
+        )
+    tape._spend()
+
+
+def _held(distribution: Any) -> Any:
+    """The distribution with held parameters; unchanged if it is no pytree."""
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, distribution)

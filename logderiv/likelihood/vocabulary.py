@@ -1,0 +1,309 @@
+r"""Log-probabilities of tokens under a softmax over a large vocabulary, in blocks of the vocabulary.
+
+Notation: `V` tokens in the vocabulary, `D` features, hidden states $h$ with leading axes `(*batch, T)`, unembedding $W$, shape `(V, D)`.
+The logits of one token are $\ell_v = w_v \cdot h$, and those of all of them are the largest array of a language model's
+training step. Here a block of rows of $W$ is taken at a time, with all tokens: the maximum and the sum of exponentials
+are carried from block to block, and the derivative rule takes the logits of each block anew. Tokens are never cut, so
+the first of their axes may be sharded, as a batch usually is.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from logderiv._core.arrays import accumulator_dtype, expand, is_traced, widen, widest
+
+# Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
+# two, which would make its matrix products slower. Elsewhere blocks only bound the memory; those are *unmeasured*.
+_BLOCK = {"cpu": (4_096_000, 2000)}
+_BLOCK_ELSEWHERE = (1 << 26, 1 << 15)
+_SMALLEST_BLOCK = 500  # with very many tokens a block of logits may then be as large as the hidden states
+
+
+class TokenLogProbs(NamedTuple):
+    """What `token_log_probs` returns, shape of the tokens, float32 at least.
+
+    Attributes:
+        log_probs: Log-probability of each token; 0 where invalid.
+        entropy: Entropy of the distribution that it was drawn from, in nats; 0 where invalid. `None` unless asked for.
+    """
+
+    log_probs: jax.Array
+    entropy: jax.Array | None = None
+
+
+def token_log_probs(
+    unembedding: jax.Array,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    *,
+    temperature: float | jax.Array = 1.0,
+    soft_cap: float | jax.Array | None = None,
+    allowed: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    entropy: bool = False,
+    block_size: int | None = None,
+) -> TokenLogProbs:
+    r"""Log-probability of each token given the hidden state it was drawn from, without the logits of the whole vocabulary.
+
+    $\log p(v|h) = \ell_v - \log\sum_u \exp \ell_u$ with $\ell_v = \tfrac1\tau\, c \tanh(w_v \cdot h / c)$: the soft-cap $c$ belongs to the model and
+    comes first, the temperature $\tau$ to sampling and comes last. Without a soft-cap $\ell_v = w_v \cdot h / \tau$.
+
+    Memory is that of one block of logits, and time that of four matrix products for value and both gradients, where the
+    plain form needs three and moves `N V` numbers through memory several times. Products and sums are taken in float32
+    at least; gradients are summed in it too and returned in the dtype of their argument. Use the batch axes rather than
+    `jax.vmap`, which hides them from the choice of the block. A sum over valid steps is the log-probability of a sequence.
+
+    As the model of whole sequences, so that every estimator takes it:
+
+        def log_factors(params, tau):  # one trajectory: `hidden` of step t sees the tokens before t only
+            hidden = transformer(params, tau.observations)
+            return ld.token_log_probs(params["unembedding"], hidden, tau.actions).log_probs
+
+        policy = ld.Policy(step, log_factors=log_factors)
+
+    Args:
+        unembedding: One row for each token of the vocabulary, shape `(V, D)`, as an embedding table has it.
+        hidden: Shape `(*batch, T, D)`, or any other leading axes.
+        tokens: Integers in `0 .. V - 1`, shape `(*batch, T)`.
+        temperature: $\tau > 0$, a scalar.
+        soft_cap: $c > 0$, a scalar; `None` for none.
+        allowed: False for tokens that are never drawn: probability 0, and none of the derivatives. Shape `(V,)`, bool.
+        valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
+        entropy: Whether to take the entropy as well; it costs no matrix product.
+        block_size: Rows of the unembedding in a block. `None` for the backend's default, a divisor of `V` where there is one near
+            it; other sizes copy the unembedding once. Speed and memory only.
+
+    Returns:
+        `TokenLogProbs`, shape `(*batch, T)`.
+
+    Raises:
+        ValueError: Shapes disagree; temperature, soft-cap or block size is not positive; nothing is allowed; or, outside `jax.jit`,
+            a valid token is outside the vocabulary. Inside `jax.jit` such a token has log-probability `-inf` and zero gradient, like
+            one that is not allowed.
+        TypeError: A dtype is of the wrong kind.
+
+    Gradients: flow through `unembedding`, `hidden`, `temperature` and `soft_cap`, in both modes and at any order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unembedding, hidden = jnp.zeros((8, 2)), jnp.ones((3, 2))
+        >>> result = token_log_probs(unembedding, hidden, jnp.array([0, 7, 3]), entropy=True)
+        >>> [round(float(x), 4) for x in (*result.log_probs, result.entropy[0])]  # log 8 = 2.0794
+        [-2.0794, -2.0794, -2.0794, 2.0794]
+
+    References:
+        Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
+        section 2, for the soft-cap.
+    """
+    unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
+    _check(unembedding, hidden, tokens, allowed, valid)
+    vocabulary = unembedding.shape[0]
+    _check_inside(tokens, valid, vocabulary)
+    tokens = widen(tokens)
+    inside = (tokens >= 0) & (tokens < vocabulary)
+    tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
+    if valid is not None:
+        tokens = jnp.where(valid, tokens, 0)
+        hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
+
+    dtype = accumulator_dtype(widest(unembedding.dtype, hidden.dtype))
+    scale, inner = None, _positive("temperature", temperature, dtype)
+    if soft_cap is not None:
+        temperature, inner = inner, _positive("soft_cap", soft_cap, dtype)
+        scale = inner / temperature
+    size = _block_size(tokens.size, vocabulary, block_size)
+    rows = hidden.reshape((-1, hidden.shape[-1])).astype(dtype) / inner
+    sums = _over_vocabulary(size, entropy, unembedding, rows, scale, tokens.reshape(-1), allowed)
+
+    def result(values: jax.Array) -> jax.Array:
+        values = values.reshape(tokens.shape)
+        return values if valid is None else jnp.where(valid, values, jnp.zeros_like(values))
+
+    return TokenLogProbs(result(sums.log_probs), None if sums.entropy is None else result(sums.entropy))
+
+
+class _Sums(NamedTuple):
+    """What is known of each token's distribution. Shapes `(N,)`."""
+
+    log_probs: jax.Array
+    log_normalizer: jax.Array
+    entropy: jax.Array | None
+
+
+def _one_pass(
+    size: int,
+    with_entropy: bool,
+    unembedding: jax.Array,
+    hidden: jax.Array,
+    scale: jax.Array | None,
+    tokens: jax.Array,
+    allowed: jax.Array | None,
+) -> _Sums:
+    """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
+
+    def add(carry: Any, block: Any) -> tuple[Any, None]:
+        peak, total, moment, chosen = carry
+        rows, start, open_ = block
+        logits = _logits(rows, hidden, scale, open_)
+        new = jnp.maximum(peak, jnp.max(logits, axis=1))
+        shifted, shrink = logits - new[:, None], jnp.exp(peak - new)
+        weights = jnp.exp(shifted)
+        if with_entropy:  # sum of weights * (logit - peak), moved to the new peak
+            moment = shrink * (moment + (peak - new) * total)
+            moment += jnp.sum(weights * jnp.where(weights > 0, shifted, 0), axis=1)
+        total = shrink * total + jnp.sum(weights, axis=1)
+        local = tokens - start
+        here = jnp.take_along_axis(logits, jnp.clip(local, 0, size - 1)[:, None], axis=1)[:, 0]
+        chosen = jnp.where((local >= 0) & (local < size), here, chosen)
+        return (new, total, moment, chosen), None
+
+    zeros = jnp.zeros(tokens.shape, hidden.dtype)
+    lowest = jnp.full_like(zeros, jnp.finfo(hidden.dtype).min)  # finite: a block may allow nothing
+    start = (lowest, zeros, zeros, jnp.full_like(zeros, -jnp.inf))
+    (peak, total, moment, chosen), _ = lax.scan(add, start, _blocks(size, unembedding, allowed))
+    log_total = jnp.log(total)
+    entropy = log_total - moment / total if with_entropy else None
+    return _Sums((chosen - peak) - log_total, peak + log_total, entropy)
+
+
+_over_vocabulary = jax.custom_jvp(_one_pass, nondiff_argnums=(0, 1))
+
+
+@partial(_over_vocabulary.defjvp, symbolic_zeros=True)
+def _second_pass(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
+    r"""The blocks in turn, for the tangents.
+
+    With $p_v$ the probabilities, $a$ the token and $H$ the entropy,
+
+    $d\log p_a = \sum_v (1_{v=a} - p_v)\, d\ell_v$, $d\log Z = \sum_v p_v\, d\ell_v$, $dH = -\sum_v p_v (\log p_v + H)\, d\ell_v$.
+
+    It is linear in $d\ell$, and a block is recomputed when it is transposed: on the way back each block gives its rows of the
+    unembedding's gradient and adds to that of the hidden states.
+    """
+    unembedding, hidden, scale, tokens, allowed = primals
+    sums = _over_vocabulary(size, with_entropy, *primals)
+    d_unembedding, d_hidden, d_scale = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+
+    @partial(jax.checkpoint, prevent_cse=False)
+    def tangent(block: Any, d_rows: jax.Array | None) -> _Sums:
+        rows, start, open_ = block
+        logits, d_logits = _jvp(partial(_logits, open_=open_), (rows, hidden, scale), (d_rows, d_hidden, d_scale))
+        logs = logits - sums.log_normalizer[:, None]
+        probs = jnp.exp(logs)
+        here = (tokens - start)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
+        # Each is one product and one sum: then nothing of the shape of a block is kept for all of them.
+        d_log_probs = jnp.sum((here.astype(probs.dtype) - probs) * d_logits, axis=1)
+        d_log_normalizer = jnp.sum(probs * d_logits, axis=1)
+        if sums.entropy is None:
+            return _Sums(d_log_probs, d_log_normalizer, None)
+        surprise = jnp.where(probs > 0, logs, 0) + sums.entropy[:, None]
+        return _Sums(d_log_probs, d_log_normalizer, jnp.sum(-probs * surprise * d_logits, axis=1))
+
+    def add(carry: _Sums, x: Any) -> tuple[_Sums, None]:
+        return jax.tree.map(jnp.add, carry, tangent(*x)), None
+
+    d_blocks = None if d_unembedding is None else _blocks(size, d_unembedding, None)[0]
+    blocks = _blocks(size, unembedding, allowed)
+    d_sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, sums), (blocks, d_blocks))
+    possible = sums.log_probs > -jnp.inf
+    return sums, d_sums._replace(log_probs=jnp.where(possible, d_sums.log_probs, 0))
+
+
+def _logits(rows: jax.Array, hidden: jax.Array, scale: jax.Array | None, open_: jax.Array | None) -> jax.Array:
+    """Logits of one block; `-inf` where it is not open."""
+    logits = hidden @ rows.astype(hidden.dtype).T
+    if scale is not None:
+        logits = scale * jnp.tanh(logits)
+    if open_ is not None:
+        logits = jnp.where(open_[None], logits, -jnp.inf)
+    return logits
+
+
+def _jvp(function: Callable[..., jax.Array], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+    """`jax.jvp` in those arguments that have a tangent: a held unembedding costs nothing."""
+    moving = [i for i, t in enumerate(tangents) if t is not None]
+
+    def of_moving(*values: Any) -> jax.Array:
+        arguments = list(primals)
+        for i, value in zip(moving, values, strict=True):
+            arguments[i] = value
+        return function(*arguments)
+
+    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
+
+
+def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tuple[Any, Any, Any]:
+    """Blocks of rows, where each starts, and which of its rows are open (`None`: all); the last one is filled up."""
+    vocabulary, width = unembedding.shape
+    count = -(-vocabulary // size)
+    missing = count * size - vocabulary
+    if missing:
+        unembedding = jnp.pad(unembedding, ((0, missing), (0, 0)))
+        allowed = jnp.pad(jnp.ones(vocabulary, bool) if allowed is None else allowed, (0, missing))
+    starts = jnp.arange(count, dtype=jnp.int32) * size
+    return unembedding.reshape(count, size, width), starts, None if allowed is None else allowed.reshape(count, size)
+
+
+def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
+    """The divisor of the vocabulary nearest to the default within a factor of two, or the default."""
+    if size is not None:
+        if size < 1:
+            raise ValueError(f"block_size: expected at least 1 row of the unembedding, received {size}.")
+        return min(size, vocabulary)
+    numbers, largest = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
+    target = max(min(numbers // max(num_tokens, 1), largest), _SMALLEST_BLOCK)
+    if target >= vocabulary:
+        return vocabulary
+    divisors = [d for d in range(-(-target // 2), min(2 * target, vocabulary) + 1) if vocabulary % d == 0]
+    return min(divisors, key=lambda d: max(d / target, target / d), default=target)
+
+
+def _positive(name: str, value: float | jax.Array, dtype: Any) -> jax.Array:
+    if jnp.ndim(value) or (not is_traced(value) and not np.asarray(value) > 0):
+        raise ValueError(f"{name}: expected one positive number, received {value}.")
+    return jnp.asarray(value).astype(dtype)
+
+
+def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
+    for name, array, kind in (
+        ("unembedding", unembedding, jnp.floating),
+        ("hidden", hidden, jnp.floating),
+        ("tokens", tokens, jnp.integer),
+        ("allowed", allowed, jnp.bool_),
+        ("valid", valid, jnp.bool_),
+    ):
+        if array is not None and not jnp.issubdtype(jnp.result_type(array), kind):
+            raise TypeError(f"{name}: expected dtype {kind.__name__}, received {jnp.result_type(array)}.")
+    if unembedding.ndim != 2 or not unembedding.shape[0]:
+        raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
+    vocabulary, width = unembedding.shape
+    if hidden.shape != (*tokens.shape, width):
+        hint = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
+        raise ValueError(
+            f"hidden: expected shape (*tokens.shape, D) = {(*tokens.shape, width)}, received {hidden.shape}{hint}."
+        )
+    for name, array, shape in (("allowed", allowed, (vocabulary,)), ("valid", valid, tokens.shape)):
+        if array is not None and jnp.shape(array) != shape:
+            raise ValueError(f"{name}: expected shape {shape}, received {jnp.shape(array)}.")
+    if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():
+        raise ValueError("allowed: expected at least one token that may be drawn, received none.")
+
+
+def _check_inside(tokens: jax.Array, valid: Any, vocabulary: int) -> None:
+    if is_traced(tokens, valid):
+        return
+    values = np.asarray(tokens)
+    outside = (values < 0) | (values >= vocabulary)
+    outside &= np.ones_like(outside) if valid is None else np.asarray(valid)
+    if outside.any():
+        raise ValueError(
+            f"tokens: expected integers in 0 .. {vocabulary - 1}, received {values[outside][0]} at index "
+            f"{tuple(int(i) for i in np.argwhere(outside)[0])}."
+        )

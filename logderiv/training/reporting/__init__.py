@@ -1,0 +1,13 @@
+"""What a run tells while it runs."""
+
+from logderiv.training.reporting.bar import Bar
+from logderiv.training.reporting.files import CSVWriter, TensorBoardWriter
+from logderiv.training.reporting.scan import Reporter, Session
+
+__all__ = [
+    "Bar",
+    "CSVWriter",
+    "Reporter",
+    "Session",
+    "TensorBoardWriter",
+]
