@@ -148,7 +148,7 @@ def same_action_rows(length: int, bound: float) -> list[Row]:
     Rounding errors of one sign cannot cancel here, which is what makes it the hardest case for a sum. The policy hides that it
     is a table, whose steps would be counted rather than added.
     """
-    policy = ld.Policy(ld.shared_softmax.apply)
+    policy = ld.FunctionPolicy(ld.shared_softmax.apply)
     logits = jnp.array([0.2, 0.0], jnp.float32)
     ones = jnp.ones(length, jnp.int32)
     tau = _trajectory(ones, ones)

@@ -140,7 +140,7 @@ def checks() -> list[Check]:
     def value(theta: jax.Array, **options: Any) -> jax.Array:
         return game().value((logits(theta[:5]), logits(theta[5:])), **options)[0]
 
-    policy = ld.Policy(lambda theta, state: game().policy.apply((logits(theta[:5]), logits(theta[5:])), state))
+    policy = ld.FunctionPolicy(lambda theta, state: game().policy.apply((logits(theta[:5]), logits(theta[5:])), state))
     hessian = np.asarray(jax.hessian(functools.partial(value, horizon=3, discount=DISCOUNT))(theta))
     endless = jax.value_and_grad(functools.partial(value, discount=DISCOUNT))(theta)
     rows = [

@@ -92,7 +92,7 @@ def _bounded(logits: jax.Array, state: jax.Array) -> ld.Categorical:
     return ld.Categorical(drawn + lax.stop_gradient(jnp.log(bounded) - drawn))
 
 
-POLICY = ld.Policy(_bounded)
+POLICY = ld.FunctionPolicy(_bounded)
 
 
 def learn(learner: Learner, tau: ld.Trajectory, step: jax.Array, baseline_step: jax.Array) -> Learner:

@@ -69,7 +69,7 @@ def tabular(length: int) -> dict[str, Compiled]:
     def table(logits: jax.Array, taus: ld.Trajectory) -> jax.Array:
         return jnp.sum(jax.nn.log_softmax(logits)[taus.observations, taus.actions])
 
-    stepwise = ld.Policy(ld.tabular_softmax.apply)  # the same policy, without its table
+    stepwise = ld.FunctionPolicy(ld.tabular_softmax.apply)  # the same policy, without its table
     forms = {
         "logderiv": peers.ours(ld.tabular_softmax),
         "in blocks of steps": peers.ours(stepwise),

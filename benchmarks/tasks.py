@@ -36,7 +36,7 @@ class Task:
 
     name: str
     environment: Any
-    policy: ld.Policy
+    policy: ld.FunctionPolicy
     params: Any
     behavior: Any
     horizon: int
@@ -79,7 +79,7 @@ def tabular(
     return Task(
         name,
         Timed(mdp),
-        ld.Policy(lambda p, observation: apply(p, observation[0])),
+        ld.FunctionPolicy(lambda p, observation: apply(p, observation[0])),
         params,
         behavior,
         horizon,
@@ -143,7 +143,7 @@ def linear_quadratic() -> Task:
     return Task(
         "linear-quadratic, T = 20",
         Timed(world),
-        ld.Policy(lambda params, observation: world.policy.apply(params, observation[0])),
+        ld.FunctionPolicy(lambda params, observation: world.policy.apply(params, observation[0])),
         params,
         drawn,
         horizon,

@@ -170,7 +170,7 @@ def learn_peer(
 ) -> Curve:
     """Curves of a peer's PPO, its snapshots evaluated here as ours are."""
     environment = ld.Gymnax(gymnax.make("CartPole-v1")[0])
-    policy = ld.Policy(lambda snapshot, observation: ld.Categorical(peer.logits(snapshot, observation)))
+    policy = ld.FunctionPolicy(lambda snapshot, observation: ld.Categorical(peer.logits(snapshot, observation)))
 
     def one(key: jax.Array) -> jax.Array:
         key, key_evaluation = jax.random.split(key)

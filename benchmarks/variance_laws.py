@@ -25,8 +25,8 @@ from logderiv import diagnostics
 # One state, two actions, reward 1 for the second, no end.
 _TABLES: Any = (np.ones(1), np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), np.array([False]))  # on import JAX is not asked
 COINS = ld.TabularMDP(*_TABLES)
-COIN = ld.Policy(lambda logit, state: ld.Bernoulli(logit + 0.0 * state.astype(logit.dtype)))
-TIMED_COIN = ld.Policy(lambda logit, observation: COIN.apply(logit, observation[0]))
+COIN = ld.FunctionPolicy(lambda logit, state: ld.Bernoulli(logit + 0.0 * state.astype(logit.dtype)))
+TIMED_COIN = ld.FunctionPolicy(lambda logit, observation: COIN.apply(logit, observation[0]))
 PROBABILITIES = (0.3, 0.8)
 HORIZONS = {"quick": (1, 10, 100, 1000), "full": (1, 3, 10, 30, 100, 300, 1000)}
 NUM_SAMPLES = {"quick": 2000, "full": 10_000}

@@ -126,7 +126,7 @@ from logderiv.types import BatchInfo as BatchInfo
 from logderiv.types import Distribution as Distribution
 from logderiv.types import Environment as Environment
 from logderiv.types import Estimate as Estimate
-from logderiv.types import Policy as Policy
+from logderiv.types import FunctionPolicy as FunctionPolicy
 from logderiv.types import SignedLog as SignedLog
 from logderiv.types import Step as Step
 from logderiv.types import Stream as Stream

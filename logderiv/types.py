@@ -6,12 +6,18 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
+import chex
 import jax
 import jax.numpy as jnp
 
 from logderiv._core.arrays import expand, summable
+
+Params: TypeAlias = chex.ArrayTree  # a pytree of floating-point arrays, what is differentiated
+Key: TypeAlias = chex.PRNGKey  # typed (`jax.random.key`) or raw
+Observation: TypeAlias = Any  # a pytree of arrays
+State: TypeAlias = Any  # a pytree of arrays that an estimator, an advantage or an environment carries along
 
 
 class Trajectory(NamedTuple):
@@ -64,6 +70,20 @@ class Stream(NamedTuple):
     returns: jax.Array
 
 
+class TimeStep(NamedTuple):
+    """One step of one trajectory, as a term of `logderiv.likelihood.over_steps` sees it.
+
+    Attributes:
+        observation: What the action was chosen on.
+        action: The held sample.
+        behavior_log_prob: Its log-probability under the policy that drew it.
+    """
+
+    observation: Any
+    action: Any
+    behavior_log_prob: jax.Array
+
+
 class Step(NamedTuple):
     """What `Environment.step` returns; any 5-tuple in this order is accepted."""
 
@@ -106,10 +126,10 @@ class Environment(Protocol):
 
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class FunctionPolicy:
     """A distribution over actions for each observation, as pure functions of `params`.
 
-    A plain function `apply` is accepted wherever a policy is expected and means `Policy(apply)`; wrap it once yourself
+    A plain function `apply` is accepted wherever a policy is expected and means `FunctionPolicy(apply)`; wrap it once yourself
     where it is to pass through `jax.jit` as an argument. Policies compare by their fields, so one rebuilt around the
     same functions does not retrace. Built-in policies have the same attributes as methods.
 
@@ -134,11 +154,11 @@ def as_policy(policy: Any) -> Any:
     if hasattr(policy, "apply") and hasattr(policy, "initial_carry"):
         return policy
     if callable(policy) and not hasattr(policy, "apply"):
-        return Policy(policy)
+        return FunctionPolicy(policy)
     raise TypeError(
-        "expected a policy: a function (params, observation) -> distribution, or logderiv.Policy; "
+        "expected a policy: a function (params, observation) -> distribution, or logderiv.FunctionPolicy; "
         f"received {type(policy).__name__}. Wrap a network as "
-        "logderiv.Policy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
+        "logderiv.FunctionPolicy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
     )
 
 

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import logderiv as ld
 from tests import worlds
 
-POLICY = ld.Policy(lambda params, observation: ld.Categorical(params["logits"][observation]))
+POLICY = ld.FunctionPolicy(lambda params, observation: ld.Categorical(params["logits"][observation]))
 LEAVE_ONE_OUT = ld.score_function(baseline=ld.baseline_leave_one_out())
 STREAM, EPISODES = "ppo", "leave one out, natural"
 

@@ -23,7 +23,7 @@ class World(NamedTuple):
 
 
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # run once: compile fast
-POLICY = ld.Policy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
+POLICY = ld.FunctionPolicy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
 
 
 def _mdp(transition: Any) -> ld.TabularMDP:

@@ -142,7 +142,7 @@ def test_a_policy_with_memory_gives_what_a_memoryless_one_does():
     """The same network, with a memory that it does not use."""
     estimator, _, _ = ESTIMATORS["ppo"]
     taus, params = _episodes(), _params()
-    remembering = ld.Policy(lambda p, carry, x: (NETWORK.apply(p, x), carry + 1), lambda p: jnp.zeros(()))
+    remembering = ld.FunctionPolicy(lambda p, carry, x: (NETWORK.apply(p, x), carry + 1), lambda p: jnp.zeros(()))
     gradients = []
     for policy in (NETWORK, remembering):
         weights, _ = jax.jit(lambda p, q=policy: estimator.weigh(p, (), q, taus))(params)
@@ -163,9 +163,9 @@ def test_float32_agrees_with_float64():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), single, double)
 
 
-def _shared(world: oracle.World) -> tuple[Any, ld.Policy, Any]:
+def _shared(world: oracle.World) -> tuple[Any, ld.FunctionPolicy, Any]:
     params = {"actor": world.params, "critic": jnp.array([0.7, -0.3])}
-    policy = ld.Policy(lambda p, s: oracle.POLICY.apply(p["actor"], s))
+    policy = ld.FunctionPolicy(lambda p, s: oracle.POLICY.apply(p["actor"], s))
     return params, policy, lambda p, s: p["critic"][jnp.minimum(s, 1)]
 
 
@@ -248,7 +248,7 @@ def test_bad_parts_are_refused():
     estimator = ld.actor_critic(actor, entropy_weight=0.1)
     with pytest.raises(TypeError, match="NoEntropy has no entropy"):
         estimator.estimate(params, (), lambda p, x: NoEntropy(), taus)
-    whole = ld.Policy(NETWORK.apply, log_factors=lambda p, tau: jnp.zeros(tau.valid.shape))
+    whole = ld.FunctionPolicy(NETWORK.apply, log_factors=lambda p, tau: jnp.zeros(tau.valid.shape))
     with pytest.raises(TypeError, match="does not give its entropy"):
         estimator.estimate(params, (), whole, taus)
 

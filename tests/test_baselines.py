@@ -256,7 +256,9 @@ def test_bad_input(build, message):
         build()
 
 
-TWO_LEAVES = ld.Policy(lambda params, state: ld.Bernoulli(jnp.where(state == 0, params["left"], params["right"])))
+TWO_LEAVES = ld.FunctionPolicy(
+    lambda params, state: ld.Bernoulli(jnp.where(state == 0, params["left"], params["right"]))
+)
 LOGITS = {"left": jnp.zeros(()), "right": jnp.zeros(())}  # scores are +-1/2, one leaf per state
 
 

@@ -64,7 +64,7 @@ def test_behavior_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
 
 def test_the_sample_is_held_so_no_reparameterized_derivative_leaks():
     """A Normal's own draw moves with its mean; differentiating through it would give a score of exactly zero."""
-    policy = ld.Policy(lambda params, _: ld.Normal(params, jnp.ones(())))
+    policy = ld.FunctionPolicy(lambda params, _: ld.Normal(params, jnp.ones(())))
 
     class Walk:
         horizon = 4

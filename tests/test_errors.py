@@ -136,7 +136,7 @@ CASES = {
         r"scalar, received shape \(4,\)",
     ),
     "log_factors of the wrong shape": (
-        lambda: _log_prob(policy=ld.Policy(MLP.apply, log_factors=lambda p, tau: jnp.zeros((5, 2)))),
+        lambda: _log_prob(policy=ld.FunctionPolicy(MLP.apply, log_factors=lambda p, tau: jnp.zeros((5, 2)))),
         ValueError,
         r"policy\.log_factors.*\(5,\).*\(5, 2\)",
     ),

@@ -53,7 +53,7 @@ def with_memory(params, carry, observation):
     return ld.Categorical(params[observation]), carry
 
 
-WITH_MEMORY = ld.Policy(with_memory, initial_carry=lambda params: jnp.zeros((), params.dtype))
+WITH_MEMORY = ld.FunctionPolicy(with_memory, initial_carry=lambda params: jnp.zeros((), params.dtype))
 
 
 @pytest.mark.parametrize("horizon", [1, 2, 3])

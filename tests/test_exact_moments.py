@@ -26,7 +26,7 @@ def shifted(params, state):
     return ld.Categorical(params["table"][state] + params["shift"])
 
 
-POLICY = ld.Policy(shifted)
+POLICY = ld.FunctionPolicy(shifted)
 
 
 def moments(estimator: Any, **options: Any) -> ld.exact.Moments:
@@ -241,7 +241,7 @@ def test_off_policy_batches_are_drawn_from_the_behavior_and_say_so():
         weights = ratio(params, policy, trajectories) * jnp.sum(trajectories.rewards, axis=-1)
         return jax.grad(lambda p: jnp.mean(weights * ld.log_prob(p, policy, trajectories)))(params)
 
-    uniform = ld.Policy(lambda params, state: ld.Categorical(0.0 * params["any"][state]))
+    uniform = ld.FunctionPolicy(lambda params, state: ld.Categorical(0.0 * params["any"][state]))
     off = {"behavior_params": {"any": TERMINATING_LOGITS}, "behavior_policy": uniform}
     ours = moments(weighted, horizon=2, num_trajectories=1, **off)
     np.testing.assert_allclose(ravel(ours.bias), 0, atol=1e-14)
@@ -607,7 +607,7 @@ def test_weighted_scores_name_their_bad_input():
         ld.exact.weighted_score_moments(*arguments, horizon=2, credit=lambda r, d: r * d)
     with pytest.raises(ValueError, match=r"\(S,\) = \(3,\) or \(T, S\) = \(2, 3\), received shape \(3, 2\)"):
         ld.exact.weighted_score_moments(*arguments, horizon=2, baseline=jnp.zeros((3, 2)))
-    memory = ld.Policy(lambda p, c, s: (shifted(p, s), c), initial_carry=lambda p: jnp.zeros(()))
+    memory = ld.FunctionPolicy(lambda p, c, s: (shifted(p, s), c), initial_carry=lambda p: jnp.zeros(()))
     with pytest.raises(ValueError, match="received one with memory"):
         ld.exact.weighted_score_moments(PARAMS, memory, terminating(), horizon=2)
     with pytest.raises(TypeError, match="expected a floating-point array"):

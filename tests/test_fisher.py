@@ -166,7 +166,7 @@ def test_the_natural_gradient_does_not_depend_on_the_parametrization():
     """With theta = A phi, the step in theta is the same; a plain gradient step is not."""
     params, taus, grads = _bandit([0.5, 0.35, 0.15], [0.0, 1.0, 4.0])
     basis = jnp.array([[2.0, 0.3, 0.0], [0.1, 0.5, -0.4], [0.7, 0.0, 1.5]])
-    mixed = ld.Policy(lambda phi, observation: ld.shared_softmax.apply(basis @ phi, observation))
+    mixed = ld.FunctionPolicy(lambda phi, observation: ld.shared_softmax.apply(basis @ phi, observation))
     optimizer: Any = fisher.natural_gradient(mixed, damping=0.0, tolerance=1e-14)
     phi = jnp.linalg.solve(basis, params)
     updates, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, trajectories=taus))(

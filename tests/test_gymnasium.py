@@ -71,7 +71,9 @@ def resetting_clock():
 
 
 def always(action):
-    return ld.Policy(lambda params, _: ld.Categorical(jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf) + 0 * params))
+    return ld.FunctionPolicy(
+        lambda params, _: ld.Categorical(jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf) + 0 * params)
+    )
 
 
 NEVER, ALWAYS = always(0), always(1)
@@ -244,13 +246,13 @@ class Box(gymnasium.Env):
 
 
 def test_actions_outside_the_space_are_refused_or_clipped():
-    wide = ld.Policy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
+    wide = ld.FunctionPolicy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"received .* in row 0; use logderiv.TanhNormal"):
         jax.block_until_ready(draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box), horizon=3))
     clipped = draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box, clip=True), horizon=3)
     assert (clipped.rewards == 2).all()
     assert (clipped.actions > 2).all()
-    squashed = ld.Policy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
+    squashed = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
     inside = draw(jnp.zeros(1), keys(1, 2), squashed, ld.Gymnasium(Box), horizon=3)
     assert (abs(inside.rewards) <= 2).all()
     environment = ld.Gymnasium(Clock)

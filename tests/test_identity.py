@@ -59,7 +59,7 @@ def test_identity_holds_on_fifty_random_worlds_and_policies_in_float64():
 def test_a_product_of_fair_coins_underflows_where_the_smallest_normal_number_ends(dtype, first):
     """Factor 126 (the 127th) makes 2^-127 in float32: below the smallest normal number, flushed to zero on a CPU."""
     tau = _tosses([1] * 1200, dtype)
-    found = jax.jit(ld.compare)(jnp.zeros((), dtype), ld.Policy(lambda p, _: ld.Bernoulli(p)), tau)
+    found = jax.jit(ld.compare)(jnp.zeros((), dtype), ld.FunctionPolicy(lambda p, _: ld.Bernoulli(p)), tau)
     assert found.case == ld.Case.UNDERFLOW
     assert found.prob == 0
     assert found.direct == 0
@@ -70,7 +70,7 @@ def test_a_product_of_fair_coins_underflows_where_the_smallest_normal_number_end
 
 
 def test_densities_overflow_while_the_signed_logarithm_is_right():
-    policy = ld.Policy(lambda p, _: ld.Normal(p, jnp.asarray(1e-3, p.dtype)))
+    policy = ld.FunctionPolicy(lambda p, _: ld.Normal(p, jnp.asarray(1e-3, p.dtype)))
     tau = _tosses([1] * 30, jnp.float32)
     tau = tau._replace(actions=jnp.full(30, 2e-4, jnp.float32))
     found = jax.jit(ld.compare)(jnp.float32(0), policy, tau)

@@ -40,12 +40,12 @@ def test_categorical_of_any_library_gives_our_likelihood_score_and_rollout():
         return f(params)
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        ours = everything(WEIGHTS, ld.Policy(lambda p, x: ld.Categorical(x @ p)), True)
+        ours = everything(WEIGHTS, ld.FunctionPolicy(lambda p, x: ld.Categorical(x @ p)), True)
         for name, categorical in _categoricals():
-            policy = ld.Policy(lambda p, x, c=categorical: c(x @ p))
+            policy = ld.FunctionPolicy(lambda p, x, c=categorical: c(x @ p))
             theirs = everything(WEIGHTS, policy, False)
             jax.tree.map(lambda a, b, n=name: np.testing.assert_allclose(a, b, rtol=1e-6, err_msg=n), ours, theirs)
-            table = ld.Policy(lambda p, s, c=categorical: c(p[s]))
+            table = ld.FunctionPolicy(lambda p, s, c=categorical: c(p[s]))
             taus = jax.jit(lambda k, t=table: ld.rollout(jnp.zeros((2, 2)), k, t, two_states(), horizon=4))(
                 jax.random.key(1)
             )
@@ -59,8 +59,8 @@ def test_categorical_of_any_library_gives_our_likelihood_score_and_rollout():
 def test_independent_normal_of_numpyro_gives_our_diagonal_normal():
     numpyro = pytest.importorskip("numpyro.distributions")
     taus = TAUS._replace(actions=jnp.sin(TAUS.observations[..., :2]))
-    ours = ld.Policy(lambda p, x: ld.Normal(x @ p, jnp.full(2, 0.7)))
-    theirs = ld.Policy(lambda p, x: numpyro.Normal(x @ p, 0.7).to_event(1))
+    ours = ld.FunctionPolicy(lambda p, x: ld.Normal(x @ p, jnp.full(2, 0.7)))
+    theirs = ld.FunctionPolicy(lambda p, x: numpyro.Normal(x @ p, 0.7).to_event(1))
     with jax.numpy_rank_promotion("allow"):
         a, b = (jax.jit(jax.grad(lambda p, q=q: jnp.sum(ld.log_prob(p, q, taus))))(WEIGHTS) for q in (ours, theirs))
     np.testing.assert_allclose(a, b, rtol=1e-12)
@@ -80,20 +80,20 @@ def test_a_flax_linen_network_is_a_policy_in_one_line():
     network = linen.Sequential([linen.Dense(8), linen.tanh, linen.Dense(2)])
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         params = network.init(jax.random.key(0), jnp.zeros(4))
-    _finite_and_not_zero(params, ld.Policy(lambda params, x: ld.Categorical(network.apply(params, x))))
+    _finite_and_not_zero(params, ld.FunctionPolicy(lambda params, x: ld.Categorical(network.apply(params, x))))
 
 
 def test_a_flax_nnx_network_is_a_policy_in_one_line():
     nnx = pytest.importorskip("flax.nnx")
     with jax.debug_key_reuse(False):
         graph, params = nnx.split(nnx.Linear(4, 2, rngs=nnx.Rngs(0)))
-    _finite_and_not_zero(params, ld.Policy(lambda params, x: ld.Categorical(nnx.merge(graph, params)(x))))
+    _finite_and_not_zero(params, ld.FunctionPolicy(lambda params, x: ld.Categorical(nnx.merge(graph, params)(x))))
 
 
 def test_an_equinox_network_is_a_policy_in_one_line():
     eqx = pytest.importorskip("equinox")
     params, static = eqx.partition(eqx.nn.MLP(4, 2, 8, 1, key=jax.random.key(0)), eqx.is_inexact_array)
-    _finite_and_not_zero(params, ld.Policy(lambda params, x: ld.Categorical(eqx.combine(params, static)(x))))
+    _finite_and_not_zero(params, ld.FunctionPolicy(lambda params, x: ld.Categorical(eqx.combine(params, static)(x))))
 
 
 class Contexts:

@@ -29,7 +29,7 @@ class NoSurvival(NextEvent):
         return jnp.where(action.reaction < 0, 0.0, super().log_prob(action))
 
 
-NO_SURVIVAL = ld.Policy(lambda p, o: NoSurvival(*dataclasses.astuple(birth_death().policy.apply(p, o))))
+NO_SURVIVAL = ld.FunctionPolicy(lambda p, o: NoSurvival(*dataclasses.astuple(birth_death().policy.apply(p, o))))
 
 
 def draw(params, process, number, *, horizon, seed=0):

@@ -40,8 +40,8 @@ class CausalSequence:
         return ld.Categorical(means @ params).log_prob(tau.actions)
 
 
-STEPWISE = ld.Policy(CausalSequence.apply, CausalSequence.initial_carry)
-WHOLE = ld.Policy(CausalSequence.apply, CausalSequence.initial_carry, CausalSequence.log_factors)
+STEPWISE = ld.FunctionPolicy(CausalSequence.apply, CausalSequence.initial_carry)
+WHOLE = ld.FunctionPolicy(CausalSequence.apply, CausalSequence.initial_carry, CausalSequence.log_factors)
 
 
 @pytest.mark.parametrize("policy", [MLP, GRU], ids=["mlp", "gru"])
@@ -157,7 +157,7 @@ def test_the_gradient_keeps_the_dtype_of_the_parameters_and_sums_have_at_least_3
     np.testing.assert_allclose(float(value), float(reference), rtol=20 * float(jnp.finfo(dtype).eps))
 
 
-COIN = ld.Policy(lambda params, observation: ld.Bernoulli(params * observation))
+COIN = ld.FunctionPolicy(lambda params, observation: ld.Bernoulli(params * observation))
 
 
 def _coins(observations):

@@ -34,9 +34,9 @@ def _sequence(params, tau):
 
 
 POLICIES = {
-    "memoryless": ld.Policy(_nasty),
-    "recurrent": ld.Policy(_recurrent, lambda params: jnp.zeros(SIZE)),
-    "whole sequence": ld.Policy(_nasty, log_factors=_sequence),
+    "memoryless": ld.FunctionPolicy(_nasty),
+    "recurrent": ld.FunctionPolicy(_recurrent, lambda params: jnp.zeros(SIZE)),
+    "whole sequence": ld.FunctionPolicy(_nasty, log_factors=_sequence),
 }
 PARAMS = {"w": jnp.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.6]]), "b": jnp.array([0.2, -0.3])}
 

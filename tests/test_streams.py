@@ -199,7 +199,7 @@ def test_an_environment_may_restart_itself():
         def renew(self, key, ended, observation, state, params=None):
             return jnp.where(ended, 10.0, observation), jnp.where(ended, -2.0, state)
 
-    policy = ld.Policy(lambda params, _: ld.Categorical(params))
+    policy = ld.FunctionPolicy(lambda params, _: ld.Categorical(params))
     start = ld.start_streams(jax.random.key(0), Counting(), 2)
     stream, _ = jax.jit(lambda key: ld.collect(jnp.zeros(2), key, policy, Counting(), start, num_steps=6))(
         jax.random.key(1)

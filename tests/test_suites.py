@@ -63,8 +63,8 @@ def constant(action):
     """Always this action, up to 1e-7 where it is real."""
     if isinstance(action, int):
         only = np.where(np.arange(action + 1) == action, 0, -np.inf).astype(np.float32)
-        return ld.Policy(lambda params, _: ld.Categorical(only + 0 * params))
-    return ld.Policy(lambda params, _: ld.Normal(jnp.float32(action) + 0 * params, jnp.float32(1e-7)))
+        return ld.FunctionPolicy(lambda params, _: ld.Categorical(only + 0 * params))
+    return ld.FunctionPolicy(lambda params, _: ld.Normal(jnp.float32(action) + 0 * params, jnp.float32(1e-7)))
 
 
 def check(environment, policy, observations, *, terminated=False):
@@ -252,7 +252,7 @@ def test_a_masked_policy_trains_and_never_takes_what_is_not_allowed(standard_pro
         return ld.train(
             network.init(jax.random.key(0), jnp.zeros(4)),
             jax.random.key(1),
-            ld.Policy(policy),
+            ld.FunctionPolicy(policy),
             Stairs(),
             estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
             optimizer=ld.maximize(optax.adam(0.3)),
@@ -276,7 +276,7 @@ def test_a_policy_that_cannot_mean_these_actions_is_refused_at_trace_time():
     def draw(space, distribution):
         environment = Space()
         environment.action_space = space
-        policy = ld.Policy(lambda params, _: distribution)
+        policy = ld.FunctionPolicy(lambda params, _: distribution)
         return jax.eval_shape(lambda key: ld.rollout(jnp.zeros(()), key, policy, environment), jax.random.key(0))
 
     two = ActionSpace((), True, 2, "2 actions")

@@ -397,7 +397,7 @@ def test_sequence_likelihoods_feed_the_estimators():
     @jax.jit
     def everything(params):
         def under(model):
-            policy = ld.Policy(never_step_by_step, log_factors=model)
+            policy = ld.FunctionPolicy(never_step_by_step, log_factors=model)
             drawn = taus._replace(behavior_log_probs=jax.lax.stop_gradient(ld.log_factors(params, policy, taus)))
             return {
                 "factors": ld.log_factors(params, policy, taus),

@@ -109,7 +109,7 @@ def test_training_compiles_once():
         return ld.train(
             start,
             key,
-            ld.Policy(apply),
+            ld.FunctionPolicy(apply),
             ld.short_corridor(horizon=5),
             estimator=estimator,
             optimizer=ADAM,

@@ -61,7 +61,7 @@ def test_training_stops_a_rollout_with_its_last_episode():
             jax.debug.callback(lambda: calls.append(1))
             return jnp.zeros(1), state + 1, jnp.ones(()), state >= 1, jnp.zeros((), bool)
 
-    policy = ld.Policy(lambda params, _: ld.Categorical(params))
+    policy = ld.FunctionPolicy(lambda params, _: ld.Categorical(params))
     result = ld.train(
         jnp.zeros(2),
         jax.random.key(0),
@@ -178,7 +178,7 @@ def test_greedy_evaluation_takes_the_likeliest_action(memory):
     params = jnp.array([[0.0, 0.1], [0.1, 0.0], [0.0, 0.0]])
     policy: Any = ld.tabular_softmax
     if memory:
-        policy = ld.Policy(lambda p, c, s: (ld.Categorical(p[s]), c), lambda p: jnp.zeros(()))
+        policy = ld.FunctionPolicy(lambda p, c, s: (ld.Categorical(p[s]), c), lambda p: jnp.zeros(()))
     run = jax.jit(
         lambda key, greedy: ld.evaluate(params, key, policy, MDP, num_episodes=4000, horizon=4, greedy=greedy),
         static_argnames="greedy",

@@ -43,11 +43,11 @@ def test_policies_rebuilt_from_the_same_fields_do_not_retrace():
 
     tau = batch(jax.random.key(0), (5,))
     log_prob = jax.jit(ld.log_prob)
-    first = log_prob(jnp.ones(2), ld.Policy(apply), tau)
+    first = log_prob(jnp.ones(2), ld.FunctionPolicy(apply), tau)
     count = traces
     assert count > 0
-    assert first == log_prob(jnp.ones(2), ld.Policy(apply), tau)
-    log_prob(jnp.zeros(2), ld.Policy(apply), batch(jax.random.key(1), (5,)))
+    assert first == log_prob(jnp.ones(2), ld.FunctionPolicy(apply), tau)
+    log_prob(jnp.zeros(2), ld.FunctionPolicy(apply), batch(jax.random.key(1), (5,)))
     assert traces == count
     assert hash(ld.MLP(2, hidden=(8,))) == hash(ld.MLP(2, hidden=(8,)))
     assert ld.MLP(2, hidden=(8,)) == ld.MLP(2, hidden=(8,))

@@ -12,8 +12,8 @@ from logderiv.likelihood.counting import from_visits
 from tests.worlds import TERMINATING_LOGITS, rollout, terminating
 
 # The same two policies without a table: every step is taken on its own.
-STEPWISE = ld.Policy(ld.tabular_softmax.apply)
-SHARED_STEPWISE = ld.Policy(ld.shared_softmax.apply)
+STEPWISE = ld.FunctionPolicy(ld.tabular_softmax.apply)
+SHARED_STEPWISE = ld.FunctionPolicy(ld.shared_softmax.apply)
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3, 4))

@@ -21,7 +21,7 @@ class Jumanji:
     Maze and others) say discount 0 at their own time limit too: that is a termination here, as there, and their
     observations carry the step count. Observations are jumanji's own pytrees, with the `action_mask` in them:
 
-        policy = ld.Policy(lambda params, o: ld.Categorical(ld.masked(network(params, o.grid), o.action_mask)))
+        policy = ld.FunctionPolicy(lambda params, o: ld.Categorical(ld.masked(network(params, o.grid), o.action_mask)))
 
     Attributes:
         environment: The jumanji object, static; compared by identity.

@@ -25,7 +25,7 @@ def log_factors(params: Any, policy: Any, trajectory: Trajectory, *, rows: int |
 
     Args:
         params: Parameters of the policy.
-        policy: A `Policy` or a function `(params, observation) -> distribution`.
+        policy: A policy, or a function `(params, observation) -> distribution`.
         trajectory: Leading axes `(*batch, T)`.
         rows: Rows in a block; `None` for the backend's default. Speed and memory only.
 

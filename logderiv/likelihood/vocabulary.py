@@ -66,7 +66,7 @@ def token_log_probs(
             hidden = transformer(params, tau.observations)
             return ld.token_log_probs(params["unembedding"], hidden, tau.actions).log_probs
 
-        policy = ld.Policy(step, log_factors=log_factors)
+        policy = ld.FunctionPolicy(step, log_factors=log_factors)
 
     Args:
         unembedding: One row for each token of the vocabulary, shape `(V, D)`, as an embedding table has it.

@@ -37,7 +37,7 @@ def rollout(
     Args:
         params: Parameters of the policy.
         key: One key, or keys of shape `(*batch,)` for a batch; typed, or raw uint32. Consumed.
-        policy: A `Policy` or a function `(params, observation) -> distribution`.
+        policy: A policy, or a function `(params, observation) -> distribution`.
         environment: `reset` and `step` as in `logderiv.types.Environment`, or a gymnax environment.
         horizon: Number of steps `T`; `None` takes `environment.horizon`.
         environment_params: Passed to the environment; `None` for its own.

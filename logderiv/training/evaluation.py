@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from logderiv._core.arrays import as_keys, check_whole, summable
 from logderiv._core.sharding import spread
 from logderiv.sampling.episodes import CHUNK, rollout
-from logderiv.types import Policy, as_policy
+from logderiv.types import FunctionPolicy, as_policy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,12 +88,12 @@ class _Mode:
         return jnp.zeros(())
 
 
-def _greedy(policy: Any) -> Policy:
+def _greedy(policy: Any) -> FunctionPolicy:
     if policy.initial_carry is None:
-        return Policy(lambda params, observation: _Mode(policy.apply(params, observation)))
+        return FunctionPolicy(lambda params, observation: _Mode(policy.apply(params, observation)))
 
     def apply(params: Any, carry: Any, observation: Any) -> tuple[Any, Any]:
         distribution, carry = policy.apply(params, carry, observation)
         return _Mode(distribution), carry
 
-    return Policy(apply, policy.initial_carry)
+    return FunctionPolicy(apply, policy.initial_carry)

@@ -83,7 +83,7 @@ def train(
     Args:
         params: Where to start.
         key: Consumed.
-        policy: A `Policy` or a function `(params, observation) -> distribution`.
+        policy: A policy, or a function `(params, observation) -> distribution`.
         environment: As in `rollout`.
         estimator: Any estimator of the library, or your own.
         optimizer: An optax transformation that *ascends*: `logderiv.maximize(optax.adam(1e-2))`. Schedules, clipping

@@ -1,0 +1,90 @@
+"""The checks of arguments that every room shares. Each message says what was expected, what was received, and what helps.
+
+A value that is traced is not checked: only shapes, dtypes and structure are known then. Settings that are mapped over
+(`jax.vmap` over a discount) are arrays, all of whose entries must pass.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from logderiv._core.arrays import is_traced
+
+
+def whole(*, at_least: int = 1, **numbers: Any) -> None:
+    """Raise `ValueError`, naming the first of them, unless each is a whole number from `at_least`."""
+    for name, number in numbers.items():
+        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < at_least:
+            raise ValueError(f"{name}: expected a whole number >= {at_least}, received {number!r}.")
+
+
+def between(low: float, high: float, *, open_right: bool = False, **numbers: Any) -> None:
+    """Raise `ValueError` unless each number is in `[low, high]`, or in `[low, high)`."""
+    for name, number in numbers.items():
+        inside = f"[{low:g}, {high:g}" + (")" if open_right else "]")
+        _in_range(
+            name, number, f"a number in {inside}", lambda x: (x >= low) & ((x < high) if open_right else (x <= high))
+        )
+
+
+def positive(**numbers: Any) -> None:
+    """Raise `ValueError` unless each number is above 0."""
+    for name, number in numbers.items():
+        _in_range(name, number, "a positive number", lambda x: x > 0)
+
+
+def not_negative(**numbers: Any) -> None:
+    """Raise `ValueError` unless each number is at least 0."""
+    for name, number in numbers.items():
+        _in_range(name, number, "a number >= 0", lambda x: x >= 0)
+
+
+def one_of(options: Collection[Any], **values: Any) -> None:
+    """Raise `ValueError` unless each value is one of the options."""
+    for name, value in values.items():
+        if not any(value is option or value == option for option in options):
+            *first, last = map(repr, options)
+            raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
+
+
+def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:
+    """Raise `ValueError` unless each array has this shape."""
+    for name, array in arrays.items():
+        if jnp.shape(array) != tuple(expected):
+            raise ValueError(
+                f"{name}: expected shape {tuple(expected)}, received {jnp.shape(array)}{hint and '; ' + hint}."
+            )
+
+
+def like(name: str, received: Any, expected: Any, *, hint: str = "") -> None:
+    """Raise `ValueError` unless two pytrees agree in structure and in the shapes of their leaves; the first that differs is named."""
+    hint = hint and f"; {hint}"
+    found, wanted = jax.tree.structure(received), jax.tree.structure(expected)
+    if found != wanted:
+        raise ValueError(f"{name}: expected a pytree of the structure {wanted}, received {found}{hint}.")
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(received), jax.tree.leaves(expected), strict=True):
+        if jnp.shape(a) != jnp.shape(b):
+            leaf = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{leaf}: expected shape {jnp.shape(b)}, received {jnp.shape(a)}{hint}.")
+
+
+def params(tree: Any) -> None:
+    """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            raise TypeError(
+                f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
+                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+            )
+
+
+def _in_range(name: str, number: Any, expected: str, holds: Any) -> None:
+    if is_traced(number):
+        return
+    if isinstance(number, str | bytes) or not np.issubdtype(np.asarray(number).dtype, np.number):
+        raise TypeError(f"{name}: expected {expected}, received {number!r}.")
+    if not np.all(holds(np.asarray(number))):
+        raise ValueError(f"{name}: expected {expected}, received {number}.")

@@ -1,0 +1,150 @@
+"""Objects made of settings as pytrees, and `jax.jit` for functions that take them.
+
+Two rules hold in the whole library. A *setting* that is a real number is a leaf, so that `jax.jit`, `jax.vmap` and `jax.grad`
+see it as an array; whole numbers that fix a shape or the length of a loop, booleans, names, `None` and functions are static
+and decide what is compiled. And rebuilding an object from its leaves checks nothing, since transformations rebuild it around
+tracers, axis numbers and placeholders that the checks of a constructor must not meet.
+"""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar, dataclass_transform, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+_PLAIN = (bool, int, str, bytes, type(None), type, np.dtype)
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+
+
+@overload
+@dataclass_transform(frozen_default=True)
+def pytree(cls: type[T], /) -> type[T]: ...
+@overload
+@dataclass_transform(frozen_default=True)
+def pytree(
+    *, static: tuple[str, ...] = (), eq: bool = True, visit: Callable[[Any], None] | None = None
+) -> Callable[[type[T]], type[T]]: ...
+def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True, visit: Any = None) -> Any:
+    """A frozen dataclass as a pytree. Fields named in `static` are compared by `jax.jit`, all others are traced.
+
+    Args:
+        cls: The class, where the decorator is used without arguments.
+        static: Names of fields; their values are hashable.
+        eq: As of `dataclasses.dataclass`.
+        visit: Called with each object that is taken apart.
+
+    Returns:
+        The class.
+
+    Raises:
+        TypeError: `static` names something that is no field.
+    """
+    if cls is None:
+        return functools.partial(_register, static=static, eq=eq, visit=visit)
+    return _register(cls, static=static, eq=eq, visit=visit)
+
+
+def _register(cls: Any, *, static: tuple[str, ...], eq: bool, visit: Callable[[Any], None] | None) -> Any:
+    cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    if strangers := set(static) - set(names):
+        raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
+    traced = tuple(name for name in names if name not in static)
+    fixed = tuple(name for name in names if name in static)
+
+    def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        if visit is not None:
+            visit(obj)
+        return tuple(getattr(obj, name) for name in traced), tuple(getattr(obj, name) for name in fixed)
+
+    def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children, aux = flatten(obj)
+        return tuple((jax.tree_util.GetAttrKey(k), c) for k, c in zip(traced, children, strict=True)), aux
+
+    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
+        obj = object.__new__(cls)
+        for name, value in zip(traced + fixed, (*children, *aux), strict=True):
+            object.__setattr__(obj, name, value)
+        return obj
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
+
+
+def jit(function: F) -> F:
+    """`jax.jit` for a function of this library, whatever kinds of objects it is given.
+
+    Of all leaves of its arguments, arrays and real numbers are traced; whole numbers, booleans, texts and `None` are compared by
+    value, functions by identity, and any other object by identity and by the attributes that it has at the call (numbers and
+    texts by value, the rest by identity), so that one that was changed in between compiles anew. A second call with arrays of
+    the same shapes, equal settings and the same function objects compiles nothing.
+    """
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def call(static: "_Static", traced: list[Any]) -> Any:
+        args, kwargs = static.join(traced)
+        return function(*args, **kwargs)
+
+    @functools.wraps(function)
+    def compiled(*args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten((args, kwargs))
+        static = tuple(_Traced if _is_traced(leaf) else _Compared(leaf) for leaf in leaves)
+        return call(_Static(tree, static), [leaf for leaf in leaves if _is_traced(leaf)])
+
+    return compiled  # pyright: ignore[reportReturnType]
+
+
+def _is_traced(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex))
+
+
+class _Traced:
+    """The place of a traced leaf."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+    """All that is not traced, and where it belongs."""
+
+    tree: Any
+    leaves: tuple[Any, ...]
+
+    def join(self, traced: list[Any]) -> Any:
+        arrays = iter(traced)
+        return jax.tree.unflatten(self.tree, [next(arrays) if x is _Traced else x.value for x in self.leaves])
+
+
+class _Compared:
+    """A leaf that is not traced, as `jit` compares it."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        if isinstance(value, _PLAIN):
+            self.key: Any = (type(value), value)
+        elif isinstance(value, _FUNCTIONS) or not hasattr(value, "__dict__"):
+            self.key = value
+        else:
+            # Attributes are kept alive with the key, so that their identities are not given to others.
+            self.attributes = tuple(vars(value).items())
+            self.key = (id(value), tuple((name, _by_value(x)) for name, x in self.attributes))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Compared) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def _by_value(x: Any) -> Any:
+    return (type(x), x) if isinstance(x, (*_PLAIN, float, complex)) else id(x)
+
+
+def tree_size(tree: Any) -> int:
+    """How many numbers a pytree holds."""
+    return sum(jnp.size(x) for x in jax.tree.leaves(tree))
