@@ -50,7 +50,9 @@ def main(arguments: list[str]) -> int:
     if options.platform:
         os.environ["JAX_PLATFORMS"] = options.platform  # read when JAX is imported, here and in further processes
     if len(options.names) == 1:
-        importlib.import_module(f"benchmarks.{options.names[0]}").main(options.quick)
+        name = options.names[0]
+        report = importlib.import_module(f"benchmarks.{name}").main(options.quick)
+        importlib.import_module("benchmarks.harness").publish(name, report, quick=options.quick)
         return 0
     failed = [name for name in options.names or standard if not _run_alone(name, known[name], options.quick)]
     if failed:

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import gymnax
@@ -16,7 +17,8 @@ from logderiv.types import Step
 POINTS = 24  # evaluations of a run, so that numbers of updates are multiples of it
 ZOO = "rl-baselines3-zoo benchmark.md"
 CLEANRL = "CleanRL docs"
-LEAVE_ONE_OUT = ld.score_function(baseline=ld.baseline_leave_one_out())
+EPISODES = ld.Episodes(16)
+LEAVE_ONE_OUT = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,78 +91,55 @@ class Task:
     held: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
-def ascend(rate: float, *, steps: int | None = None, clip: float | None = None, first: Any = None) -> Any:
+def _adam(rate: float, *, steps: int | None = None, clip: float | None = None, first: Any = None) -> Any:
     """Adam, or `first` and plain steps; with `steps` the rate falls linearly to 0 over so many; gradients clipped to norm `clip`."""
-    parts = [] if clip is None else [optax.clip_by_global_norm(clip)]
-    parts += [optax.scale_by_adam() if first is None else first]
+    clipped = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
     schedule = rate if steps is None else optax.linear_schedule(rate, 0.0, steps)
-    return ld.maximize(optax.chain(*parts, optax.scale_by_learning_rate(schedule)))
+    return optax.chain(clipped, first or optax.scale_by_adam(), optax.scale_by_learning_rate(schedule))
 
 
-def reinforce(policy: ld.MLP, estimator: ld.Estimator, *, rate: float, updates: int, **batch: int) -> Recipe:
+def reinforce(policy: ld.MLP, estimator: ld.Estimator, rate: float = 5e-3, updates: int = 96, **options: Any) -> Recipe:
     """Whole episodes, one Adam step each batch or epoch, the rate falling to 0."""
-    optimizer = ascend(rate, steps=updates * batch.get("epochs", 1))
-    return Recipe(policy, estimator, optimizer, updates, {"num_trajectories": 16} | batch)
+    batch = {"batch": EPISODES, "epochs": 1} | options
+    return Recipe(policy, estimator, _adam(rate, steps=updates * batch["epochs"]), updates, batch)
 
 
 def natural(policy: ld.MLP, *, rate: float, updates: int, damping: float = 1e-3) -> Recipe:
     """Reward-to-go and leave-one-out, the gradient times the inverse of the Fisher matrix."""
-    optimizer = ascend(rate, first=ld.natural_gradient(policy, damping=damping))
-    return Recipe(policy, LEAVE_ONE_OUT, optimizer, updates, {"num_trajectories": 16})
+    optimizer = _adam(rate, first=ld.natural_gradient(policy, damping=damping))
+    return Recipe(policy, LEAVE_ONE_OUT, optimizer, updates, {"batch": EPISODES})
 
 
-def a2c(
-    policy: ld.MLPActorCritic, *, rate: float, updates: int, environments: int, steps: int, **options: Any
-) -> Recipe:
-    """Streams, one clipped Adam step each batch, the rate falling to 0."""
-    estimator = ld.a2c(policy.value, **({"entropy_weight": 0.0} | options))
-    batch = {"num_environments": environments, "num_steps": steps}
-    return Recipe(policy, estimator, ascend(rate, steps=updates, clip=0.5), updates, batch)
+def a2c(policy: ld.MLPActorCritic, *, rate: float, updates: int, discount: float = 0.99) -> Recipe:
+    """Streams of 16 environments and 8 steps, one clipped Adam step each batch, the rate falling to 0."""
+    estimator = ld.A2C(policy.value, entropy_weight=0.0, discount=discount)
+    return Recipe(policy, estimator, _adam(rate, steps=updates, clip=0.5), updates, {"batch": ld.Steps(16, 8)})
 
 
-def ppo(
-    policy: ld.MLPActorCritic,
-    *,
-    rate: float,
-    updates: int,
-    environments: int = 32,
-    steps: int = 64,
-    epochs: int = 8,
-    minibatches: int = 8,
-    **options: Any,
-) -> Recipe:
-    """Streams, several epochs of minibatches, clipped Adam, the rate falling to 0."""
-    batch = {"num_environments": environments, "num_steps": steps, "epochs": epochs, "minibatches": minibatches}
-    optimizer = ascend(rate, steps=updates * epochs * minibatches, clip=0.5)
-    return Recipe(policy, ld.ppo_actor_critic(policy.value, **options), optimizer, updates, batch)
+def ppo(policy: ld.MLPActorCritic, *, updates: int, environments: int = 32, steps: int = 64, **options: Any) -> Recipe:
+    """Streams, eight epochs of eight minibatches, clipped Adam, the rate falling to 0."""
+    batch = {"batch": ld.Steps(environments, steps), "epochs": 8, "minibatches": 8}
+    optimizer = _adam(2e-3, steps=updates * 8 * 8, clip=0.5)
+    return Recipe(policy, ld.PPOActorCritic(policy.value, **options), optimizer, updates, batch)
 
 
 def learned_value(size: int) -> ld.Estimator:
     """Reward-to-go, and a value of the state with parameters of its own, fitted by ten steps of Adam after each batch."""
-    critic = ld.MLP(1, head=_first)
-
-    def init(params: Any) -> Any:
-        del params  # those of the policy
-        return critic.init(jax.random.key(0), jnp.zeros(size))
-
-    baseline = ld.baseline_learned_value(critic.apply, init, optax.adam(1e-2), num_steps=10)
-    return ld.score_function(baseline=baseline)
+    critic = ld.MLP(1, head=itemgetter(0))
+    start = critic.init(jax.random.key(0), jnp.zeros(size))
+    baseline = ld.baselines.LearnedValue(critic.apply, lambda _: start, optax.adam(1e-2), num_steps=10)
+    return ld.ScoreFunction(ld.advantages.ToGo(baseline))
 
 
-def _first(outputs: jax.Array) -> jax.Array:
-    return outputs[0]
-
-
-def gymnax_world(name: str) -> ld.Gymnax:
+def gymnax_world(name: str) -> ld.environments.Gymnax:
     """An environment of gymnax with its own parameters."""
-    return ld.Gymnax(*gymnax.make(name))
+    return ld.environments.Gymnax(*gymnax.make(name))
 
 
 def cartpole() -> Task:
     """A pole on a cart, two actions; at most 500 steps of reward 1."""
     actor, both = ld.MLP(2), ld.MLPActorCritic(2)
-    total = ld.score_function(credit=ld.total_return)
-    per_trajectory = ld.score_function(credit=ld.total_return, baseline=ld.baseline_leave_one_out(per="trajectory"))
+    per_trajectory = ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory")))
     return Task(
         "CartPole-v1",
         partial(gymnax_world, "CartPole-v1"),
@@ -172,18 +151,16 @@ def cartpole() -> Task:
             ("REINFORCE", "466 to 500", "", "Hugging Face course, model cards of finished runs"),
         ),
         {
-            "total return": reinforce(actor, total, rate=5e-3, updates=96),
-            "reward-to-go": reinforce(actor, ld.score_function(), rate=5e-3, updates=96),
-            "total return, leave-one-out": reinforce(actor, per_trajectory, rate=5e-3, updates=96),
-            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
-            "reward-to-go, learned value": reinforce(actor, learned_value(4), rate=5e-3, updates=96),
-            "leave-one-out in groups of 4": reinforce(
-                actor, ld.rloo(group_size=4), rate=5e-3, updates=96, group_size=4
-            ),
-            "GRPO, groups of 8": reinforce(actor, ld.grpo(group_size=8), rate=5e-3, updates=96, group_size=8, epochs=4),
+            "total return": reinforce(actor, ld.ScoreFunction(ld.advantages.Return())),
+            "reward-to-go": reinforce(actor, ld.ScoreFunction()),
+            "total return, leave-one-out": reinforce(actor, per_trajectory),
+            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT),
+            "reward-to-go, learned value": reinforce(actor, learned_value(4)),
+            "leave-one-out in groups of 4": reinforce(actor, ld.RLOO(group_size=4), batch=ld.Groups(4, 4)),
+            "GRPO, groups of 8": reinforce(actor, ld.GRPO(group_size=8), batch=ld.Groups(2, 8), epochs=4),
             "natural gradient": natural(actor, rate=0.03, updates=48),
-            "A2C": a2c(both, rate=5e-3, updates=3840, environments=16, steps=8),
-            "PPO": ppo(both, rate=2e-3, updates=48),
+            "A2C": a2c(both, rate=5e-3, updates=3840),
+            "PPO": ppo(both, updates=48),
         },
         held={"reward-to-go, leave-one-out": 8, "natural gradient": 8, "A2C": 8, "PPO": 8},
     )
@@ -202,11 +179,11 @@ def acrobot() -> Task:
             ("PPO", "-86.4 +- 1.3", "500 k", CLEANRL),
         ),
         {
-            "reward-to-go": reinforce(actor, ld.score_function(), rate=5e-3, updates=96),
-            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
+            "reward-to-go": reinforce(actor, ld.ScoreFunction()),
+            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT),
             "natural gradient": natural(actor, rate=0.03, updates=48),
-            "A2C": a2c(both, rate=4e-3, updates=2400, environments=16, steps=8),
-            "PPO": ppo(both, rate=2e-3, updates=144),
+            "A2C": a2c(both, rate=4e-3, updates=2400),
+            "PPO": ppo(both, updates=144),
         },
         held={"PPO": 6},
     )
@@ -215,24 +192,16 @@ def acrobot() -> Task:
 def pendulum() -> Task:
     """A pendulum to swing up by a torque in [-2, 2], of a Normal around the network's output; always 200 steps."""
     actor, both = ld.MLP(2, head=ld.normal_head), ld.MLPActorCritic(2, head=ld.normal_head)
-    leave_one_out = ld.score_function_without_gamma_t(baseline=ld.baseline_leave_one_out(), discount=0.95)
+    leave_one_out = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.95, gamma_t=False)
     return Task(
         "Pendulum-v1",
         partial(gymnax_world, "Pendulum-v1"),
         -200.0,
         (("PPO", "-172.2 +- 104.2", "100 k", ZOO), ("A2C", "-163.0 +- 103.2", "1 M", ZOO)),
         {
-            "reward-to-go, leave-one-out": reinforce(actor, leave_one_out, rate=5e-3, updates=96),
-            "A2C": a2c(both, rate=2e-3, updates=2400, environments=16, steps=8, discount=0.95),
-            "PPO": ppo(
-                both,
-                rate=2e-3,
-                updates=144,
-                environments=16,
-                steps=128,
-                discount=0.95,
-                entropy_weight=0.0,
-            ),
+            "reward-to-go, leave-one-out": reinforce(actor, leave_one_out),
+            "A2C": a2c(both, rate=2e-3, updates=2400, discount=0.95),
+            "PPO": ppo(both, updates=144, environments=16, steps=128, discount=0.95, entropy_weight=0.0),
         },
         reward_scale=0.1,
         held={"PPO": 6},
@@ -248,23 +217,23 @@ def mountain_car() -> Task:
         -110.0,
         (("PPO", "-200 +- 0", "500 k", CLEANRL), ("A2C", "-111.3 +- 24.1", "1 M", ZOO)),
         {
-            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=5e-3, updates=96),
-            "PPO": ppo(both, rate=2e-3, updates=48),
+            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT),
+            "PPO": ppo(both, updates=48),
         },
     )
 
 
-def brax_world(name: str) -> ld.Brax:
+def brax_world(name: str) -> ld.environments.Brax:
     """An environment of brax, 1000 steps; raises `ImportError` where brax is missing."""
     from brax import envs
 
-    return ld.Brax(envs.get_environment(name))
+    return ld.environments.Brax(envs.get_environment(name))
 
 
 def brax_task(name: str, title: str, threshold: float, published: str, reward_scale: float = 1.0) -> Task:
     """A pole, or two of them end to end, on a cart that a force in [-1, 1] moves."""
-    head = ld.tanh_normal_head
-    actor, both = ld.MLP(2, head=head, free=1), ld.MLPActorCritic(2, head=head, free=1)
+    head = ld.policies.tanh_normal_head
+    actor, both = ld.MLP(2, head=head, state_independent=1), ld.MLPActorCritic(2, head=head, state_independent=1)
     return Task(
         title,
         partial(brax_world, name),
@@ -272,7 +241,7 @@ def brax_task(name: str, title: str, threshold: float, published: str, reward_sc
         (("REINFORCE", published, "3 M", "tianshou examples/mujoco, MuJoCo's simulator"),),
         {
             "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT, rate=1e-2, updates=240),
-            "PPO": ppo(both, rate=2e-3, updates=48, entropy_weight=0.0),
+            "PPO": ppo(both, updates=48, entropy_weight=0.0),
         },
         reward_scale=reward_scale,
         episodes=8,

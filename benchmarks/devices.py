@@ -25,11 +25,11 @@ def run(arguments: list[str]) -> None:
         jnp.array([2.0, -2.0]),
         jax.random.key(0),
         ld.shared_softmax,
-        ld.short_corridor(horizon=200),
-        estimator=ld.score_function(baseline=ld.baseline_leave_one_out()),
-        optimizer=ld.maximize(optax.adam(5e-2)),
+        ld.environments.short_corridor(horizon=200),
+        ld.Episodes(16),
+        estimator=ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut())),
+        optimizer=optax.adam(5e-2),
         num_updates=100,
-        num_trajectories=16,
         mesh=ld.make_mesh(),
     )
     probability = jax.nn.softmax(training.params)[1]  # at best 2 - sqrt 2 = 0.586

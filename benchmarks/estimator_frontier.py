@@ -12,7 +12,8 @@ Sampled errors are held to computed ones: where `ld.exact.weighted_score_moments
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,12 +23,15 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import Compiled, Report, Table, at_most, cells, compile_call, interleaved_medians, new_figure
 from benchmarks.tasks import Task, all_tasks, pathwise
 from logderiv import plots
+from logderiv.estimators.advantages import Return, Standardized, ToGo
+from logderiv.estimators.bootstrapped import GAE, VTrace
+from logderiv.estimators.importance import Importance
 
 PATHWISE = "pathwise, through the dynamics"
-SIZES = {"quick": ((8, 128), 4096), "full": ((4, 16, 64, 256), 16384)}  # batch sizes, and trajectories for each
+SIZES = {"quick": ((8, 64), 1024), "full": ((4, 16, 64, 256), 16384)}  # batch sizes, and trajectories for each
 QUICK = ("total return", "reward-to-go", "reward-to-go, leave one out", "gae(0.9), learned value", PATHWISE)
 MAIN = (
     "total return",
@@ -62,63 +66,62 @@ class Point(NamedTuple):
     squared: tuple[float, float]
 
 
+Points = dict[str, dict[int, Point]]  # by estimator and batch size
+
+
 def on_policy(task: Task) -> dict[str, Any]:
     """Estimators for trajectories drawn with the parameters themselves."""
-    gamma, total = task.discount, ld.total_return
-    exact = ld.baseline_value(task.state_value)
-    learned = ld.baseline_learned_value(task.fit, lambda _: task.value_params, optax.sgd(0.2), num_steps=8)
+    gamma = task.discount
+    exact = ld.baselines.Value(task.state_value)
+    learned = ld.baselines.LearnedValue(task.fit, lambda _: task.value_params, optax.sgd(0.2), num_steps=8)
     mean = float(jax.jit(task.value)(task.params))
 
-    def score(**parts: Any) -> Any:
-        return ld.score_function(discount=gamma, **parts)
-
+    score = partial(ld.ScoreFunction, discount=gamma)
     found = {
-        "total return": score(credit=total),
-        "total return, E[R] subtracted": score(credit=total, baseline=ld.baseline_constant(mean)),
-        "total return, moving average": score(credit=total, baseline=ld.baseline_moving_average(0.9)),
-        "total return, leave one out": score(credit=total, baseline=ld.baseline_leave_one_out(per="trajectory")),
-        "total return, optimal scalar": score(credit=total, baseline=ld.baseline_optimal()),
-        "reward-to-go": score(),
-        "reward-to-go, leave one out": score(baseline=ld.baseline_leave_one_out()),
-        "reward-to-go, optimal scalar": score(baseline=ld.baseline_optimal()),
-        "reward-to-go, optimal per parameter": ld.optimal_per_parameter(discount=gamma),
-        "reward-to-go, exact value": score(baseline=exact),
-        "reward-to-go, learned value": score(baseline=learned),
-        "gae(1), learned value": score(credit=ld.gae(1.0), baseline=learned),
-        "gae(0.9), learned value": score(credit=ld.gae(0.9), baseline=learned),
-        "gae(0.9), exact value": score(credit=ld.gae(0.9), baseline=exact),
-        "gae(0), exact value": score(credit=ld.gae(0.0), baseline=exact),
-        "DiCE, leave one out": score(surrogate=ld.dice_surrogate, baseline=ld.baseline_leave_one_out()),
-        "PPO's first gradient, learned value": ld.ppo(baseline=learned, discount=gamma),
-        "RLOO": ld.rloo(discount=gamma),
-        "biased: batch mean": score(credit=total, baseline=ld.baseline_biased_batch_mean()),
-        "biased: batch mean per step": score(baseline=ld.baseline_biased_batch_mean(per="step")),
-        "biased: optimal in sample": score(baseline=ld.baseline_biased_optimal_in_sample()),
-        "biased: standardized": score(baseline=ld.baseline_biased_standardized()),
-        "biased: GRPO": ld.grpo(group_size=4, discount=gamma),
-        "biased: Dr. GRPO": ld.dr_grpo(group_size=4, discount=gamma),
+        "total return": score(Return()),
+        "total return, E[R] subtracted": score(Return(ld.baselines.Constant(mean))),
+        "total return, moving average": score(Return(ld.baselines.MovingAverage(0.9))),
+        "total return, leave one out": score(Return(ld.baselines.LeaveOneOut(per="trajectory"))),
+        "total return, optimal scalar": score(Return(ld.baselines.Optimal())),
+        "reward-to-go": score(ToGo()),
+        "reward-to-go, leave one out": score(ToGo(ld.baselines.LeaveOneOut())),
+        "reward-to-go, optimal scalar": score(ToGo(ld.baselines.Optimal())),
+        "reward-to-go, optimal per parameter": ld.estimators.OptimalPerParameter(discount=gamma),
+        "reward-to-go, exact value": score(ToGo(exact)),
+        "reward-to-go, learned value": score(ToGo(learned)),
+        "gae(1), learned value": score(GAE(1.0, learned)),
+        "gae(0.9), learned value": score(GAE(0.9, learned)),
+        "gae(0.9), exact value": score(GAE(0.9, exact)),
+        "gae(0), exact value": score(GAE(0.0, exact)),
+        "DiCE, leave one out": score(ToGo(ld.baselines.LeaveOneOut()), surrogate=ld.estimators.DiCE()),
+        "PPO's first gradient, learned value": ld.PPO(ToGo(learned), discount=gamma),
+        "RLOO": ld.RLOO(discount=gamma),
+        "biased: batch mean": score(Return(ld.baselines.BatchMean())),
+        "biased: batch mean per step": score(ToGo(ld.baselines.BatchMean(per="step"))),
+        "biased: optimal in sample": score(ToGo(ld.baselines.Optimal(in_sample=True))),
+        "biased: standardized": score(Standardized(ToGo())),
+        "biased: GRPO": ld.GRPO(group_size=4, discount=gamma),
+        "biased: Dr. GRPO": ld.estimators.DrGRPO(group_size=4, discount=gamma),
     }
     if gamma < 1:
-        found["biased: gamma^t left out"] = ld.score_function_without_gamma_t(discount=gamma)
+        found["biased: gamma^t left out"] = ld.ScoreFunction(discount=gamma, gamma_t=False)
     return found
 
 
 def off_policy(task: Task) -> dict[str, Any]:
     """Estimators for trajectories drawn with `task.behavior`."""
-    exact, decision = ld.baseline_value(task.state_value), ld.importance_per_decision()
-
-    def score(importance: Any, **parts: Any) -> Any:
-        return ld.score_function(discount=task.discount, importance=importance, **parts)
-
-    return {
-        "off-policy: trajectory ratio": score(ld.importance_trajectory(), credit=ld.total_return),
-        "off-policy: per decision": score(decision),
-        "off-policy: per decision, leave one out": score(decision, baseline=ld.baseline_leave_one_out()),
-        "off-policy: per decision, exact value": score(decision, baseline=exact),
-        "off-policy: biased: self-normalized": score(ld.importance_self_normalized()),
-        "off-policy: biased: truncated at 2": score(ld.importance_truncated(2.0)),
-        "off-policy: biased: V-trace, exact value": ld.vtrace_gradient(baseline=exact, discount=task.discount),
+    exact, decision = ld.baselines.Value(task.state_value), Importance()
+    parts = {
+        "trajectory ratio": (Return(), Importance(per="trajectory")),
+        "per decision": (ToGo(), decision),
+        "per decision, leave one out": (ToGo(ld.baselines.LeaveOneOut()), decision),
+        "per decision, exact value": (ToGo(exact), decision),
+        "biased: self-normalized": (ToGo(), Importance(normalize=True)),
+        "biased: truncated at 2": (ToGo(), Importance(truncate=2.0)),
+        "biased: V-trace, exact value": (VTrace(exact), None),
     }
+    score = partial(ld.ScoreFunction, discount=task.discount)
+    return {f"off-policy: {name}": score(advantage, importance=i) for name, (advantage, i) in parts.items()}
 
 
 def exact_gradient(task: Task) -> np.ndarray:
@@ -138,20 +141,13 @@ def exact_variances(task: Task) -> dict[str, float]:
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), (task.params, mdp))
 
         @jax.jit
-        def traces(params: Any, mdp: ld.TabularMDP) -> list[jax.Array]:
+        def traces(params: Any, mdp: ld.environments.TabularMDP) -> list[jax.Array]:
             values = ld.exact.state_values(params, policy, mdp, **options)
             powers = task.discount ** jnp.arange(task.horizon, dtype=values.dtype)
-            weightings = (
-                (ld.total_return, 0.0),
-                (ld.total_return, mdp.initial @ values[0]),
-                (ld.reward_to_go, 0.0),
-                (ld.reward_to_go, powers[:, None] * values),
-            )
-            found = [
-                ld.exact.weighted_score_moments(params, policy, mdp, credit=c, baseline=b, **options)
-                for c, b in weightings
-            ]
-            return [jnp.trace(moments.covariance) for moments in found]
+            moments = partial(ld.exact.weighted_score_moments, params, policy, mdp, **options)
+            total = [moments(credit=ld.advantages.total_return, baseline=b) for b in (0.0, mdp.initial @ values[0])]
+            to_go = [moments(baseline=b) for b in (0.0, powers[:, None] * values)]
+            return [jnp.trace(found.covariance) for found in total + to_go]
 
         names = ("total return", "total return, E[R] subtracted", "reward-to-go", "reward-to-go, exact value")
         return dict(zip(names, map(float, traces(*wide)), strict=True))
@@ -165,8 +161,8 @@ def draw(task: Task, params: Any, number: int, batches: int) -> tuple[Any, float
         return ld.rollout(params, keys, task.policy, task.environment, horizon=task.horizon)
 
     keys = jax.random.split(jax.random.key(number), batches)
-    call = harness.compile_call(lambda keys: jax.lax.map(batch, keys), keys)
-    seconds = harness.interleaved_medians({"draw": call.run}, repeats=1)["draw"]
+    call = compile_call(lambda keys: jax.lax.map(batch, keys), keys)
+    seconds = interleaved_medians({"draw": call}, repeats=1)["draw"]
     return call.run(), seconds / batches
 
 
@@ -180,7 +176,7 @@ def run_estimator(task: Task, estimator: Any, batches: ld.Trajectory) -> tuple[n
 
         return jax.lax.scan(step, estimator.init(task.params), batches)[1]
 
-    return _timed(harness.compile_call(all_estimates, batches), len(batches.valid))
+    return _timed(compile_call(all_estimates, batches), len(batches.valid))
 
 
 def run_pathwise(task: Task, number: int, batches: int) -> tuple[np.ndarray, float, float]:
@@ -192,11 +188,11 @@ def run_pathwise(task: Task, number: int, batches: int) -> tuple[np.ndarray, flo
         return jnp.mean(grads, axis=0)
 
     keys = jax.random.split(jax.random.key(number), batches)
-    return _timed(harness.compile_call(lambda keys: jax.lax.map(estimate, keys), keys), batches)
+    return _timed(compile_call(lambda keys: jax.lax.map(estimate, keys), keys), batches)
 
 
-def _timed(call: harness.Compiled, batches: int) -> tuple[np.ndarray, float, float]:
-    seconds = harness.interleaved_medians({"run": call.run}, repeats=3)["run"]
+def _timed(call: Compiled, batches: int) -> tuple[np.ndarray, float, float]:
+    seconds = interleaved_medians({"run": call}, repeats=3)["run"]
     return np.asarray(call.run(), np.float64), seconds / batches, call.compile_seconds
 
 
@@ -212,13 +208,14 @@ def point(grads: np.ndarray, exact: np.ndarray, seconds: float, compile_seconds:
     return Point(rmse, sem / (2 * rmse * size), rescaled, seconds, compile_seconds, (mean, sem))
 
 
-def frontier(
-    task: Task, numbers: Sequence[int], total: int, names: Sequence[str] | None
-) -> dict[str, dict[int, Point]]:
+def frontier(task: Task, numbers: Sequence[int], total: int, names: Sequence[str] | None) -> Points:
     """All estimators at all batch sizes, `total` trajectories for each."""
     exact = exact_gradient(task)
-    wanted: Callable[[str], bool] = lambda name: names is None or name in names  # noqa: E731
-    found: dict[str, dict[int, Point]] = {}
+    found: Points = {}
+
+    def wanted(name: str) -> bool:
+        return names is None or name in names
+
     for number in numbers:
         batches = max(total // number, 64)
         for params, estimators in ((task.params, on_policy(task)), (task.behavior, off_policy(task))):
@@ -235,74 +232,54 @@ def frontier(
     return found
 
 
-def disagreement(found: dict[str, dict[int, Point]], variances: dict[str, float]) -> float:
+def disagreement(found: Points, variances: dict[str, float]) -> float:
     """Largest deviation of a sampled mean squared error from the computed one, in standard errors."""
-    return max(
-        (
-            abs(p.squared[0] - variance / number) / p.squared[1]
-            for name, variance in variances.items()
-            for number, p in found.get(name, {}).items()
-        ),
-        default=0.0,
-    )
+    pairs = [(p, variance / n) for name, variance in variances.items() for n, p in found.get(name, {}).items()]
+    return max((abs(p.squared[0] - expected) / p.squared[1] for p, expected in pairs), default=0.0)
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     numbers, total = SIZES["quick" if quick else "full"]
     names = QUICK if quick else None
-    print(f"{f'quick: {len(QUICK)} estimators' if quick else 'every estimator'}, batches of {numbers} trajectories")
-    results, bounds, figures = {}, [], {}
+    results, tables, bounds, saved = {}, [], [], {}
     for task in all_tasks():
-        variances, found = exact_variances(task), frontier(task, numbers, total, names)
+        variances, found, gradient = exact_variances(task), frontier(task, numbers, total, names), exact_gradient(task)
         results[task.name] = found
-        _print(task, found, variances, numbers)
+        tables.append(_table(task.name, found, variances, gradient))
         if variances:
             worst = disagreement(found, variances)
-            bounds.append(harness.Bound(f"{task.name}: sampled against computed variance, standard errors", worst, 5))
-        figures[task.name] = {
-            "gradient": exact_gradient(task),
-            "variance": variances,
-            "estimators": {n: {str(k): p._asdict() for k, p in points.items()} for n, points in found.items()},
-        }
-    walk = figures["random walk, n = 50"]
+            bounds.append(at_most(f"{task.name}: sampled against computed variance, standard errors", worst, 5))
+        saved[task.name] = {"gradient": gradient, "variance": variances, "estimators": found}
+    walk = saved["random walk, n = 50"]
     spread = [math.sqrt(walk["variance"][name]) for name in ("total return", "total return, E[R] subtracted")]
     published = {"gradient": 7.558188, "deviation, plain": 34.8081, "deviation, mean subtracted": 10.5895}
-    for (name, expected), ours in zip(published.items(), (float(walk["gradient"][0]), *spread), strict=True):
-        bounds.append(harness.Bound(f"random walk, {name} {ours:.6g}: relative error", abs(ours / expected - 1), 5e-6))
-    _draw(results, figures)
-    harness.finish("estimator_frontier", figures, bounds, quick=quick)
+    for (name, expected), ours in zip(published.items(), (walk["gradient"][0], *spread), strict=True):
+        bounds.append(at_most(f"random walk, {name} {ours:.6g}: relative error", abs(ours / expected - 1), 5e-6))
+    return Report(tables, bounds, saved, partial(_draw, results, saved))
 
 
-def _print(task: Task, found: dict[str, dict[int, Point]], variances: dict[str, float], numbers: Sequence[int]) -> None:
-    last = numbers[-1]
+def _table(title: str, found: dict[str, dict[int, Point]], variances: dict[str, float], gradient: np.ndarray) -> Table:
+    size = np.linalg.norm(gradient)
     rows = []
-    for name, points in sorted(found.items(), key=lambda item: item[1][last].rmse):
-        p = points[last]
-        computed = (
-            f"{math.sqrt(variances[name] / last) / np.linalg.norm(exact_gradient(task)):.3f}"
-            if name in variances
-            else ""
+    for name, points in found.items():
+        last, p = list(points.items())[-1]
+        computed = math.sqrt(variances[name] / last) / size if name in variances else None
+        row = (
+            p._asdict() | {f"N = {n}": point.rmse for n, point in points.items()} | {"name": name, "computed": computed}
         )
-        rows.append(
-            (
-                name,
-                *(f"{points[n].rmse:.3f}" for n in numbers),
-                f"{p.sem:.3f}",
-                computed,
-                f"{p.rescaled:.3f}",
-                f"{1e3 * p.seconds:.3g}",
-                f"{1e3 * p.seconds * p.rmse**2:.3g}",
-            )
-        )
-    harness.print_table(
-        f"{task.name}: relative error of one estimate from N trajectories",
-        ("estimator", *(f"N = {n}" for n in numbers), "sem", "computed", "rescaled", "ms", "work, ms"),
-        rows,
+        rows.append(row | {"ms": 1e3 * p.seconds, "work": 1e3 * p.seconds * p.rmse**2})
+    numbers = [f"N = {n}" for n in next(iter(found.values()))]
+    return Table(
+        f"{title}: relative error of one estimate from N trajectories",
+        " | ".join(["estimator", *numbers, "sem", "computed", "rescaled", "ms", "compile s", "work, ms"]),
+        f"{{r[name]}} | {cells([*numbers, 'sem', 'computed', 'rescaled'], '.3f')}"
+        " | {r[ms]:.3g} | {r[compile_seconds]:.2f} | {r[work]:.3g}",
+        sorted(rows, key=lambda row: row["rmse"]),
     )
 
 
-def _draw(results: dict[str, dict[str, dict[int, Point]]], figures: dict[str, dict[str, Any]]) -> None:
-    figure, axes = harness.new_figure(nrows=2, ncols=len(results), figsize=(4.6 * len(results), 9.6))
+def _draw(results: dict[str, dict[str, dict[int, Point]]], saved: dict[str, dict[str, Any]]) -> Any:
+    figure, axes = new_figure(nrows=2, ncols=len(results), figsize=(4.6 * len(results), 9.6))
     for column, (title, found) in enumerate(results.items()):
         names = sorted(found, key=lambda name: MAIN.index(name) if name in MAIN else len(MAIN))
         numbers = {name: list(found[name]) for name in names}
@@ -310,10 +287,9 @@ def _draw(results: dict[str, dict[str, dict[int, Point]]], figures: dict[str, di
             {name: [scale * getattr(p, field) for p in found[name].values()] for name in names}
             for field, scale in (("rmse", 1), ("sem", 1), ("seconds", 1e3))
         )
-        size, variances = np.linalg.norm(figures[title]["gradient"]), figures[title]["variance"]
-        exact = {
-            n: np.sqrt(variances[n] / np.asarray(numbers[n])) / size for n in names if n in variances and n in MAIN
-        }
+        size, variances = np.linalg.norm(saved[title]["gradient"]), saved[title]["variance"]
+        known = [name for name in names if name in variances and name in MAIN]
+        exact = {name: np.sqrt(variances[name] / np.asarray(numbers[name])) / size for name in known}
         options = {"sems": sems, "exact": exact, "background": set(names) - set(MAIN), "legend": False}
         plots.frontier(numbers, errors, ax=axes[0, column], **options)
         plots.frontier(times, errors, ax=axes[1, column], xlabel="time of one estimate, ms", **options)
@@ -321,7 +297,6 @@ def _draw(results: dict[str, dict[str, dict[int, Point]]], figures: dict[str, di
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
     handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, frameon=False)
-    grey = "; grey: all other estimators" if any(set(found) - set(MAIN) for found in results.values()) else ""
-    figure.suptitle(f"Dots: the error as computed{grey}")
-    harness.save_figure(figure, "estimator_frontier")
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
+    figure.suptitle("Dots: the error as computed; grey: all other estimators, where there are any")
+    return figure

@@ -1,7 +1,10 @@
-"""What the benchmarks share: timing, the machine's own floor, tables, bounds, JSON rows and figures.
+"""What the benchmarks share: timing, the machine's own floor, and the report: tables, bounds, a JSON row and a figure.
 
 Times are medians of interleaved repeats, so that a change in the machine's load hits every candidate alike; compiling
-is timed apart. A figure is written beside what the machine itself can do, or it means nothing on another one.
+is timed apart. A number is written beside what the machine itself can do, or it means nothing on another one.
+
+A benchmark is a module with a question and a finding (its docstring), a computation, and `main(quick) -> Report`, which says
+what to print, what has to hold, what to save and how to draw it. `publish` does all of that.
 """
 
 import functools
@@ -14,10 +17,11 @@ import platform
 import random
 import resource
 import statistics
+import string
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +31,9 @@ import numpy as np
 
 import logderiv as ld
 
-RESULTS = Path(__file__).resolve().parent.parent / "results"
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "results"
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.3", "0.6")  # Okabe & Ito's, and greys
 _PACKAGES = ("jax", "jaxlib", "optax", "numpy", "gymnax", "gymnasium")
 
 
@@ -35,7 +41,7 @@ class Compiled(NamedTuple):
     """A call that is ready to run.
 
     Attributes:
-        run: Runs it and waits for the result.
+        run: Runs it and waits for the result; calling the object does the same.
         compile_seconds: Tracing, lowering and compiling.
         temp_bytes: Memory for intermediate values, as XLA's own analysis has it; `None` where it has none.
     """
@@ -44,9 +50,13 @@ class Compiled(NamedTuple):
     compile_seconds: float
     temp_bytes: int | None
 
+    def __call__(self) -> Any:
+        """Run it."""
+        return self.run()
+
 
 class Bound(NamedTuple):
-    """A figure and what it is held to: at most `limit`, or at least."""
+    """A number and what it is held to: at most `limit`, or at least."""
 
     name: str
     value: float
@@ -56,7 +66,86 @@ class Bound(NamedTuple):
     @property
     def holds(self) -> bool:
         """Whether the bound is kept; NaN keeps none."""
-        return self.value >= self.limit if self.at_least else self.value <= self.limit
+        return bool(self.value >= self.limit if self.at_least else self.value <= self.limit)
+
+    def __str__(self) -> str:
+        relation = ">=" if self.at_least else "<="
+        return f"{'kept  ' if self.holds else 'MISSED'}  {self.name}: {self.value:.4g} {relation} {self.limit:g}"
+
+
+def at_most(name: str, value: Any, limit: float) -> Bound:
+    """`value` must not exceed `limit`."""
+    return Bound(name, value, limit)
+
+
+def at_least(name: str, value: Any, limit: float) -> Bound:
+    """`value` must not be below `limit`."""
+    return Bound(name, value, limit, at_least=True)
+
+
+class Table(NamedTuple):
+    """A table to print: the first column to the left, the others to the right.
+
+    Attributes:
+        title: What it shows.
+        heads: The headings, `"n | error | ms"`.
+        cells: How a row `r` is formatted below each: `"{r.n} | {r.error:.1e} | {r[seconds]:.2f}"`. A method is called; what is
+            missing, `None` or NaN, is shown as a dash.
+        rows: Of any kind.
+        note: Lines below it.
+    """
+
+    title: str
+    heads: str
+    cells: str
+    rows: Sequence[Any]
+    note: str = ""
+
+    def __str__(self) -> str:
+        cells = [[_CELL.format(cell, r=row) for cell in self.cells.split(" | ")] for row in self.rows]
+        widths = [max(map(len, column)) for column in zip(self.heads.split(" | "), *cells, strict=True)]
+        cells = [self.heads.split(" | "), ["-" * width for width in widths], *cells]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+        return "\n  ".join([f"\n{self.title}", *lines, *self.note.strip().splitlines()])
+
+
+def cells(keys: Iterable[Any], spec: str = ".2f") -> str:
+    """The part of `Table.cells` that shows these items of a row, all in the same format."""
+    return " | ".join(f"{{r[{key}]:{spec}}}" for key in keys)
+
+
+class _Cell(string.Formatter):
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> Any:
+        try:
+            return super().get_field(field_name, args, kwargs)
+        except KeyError:
+            return None, ""
+
+    def format_field(self, value: Any, format_spec: str) -> str:
+        value = value() if callable(value) else value
+        missing = value is None or (isinstance(value, float) and math.isnan(value))
+        return "-" if missing else super().format_field(value, format_spec)
+
+
+_CELL = _Cell()
+
+
+class Report(NamedTuple):
+    """What a benchmark found.
+
+    Attributes:
+        tables: To print, in this order.
+        bounds: What has to hold on every machine.
+        numbers: To save in the JSON row: numbers, arrays, named tuples, and lists and mappings of them.
+        draw: Makes the figure, where there is one.
+        timings: Bounds on times and other things that the machine and its load decide.
+    """
+
+    tables: Sequence[Table]
+    bounds: Sequence[Bound]
+    numbers: Mapping[str, Any]
+    draw: Callable[[], Any] | None = None
+    timings: Sequence[Bound] = ()
 
 
 def compile_call(function: Callable[..., Any], *args: Any) -> Compiled:
@@ -86,22 +175,23 @@ def interleaved_medians(runs: Mapping[str, Callable[[], Any]], repeats: int = 7)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def variance_and_sem(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Variance along the last axis, and its standard error by the fourth moment."""
+    variance = jnp.var(samples, axis=-1, ddof=1)
+    fourth = jnp.mean((samples - jnp.mean(samples, axis=-1, keepdims=True)) ** 4, axis=-1)
+    return variance, jnp.sqrt(jnp.maximum(fourth - variance**2, 0) / samples.shape[-1])
+
+
 @functools.cache
 def machine_floor() -> dict[str, float]:
     """What this machine does on its own: a float32 matrix product, a copy, and an elementwise exponential."""
-    size, length = 1024, 1 << 22
-    matrix = jnp.ones((size, size), jnp.float32)
-    vector = jnp.linspace(-1, 0, length, dtype=jnp.float32)
-    calls = {
-        "matmul": compile_call(jnp.matmul, matrix, matrix),
-        "copy": compile_call(jnp.negative, vector),  # reads and writes everything; a plain copy might be elided
-        "exp": compile_call(jnp.exp, vector),
-    }
-    seconds = interleaved_medians({name: call.run for name, call in calls.items()})
+    vector = jnp.linspace(-1, 0, 1 << 22, dtype=jnp.float32)
+    # a negation reads and writes everything; a plain copy might be elided
+    seconds = interleaved_medians({"copy": compile_call(jnp.negative, vector), "exp": compile_call(jnp.exp, vector)})
     return {
-        "matmul_float32_gflop_per_s": 2e-9 * size**3 / seconds["matmul"],
+        "matmul_float32_gflop_per_s": matmul_gflops(1024, 1024, 1024),
         "copy_gb_per_s": 2e-9 * vector.nbytes / seconds["copy"],
-        "exp_float32_giga_per_s": 1e-9 * length / seconds["exp"],
+        "exp_float32_giga_per_s": 1e-9 * vector.size / seconds["exp"],
     }
 
 
@@ -109,7 +199,7 @@ def machine_floor() -> dict[str, float]:
 def matmul_gflops(m: int, k: int, n: int) -> float:
     """What this machine does in float32 on an `(m, k)` by `(k, n)` product, 1e9 operations a second."""
     call = compile_call(jnp.matmul, jnp.ones((m, k), jnp.float32), jnp.ones((k, n), jnp.float32))
-    return 2e-9 * m * k * n / interleaved_medians({"matmul": call.run})["matmul"]
+    return 2e-9 * m * k * n / interleaved_medians({"matmul": call})["matmul"]
 
 
 def machine() -> dict[str, Any]:
@@ -160,12 +250,7 @@ def on_cores(cores: int | None, function: str, *args: Any) -> Any:
         function: In the new process, called before JAX has counted its threads.
         args: What JSON can hold, as must be the result.
     """
-    if cores is None:
-        return _named(function)(*args)
-    code = "import sys; from benchmarks import harness; harness._call(*sys.argv[1:])"
-    if hasattr(os, "sched_setaffinity"):
-        code = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); {code}"
-    return json.loads(_last_line(code, function, args))
+    return _named(function)(*args) if cores is None else _elsewhere(cores, function, args)
 
 
 def on_devices(count: int, function: str, *args: Any) -> Any:
@@ -174,21 +259,20 @@ def on_devices(count: int, function: str, *args: Any) -> Any:
     Args:
         count: On a CPU a process of its own has so many virtual devices, on as many cores, at most all. On an accelerator, which
             may serve one process only, it is called here and now, and must itself take the first `count`.
-        function: As in `on_cores`.
-        args: Likewise.
+        function: `"module:function"`, called with `args` in the process that has the devices.
+        args: What JSON can hold, as must be the result.
     """
     if jax.default_backend() != "cpu":
         return _named(function)(*args)
-    flag = f"--xla_force_host_platform_device_count={count}"
-    before = os.environ.get("XLA_FLAGS")
-    os.environ["XLA_FLAGS"] = f"{before or ''} {flag}".strip()
-    try:
-        return on_cores(count, function, *args)
-    finally:
-        if before is None:
-            del os.environ["XLA_FLAGS"]
-        else:
-            os.environ["XLA_FLAGS"] = before
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={count}"
+    return _elsewhere(count, function, args, os.environ | {"XLA_FLAGS": flags.strip()})
+
+
+def _elsewhere(cores: int, function: str, args: Sequence[Any], environment: Mapping[str, str] | None = None) -> Any:
+    code = "import sys; from benchmarks import harness; harness._call(*sys.argv[1:])"
+    if hasattr(os, "sched_setaffinity"):
+        code = f"import os; os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:{cores}]); {code}"
+    return json.loads(_last_line(code, function, args, environment))
 
 
 def _call(function: str, args: str) -> None:
@@ -200,11 +284,11 @@ def _named(function: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def _last_line(code: str, function: str, args: Sequence[Any]) -> str:
+def _last_line(code: str, function: str, args: Sequence[Any], environment: Mapping[str, str] | None = None) -> str:
     """What a new process prints last."""
     command = [sys.executable, "-c", code, function, json.dumps(args)]
-    root = Path(__file__).resolve().parent.parent
-    return subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return done.stdout.splitlines()[-1]
 
 
 def _measure_peak(prepare: str, args: str) -> None:
@@ -227,36 +311,20 @@ def _status_bytes(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Aligned columns: the first to the left, the others to the right."""
-    cells = [[str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    print(f"\n{title}")
-    for i, row in enumerate(cells):
-        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        print("  " + "  ".join((row[0].ljust(widths[0]), *rest)))
-        if i == 0:
-            print("  " + "  ".join("-" * width for width in widths))
-
-
-def finish(name: str, figures: Mapping[str, Any], bounds: Sequence[Bound], *, quick: bool) -> list[Bound]:
-    """Print the bounds, the machine and its floor; save the row. Returns the bounds that were missed."""
-    if bounds:
-        print("\nbounds")
-    for bound in bounds:
-        relation = ">=" if bound.at_least else "<="
-        verdict = "kept  " if bound.holds else "MISSED"
-        print(f"  {verdict}  {bound.name}: {bound.value:.4g} {relation} {bound.limit:g}")
-    floor = machine_floor()
+def publish(name: str, report: Report, *, quick: bool) -> list[Bound]:
+    """Print the tables, the bounds, the machine and its floor; save the row and the figure. Returns the bounds that were missed."""
+    print(*report.tables, sep="\n")
+    for title, bounds in (("bounds", report.bounds), ("bounds on this machine's times", report.timings)):
+        print(*([f"\n{title}", *bounds] if bounds else []), sep="\n  ")
     print("\nmachine  " + ", ".join(f"{key} {value}" for key, value in machine().items()))
-    print("floor    " + ", ".join(f"{key} {value:.4g}" for key, value in floor.items()))
+    print("floor    " + ", ".join(f"{key} {value:.4g}" for key, value in machine_floor().items()))
     print(f"peak     {peak_memory_bytes() / 2**20:.0f} MiB resident")
-    path = save_row(name, figures, bounds, quick=quick)
-    print(f"saved    {path.parent.name}/{path.name}")
-    return [bound for bound in bounds if not bound.holds]
+    saved = [save_row(name, report, quick=quick), *([save_figure(name, report.draw)] if report.draw else [])]
+    print(f"saved    {', '.join(path.name for path in saved)}")
+    return [bound for bound in (*report.bounds, *report.timings) if not bound.holds]
 
 
-def save_row(name: str, figures: Mapping[str, Any], bounds: Sequence[Bound] = (), *, quick: bool) -> Path:
+def save_row(name: str, report: Report, *, quick: bool) -> Path:
     """Append one line to `results/<name>.jsonl`: when, on what, its floor, and what was measured."""
     row = {
         "benchmark": name,
@@ -265,8 +333,9 @@ def save_row(name: str, figures: Mapping[str, Any], bounds: Sequence[Bound] = ()
         "machine": machine(),
         "floor": machine_floor(),
         "peak_resident_bytes": peak_memory_bytes(),
-        "figures": figures,
-        "bounds": [bound._asdict() | {"holds": bound.holds} for bound in bounds],
+        "numbers": report.numbers,
+        "bounds": [bound._asdict() | {"holds": bound.holds} for bound in report.bounds],
+        "timings": [bound._asdict() | {"holds": bound.holds} for bound in report.timings],
     }
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
@@ -275,20 +344,26 @@ def save_row(name: str, figures: Mapping[str, Any], bounds: Sequence[Bound] = ()
     return path
 
 
-def save_figure(figure: Any, name: str) -> Path:
-    """Write a matplotlib figure to `results/<name>.png`."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.png"
-    figure.savefig(path, dpi=120)
-    print(f"figure   {path.parent.name}/{path.name}")
+def save_figure(name: str, draw: Callable[[], Any]) -> Path:
+    """Write the figure that `draw` makes, in the style of all of them, to `results/<name>.png`; no screen is needed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cycle = importlib.import_module("cycler").cycler(color=COLORS)
+    style: Any = {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "lines.markersize": 4}
+    with plt.rc_context(style | {"axes.prop_cycle": cycle}):
+        figure = draw()
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{name}.png"
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
     return path
 
 
 def new_figure(**options: Any) -> tuple[Any, Any]:
-    """`plt.subplots` on a backend that needs no screen."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+    """`plt.subplots` whose parts do not overlap."""
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained", **options)
@@ -303,14 +378,14 @@ def _version(package: str) -> str | None:
 
 def _plain(value: Any) -> Any:
     """What JSON can hold; infinities and NaN become words."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (np.ndarray, jax.Array)):
-        return _plain(np.asarray(value).tolist())
+    if isinstance(value, (np.ndarray, np.generic, jax.Array)):
+        return _plain(value.tolist())
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

@@ -15,6 +15,7 @@ made for such networks (Rathinam et al. 2010; Anderson 2012) keep pairs together
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,14 +23,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import Report, Table, at_most, new_figure
 from logderiv.processes import JumpProcess, Population
 
 BUDGET = 1e6  # simulated events, for the table
 DIFFERENCES = (("common", 0.05), ("common", 0.2), ("independent", 0.2))  # random numbers, h
 SIZES = {  # paths for the scores, pairs of paths for the differences; by `quick`
-    "immigration and death": {True: (100_000, 10_000), False: (100_000, 100_000)},
-    "Schlogl, volume 1/25": {True: (10_000, 1_000), False: (100_000, 10_000)},
+    "immigration and death": {True: (20_000, 4_000), False: (100_000, 100_000)},
+    "Schlogl, volume 1/25": {True: (4_000, 400), False: (100_000, 10_000)},
 }
 
 
@@ -66,6 +67,10 @@ class Method(NamedTuple):
         square = np.sum(self.bias**2) + np.sum(self.variance) * self.events / budget
         return math.sqrt(square / np.sum(exact**2))
 
+    def z(self, exact: np.ndarray) -> float:
+        """How many standard errors the worst estimate is from what it estimates."""
+        return float(np.max(np.abs(self.mean - exact - self.bias) / self.sem))
+
 
 def expected_population(observation: Population) -> jax.Array:
     """E[X at the end] of immigration and death with rates 2 and 1/2, from any state."""
@@ -76,15 +81,9 @@ def expected_population(observation: Population) -> jax.Array:
 def networks() -> tuple[Network, Network]:
     """The two."""
     rates = tuple(math.log(k) for k in (0.03 * 25, 1e-4 * 25**2, 200 / 25, 3.5))
+    birth_death, two = ld.processes.birth_death(3, 2.0), (math.log(2.0), math.log(0.5))
     return (
-        Network(
-            "immigration and death",
-            ld.processes.birth_death(3, 2.0),
-            (math.log(2.0), math.log(0.5)),
-            40,
-            60,
-            expected_population,
-        ),
+        Network("immigration and death", birth_death, two, 40, 60, expected_population),
         Network("Schlogl, volume 1/25", ld.processes.schlogl(10, 0.5), rates, 512, 100, None),
     )
 
@@ -115,20 +114,19 @@ def score_estimates(network: Network, paths: int, chunk: int) -> tuple[dict[str,
     """Batches of `chunk` paths, each estimated by the library: estimates `(batches, R)` by name, events per path, fraction cut."""
     process, params = network.process, jnp.asarray(network.log_rates)
     estimators = {
-        "score, plain": ld.score_function(credit=ld.total_return),
-        "score, leave one out": ld.score_function(
-            credit=ld.total_return, baseline=ld.baseline_leave_one_out(per="trajectory")
-        ),
+        "score, plain": ld.ScoreFunction(ld.advantages.Return()),
+        "score, leave one out": ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory"))),
     }
     if network.state_value is not None:
-        estimators["score, exact state value"] = ld.score_function(baseline=ld.baseline_value(network.state_value))
+        advantage = ld.advantages.ToGo(ld.baselines.Value(network.state_value))
+        estimators["score, exact state value"] = ld.ScoreFunction(advantage)
 
     @jax.jit
     def run(params: jax.Array, keys: jax.Array) -> Any:
         def batch(key: jax.Array) -> Any:
             taus = ld.rollout(params, jax.random.split(key, chunk), process.policy, process, horizon=network.horizon)
             grads = {name: e.estimate(params, (), process.policy, taus)[0].grads for name, e in estimators.items()}
-            info = ld.batch_info(taus)
+            info = ld.types.batch_info(taus)
             return grads, info.num_steps / chunk, info.truncated_fraction
 
         return jax.lax.map(batch, keys)
@@ -149,12 +147,11 @@ def difference_estimates(network: Network, paths: int, chunk: int) -> tuple[dict
             return jnp.sum(taus.rewards, axis=-1), jnp.mean(jnp.sum(taus.valid, axis=-1), dtype=float)
 
         def batch(key: jax.Array) -> Any:
-            ends = {}
+            ends, each = {}, jax.vmap(end, (0, None))
             first, second = jax.random.split(key, (2, chunk))
             for name, h in DIFFERENCES:
-                other = first if name == "common" else second
-                up = jax.vmap(end, (0, None))(params[None] + h * axes, jax.random.clone(first))
-                down = jax.vmap(end, (0, None))(params[None] - h * axes, jax.random.clone(other))
+                up = each(params[None] + h * axes, jax.random.clone(first))
+                down = each(params[None] - h * axes, jax.random.clone(first if name == "common" else second))
                 ends[f"difference, {name}, h = {h}"] = ((up[0] - down[0]).T / (2 * h), jnp.sum(up[1] + down[1]))
             return ends
 
@@ -170,67 +167,65 @@ def measure(network: Network, paths: int, pairs: int) -> tuple[np.ndarray, dict[
     exact, differences, lost = exact_values(network)
     chunk = paths // 200
     grads, events, truncated_fraction = score_estimates(network, paths, chunk)
-    methods = {}
-    for name, x in grads.items():
-        x = np.asarray(x, float)
-        variance = x.var(axis=0, ddof=1)
-        methods[name] = Method(x.mean(0), np.sqrt(variance / len(x)), np.zeros_like(exact), variance * chunk, events)
+    methods = {name: _method(x, np.zeros_like(exact), chunk, events) for name, x in grads.items()}
     samples, events = difference_estimates(network, pairs, pairs // 20)
     for name, x in samples.items():
-        h = float(name.rpartition(" ")[2])
-        variance = x.var(axis=0, ddof=1)
-        methods[name] = Method(x.mean(0), np.sqrt(variance / len(x)), differences[h] - exact, variance, events)
+        methods[name] = _method(x, differences[float(name.rpartition(" ")[2])] - exact, 1, events)
     return exact, methods, {"truncated_fraction": truncated_fraction, "lost": lost}
 
 
-def main(quick: bool) -> None:
-    bounds, figures, drawn = [], {}, {}
-    for network in networks():
-        exact, methods, small = measure(network, *SIZES[network.name][quick])
-        drawn[network.name] = exact, methods
-        rows = []
-        for name, m in methods.items():
-            z = np.max(np.abs(m.mean - exact - m.bias) / m.sem)
-            rows.append(
-                (
-                    name,
-                    " ".join(f"{x:.3f}" for x in m.mean),
-                    f"{z:.1f}",
-                    f"{math.sqrt(np.sum(m.bias**2) / np.sum(exact**2)):.4f}",
-                    f"{m.events:.0f}",
-                    f"{m.error(exact, BUDGET):.4f}",
-                )
-            )
-            bounds.append(harness.Bound(f"{network.name}: {name}, standard errors from its exact mean", z, 4))
-        harness.print_table(
-            f"{network.name}: d E[X] / d log k = {' '.join(f'{x:.3f}' for x in exact)}; {SIZES[network.name][quick][0]} paths",
-            ("way", "estimate", "worst z", "bias", "events a sample", f"error at {BUDGET:.0e} events"),
-            rows,
-        )
-        bounds += [harness.Bound(f"{network.name}: {name}", value, 1e-9) for name, value in small.items()]
-        figures[network.name] = {
-            "exact": exact,
-            **small,
-            "methods": {n: m._asdict() | {"error": m.error(exact, BUDGET)} for n, m in methods.items()},
-        }
-    first = networks()[0]
+def _method(estimates: Any, bias: np.ndarray, size: int, events: float) -> Method:
+    """From independent estimates, `(n, R)`, each the mean of `size` samples."""
+    x = np.asarray(estimates, float)
+    variance = x.var(axis=0, ddof=1)
+    return Method(x.mean(axis=0), np.sqrt(variance / len(x)), bias, variance * size, events)
+
+
+def closed_form() -> np.ndarray:
+    """Sensitivities of immigration and death, float64."""
+    _, process, rates, *_ = networks()[0]
     with jax.enable_x64(True):
-        closed = np.asarray(jax.grad(ld.processes.birth_death_mean)(jnp.asarray(first.log_rates), first.process))
-    gap = float(np.max(np.abs(closed / figures[first.name]["exact"] - 1)))
-    bounds.append(harness.Bound("immigration and death: master equation against the closed form, relative", gap, 1e-10))
-    _draw(drawn)
-    harness.finish("jump_processes", figures, bounds, quick=quick)
+        return np.asarray(jax.grad(ld.processes.birth_death_mean)(jnp.asarray(rates), process))
 
 
-def _draw(drawn: Mapping[str, tuple[np.ndarray, dict[str, Method]]]) -> None:
-    figure, axes = harness.new_figure(ncols=len(drawn), figsize=(11, 4.5), sharey=True, squeeze=False)
+def main(quick: bool) -> Report:
+    found = {network.name: measure(network, *SIZES[network.name][quick]) for network in networks()}
+    tables, bounds, numbers = [], [], {}
+    for name, (exact, methods, small) in found.items():
+        off = "standard errors from its exact mean"
+        bounds += [at_most(f"{name}: {n}, {off}", m.z(exact), 4) for n, m in methods.items()]
+        bounds += [at_most(f"{name}: {quantity}", value, 1e-9) for quantity, value in small.items()]
+        rows = [
+            {"way": n, "estimate": _words(m.mean), "z": m.z(exact), "events": m.events, "error": m.error(exact, BUDGET)}
+            | {"bias": math.sqrt(np.sum(m.bias**2) / np.sum(exact**2))}
+            for n, m in methods.items()
+        ]
+        tables.append(
+            Table(
+                f"{name}: d E[X] / d log k = {_words(exact)}; {SIZES[name][quick][0]} paths",
+                f"way | estimate | worst z | bias | events a sample | error at {BUDGET:.0e} events",
+                "{r[way]} | {r[estimate]} | {r[z]:.1f} | {r[bias]:.4f} | {r[events]:.0f} | {r[error]:.4f}",
+                rows,
+            )
+        )
+        numbers[name] = {"exact": exact, **small, "methods": methods, "rows": rows}
+    gap = np.max(np.abs(closed_form() / next(iter(found.values()))[0] - 1))
+    bounds.append(at_most("immigration and death: master equation against the closed form, relative", gap, 1e-10))
+    return Report(tables, bounds, numbers, partial(_draw, found))
+
+
+def _words(values: np.ndarray) -> str:
+    return " ".join(f"{x:.3f}" for x in values)
+
+
+def _draw(found: Mapping[str, tuple[np.ndarray, dict[str, Method], Any]]) -> Any:
+    figure, axes = new_figure(ncols=len(found), figsize=(11, 4.5), sharey=True, squeeze=False)
     budgets = np.logspace(4, 9, 60)
-    for ax, (title, (exact, methods)) in zip(axes[0], drawn.items(), strict=True):
-        for i, (name, m) in enumerate(methods.items()):
+    for ax, (title, (exact, methods, _)) in zip(axes[0], found.items(), strict=True):
+        for name, method in methods.items():
             style = "-" if name.startswith("score") else "--"
-            ax.plot(budgets, [m.error(exact, b) for b in budgets], style, color=f"C{i}", label=name)
+            ax.plot(budgets, [method.error(exact, b) for b in budgets], style, label=name)
         ax.set(title=title, xscale="log", yscale="log", xlabel="simulated events")
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False, fontsize=8)
+        ax.legend(fontsize=8)
     axes[0, 0].set_ylabel("relative error of all sensitivities")
-    harness.save_figure(figure, "jump_processes")
+    return figure

@@ -29,6 +29,7 @@ import optax
 
 import logderiv as ld
 from benchmarks import harness
+from benchmarks.harness import Report, Table, at_least
 
 # What a process is at after it has announced this.
 DURING = {"start": "start", "compile": "compile", "found": "compile", "save": "save", "saved": "update", "end": "end"}
@@ -50,32 +51,22 @@ class Task(NamedTuple):
 
 def reinforce() -> Task:
     """Whole episodes, a baseline with a state."""
-    estimator = ld.score_function(baseline=ld.baseline_moving_average())
-    optimizer = ld.maximize(optax.adam(1e-2))
-    options = {"estimator": estimator, "optimizer": optimizer, "num_trajectories": 64, "horizon": 64}
-    return Task((jnp.zeros(2), ld.shared_softmax, ld.short_corridor()), options, 100)
+    options = {"estimator": ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.MovingAverage()))}
+    options |= {"optimizer": optax.adam(1e-2), "batch": ld.Episodes(64, horizon=64)}
+    return Task((jnp.zeros(2), ld.shared_softmax, ld.environments.short_corridor()), options, 100)
 
 
 def ppo() -> Task:
     """A network, environments that go on across updates, evaluation in between."""
     import gymnax
 
-    environment = ld.Gymnax(gymnax.make("CartPole-v1")[0])
+    environment = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0])
     network = ld.MLPActorCritic(2, hidden=(64,))
     rate = optax.linear_schedule(2.5e-3, 0.0, 400 * 16)
-    return Task(
-        (network.init(jax.random.key(1), jnp.zeros(4)), network, environment),
-        {
-            "estimator": ld.ppo_actor_critic(network.value),
-            "optimizer": ld.maximize(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate))),
-            "num_environments": 16,
-            "num_steps": 128,
-            "epochs": 4,
-            "minibatches": 4,
-            "evaluation": ld.Evaluation(every=10, num_episodes=8),
-        },
-        10,
-    )
+    options = {"estimator": ld.PPOActorCritic(network.value), "evaluation": ld.Evaluation(every=10, num_episodes=8)}
+    options |= {"optimizer": optax.chain(optax.clip_by_global_norm(0.5), optax.adam(rate))}
+    options |= {"batch": ld.Steps(16, 128), "epochs": 4, "minibatches": 4}
+    return Task((network.init(jax.random.key(1), jnp.zeros(4)), network, environment), options, 10)
 
 
 TASKS = {"REINFORCE, corridor": reinforce, "PPO, CartPole": ppo}
@@ -101,11 +92,8 @@ def run(task: str, directory: str, chunks: str) -> None:
     """One process of a run, from the newest checkpoint to the end; the last line has the digest of each leaf."""
     print(json.dumps({"compile": True}), flush=True)
     (params, policy, environment), options, every = TASKS[task]()
-    checkpoints = Announcing(directory, every)
-    key = jax.random.key(0)
-    training = ld.train(
-        params, key, policy, environment, num_updates=every * int(chunks), checkpoints=checkpoints, **options
-    )
+    options |= {"num_updates": every * int(chunks), "checkpoints": Announcing(directory, every)}
+    training = ld.train(params, jax.random.key(0), policy, environment, **options)
     print(json.dumps({"end": digests(training)}), flush=True)
 
 
@@ -172,13 +160,9 @@ def live(task: str, directory: str, chunks: int, kill: Moment | None = None) -> 
 def typical(life: Life) -> dict[str, float]:
     """How long a process takes to start, to compile, for the updates between two checkpoints and for one: left alone."""
     at = {name: np.array([when for when, line in life.lines if name in line]) for name in DURING}
-    update = np.median(at["save"][1:] - at["saved"][:-1])
-    return {
-        "start": at["compile"][0],
-        "compile": at["save"][0] - at["compile"][0] - update,
-        "update": update,
-        "save": np.median(at["saved"] - at["save"]),
-    }
+    update, save = np.median(at["save"][1:] - at["saved"][:-1]), np.median(at["saved"] - at["save"])
+    compiling = at["save"][0] - at["compile"][0] - update
+    return {"start": at["compile"][0], "compile": compiling, "update": update, "save": save}
 
 
 class Kill(NamedTuple):
@@ -237,11 +221,11 @@ def saving_seconds(sizes: Sequence[int]) -> list[tuple[int, float, float]]:
     return found
 
 
-def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> None:
+def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> Report:
     tasks, chunks = (tasks[:1], 10) if quick else (tasks, 40)
     plans = [("start", "compile", "save")] if quick else [("compile", "save", "start", "update", "save")] * 2
     chance = random.Random(0)
-    rows, costs, kept, total = [], [], 0, 0
+    rows, costs = [], []
     for task in tasks:
         with tempfile.TemporaryDirectory() as directory:
             alone = live(task, directory, chunks)
@@ -250,39 +234,29 @@ def main(quick: bool, *, tasks: Sequence[str] = tuple(TASKS)) -> None:
             kills, end = killed_run(task, chunks, plan, durations, chance)
             same = sum(end.get(name) == digest for name, digest in (alone.end or {}).items())
             whole = bool(alone.end) and same == len(alone.end) == len(end)
-            for kill in kills:
-                survived = whole and kill.found >= kill.saved
-                kept, total = kept + survived, total + 1
-                rows.append(
-                    (task, kill.at, kill.saved, kill.found, f"{same} of {len(end)}", "yes" if survived else "NO")
-                )
-        costs.append((task, *durations.values()))
-    harness.print_table(
-        "Each kill: the last checkpoint announced, what the next process found, leaves that end with the same bits",
-        ("run", "killed at", "saved", "found", "same leaves", "survived"),
-        rows,
-    )
-    print(f"\n  {kept} of {total} kills survived")
-    harness.print_table(
-        "A run left alone, seconds; what saving takes of its time",
-        ("run", "to start", "to compile", "updates between saves", "a save", "saving", "at one a minute"),
-        [
-            (
-                *(x if isinstance(x, str) else f"{x:.3f}" for x in cost),
-                f"{save / (save + update):.0%}",
-                f"{save / 60:.2%}",
-            )
-            for cost in costs
-            for update, save in [cost[-2:]]
-        ],
-    )
+            of_run = {"run": task, "same": f"{same} of {len(end)}"}
+            rows += [of_run | k._asdict() | {"survived": whole and k.found >= k.saved} for k in kills]
+        saving = durations["save"] / (durations["save"] + durations["update"])
+        costs.append({"run": task, "share": saving, "each minute": durations["save"] / 60} | durations)
     saves = saving_seconds((10**3, 10**5) if quick else (10**3, 10**5, 10**6, 10**7))
-    harness.print_table(
-        "One array, milliseconds",
-        ("bytes", "save", "restore"),
-        [(f"{size:.0e}", f"{1e3 * save:.1f}", f"{1e3 * restore:.1f}") for size, save, restore in saves],
-    )
-    wanted = len(tasks) * sum(map(len, plans))
-    bounds = [harness.Bound(f"kills survived, of {wanted}", kept, wanted, at_least=True)]
-    figures = {"kills": rows, "costs": costs, "saves": saves}
-    harness.finish("kill_and_resume", figures, bounds, quick=quick)
+    kept, wanted = sum(row["survived"] for row in rows), len(tasks) * sum(map(len, plans))
+    tables = [
+        Table(
+            "Each kill: the last checkpoint announced, what the next process found, leaves that end with the same bits",
+            "run | killed at | saved | found | same leaves | survived",
+            "{r[run]} | {r[at]} | {r[saved]} | {r[found]} | {r[same]} | {r[survived]}",
+            rows,
+            f"{kept} of {len(rows)} kills survived",
+        ),
+        Table(
+            "A run left alone, seconds; what saving takes of its time",
+            "run | to start | to compile | updates between saves | a save | saving | at one a minute",
+            "{r[run]} | "
+            + harness.cells(("start", "compile", "update", "save"), ".3f")
+            + " | {r[share]:.0%} | {r[each minute]:.2%}",
+            costs,
+        ),
+        Table("One array", "bytes | save, s | restore, s", "{r[0]:.0e} | {r[1]:.4f} | {r[2]:.4f}", saves),
+    ]
+    bounds = [at_least(f"kills survived, of {wanted}", kept, wanted)]
+    return Report(tables, bounds, {"kills": rows, "costs": costs, "saves": saves})

@@ -10,16 +10,17 @@ that matter: at most 1e-7 in the value and, for 10^7 identical scores, 1.9e-6 in
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
-from jax import lax
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks import peers
+from benchmarks.harness import Report, Table, at_most, new_figure
 
 MLP = ld.MLP(2, hidden=(64,))
 GRU = ld.GRU(2, hidden=16)
@@ -40,44 +41,18 @@ def trajectory(length: int, key: jax.Array, *, actions: jax.Array | None = None)
     key_observation, key_action = jax.random.split(key)
     observations = jax.random.normal(key_observation, (length, 4), jnp.float32)
     actions = jax.random.bernoulli(key_action, shape=(length,)).astype(jnp.int32) if actions is None else actions
-    return _trajectory(observations, actions)
-
-
-def _trajectory(observations: jax.Array, actions: jax.Array) -> ld.Trajectory:
-    ones = jnp.ones(actions.shape, jnp.float32)
-    return ld.Trajectory(observations, actions, ones, ones, ones > 0, ones, observations[0])
-
-
-def parameters(policy: Any, key: jax.Array) -> Any:
-    """Initial parameters moved off the nearly uniform start."""
-    key_init, key_noise = jax.random.split(key)
-    leaves, structure = jax.tree.flatten(policy.init(key_init, jnp.zeros(4, jnp.float32)))
-    keys = jax.random.split(key_noise, len(leaves))
-    return structure.unflatten(
-        [x + 0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    )
+    return peers.trajectory(observations, actions)
 
 
 def plain_log_prob(params: Any, policy: Any, tau: ld.Trajectory) -> jax.Array:
     """What one would write first: a scan over time that carries the sum."""
-    memory = None if policy.initial_carry is None else policy.initial_carry(params)
-    dtype = jax.tree.leaves(params)[0].dtype
-
-    def step(carry: Any, x: Any) -> tuple[Any, None]:
-        total, memory = carry
-        if memory is None:
-            distribution = policy.apply(params, x[0])
-        else:
-            distribution, memory = policy.apply(params, memory, x[0])
-        return (total + distribution.log_prob(x[1]), memory), None
-
-    return lax.scan(step, (jnp.zeros((), dtype), memory), (tau.observations, tau.actions))[0][0]
+    return peers.plain_scan(policy)(params, jax.tree.map(lambda x: x[None], tau))
 
 
 def value_rows(name: str, policy: Any, length: int) -> list[Row]:
     """The value of log P, on its own and beside its gradient, against the exact sum of the same factors."""
     key_params, key = jax.random.split(jax.random.key(1))
-    params, tau = parameters(policy, key_params), trajectory(length, key)
+    params, tau = peers.parameters(policy, key_params), trajectory(length, key)
     exact = math.fsum(np.asarray(jax.jit(ld.log_factors)(params, policy, tau), np.float64))
 
     def error(value: Any) -> float:
@@ -100,11 +75,11 @@ def signed_rows(length: int) -> list[Row]:
     logits = 0.5 * jax.random.normal(jax.random.key(2), (5, 3), jnp.float32)
     keys = jax.random.split(jax.random.key(3))
     states, actions = (jax.random.randint(k, (length,), 0, n, jnp.int32) for k, n in zip(keys, (5, 3), strict=True))
-    tau = _trajectory(states, actions)
+    tau = peers.trajectory(states, actions)
     counts = np.zeros((5, 3), int)
     np.add.at(counts, (np.asarray(states), np.asarray(actions)), 1)
 
-    logp = float(jax.jit(ld.signed_prob)(logits, ld.tabular_softmax, tau).logabs)
+    logp = float(jax.jit(ld.log_prob)(logits, ld.tabular_softmax, tau))
     grad = jax.jit(ld.grad_prob)(logits, ld.tabular_softmax, tau)
     plain_logp, plain_score = jax.jit(jax.value_and_grad(plain_log_prob))(logits, ld.tabular_softmax, tau)
     with mpmath.workdps(50):
@@ -113,14 +88,9 @@ def signed_rows(length: int) -> list[Row]:
         signs = [[int(mpmath.sign(x)) for x in row] for row in score]
         error = _worst(grad.logabs, exact_grad) if np.array_equal(grad.sign, signs) else math.inf
         plain_grad = float(plain_logp) + np.log(np.abs(np.asarray(plain_score, np.float64)))
+        value, plain_value = (_worst([[x]], [[exact_logp]]) for x in (logp, plain_logp))
         return [
-            Row(
-                "P, signed-log, tabular softmax",
-                length,
-                _worst([[logp]], [[exact_logp]]),
-                _worst([[plain_logp]], [[exact_logp]]),
-                1e-5,
-            ),
+            Row("P, signed-log, tabular softmax", length, value, plain_value, 1e-5),
             Row("grad P, signed-log, worst entry", length, error, _worst(plain_grad, exact_grad), 1e-5),
         ]
 
@@ -151,7 +121,7 @@ def same_action_rows(length: int, bound: float) -> list[Row]:
     policy = ld.FunctionPolicy(ld.shared_softmax.apply)
     logits = jnp.array([0.2, 0.0], jnp.float32)
     ones = jnp.ones(length, jnp.int32)
-    tau = _trajectory(ones, ones)
+    tau = peers.trajectory(ones, ones)
     exact_score = length / (1 + math.exp(-float(logits[0])))
     exact = math.fsum(np.asarray(jax.jit(ld.log_factors)(logits, policy, tau), np.float64))
 
@@ -172,7 +142,7 @@ def coherent_row(length: int) -> Row:
     """The gradient of log P for an MLP that always took action 0, so that the scores add up: the worst leaf, against float64."""
     key_params, key = jax.random.split(jax.random.key(4))
     tau = trajectory(length, key, actions=jnp.zeros(length, jnp.int32))
-    params = parameters(MLP, key_params)
+    params = peers.parameters(MLP, key_params)
     ours, plain = (jax.jit(jax.grad(f))(params, MLP, tau) for f in (ld.log_prob, plain_log_prob))
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: x.astype(jnp.float64), params)
@@ -186,41 +156,29 @@ def coherent_row(length: int) -> Row:
     return Row("grad log P, MLP, one action, worst leaf", length, error(ours), error(plain), 1e-5)
 
 
-def main(quick: bool) -> None:
-    slow = 10**5 if quick else 10**6
-    if quick:
-        print("\nquick: T = 10^5 for the GRU and for the coherent scores of the MLP; all others at full length")
-    rows = [
-        *value_rows("MLP 4-64-2", MLP, 10**6),
-        *value_rows("GRU 16", GRU, slow),
-        *signed_rows(10**6),
-        *same_action_rows(10**6, 1e-5),
-        coherent_row(slow),
-        *same_action_rows(10**7, 5e-6),
-    ]
-    harness.print_table(
+def main(quick: bool) -> Report:
+    usual, slow, long = (10**5, 10**4, 10**6) if quick else (10**6, 10**6, 10**7)
+    rows = value_rows("MLP 4-64-2", MLP, usual) + value_rows("GRU 16", GRU, slow) + signed_rows(usual)
+    rows += [*same_action_rows(usual, 1e-5), coherent_row(slow), *same_action_rows(long, 5e-6)]
+    table = Table(
         "Relative errors in float32",
-        ("quantity", "T", "logderiv", "plain scan", "bound"),
-        [(r.quantity, r.steps, f"{r.error:.1e}", f"{r.plain:.1e}", f"{r.bound:.0e}") for r in rows],
+        "quantity | T | logderiv | plain scan | bound",
+        "{r.quantity} | {r.steps} | {r.error:.1e} | {r.plain:.1e} | {r.bound:.0e}",
+        rows,
+        "A relative error of 1e-6 in log P = -10^6 is a factor of e in P itself: at such lengths float32 knows how small\n"
+        "P is, not P. The direction of the gradient, which is what is used, does not suffer.",
     )
-    print(
-        "  A relative error of 1e-6 in log P = -10^6 is a factor of e in P itself: at such lengths float32 knows how small\n"
-        "  P is, not P. The direction of the gradient, which is what is used, does not suffer."
-    )
-    bounds = [harness.Bound(f"{r.quantity}, T = {r.steps:.0e}", r.error, r.bound) for r in rows]
-    _draw(rows)
-    figures = {"relative_errors": [r._asdict() for r in rows]}
-    harness.finish("likelihood_accuracy", figures, bounds, quick=quick)
+    bounds = [at_most(f"{r.quantity}, T = {r.steps:.0e}", r.error, r.bound) for r in rows]
+    return Report([table], bounds, {"relative_errors": rows}, partial(_draw, rows))
 
 
-def _draw(rows: list[Row]) -> None:
-    figure, ax = harness.new_figure(figsize=(9, 4.5))
+def _draw(rows: list[Row]) -> Any:
+    figure, ax = new_figure(figsize=(9, 4.5))
     places = np.arange(len(rows))[::-1]
-    ax.plot([r.plain for r in rows], places, "s", color="#D55E00", label="plain float32 scan")
-    ax.plot([max(r.error, 1e-9) for r in rows], places, "o", color="#0072B2", label="logderiv")
+    ax.plot([r.plain for r in rows], places, "s", color="C1", label="plain float32 scan")
+    ax.plot([max(r.error, 1e-9) for r in rows], places, "o", color="C0", label="logderiv")
     ax.plot([r.bound for r in rows], places, "|", color="0.2", markersize=16, label="bound")
     ax.set_yticks(places, [f"{r.quantity}, T = 10^{round(math.log10(r.steps))}" for r in rows])
     ax.set(xscale="log", xlabel="relative error")
-    ax.grid(axis="x", alpha=0.3)
-    ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.3, 1.14), ncols=3)
-    harness.save_figure(figure, "likelihood_accuracy")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.3, 1.14), ncols=3)
+    return figure

@@ -11,6 +11,7 @@ own in XLA: what is left lies in small products (4 and 2 columns), which the ker
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ from jax import lax
 
 import logderiv as ld
 from benchmarks import harness, peers
-from benchmarks.harness import Bound
+from benchmarks.harness import Bound, Report, Table, at_least, at_most
 
 MLP = ld.MLP(2, hidden=(64,))
 POINTS = ((1024, 1), (65536, 1), (10**6, 1), (1024, 64), (1024, 1024), (65536, 16))
@@ -34,18 +35,13 @@ def trajectories(length: int, num: int, *, one_action: bool = False) -> ld.Traje
     key_observation, key_action = jax.random.split(jax.random.key(0))
     observations = jax.random.normal(key_observation, (num, length, 4), jnp.float32)
     actions = jax.random.bernoulli(key_action, shape=(num, length)).astype(jnp.int32)
-    ones = jnp.ones((num, length), jnp.float32)
     actions = jnp.zeros_like(actions) if one_action else actions
-    return jax.block_until_ready(ld.Trajectory(observations, actions, ones, ones, ones > 0, ones, observations[:, 0]))
+    return jax.block_until_ready(peers.trajectory(observations, actions))
 
 
 def parameters() -> Any:
-    """Weights of ordinary size, away from the nearly uniform start."""
-    params = MLP.init(jax.random.key(1), jnp.zeros(4, jnp.float32))
-    leaves, structure = jax.tree.flatten(jax.tree.map(lambda x: x.astype(jnp.float32), params))
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    noise = [0.3 * jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
-    return structure.unflatten([x + e for x, e in zip(leaves, noise, strict=True)])
+    """Weights of ordinary size."""
+    return peers.parameters(MLP, jax.random.key(1))
 
 
 def time_point(length: int, num: int) -> dict[str, Any]:
@@ -59,15 +55,14 @@ def time_point(length: int, num: int) -> dict[str, Any]:
         "logderiv": peers.ours(MLP),
         "plain scan over t": peers.plain_scan(MLP),
         "vectorized": peers.vectorized,
-        **{name: function for name, function in installed.items() if length * num >= LARGE},
-        **{f"rows {rows}": peers.ours(MLP, rows) for rows in ROWS},
     }
+    functions |= installed if length * num >= LARGE else {}
+    functions |= {f"rows {rows}": peers.ours(MLP, rows) for rows in ROWS}
     calls = {name: peers.compiled(function, params, taus) for name, function in functions.items()}
-    runs = {name: call.run for name, call in calls.items()}
     others = {"torch": peers.torch_call(params, taus), "kernel in C": peers.kernel_call(params, taus)}
-    runs |= {name: run for name, run in others.items() if run is not None}
+    others = {name: run for name, run in others.items() if run is not None}
     return {
-        "seconds": harness.interleaved_medians(runs, 15 if length * num <= LARGE else 7),
+        "seconds": harness.interleaved_medians(calls | others, 15 if length * num <= LARGE else 7),
         "compile_seconds": {name: call.compile_seconds for name, call in calls.items()},
         "temp_bytes": {name: call.temp_bytes for name, call in calls.items()},
     }
@@ -95,7 +90,7 @@ def block_floor(blocks: int = 128, rows: int = 512) -> dict[str, float]:
         "x' z": repeated(lambda x, z: x.T @ z, x, h),
         "tanh": repeated(jnp.tanh, h),
     }
-    return harness.interleaved_medians({name: call.run for name, call in parts.items()}, 15)
+    return harness.interleaved_medians(parts, 15)
 
 
 def growth(lengths: list[int], repeats: int = 5) -> list[dict[str, Any]]:
@@ -111,19 +106,17 @@ def growth(lengths: list[int], repeats: int = 5) -> list[dict[str, Any]]:
 
     rows = []
     for length in lengths:
-        taus = jax.eval_shape(lambda length=length: trajectories_shape(length))
+        taus = shape(length)
         ours, vectorized = (compile_anew(f, taus) for f in (peers.ours(MLP), peers.vectorized))
         inputs = length * (4 * 4 + 4 + 1)
-        rows.append({"T": length, "compile": ours[0], "temp": ours[1], "inputs": inputs, "vectorized": vectorized[1]})
+        row = {"T": length, "compile": ours[0], "temp": ours[1], "inputs": inputs, "vectorized": vectorized[1]}
+        rows.append(row | {"beyond": ours[1] - inputs})
     return rows
 
 
-def trajectories_shape(length: int) -> ld.Trajectory:
-    """What `jax.eval_shape` needs to know of one trajectory."""
-    ones = jnp.ones((1, length), jnp.float32)
-    return ld.Trajectory(
-        jnp.ones((1, length, 4), jnp.float32), ones.astype(int), ones, ones, ones > 0, ones, jnp.ones((1, 4))
-    )
+def shape(length: int) -> Any:
+    """Shapes and dtypes of one trajectory: enough to compile for it."""
+    return jax.eval_shape(lambda: peers.trajectory(jnp.ones((1, length, 4), jnp.float32), jnp.ones((1, length), int)))
 
 
 def exact(params: Any, taus: ld.Trajectory) -> tuple[float, list[np.ndarray]]:
@@ -139,10 +132,8 @@ def exact(params: Any, taus: ld.Trajectory) -> tuple[float, list[np.ndarray]]:
         total += math.fsum(logs[np.arange(len(x)), actions])
         d_outputs = np.eye(2)[actions] - np.exp(logs)
         d_hidden = d_outputs @ w2.T * (1 - hidden**2)
-        for grad, term in zip(
-            grads, (x.T @ d_hidden, d_hidden.sum(0), hidden.T @ d_outputs, d_outputs.sum(0)), strict=True
-        ):
-            grad += term
+        terms = (x.T @ d_hidden, d_hidden.sum(0), hidden.T @ d_outputs, d_outputs.sum(0))
+        grads = [grad + term for grad, term in zip(grads, terms, strict=True)]
     return total, grads
 
 
@@ -156,11 +147,8 @@ def errors(length: int) -> dict[str, Any]:
     found: dict[str, Any] = {"T": length}
     for name, function in candidates.items():
         got, got_grads = jax.jit(jax.value_and_grad(function))(params, taus)
-        leaves = [got_grads[0]["weight"], got_grads[0]["bias"], got_grads[1]["weight"], got_grads[1]["bias"]]
-        gaps = [
-            np.linalg.norm(np.asarray(g, np.float64) - e) / np.linalg.norm(e)
-            for g, e in zip(leaves, grads, strict=True)
-        ]
+        leaves = [layer[k] for layer in got_grads for k in ("weight", "bias")]
+        gaps = [np.linalg.norm(g - e) / np.linalg.norm(e) for g, e in zip(leaves, grads, strict=True)]
         found[name] = {"value": abs(float(got) / value - 1), "gradient": float(max(gaps))}
     return found
 
@@ -172,164 +160,124 @@ def peak_call(form: str, length: int) -> Any:
 
 
 def bounds_of(place: str, point: tuple[int, int], seconds: dict[str, float]) -> list[Bound]:
-    """What the figures at one point are held to."""
+    """What the times at one point are held to."""
     length, num = point
     ours, at = seconds["logderiv"], f"T = {length}, B = {num}, {place}"
     long = num == 1 and length >= LARGE
-    found = [Bound(f"plain scan, {at}", seconds["plain scan over t"] / ours, 10 if long else 3.5, at_least=True)]
-    best = min(s for name, s in seconds.items() if name.startswith("rows"))
-    found.append(Bound(f"against the best block, {at}", ours / best, 1.2))
+    found = [
+        at_least(f"plain scan, {at}", seconds["plain scan over t"] / ours, 10 if long else 3.5),
+        at_most(f"against the best block, {at}", ours / best_block(seconds), 1.2),
+    ]
     if length * num >= LARGE:
-        limit = 4.0 if place == "1 core" else 2.5
-        for name in ("vectorized", *peers.LIBRARIES, "torch"):
-            if name in seconds:
-                least = 6.0 if name == "torch" and place == "1 core" else limit
-                found.append(Bound(f"{name}, {at}", seconds[name] / ours, least, at_least=True))
-    if "kernel in C" in seconds and place == "1 core" and (length, num) == (65536, 1):
-        found.append(Bound(f"kernel in C, {at}", ours / seconds["kernel in C"], 3.5))
+        limits = dict.fromkeys(("vectorized", *peers.LIBRARIES, "torch"), 4.0 if place == "1 core" else 2.5)
+        limits |= {"torch": 6.0} if place == "1 core" else {}
+        found += [at_least(f"{n}, {at}", seconds[n] / ours, least) for n, least in limits.items() if n in seconds]
+    if "kernel in C" in seconds and place == "1 core" and point == (65536, 1):
+        found.append(at_most(f"kernel in C, {at}", ours / seconds["kernel in C"], 3.5))
     return found
 
 
-def main(quick: bool) -> None:
-    points = QUICK_POINTS if quick else POINTS
-    bounds: list[Bound] = []
-    timings: dict[str, Any] = {}
-    _, missing = peers.libraries()
-    for place, cores in harness.places().items():
-        rows = [harness.on_cores(cores, "benchmarks.likelihood_speed:time_point", *point) for point in points]
-        timings[place] = rows
-        names = [n for n in rows[-1]["seconds"] if not n.startswith("rows")]
-        harness.print_table(
-            f"Value and gradient of the mean log P, MLP 4-64-2, {place}: "
-            "ms of the library, then times that of the others",
-            ("T, B", *names, "best block"),
-            [_cells(point, row["seconds"], names) for point, row in zip(points, rows, strict=True)],
-        )
-        if cores:
-            bounds += [b for p, row in zip(points, rows, strict=True) for b in bounds_of(place, p, row["seconds"])]
-    print(f"  not installed: {', '.join(missing) or 'nothing'} (extra `peers`; torch by hand)")
+def best_block(seconds: dict[str, float]) -> float:
+    """Seconds with the best of `ROWS`."""
+    return min(s for name, s in seconds.items() if name.startswith("rows"))
 
+
+def memory_bounds(grown: list[dict[str, Any]]) -> list[Bound]:
+    """What compiling and XLA's memory are held to as one trajectory grows."""
+    short, million, longest = ({r["T"]: r for r in grown}[T] for T in (10**5, 10**6, 10**7))
+    return [
+        at_least("temporary memory, T = 10^6, vectorized over library", million["vectorized"] / million["temp"], 20),
+        at_most("temporary bytes a step beyond the inputs, T = 10^7", longest["beyond"] / 10**7, 1.0),
+        at_most("compile time, T = 10^7 over 10^5", longest["compile"] / short["compile"], 1.1),
+        at_most("compile seconds, T = 10^7", longest["compile"], 1.0),
+    ]
+
+
+def main(quick: bool) -> Report:
+    points, repeats = (QUICK_POINTS, 1) if quick else (POINTS, 5)
+    timed = {
+        place: [harness.on_cores(cores, "benchmarks.likelihood_speed:time_point", *point) for point in points]
+        for place, cores in harness.places().items()
+    }
     floor = block_floor()
+    lengths, length = [10**n for n in range(3, 8)], 10**5 if quick else 10**6
+    grown, wrong = growth(lengths[2:] if quick else lengths, repeats), [errors(n) for n in lengths[: 2 if quick else 5]]
+    peak = partial(harness.peak_rss, "benchmarks.likelihood_speed:peak_call")
+    resident = {form: peak(form, length) for form in ("logderiv", "vectorized")}
+    *_, last = wrong
+    at = f"T = {last['T']:.0e}"
+    bounds = [at_most(f"relative error of the {k}, {at}", last["logderiv"][k], 1e-6) for k in ("value", "gradient")]
+    timings = []
+    for place in [place for place, cores in harness.places().items() if cores]:
+        for point, found in zip(points, timed[place], strict=True):
+            timings += bounds_of(place, point, found["seconds"])
     parts = ", ".join(f"{name} {1e3 * seconds:.2f}" for name, seconds in floor.items())
-    print(f"  parts of (65536, 1), each alone in a loop: {parts}; together {1e3 * sum(floor.values()):.1f} ms")
-
-    lengths = [10**3, 10**4, 10**5, 10**6, 10**7]
-    grown = growth(lengths)
-    harness.print_table(
-        "One trajectory as T grows",
-        ("T", "compile s", "temporary MiB", "beyond a copy of the inputs", "vectorized MiB"),
-        [
-            (
-                r["T"],
-                f"{r['compile']:.2f}",
-                *(f"{x / 2**20:.2f}" for x in (r["temp"], r["temp"] - r["inputs"], r["vectorized"])),
-            )
-            for r in grown
-        ],
+    notes = (
+        f"not installed: {', '.join(peers.libraries()[1]) or 'nothing'} (extra `peers`; torch by hand)\n"
+        f"parts of (65536, 1), each alone in a loop: {parts}; together {1e3 * sum(floor.values()):.1f} ms\n"
+        f"resident memory that the call adds, T = {length}: {', '.join(f'{k} {v >> 20} MiB' for k, v in resident.items())}"
     )
-    by_length = {r["T"]: r for r in grown}
-    bounds += [
-        Bound(
-            "temporary memory, T = 10^6, vectorized over library",
-            by_length[10**6]["vectorized"] / by_length[10**6]["temp"],
-            20,
-            at_least=True,
-        ),
-        Bound(
-            "temporary bytes a step beyond the inputs, T = 10^7",
-            (by_length[10**7]["temp"] - by_length[10**7]["inputs"]) / 10**7,
-            1.0,
-        ),
-        Bound("compile time, T = 10^7 over 10^5", by_length[10**7]["compile"] / by_length[10**5]["compile"], 1.1),
-        Bound("compile seconds, T = 10^7", by_length[10**7]["compile"], 1.0),
-    ]
-    peaks = {
-        form: harness.peak_rss("benchmarks.likelihood_speed:peak_call", form, 10**5 if quick else 10**6)
-        for form in ("logderiv", "vectorized")
-    }
-    print(
-        f"  resident memory that the call adds, T = 10^{5 if quick else 6}: "
-        + ", ".join(f"{k} {v / 2**20:.0f} MiB" for k, v in peaks.items())
+    tables = [*(_times(place, points, rows) for place, rows in timed.items()), *_others(grown, wrong, notes)]
+    numbers = {"points": points, "timings": timed, "block_floor": floor, "growth": grown, "peak_resident": resident}
+    draw = partial(_draw, points, timed, grown, wrong)
+    return Report(tables, bounds, numbers | {"errors": wrong}, draw, timings + memory_bounds(grown))
+
+
+def _times(place: str, points: Any, rows: list[dict[str, Any]]) -> Table:
+    names = [n for n in rows[-1]["seconds"] if not n.startswith("rows")]
+    shown = []
+    for (length, num), row in zip(points, rows, strict=True):
+        ours = row["seconds"]["logderiv"]
+        ratios = {name: seconds / ours for name, seconds in row["seconds"].items()}
+        shown.append(ratios | {"at": f"{length}, {num}", "logderiv": 1e3 * ours, "best": best_block(ratios)})
+    return Table(
+        f"Value and gradient of the mean log P, MLP 4-64-2, {place}: ms of the library, then times that of the others",
+        " | ".join(["T, B", *names, "best block"]),
+        f"{{r[at]}} | {harness.cells([*names, 'best'])}",
+        shown,
     )
 
-    error_rows = [errors(length) for length in ([10**3, 10**5] if quick else lengths)]
-    _print_errors(error_rows)
-    last = error_rows[-1]
-    bounds += [
-        Bound(f"relative error of the {k}, T = {last['T']:.0e}", last["logderiv"][k], 1e-6)
-        for k in ("value", "gradient")
-    ]
-    _draw(points, timings, grown, error_rows)
-    figures = {
-        "points": points,
-        "timings": timings,
-        "missing": missing,
-        "block_floor": floor,
-        "growth": grown,
-        "peak_resident": peaks,
-        "errors": error_rows,
-    }
-    harness.finish("likelihood_speed", figures, bounds, quick=quick)
 
-
-def _cells(point: tuple[int, int], seconds: dict[str, float], names: list[str]) -> tuple[str, ...]:
-    ours = seconds["logderiv"]
-    best = min(s for name, s in seconds.items() if name.startswith("rows"))
-    others = (f"{seconds[n] / ours:.2f}" if n in seconds else "-" for n in names if n != "logderiv")
-    return (f"{point[0]}, {point[1]}", f"{1e3 * ours:.2f}", *others, f"{best / ours:.2f}")
-
-
-def _print_errors(rows: list[dict[str, Any]]) -> None:
+def _others(grown: list[dict[str, Any]], wrong: list[dict[str, Any]], notes: str) -> list[Table]:
+    kib = [{key: x / 2**10 if isinstance(x, int) and key != "T" else x for key, x in row.items()} for row in grown]
     names = ("logderiv", "vectorized", "plain scan over t")
-    harness.print_table(
-        "Relative errors in float32, one action throughout: log P / worst leaf of its gradient",
-        ("T", *names),
-        [
-            (f"{r['T']:.0e}", *(f"{r[n]['value']:.0e} / {r[n]['gradient']:.0e}" if n in r else "-" for n in names))
-            for r in rows
-        ],
-    )
+    both = [f"{{r[{n}][value]:.0e}} / {{r[{n}][gradient]:.0e}}" for n in names]
+    return [
+        Table(
+            "One trajectory as T grows: compile seconds, temporary KiB",
+            "T | compile s | temporary | beyond a copy of the inputs | vectorized",
+            "{r[T]} | {r[compile]:.2f} | " + harness.cells(("temp", "beyond", "vectorized"), ".0f"),
+            kib,
+            notes,
+        ),
+        Table(
+            "Relative errors in float32, one action throughout: log P / worst leaf of its gradient",
+            " | ".join(["T", *names]),
+            " | ".join(["{r[T]:.0e}", *both]),
+            wrong,
+        ),
+    ]
 
 
-def _draw(points: Any, timings: dict[str, Any], grown: list[dict[str, Any]], error_rows: list[dict[str, Any]]) -> None:
+def _draw(points: Any, timed: dict[str, Any], grown: list[dict[str, Any]], wrong: list[dict[str, Any]]) -> Any:
     figure, (left, middle, right) = harness.new_figure(ncols=3, figsize=(13, 4))
-    place, rows = next(iter(timings.items()))
-    colors = {
-        "logderiv": "#0072B2",
-        "plain scan over t": "#D55E00",
-        "vectorized": "#009E73",
-        "torch": "#CC79A7",
-        "kernel in C": "0.2",
-    }
-    for name, color in colors.items():
-        found = [
-            (length, num, row["seconds"][name])
-            for (length, num), row in zip(points, rows, strict=True)
-            if name in row["seconds"]
-        ]
-        single = sorted((length, seconds) for length, num, seconds in found if num == 1)
-        batches = [(length * num, seconds) for length, num, seconds in found if num > 1]
-        if single:
-            left.plot(*zip(*single, strict=True), "o-", color=color, label=name, markersize=4)
-        if batches:
-            left.plot(*zip(*batches, strict=True), "o", color=color, markerfacecolor="none")
-    left.set(
-        xscale="log", yscale="log", xlabel="steps in all (open: batches)", ylabel="seconds", title=f"time, {place}"
-    )
-    lengths = [r["T"] for r in grown]
-    for label, key, color in (
-        ("logderiv", "temp", "#0072B2"),
-        ("vectorized", "vectorized", "#009E73"),
-        ("the inputs", "inputs", "0.6"),
-    ):
-        middle.plot(lengths, [r[key] / 2**20 for r in grown], "o-", color=color, label=label, markersize=4)
-    middle.set(xscale="log", yscale="log", xlabel="T", ylabel="temporary MiB", title="memory")
-    for name, color in list(colors.items())[:3]:
-        found = [(r["T"], max(r[name]["gradient"], 1e-9)) for r in error_rows if name in r]
-        right.plot(*zip(*found, strict=True), "o-", color=color, label=name, markersize=4)
+    place, rows = next(iter(timed.items()))
+    names = ("logderiv", "plain scan over t", "vectorized", "torch", "kernel in C")
+    for name, color in zip(names, harness.COLORS, strict=False):
+        at = [(t, b, row["seconds"][name]) for (t, b), row in zip(points, rows, strict=True) if name in row["seconds"]]
+        single = sorted((t, seconds) for t, b, seconds in at if b == 1)
+        left.plot([t for t, _ in single], [s for _, s in single], "o-", color=color, label=name)
+        left.plot([t * b for t, b, _ in at if b > 1], [s for _, b, s in at if b > 1], "o", color=color, mfc="none")
+    left.set(xlabel="steps in all (open: batches)", ylabel="seconds", title=f"time, {place}")
+    for label, key in (("logderiv", "temp"), ("the inputs", "inputs"), ("vectorized", "vectorized")):
+        middle.plot([r["T"] for r in grown], [r[key] / 2**20 for r in grown], "o-", label=label)
+    middle.set(xlabel="T", ylabel="temporary MiB", title="memory")
+    for name in names[:3]:
+        at = [(r["T"], max(r[name]["gradient"], 1e-9)) for r in wrong if name in r]
+        right.plot(*zip(*at, strict=True), "o-", label=name)
     right.axhline(1e-6, color="0.2", linestyle=":", label="bound")
-    right.set(xscale="log", yscale="log", xlabel="T", ylabel="relative error", title="gradient, worst leaf, float32")
+    right.set(xlabel="T", ylabel="relative error", title="gradient, worst leaf, float32")
     for ax in (left, middle, right):
-        ax.grid(alpha=0.3)
-        ax.legend(frameon=False)
-    harness.save_figure(figure, "likelihood_speed")
+        ax.set(xscale="log", yscale="log")
+        ax.legend()
+    return figure

@@ -19,7 +19,8 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import Report, Table, at_least, at_most, new_figure
+from tests.worlds import two_states
 
 LAMBDAS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 1.0)
 SAMPLES = (1, 10, 100, 1000, 10_000, 100_000)
@@ -32,7 +33,7 @@ class Curve(NamedTuple):
         bias: $|\mathbb{E}h - H| / |H|$.
         variance: $\operatorname{tr}\operatorname{Cov} h / |H|^2$.
         gradient_error: Largest deviation of a trajectory's gradient from that at $\lambda = 1$.
-        moments_error: Largest deviation of the mean from the library's own, `logderiv.exact.surrogate_derivatives`.
+        moments_error: Largest deviation of the mean from the library's own, `logderiv.exact.moments`.
     """
 
     bias: np.ndarray
@@ -41,15 +42,9 @@ class Curve(NamedTuple):
     moments_error: float
 
 
-def world() -> tuple[ld.TabularMDP, jax.Array]:
+def world() -> tuple[ld.environments.TabularMDP, jax.Array]:
     """Two states, two actions, no end; and logits away from uniform."""
-    mdp = ld.TabularMDP(
-        initial=jnp.array([0.6, 0.4]),
-        transition=jnp.array([[[0.7, 0.3], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]]),
-        reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
-        terminal=jnp.zeros(2, bool),
-    )
-    return mdp, jnp.array([[0.2, -0.1], [0.4, -0.3]])
+    return two_states(), jnp.array([[0.2, -0.1], [0.4, -0.3]])
 
 
 def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS) -> Curve:
@@ -58,7 +53,8 @@ def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS)
     policy = ld.tabular_softmax
     every = ld.exact.enumerate_trajectories(mdp, horizon=horizon)
     probability = np.asarray(jax.jit(ld.prob)(params, policy, every, environment=mdp))
-    exact = np.asarray(jax.jit(functools.partial(_exact, horizon=horizon))(params, mdp))
+    hessian = jax.jit(lambda p, mdp: ld.exact.hessian(p, policy, mdp, horizon=horizon))
+    exact = np.asarray(hessian(params, mdp)).reshape(4, 4)
     weights = every.rewards @ jnp.tril(jnp.ones((horizon, horizon)))  # reward-to-go
     if baseline:
         values = ld.exact.state_values(params, policy, mdp, horizon=horizon)
@@ -78,14 +74,9 @@ def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS)
     )
 
 
-def _exact(params: jax.Array, mdp: ld.TabularMDP, *, horizon: int) -> jax.Array:
-    flat, unravel = ravel_pytree(params)
-    return jax.hessian(lambda x: ld.exact.value(unravel(x), ld.tabular_softmax, mdp, horizon=horizon))(flat)
-
-
 def _each(policy: Any, lambda_: float, params: jax.Array, every: ld.Trajectory, weights: jax.Array) -> Any:
     """Gradient and Hessian of the surrogate for each trajectory: `(K, D)` and `(K, D, D)`."""
-    surrogate = ld.loaded_dice(lambda_)
+    surrogate = ld.estimators.LoadedDiCE(lambda_)
     flat, unravel = ravel_pytree(params)
 
     def objective(flat: jax.Array, tau: ld.Trajectory, w: jax.Array) -> jax.Array:
@@ -99,9 +90,9 @@ def _each(policy: Any, lambda_: float, params: jax.Array, every: ld.Trajectory, 
 
 def _against_library(mean: np.ndarray, lambda_: float, horizon: int) -> float:
     mdp, params = world()
-    estimator = ld.score_function(surrogate=ld.loaded_dice(lambda_))
-    options: dict[str, Any] = {"horizon": horizon, "num_trajectories": 1, "order": 2}
-    found = ld.exact.surrogate_derivatives(estimator, params, ld.tabular_softmax, mdp, **options)
+    estimator = ld.ScoreFunction(surrogate=ld.estimators.LoadedDiCE(lambda_))
+    policy = ld.tabular_softmax
+    found = ld.exact.moments(params, policy, mdp, estimator, horizon=horizon, num_trajectories=1, order=2)
     return float(np.max(np.abs(found.mean - mean)))
 
 
@@ -111,81 +102,56 @@ def best_lambda(found: Curve, number: int) -> tuple[float, float]:
     return LAMBDAS[int(np.argmin(errors))], float(np.min(errors))
 
 
-def main(quick: bool) -> None:
-    jax.config.update("jax_enable_x64", True)
+def main(quick: bool) -> Report:
     jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
-    horizons = (2, 4) if quick else (2, 3, 4, 5)
-    curves = {(T, b): curve(T, baseline=b) for T in horizons for b in (False, True)}
-    longest = horizons[-1]
-    _print(curves, longest)
-    _draw(curves, longest)
-    every = list(curves.values())
-    bounds = [
-        harness.Bound("bias at lambda = 1", max(float(found.bias[-1]) for found in every), 1e-12),
-        harness.Bound("gradients: largest difference between lambdas", max(f.gradient_error for f in every), 1e-12),
-        harness.Bound("means: largest difference from the library's", max(f.moments_error for f in every), 1e-12),
-        harness.Bound("bias falls with lambda: largest rise", max(float(np.diff(f.bias).max()) for f in every), 0.0),
-        harness.Bound(
-            "variance rises with lambda: smallest rise",
-            min(float(np.diff(f.variance).min()) for f in every),
-            0.0,
-            at_least=True,
-        ),
-    ]
-    figures = {f"T = {T}, {'state value' if b else 'no baseline'}": found._asdict() for (T, b), found in curves.items()}
-    harness.finish("loaded_dice", {"lambdas": LAMBDAS, "curves": figures}, bounds, quick=quick)
-
-
-def _print(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
-    for quantity in ("bias", "variance"):
-        harness.print_table(
+    horizons = (2, 3) if quick else (2, 3, 4, 5)
+    with jax.enable_x64(True):
+        curves = {(T, b): curve(T, baseline=b) for T in horizons for b in (False, True)}
+    every, baselines = list(curves.values()), {False: "none", True: "state value"}
+    unbiased, same = max(f.bias[-1] for f in every), max(f.gradient_error for f in every)
+    tables = [
+        Table(
             f"{quantity} of the Hessian of one trajectory, relative",
-            ("horizon, baseline", *(f"{x:g}" for x in LAMBDAS)),
-            [
-                (
-                    f"T = {T}, {'state value' if b else 'none'}",
-                    *(f"{x:.2g}" if x > 1e-12 else "0" for x in getattr(f, quantity)),
-                )
-                for (T, b), f in curves.items()
-            ],
+            " | ".join(["horizon, baseline", *(f"{x:g}" for x in LAMBDAS)]),
+            " | ".join(["{r[0]}", *(f"{{r[1][{i}]:.2g}}" for i in range(len(LAMBDAS)))]),
+            [(f"T = {T}, {baselines[b]}", np.where(x > 1e-12, x, 0)) for (T, b), f in curves.items() for x in [f[i]]],
         )
-    harness.print_table(
-        f"The lambda of least error at T = {longest}, by the number of trajectories: lambda, relative RMS error",
-        ("baseline", *map(str, SAMPLES)),
-        [
-            (
-                "state value" if b else "none",
-                *(f"{x:g}, {e:.2g}" for x, e in (best_lambda(curves[longest, b], n) for n in SAMPLES)),
-            )
-            for b in (False, True)
-        ],
+        for i, quantity in enumerate(("bias", "variance"))
+    ]
+    tables.append(
+        Table(
+            f"The lambda of least error at T = {horizons[-1]}, by the number of trajectories: lambda, relative RMS error",
+            " | ".join(["baseline", *map(str, SAMPLES)]),
+            " | ".join(["{r[0]}", *(f"{{r[1][{i}][0]:g}}, {{r[1][{i}][1]:.2g}}" for i in range(len(SAMPLES)))]),
+            [(name, [best_lambda(curves[horizons[-1], b], n) for n in SAMPLES]) for b, name in baselines.items()],
+            f"Farquhar et al. (2019): at lambda = 1 unbiased (ours: {unbiased:.0e}), the gradient the same for every lambda\n"
+            f"(ours: {same:.0e}), more bias and less variance for a lower one (ours: the last two bounds)",
+        )
     )
-    harness.print_table(
-        "Farquhar et al. (2019)",
-        ("claim", "ours"),
-        [
-            ("lambda = 1 is unbiased", f"bias {max(float(f.bias[-1]) for f in curves.values()):.0e}"),
-            ("the gradient does not depend on lambda", f"{max(f.gradient_error for f in curves.values()):.0e}"),
-            ("a lower lambda: more bias, less variance", "see the bounds"),
-        ],
-    )
+    bounds = [
+        at_most("bias at lambda = 1", unbiased, 1e-12),
+        at_most("gradients: largest difference between lambdas", same, 1e-12),
+        at_most("means: largest difference from the library's", max(f.moments_error for f in every), 1e-12),
+        at_most("bias falls with lambda: largest rise", max(np.diff(f.bias).max() for f in every), 0.0),
+        at_least("variance rises with lambda: smallest rise", min(np.diff(f.variance).min() for f in every), 0.0),
+    ]
+    numbers = {"lambdas": LAMBDAS, "curves": {f"T = {T}, {baselines[b]}": found for (T, b), found in curves.items()}}
+    return Report(tables, bounds, numbers, functools.partial(_draw, curves, horizons[-1]))
 
 
-def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> None:
-    figure, (left, right) = harness.new_figure(ncols=2, figsize=(9.5, 3.9))
+def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> Any:
+    figure, (left, right) = new_figure(ncols=2, figsize=(9.5, 3.9))
     for b, style in ((False, "-"), (True, "--")):
         found, label = curves[longest, b], "state value" if b else "no baseline"
-        left.plot(LAMBDAS, found.bias, "o" + style, color="#D55E00", markersize=4, label=f"bias, {label}")
-        left.plot(LAMBDAS, np.sqrt(found.variance), "s" + style, color="#0072B2", markersize=4, label=f"std, {label}")
-        for x, color in ((0.0, "#CC79A7"), (0.6, "#009E73"), (0.9, "#E69F00"), (1.0, "0.3")):
+        left.plot(LAMBDAS, found.bias, "o" + style, color="C1", label=f"bias, {label}")
+        left.plot(LAMBDAS, np.sqrt(found.variance), "s" + style, color="C0", label=f"std, {label}")
+        for j, x in enumerate((0.0, 0.6, 0.9, 1.0)):
             i = LAMBDAS.index(x)
             errors = np.sqrt(found.bias[i] ** 2 + found.variance[i] / np.array(SAMPLES))
-            right.loglog(SAMPLES, errors, style, color=color, label=f"{x:g}" if b is False else None)
+            right.loglog(SAMPLES, errors, style, color=f"C{j + 2}", label=f"{x:g}" if b is False else None)
     left.set(xlabel="lambda", ylabel="relative to the exact Hessian", title=f"T = {longest}")
     left.set_yscale("symlog", linthresh=0.1)
-    right.set(
-        xlabel="trajectories", ylabel="relative RMS error of the Hessian", title="solid: no baseline; dashed: value"
-    )
-    left.legend(frameon=False, fontsize=8)
-    right.legend(frameon=False, fontsize=8, title="lambda")
-    harness.save_figure(figure, "loaded_dice")
+    right.set(xlabel="trajectories", ylabel="relative RMS error of the Hessian", title="dashed: state value")
+    left.legend(fontsize=8)
+    right.legend(fontsize=8, title="lambda")
+    return figure

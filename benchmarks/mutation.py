@@ -1,6 +1,6 @@
 """Would the tests notice if a formula were wrong: what share of deliberate small errors do they catch?
 
-Mutation testing of credit, importance, surrogates and baselines: one operator, number or truth value of the source is
+Mutation testing of credit, advantages, importance, surrogates, baselines and declarations: one operator, number or truth value of the source is
 changed at a time, in a copy of the tree, and the module's own test files are run, the fastest test first, until one
 fails. A mutant that none of them notices is a survivor: it is printed, with the reason if it computes the same.
 
@@ -35,12 +35,14 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent  # harness is imported late: it imports the library, and a worker must not
 REQUIRED, SAMPLE = 0.9, 24
 
-# Part: the modules that are changed, and the tests that are to notice.
-PARTS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "credit": ("logderiv/credit.py", ("tests/test_credit.py",)),
-    "importance": ("logderiv/importance.py", ("tests/test_importance.py",)),
-    "surrogates": ("logderiv/surrogates.py", ("tests/test_surrogates.py",)),
-    "baselines": ("logderiv/baselines/*.py", ("tests/test_baselines.py",)),
+# Part: the modules of `logderiv/estimators` that are changed, and the tests `tests/test_*NAME.py` that are to notice.
+PARTS: dict[str, tuple[str, str]] = {
+    "credit": ("returns.py", "credit"),
+    "advantages": ("advantages.py bootstrapped.py batch.py", "credit baselines importance compositions"),
+    "importance": ("importance.py", "importance"),
+    "surrogates": ("surrogates.py", "surrogates"),
+    "baselines": ("baselines.py least_variance.py values.py", "baselines"),
+    "declarations": ("declaration.py base.py", "bias declaration estimators compositions"),
 }
 OPERATORS = (
     *(
@@ -55,37 +57,32 @@ OPERATORS = (
     *("AddNot", "ReplaceAndWithOr", "ReplaceOrWithAnd", "ReplaceTrueWithFalse", "ReplaceFalseWithTrue"),
     *("NumberReplacer", "ZeroIterationForLoop", "ReplaceBreakWithContinue", "ReplaceContinueWithBreak"),
 )
-# Survivors that compute the same, by the changed line, so that the reason stays true when lines move.
+# Survivors that compute the same, by the line after the change, so that the reason stays true when lines move.
 EQUIVALENT = {
-    (
-        "average = state.total / jnp.where(state.weight == 0, 1, state.weight)",
-        "average = state.total / jnp.where(state.weight == 0, 2, state.weight)",
-    ): "the sum is 0 wherever its weight is",
-    (
-        "return jnp.where(unseen, 0, numerator / jnp.where(unseen, 1, denominator))",
-        "return jnp.where(unseen, 0, numerator / jnp.where(unseen, 2, denominator))",
-    ): "this quotient is masked; it only must not be 0",
+    "average = state.total / jnp.where(state.weight == 0, 2, state.weight)": "the sum is 0 wherever its weight is",
+    "return jnp.where(unseen, 0, numerator / jnp.where(unseen, 2, denominator))": "masked; it only must not be 0",
     **{
-        (
-            "errors = jnp.where(valid, values - targets.astype(values.dtype), 0)",
-            f"errors = jnp.where(valid, values - targets.astype(values.dtype), {number})",
-        ): "a constant has no gradient, and the loss is used for nothing else"
+        f"errors = jnp.where(valid, values - targets.astype(values.dtype), {number})": "a constant has no gradient"
         for number in (1, -1)
     },
-    (
-        "weighted, plain = (pullback(w.astype(logs.dtype))[0] for w in (credit, ratios))",
-        "weighted, plain = (pullback(w.astype(logs.dtype))[ -1] for w in (credit, ratios))",
-    ): "a tuple of one",
-    (
-        "return jnp.sum(jnp.square(errors)) / jnp.maximum(jnp.sum(valid), 1).astype(values.dtype)",
-        "return jnp.sum(jnp.square(errors)) / jnp.maximum(jnp.sum(valid), 0).astype(values.dtype)",
-    ): "without a valid step every error is masked, and so is its gradient",
-    ("sums = jnp.sum(terms, axis=-1)", "sums = jnp.sum(terms, axis=1)"): "of shape (N, T): the same axis",
-    (
-        "lengths = jnp.sum(valid, axis=-1).astype(terms.dtype)",
-        "lengths = jnp.sum(valid, axis=1).astype(terms.dtype)",
-    ): "of shape (N, T): the same axis",
+    "weighted, plain = (pullback(w.astype(logs.dtype))[ -1] for w in (credit, ratios))": "a tuple of one",
+    "return jnp.sum(jnp.square(errors)) / jnp.maximum(jnp.sum(valid), 0).astype(values.dtype)": (
+        "without a valid step every error is masked, and so is its gradient"
+    ),
+    "sums = jnp.sum(terms, axis=1)": "of shape (N, T): the same axis",
+    "lengths = jnp.sum(valid, axis=1).astype(terms.dtype)": "of shape (N, T): the same axis",
 }
+
+
+def files(folder: str, patterns: str) -> list[str]:
+    """Paths in the tree, relative to its root, of what matches one of the patterns."""
+    return [str(path.relative_to(ROOT)) for glob in patterns.split() for path in sorted((ROOT / folder).glob(glob))]
+
+
+def of_part(part: str) -> tuple[list[str], list[str]]:
+    """The modules of a part, and the test files that are to notice its mutants."""
+    modules, tests = PARTS[part]
+    return files("logderiv/estimators", modules), files("tests", " ".join(f"test_*{x}.py" for x in tests.split()))
 
 
 class Mutant(NamedTuple):
@@ -130,12 +127,9 @@ class _Bare(ast.NodeTransformer):
         self.generic_visit(node)
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
-        if isinstance(node, ast.FunctionDef):
-            node.returns = None
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        if isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant(None)
+        for field in ("returns", "annotation"):
+            if hasattr(node, field):
+                setattr(node, field, ast.Constant(None))
         if isinstance(node, ast.arguments):
             node.args = [*node.posonlyargs, *node.args, *node.kwonlyargs]
             node.defaults += [default for default in node.kw_defaults if default is not None]
@@ -189,13 +183,6 @@ def _first_difference(source: str, changed: str) -> tuple[int, str, str]:
     return i + 1, " ".join(old[i:i_end]).strip(), " ".join(new[j:j_end]).strip()
 
 
-def copy_tree(folder: Path) -> None:
-    """What the tests need, in a folder where it may be broken."""
-    for name in ("logderiv", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "pyproject.toml", folder)
-
-
 class Runner:
     """Runs tests of a tree, each time in a fresh process forked from one that has imported JAX and pytest."""
 
@@ -229,7 +216,7 @@ class Runner:
         found = json.loads(report.read_text(encoding="utf-8"))
         if process.exitcode == 0:
             return Outcome("survived", "", found["seconds"])
-        return Outcome("killed", found["failed"][0] if found["failed"] else "import", found["seconds"])
+        return Outcome("killed", (found["failed"] or ["import"])[0], found["seconds"])
 
     def judge(self, mutant: Mutant, tests: Sequence[str], seconds: Mapping[str, float], timeout: float) -> Outcome:
         """What the tests make of a mutant; the file is as before afterwards."""
@@ -282,37 +269,41 @@ def tally(outcomes: Sequence[Outcome]) -> dict[str, float]:
     return {"mutants": len(verdicts), **counts, "share": noticed / max(len(verdicts), 1)}
 
 
-def main(quick: bool) -> None:
-    from benchmarks import harness
+def main(quick: bool) -> Any:
+    from benchmarks.harness import Report, Table, at_least
 
     start = time.perf_counter()
-    parts = {
-        name: [m for path in sorted(ROOT.glob(glob)) for m in mutants(str(path.relative_to(ROOT)), path.read_text())]
-        for name, (glob, _) in PARTS.items()
-    }
+    parts = {name: [m for path in of_part(name)[0] for m in mutants(path, (ROOT / path).read_text())] for name in PARTS}
     if quick:
         chosen = set(random.Random(0).sample([m for part in parts.values() for m in part], SAMPLE))
         parts = {name: kept for name, part in parts.items() if (kept := [m for m in part if m in chosen])}
     with tempfile.TemporaryDirectory() as folder:
-        copy_tree(Path(folder))
+        for name in ("logderiv", "tests"):
+            shutil.copytree(ROOT / name, Path(folder, name), ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", folder)
         runner = Runner(Path(folder))
-        outcomes = {name: _examine(runner, part, PARTS[name][1]) for name, part in parts.items()}
+        outcomes = {name: _examine(runner, part, of_part(name)[1]) for name, part in parts.items()}
 
     everything = [pair for pairs in outcomes.values() for pair in pairs]
-    figures = {name: tally([o for _, o in pairs]) for name, pairs in (*outcomes.items(), ("all", everything))}
-    header = ("part", "mutants", "killed", "timed out", "crashed", "survived", "share noticed")
-    rows = [(name, *(f"{x:.3f}" if isinstance(x, float) else x for x in row.values())) for name, row in figures.items()]
-    harness.print_table("Mutants that the module's own tests notice", header, rows)
-    survivors = [m for m, outcome in everything if outcome.verdict in ("survived", "crashed")]
-    print(f"\n{len(survivors)} survivors")
-    for mutant in survivors:
-        print(f"{mutant.path}:{mutant.line}\n  - {mutant.old}\n  + {mutant.new}")
-        if reason := EQUIVALENT.get((mutant.old, mutant.new)):
-            print(f"    computes the same: {reason}")
-    listed = [f"{mutant.path}:{mutant.line}  {mutant.new}" for mutant in survivors]
-    bounds = [harness.Bound(f"share noticed, {name}", row["share"], REQUIRED, True) for name, row in figures.items()]
-    report = {"parts": figures, "survivors": listed, "seconds": time.perf_counter() - start}
-    harness.finish("mutation", report, bounds, quick=quick)
+    counts = {name: tally([o for _, o in pairs]) for name, pairs in (*outcomes.items(), ("all", everything))}
+    survivors = [
+        (f"{m.path}:{m.line}", m.old, m.new, EQUIVALENT.get(m.new, ""))
+        for m, outcome in everything
+        if outcome.verdict in ("survived", "crashed")
+    ]
+    tables = [
+        Table(
+            "Mutants that the module's own tests notice",
+            "part | mutants | killed | timed out | crashed | survived | share noticed",
+            "{r[0]} | {r[1][mutants]} | {r[1][killed]} | {r[1][timed out]} | {r[1][crashed]} | {r[1][survived]}"
+            " | {r[1][share]:.3f}",
+            list(counts.items()),
+        ),
+        Table("Survivors", "where | from | to | computes the same", "{r[0]} | {r[1]} | {r[2]} | {r[3]}", survivors),
+    ]
+    bounds = [at_least(f"share noticed, {name}", row["share"], REQUIRED) for name, row in counts.items()]
+    numbers = {"parts": counts, "survivors": survivors, "seconds": time.perf_counter() - start}
+    return Report(tables, bounds, numbers)
 
 
 def _examine(runner: Runner, part: Sequence[Mutant], tests: Sequence[str]) -> list[tuple[Mutant, Outcome]]:
@@ -326,7 +317,6 @@ def _examine(runner: Runner, part: Sequence[Mutant], tests: Sequence[str]) -> li
     print(f"{', '.join(tests)}: {elapsed:.0f} s unchanged; {len(part)} mutants", flush=True)
     found = []
     for mutant in part:
-        outcome = runner.judge(mutant, tests, unchanged.seconds, 60 + 4 * elapsed)
-        found.append((mutant, outcome))
+        found.append((mutant, outcome := runner.judge(mutant, tests, unchanged.seconds, 60 + 4 * elapsed)))
         print(f"{outcome.verdict:<10}{mutant.path}:{mutant.line}  {mutant.new}  {outcome.by}", flush=True)
     return found

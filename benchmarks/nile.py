@@ -11,8 +11,8 @@ printed scores of Durbin & Koopman's table 2.1 come out too. 200 000 posterior p
 give the larger to 1 %. L-BFGS from (1000, 100 000) reaches the published maximum with a score of 1e-14.
 """
 
-import dataclasses
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import harness
-from logderiv.processes import (
-    LocalLevel,
-    LocalLevelParams,
-    StateSpaceMatrices,
-    StateSpaceModel,
-    fisher_score,
-    fisher_score_samples,
-)
+from benchmarks.harness import Report, Table, at_most, new_figure
+from logderiv._core.pytrees import pytree
+from logderiv.processes import LocalLevel, LocalLevelParams, StateSpaceModel, fisher_score, fisher_score_samples
 
 # Annual flow at Aswan in 10^8 m^3, 1871-1970: public domain, as in R's `datasets::Nile`.
 VOLUMES = (
@@ -88,15 +82,15 @@ class Row(NamedTuple):
 
 
 class Average(NamedTuple):
-    """Mean and standard error of the first so many scores, `(2,)` each."""
+    """Mean and standard error of the first so many scores, and how many errors off the exact score: `(2,)` each."""
 
     paths: int
     mean: np.ndarray
     sem: np.ndarray
+    z: np.ndarray
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree
 class DiffuseLevel(StateSpaceModel):
     r"""The local level after a first observation, from a diffuse start: $\mu_1 | y_0 \sim N(y_0, \sigma_\epsilon^2 + \sigma_\eta^2)$.
 
@@ -106,7 +100,7 @@ class DiffuseLevel(StateSpaceModel):
 
     first_observation: float = float(VOLUMES[0])
 
-    def matrices(self, params: LocalLevelParams) -> StateSpaceMatrices:
+    def matrices(self, params: LocalLevelParams) -> Any:
         """Those of the local level, with the variances in the start."""
         level = LocalLevel(initial_mean=self.first_observation).matrices(params)
         return level._replace(initial_covariance=level.state_covariance + level.observation_covariance)
@@ -196,10 +190,8 @@ def score_rows() -> list[Row]:
 def convention_rows() -> list[Row]:
     """The likelihood with a diffuse start, as software and the book print it."""
     kind, ours = "log-likelihood", float(diffuse_log_likelihood(log_variances(ESTIMATE)))
-    rows = [
-        Row(kind, "diffuse, 99 terms (KFAS)", "-632.5456", -632.5456251156737, ours),
-        Row(kind, "diffuse, 100 constants (statsmodels)", "", -633.4645636488787, ours - HALF_LOG_2PI),
-    ]
+    rows = [Row(kind, "diffuse, 99 terms (KFAS)", "-632.5456", -632.5456251156737, ours)]
+    rows += [Row(kind, "diffuse, 100 constants (statsmodels)", "", -633.4645636488787, ours - HALF_LOG_2PI)]
     for ratio, printed, exact, score in TABLE:
         value, derivative = concentrated(jnp.asarray(ratio))
         rows.append(Row(kind, f"concentrated, q = {ratio:.4f}", printed, exact, float(value)))
@@ -224,11 +216,12 @@ def sampled(num_samples: int) -> dict[str, np.ndarray]:
 
     @jax.jit
     def run(params: LocalLevelParams, key: jax.Array) -> Any:
-        keys = jax.random.split(key, max(num_samples // 1000, 1))
         few = min(num_samples, 1000)
-        scores = jax.lax.map(
-            lambda k: jnp.stack(fisher_score_samples(params, k, model, flows(), num_samples=few), axis=1), keys
-        )
+
+        def draw(key: jax.Array) -> jax.Array:
+            return jnp.stack(fisher_score_samples(params, key, model, flows(), num_samples=few), axis=1)
+
+        scores = jax.lax.map(draw, jax.random.split(key, max(num_samples // 1000, 1)))
         exact = jnp.stack(jax.grad(model.log_likelihood)(params, flows()))
         smoothed = model.smooth(log_variances(ESTIMATE), flows()).states
         return scores.reshape(-1, 2), exact, smoothed.mean[:, 0], smoothed.covariance[:, 0, 0]
@@ -237,77 +230,62 @@ def sampled(num_samples: int) -> dict[str, np.ndarray]:
     return dict(zip(names, map(np.asarray, run(params, jax.random.key(0))), strict=True))
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     total = NUM_PATHS["quick" if quick else "full"]
     with jax.enable_x64(True):
         variances, value, left = maximum_likelihood(ROUGH_START)
         rows = [*score_rows(), *convention_rows(), *maximum_rows(variances, value)]
         found = sampled(total)
-    harness.print_table(
-        "Nile, local level: printed, computed independently, and ours (float64)",
-        ("quantity", "printed", "independent", "ours", "relative difference"),
-        [(r.quantity, r.printed, *(("", f"{r.ours:.6g}", "") if math.isnan(r.exact) else _cells(r))) for r in rows],
-    )
-    points = running(found["scores"])
-    harness.print_table(
-        f"Score at (10000, 1000) from paths of the posterior; exact ({found['exact'][0]:.6f}, {found['exact'][1]:.6f})",
-        ("paths", "noise", "std. error", "z", "level", "std. error", "z"),
-        [
-            (n, *(f"{x:.4f}" for i in (0, 1) for x in (mean[i], sem[i], (mean[i] - found["exact"][i]) / sem[i])))
-            for n, mean, sem in points
-        ],
-    )
-    last = points[-1]
-    worst = float(np.max(np.abs(last.mean - found["exact"]) / last.sem))
-    resolution = float(np.max(last.sem / np.abs(found["exact"])))
-    bounds = [
-        harness.Bound(f"{kind}, relative difference", max(r.difference for r in rows if r.kind == kind), limit)
-        for kind, limit in (("log-likelihood", 1e-11), ("score", 1e-8), ("maximum", 1e-6))
-    ]
-    bounds += [
-        harness.Bound(
-            "printed numbers that ours miss by more than a unit of the last digit", sum(r.misprinted for r in rows), 0
+    points = running(found["scores"], found["exact"])
+    tables = [
+        Table(
+            "Nile, local level: printed, computed independently, and ours (float64)",
+            "quantity | printed | independent | ours | relative difference",
+            "{r.quantity} | {r.printed} | {r.exact:.12g} | {r.ours:.12g} | {r.difference:.0e}",
+            rows,
         ),
-        harness.Bound("score left at the maximum", left, 1e-5),
-        harness.Bound(f"sampled score, {total} paths: standard errors from the exact one", worst, 4.5),
-        harness.Bound("its standard error, relative", resolution, 0.03),
+        Table(
+            f"Score at (10000, 1000) from paths of the posterior; exact ({found['exact'][0]:.6f}, {found['exact'][1]:.6f})",
+            "paths | noise | std. error | z | level | std. error | z",
+            "{r.paths} | {r.mean[0]:.4f} | {r.sem[0]:.4f} | {r.z[0]:.4f} | {r.mean[1]:.4f} | {r.sem[1]:.4f} | {r.z[1]:.4f}",
+            points,
+        ),
     ]
-    _draw(found, points)
-    figures = {
-        "rows": [r._asdict() for r in rows],
-        "sampled": [p._asdict() for p in points],
-        "exact": found["exact"],
-    }
-    harness.finish("nile", figures, bounds, quick=quick)
+    limits = {"log-likelihood": 1e-11, "score": 1e-8, "maximum": 1e-6}
+    differences = {kind: max(r.difference for r in rows if r.kind == kind) for kind in limits}
+    misprinted = sum(r.misprinted for r in rows)
+    worst = np.max(np.abs(points[-1].z))
+    bounds = [
+        *(at_most(f"{kind}, relative difference", differences[kind], limit) for kind, limit in limits.items()),
+        at_most("printed numbers that ours miss by more than a unit of the last digit", misprinted, 0),
+        at_most("score left at the maximum", left, 1e-5),
+        at_most(f"sampled score, {total} paths: standard errors from the exact one", worst, 4.5),
+        at_most("its standard error, relative", np.max(points[-1].sem / np.abs(found["exact"])), 0.03),
+    ]
+    return Report(
+        tables, bounds, {"rows": rows, "sampled": points, "exact": found["exact"]}, partial(_draw, found, points)
+    )
 
 
-def _cells(row: Row) -> tuple[str, str, str]:
-    return f"{row.exact:.12g}", f"{row.ours:.12g}", f"{row.difference:.0e}"
-
-
-def running(scores: np.ndarray) -> list[Average]:
+def running(scores: np.ndarray, exact: np.ndarray) -> list[Average]:
     """Mean and standard error of the first 10, 30, 100, ... rows, and of all."""
     sizes = [round(10 ** (k / 2)) for k in range(2, 20) if 10 ** (k / 2) < len(scores)] + [len(scores)]
-    return [Average(n, scores[:n].mean(axis=0), scores[:n].std(axis=0, ddof=1) / math.sqrt(n)) for n in sizes]
+    moments = [(n, scores[:n].mean(axis=0), scores[:n].std(axis=0, ddof=1) / math.sqrt(n)) for n in sizes]
+    return [Average(n, mean, sem, (mean - exact) / sem) for n, mean, sem in moments]
 
 
-def _draw(found: dict[str, np.ndarray], points: list[Average]) -> None:
-    figure, (left, right) = harness.new_figure(ncols=2, figsize=(12, 4.5))
+def _draw(found: dict[str, np.ndarray], points: list[Average]) -> Any:
+    figure, (left, right) = new_figure(ncols=2, figsize=(12, 4.5))
     years, spread = np.arange(1871, 1971), 1.96 * np.sqrt(found["variance"])
     left.plot(years, VOLUMES, ".", color="0.4", label="flow")
-    left.plot(years, found["level"], color="#0072B2", label="smoothed level")
-    left.fill_between(years, found["level"] - spread, found["level"] + spread, color="#0072B2", alpha=0.2, label="95 %")
+    left.plot(years, found["level"], label="smoothed level")
+    left.fill_between(years, found["level"] - spread, found["level"] + spread, color="C0", alpha=0.2, label="95 %")
     left.set(xlabel="year", ylabel=r"flow at Aswan, $10^8$ m$^3$ a year")
-    left.legend(frameon=False)
-    sizes, means, sems = (np.array(column) for column in zip(*points, strict=True))
-    for i, (name, color) in enumerate((("noise variance", "#D55E00"), ("level variance", "#009E73"))):
-        right.axhline(found["exact"][i], color=color, lw=1)
-        right.errorbar(
-            sizes * (1 + 0.05 * i), means[:, i], 2 * sems[:, i], fmt="o", color=color, capsize=3, label=f"log {name}"
-        )
-    right.set(
-        xscale="log", xlabel="paths drawn from the posterior", ylabel="score at (10000, 1000), two standard errors"
-    )
-    right.set_title("lines: derivative of the Kalman filter")
-    right.legend(frameon=False)
-    harness.save_figure(figure, "nile")
+    left.legend()
+    sizes, means, sems, _ = (np.array(column) for column in zip(*points, strict=True))
+    for i, name in enumerate(("log noise variance", "log level variance")):
+        right.axhline(found["exact"][i], color=f"C{i + 1}", lw=1)
+        right.errorbar(sizes * (1 + 0.05 * i), means[:, i], 2 * sems[:, i], label=name, fmt="o", color=f"C{i + 1}")
+    right.set(xscale="log", xlabel="paths drawn from the posterior", ylabel="score, two standard errors")
+    right.legend()
+    return figure

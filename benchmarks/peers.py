@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,21 @@ from jax import lax
 import logderiv as ld
 from benchmarks.harness import Compiled, compile_call
 
-LogProb = Callable[[jax.Array, jax.Array], jax.Array]
+
+def trajectory(observations: Any, actions: jax.Array) -> ld.Trajectory:
+    """Trajectories `(*batch, T)` of which all that matters is what was observed and done."""
+    ones = jnp.ones(actions.shape, jnp.float32)
+    final = jax.tree.map(lambda x: x[..., 0] if x.ndim == actions.ndim else x[..., 0, :], observations)
+    return ld.Trajectory(observations, actions, ones, ones, ones > 0, ones, final)
+
+
+def parameters(policy: Any, key: jax.Array) -> Any:
+    """Parameters for observations in four dimensions, moved off the nearly uniform start, float32."""
+    key_init, key_noise = jax.random.split(key)
+    leaves, structure = jax.tree.flatten(policy.init(key_init, jnp.zeros(4, jnp.float32)))
+    keys = jax.random.split(key_noise, len(leaves))
+    noise = [0.3 * jax.random.normal(k, x.shape, jnp.float32) for k, x in zip(keys, leaves, strict=True)]
+    return structure.unflatten([x.astype(jnp.float32) + e for x, e in zip(leaves, noise, strict=True)])
 
 
 def logits(params: Any, observations: jax.Array) -> jax.Array:
@@ -33,11 +48,11 @@ def logits(params: Any, observations: jax.Array) -> jax.Array:
     return x @ params[-1]["weight"] + params[-1]["bias"]
 
 
-def ours(policy: Any, rows: int | None = None) -> Callable[..., jax.Array]:
+def ours(policy: Any, block_size: int | None = None) -> Callable[..., jax.Array]:
     """The library, with its own block or a given one."""
 
     def mean_log_prob(params: Any, taus: ld.Trajectory) -> jax.Array:
-        return jnp.mean(ld.log_prob(params, policy, taus, rows=rows))
+        return jnp.mean(ld.log_prob(params, policy, taus, block_size=block_size))
 
     return mean_log_prob
 
@@ -74,47 +89,35 @@ def vectorized(params: Any, taus: ld.Trajectory) -> jax.Array:
     return jnp.mean(jnp.sum(jnp.take_along_axis(logs, taus.actions[..., None], axis=-1)[..., 0], axis=-1))
 
 
-def _with_library(log_prob: LogProb) -> Callable[..., jax.Array]:
+def _with_library(log_prob: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     def mean_log_prob(params: Any, taus: ld.Trajectory) -> jax.Array:
         return jnp.mean(jnp.sum(log_prob(logits(params, taus.observations), taus.actions), axis=-1))
 
     return mean_log_prob
 
 
-def _distrax() -> LogProb:
-    distrax = importlib.import_module("distrax")
-    return lambda x, actions: distrax.Categorical(logits=x).log_prob(actions)
+def _categorical(library: Any, x: jax.Array, actions: jax.Array) -> jax.Array:
+    return library.Categorical(logits=x).log_prob(actions)
 
 
-def _numpyro() -> LogProb:
-    distributions = importlib.import_module("numpyro.distributions")
-    return lambda x, actions: distributions.Categorical(logits=x).log_prob(actions)
+def _rlax(library: Any, x: jax.Array, actions: jax.Array) -> jax.Array:
+    return library.softmax().logprob(actions, x)
 
 
-def _tfp() -> LogProb:
-    distributions = importlib.import_module("tensorflow_probability.substrates.jax.distributions")
-    return lambda x, actions: distributions.Categorical(logits=x).log_prob(actions)
-
-
-def _rlax() -> LogProb:
-    rlax = importlib.import_module("rlax")
-    return lambda x, actions: rlax.softmax().logprob(actions, x)
-
-
-LIBRARIES: Mapping[str, Callable[[], LogProb]] = {
-    "distrax": _distrax,
-    "numpyro": _numpyro,
-    "TFP": _tfp,
-    "rlax": _rlax,
+LIBRARIES: Mapping[str, tuple[str, Callable[..., jax.Array]]] = {
+    "distrax": ("distrax", _categorical),
+    "numpyro": ("numpyro.distributions", _categorical),
+    "TFP": ("tensorflow_probability.substrates.jax.distributions", _categorical),
+    "rlax": ("rlax", _rlax),
 }
 
 
 def libraries() -> tuple[dict[str, Callable[..., jax.Array]], list[str]]:
     """Mean log P written with each installed JAX library, and the names of those that are missing."""
     found, missing = {}, []
-    for name, load in LIBRARIES.items():
+    for name, (module, log_prob) in LIBRARIES.items():
         try:
-            found[name] = _with_library(load())
+            found[name] = _with_library(partial(log_prob, importlib.import_module(module)))
         except ImportError:
             missing.append(name)
     return found, missing
@@ -128,11 +131,10 @@ def torch_call(params: Any, taus: ld.Trajectory) -> Callable[[], Any] | None:
         return None
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     # contiguous copies: torch warns of arrays that it may not write to
-    weights = [
-        torch.tensor(np.array(x), requires_grad=True) for layer in params for x in (layer["weight"], layer["bias"])
-    ]
-    observations = torch.tensor(np.array(taus.observations))
-    actions = torch.tensor(np.array(taus.actions)).long()
+    arrays = [np.array(x) for layer in params for x in (layer["weight"], layer["bias"])]
+    weights = [torch.tensor(x, requires_grad=True) for x in arrays]
+    observations, actions = (torch.tensor(np.array(x)) for x in (taus.observations, taus.actions))
+    actions = actions.long()
 
     def run() -> Any:
         for w in weights:
@@ -148,54 +150,6 @@ def torch_call(params: Any, taus: ld.Trajectory) -> Callable[[], Any] | None:
     return run
 
 
-KERNEL = r"""
-#include <math.h>
-#include <string.h>
-enum { IN = 4, WIDTH = 64, BLOCK = 512 };
-/* tanh as a rational function, good to a few units in the last place of a float */
-static inline float tanh_(float x) {
-  x = fminf(fmaxf(x, -7.9f), 7.9f);
-  float y = x * x;
-  float p = x * (4.89352455891786e-03f + y * (6.37261928875436e-04f + y * (1.48572235717979e-05f + y * (5.12229709037114e-08f
-          + y * (-8.60467152213735e-11f + y * (2.00018790482477e-13f + y * -2.76076847742355e-16f))))));
-  float q = 4.89352518554385e-03f + y * (2.26843463243900e-03f + y * (1.18534705686654e-04f + y * 1.19825839466702e-06f));
-  return p / q;
-}
-/* Two actions: only the difference of their logits matters. `out`: d log P / d (W1, b1, W2[:, 1] - W2[:, 0], b2[1] - b2[0]). */
-double log_prob(long rows, const float *x, const int *action, const float *W1, const float *b1, const float *w2, float b2, double *out) {
-  double total = 0;
-  memset(out, 0, (IN * WIDTH + 2 * WIDTH + 1) * sizeof *out);
-  for (long start = 0; start < rows; start += BLOCK) {
-    long end = start + BLOCK < rows ? start + BLOCK : rows;
-    float gW[IN][WIDTH] = {{0}}, gb[WIDTH] = {0}, gw[WIDTH] = {0}, g0 = 0, sum = 0;
-    for (long i = start; i < end; i++) {
-      const float *xi = x + IN * i;
-      float h[WIDTH], z = 0;
-      for (int j = 0; j < WIDTH; j++) {
-        h[j] = tanh_(b1[j] + xi[0] * W1[j] + xi[1] * W1[WIDTH + j] + xi[2] * W1[2 * WIDTH + j] + xi[3] * W1[3 * WIDTH + j]);
-        z += h[j] * w2[j];
-      }
-      float sign = action[i] ? 1.f : -1.f, m = sign * (z + b2), e = expf(-fabsf(m));
-      sum += fminf(m, 0.f) - log1pf(e);
-      float c = sign * (m < 0 ? 1.f : e) / (1.f + e);
-      g0 += c;
-      for (int j = 0; j < WIDTH; j++) {
-        float v = c * w2[j] * (1 - h[j] * h[j]);
-        gw[j] += c * h[j];
-        gb[j] += v;
-        for (int k = 0; k < IN; k++) gW[k][j] += v * xi[k];
-      }
-    }
-    for (int k = 0; k < IN; k++) for (int j = 0; j < WIDTH; j++) out[k * WIDTH + j] += gW[k][j];
-    for (int j = 0; j < WIDTH; j++) { out[IN * WIDTH + j] += gb[j]; out[IN * WIDTH + WIDTH + j] += gw[j]; }
-    out[IN * WIDTH + 2 * WIDTH] += g0;
-    total += sum;
-  }
-  return total;
-}
-"""
-
-
 def kernel_call(params: Any, taus: ld.Trajectory) -> Callable[[], tuple[float, np.ndarray]] | None:
     """A hand-fused single pass in C over the rows of an MLP 4-64-2, one thread: the floor. `None` without a C compiler.
 
@@ -206,24 +160,26 @@ def kernel_call(params: Any, taus: ld.Trajectory) -> Callable[[], tuple[float, n
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        source, library = Path(folder, "kernel.c"), Path(folder, "kernel.so")
-        source.write_text(KERNEL, encoding="ascii")
-        options = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
-        subprocess.run([compiler, *options, str(source), "-o", str(library), "-lm"], check=True, capture_output=True)
+        source, unit, library = (
+            Path(__file__).with_name("kernel.c"),
+            str(Path(folder, "kernel.o")),
+            Path(folder, "kernel.so"),
+        )
+        fast = [
+            "-O3",
+            "-march=native",
+            "-ffast-math",
+            "-fPIC",
+        ]  # not for the linker: this process's subnormals would be flushed
+        subprocess.run([compiler, *fast, "-c", str(source), "-o", unit], check=True, capture_output=True)
+        subprocess.run([compiler, "-shared", unit, "-o", str(library), "-lm"], check=True, capture_output=True)
         function = ctypes.CDLL(str(library)).log_prob
     function.restype = ctypes.c_double
     (first, last) = params
     out = np.zeros(4 * 64 + 2 * 64 + 1)
-    arrays = [
-        np.ascontiguousarray(x, dtype)
-        for x, dtype in (
-            (taus.observations, np.float32),
-            (taus.actions, np.int32),
-            (first["weight"], np.float32),
-            (first["bias"], np.float32),
-            (last["weight"][:, 1] - last["weight"][:, 0], np.float32),
-        )
-    ]
+    weights = (first["weight"], first["bias"], last["weight"][:, 1] - last["weight"][:, 0])
+    observations, *weights = (np.ascontiguousarray(x, np.float32) for x in (taus.observations, *weights))
+    arrays: Any = [observations, np.ascontiguousarray(taus.actions, np.int32), *weights]
     pointers = [x.ctypes.data_as(ctypes.c_void_p) for x in arrays]
     shift = ctypes.c_float(float(last["bias"][1] - last["bias"][0]))
 

@@ -1,7 +1,7 @@
 r"""Do two learners in the iterated prisoner's dilemma learn to cooperate, and does the second derivative decide it?
 
 LOLA-DiCE: each player ascends its return after the other's anticipated gradient step, so its gradient needs the cross derivative
-$\nabla_1 \nabla_2 V_2$. `logderiv.dice_surrogate` estimates it; a plain surrogate has 0 there, whatever the game. Settings of the
+$\nabla_1 \nabla_2 V_2$. `logderiv.estimators.DiCE` estimates it; a plain surrogate has 0 there, whatever the game. Settings of the
 published code: discount 0.96, inner step 0.3, Adam with 0.2 outside, batches of 128 games of 150 rounds, 200 updates from uniform
 play; but the baseline is leave-one-out in place of a learned value, and the outer rate decays along a cosine. The published constant rate stands
 beside it. "Exact" differentiates the closed-form value instead of sampling. Before the learning, values and expected derivatives are held
@@ -21,13 +21,18 @@ import numpy as np
 import optax
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import COLORS, Report, Table, at_least, at_most, new_figure
 
 DISCOUNT, INNER, OUTER = 0.96, 0.3, 0.2
-SURROGATES = {"plain": ld.score_surrogate, "dice": ld.dice_surrogate}
+SURROGATES = {"dice": ld.estimators.DiCE(), "plain": ld.estimators.Score()}
+PUBLISHED = {"plain": "-1.99", "dice": "about -1.1", "exact": "-"}
 
-# Closed forms at uniform play, parameters are logits of cooperation in the order CC, CD, DC, DD, start (own action first).
-# Source: own derivation, file higher_order of the project's truths, model as in arXiv:1709.04326.
+# Closed forms at uniform play of the model of arXiv:1709.04326; parameters are logits of cooperation in the order CC, CD, DC, DD, start (own
+# action first), mine and then the other's; I am paid -1, -3, 0, -2. After any round the next is uniform over the four states: the value is -1.5 / (1 - gamma).
+# A logit changes a probability by 1/4; my cooperation costs me 1 in that round and brings nothing later, the other's gives me 2. Each state comes
+# gamma / (1 - gamma) / 4 = 6 times, the start once: -1/4 * 6, -1/4, and 2/4 * 6, 2/4. Of three rounds, a choice in round 2 changes the chance of each state
+# of round 3 by +- 1/8, the logit in that state then the reward by -1/4 (mine) or 1/2 (the other's): gamma^2 / 4 / 8 * (+- 1/2 -+ 1/4), and for the start,
+# where only the other's comes first, gamma / 8 * -+ 1/4. Both choices in one round: -1 + 3 - 0 - 2 = 0.
 VALUE = -37.5
 GRADIENT = np.array([-1.5, -1.5, -1.5, -1.5, -0.25, 3.0, 3.0, 3.0, 3.0, 0.5])
 HESSIAN_THREE_ROUNDS = np.array([[0.0072, -0.0216, 0.0072, -0.0216, -0.03], [0.0216, -0.0072, 0.0216, -0.0072, 0.03]])
@@ -60,6 +65,7 @@ LEARNERS = {
 }
 QUICK, QUICK_SIZE = ("plain, 1 step", "DiCE, 1 step"), Size(rounds=100, updates=100)
 COOPERATES = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "dice" and learner.decays)
+DEFECTS = tuple(name for name, learner in LEARNERS.items() if learner.derivatives == "plain")
 
 
 def game() -> ld.processes.MatrixGame:
@@ -77,12 +83,12 @@ def objective(mine: jax.Array, theirs: jax.Array, key: jax.Array, learner: Learn
     params = (logits(mine), logits(theirs))
     if learner.derivatives == "exact":
         return game().value(params, discount=DISCOUNT)[0]
-    estimator = ld.score_function(
-        baseline=ld.baseline_leave_one_out(), discount=DISCOUNT, surrogate=SURROGATES[learner.derivatives]
+    estimator = ld.ScoreFunction(
+        ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=DISCOUNT, surrogate=SURROGATES[learner.derivatives]
     )
     keys = jax.random.split(key, size.batch)
     taus = game().rewards_of(ld.rollout(params, keys, game().policy, game(), horizon=size.rounds), 0)
-    weights, _ = estimator.weigh(params, (), game().policy, taus)
+    weights, _ = estimator.advantages(params, (), game().policy, taus)
     return estimator.objective(params, game().policy, taus, weights)
 
 
@@ -118,11 +124,10 @@ def train(key: jax.Array, learner: Learner, size: Size) -> tuple[jax.Array, jax.
     return curve, thetas
 
 
-def learn(learner: Learner, size: Size) -> tuple[np.ndarray, np.ndarray]:
+def learn(learner: Learner, size: Size) -> list[np.ndarray]:
     """`train` for each seed: `(seeds, updates)` and `(seeds, 2, 5)`."""
     keys = jax.random.split(jax.random.key(0), size.seeds)
-    curves, thetas = jax.vmap(functools.partial(train, learner=learner, size=size))(keys)
-    return np.asarray(curves), np.asarray(thetas)
+    return [np.asarray(x) for x in jax.vmap(functools.partial(train, learner=learner, size=size))(keys)]
 
 
 class Check(NamedTuple):
@@ -143,105 +148,87 @@ def checks() -> list[Check]:
     policy = ld.FunctionPolicy(lambda theta, state: game().policy.apply((logits(theta[:5]), logits(theta[5:])), state))
     hessian = np.asarray(jax.hessian(functools.partial(value, horizon=3, discount=DISCOUNT))(theta))
     endless = jax.value_and_grad(functools.partial(value, discount=DISCOUNT))(theta)
-    rows = [
+
+    def expected(surrogate: Any, order: int) -> float:
+        estimator = ld.ScoreFunction(discount=DISCOUNT, surrogate=surrogate)
+        mdp = game().mdp(0)
+        found = ld.exact.moments(theta, policy, mdp, estimator, horizon=3, num_trajectories=1, order=order)
+        return _worst(found.mean, found.exact)
+
+    return [
         Check("value, endless", abs(float(endless[0]) - VALUE)),
         Check("gradient, endless", _worst(endless[1], GRADIENT)),
         Check("cross Hessian, 3 rounds, rows CC and CD", _worst(hessian[:2, 5:], HESSIAN_THREE_ROUNDS)),
+        *(
+            Check(f"expected {name} of the surrogate, 3 rounds", *(expected(s, order) for s in SURROGATES.values()))
+            for order, name in enumerate(("gradient", "Hessian", "third derivative"), start=1)
+        ),
     ]
-    for order, name in enumerate(("gradient", "Hessian", "third derivative"), start=1):
-        errors = [
-            _worst(found.mean, found.exact)
-            for surrogate in (ld.dice_surrogate, ld.score_surrogate)
-            for found in [
-                ld.exact.surrogate_derivatives(
-                    ld.score_function(discount=DISCOUNT, surrogate=surrogate),
-                    theta,
-                    policy,
-                    game().mdp(0),
-                    horizon=3,
-                    num_trajectories=1,
-                    order=order,
-                )
-            ]
-        ]
-        rows.append(Check(f"expected {name} of the surrogate, 3 rounds", *errors))
-    return rows
 
 
 def _worst(found: Any, expected: Any) -> float:
     return float(np.max(np.abs(np.asarray(found) - np.asarray(expected))))
 
 
-def main(quick: bool) -> None:
-    jax.config.update("jax_enable_x64", True)
-    exact = checks()
+class Row(NamedTuple):
+    """Return per round of each seed, mean of the last tenth of the updates; and how the learners play in the end."""
+
+    name: str
+    published: str
+    returns: np.ndarray
+    cooperate: np.ndarray
+
+
+def main(quick: bool) -> Report:
     size = QUICK_SIZE if quick else Size()
-    print(f"{size.seeds} seeds, {size.batch} games of {size.rounds} rounds, {size.updates} updates")
-    runs = {name: learn(LEARNERS[name], size) for name in (QUICK if quick else tuple(LEARNERS))}
-    final = {name: curves[:, -size.updates // 10 :].mean(axis=1) for name, (curves, _) in runs.items()}
-    _print(exact, final, runs)
-    _draw({name: curves for name, (curves, _) in runs.items()})
-    bounds = [
-        harness.Bound(
-            "closed forms and expected derivatives: largest error, DiCE", max(row.error for row in exact), 1e-12
+    with jax.enable_x64(True):
+        exact = checks()
+        runs = {name: learn(LEARNERS[name], size) for name in (QUICK if quick else LEARNERS)}
+    rows = []
+    for name, (curves, thetas) in runs.items():
+        final, cooperate = curves[:, -size.updates // 10 :].mean(axis=1), 1 / (1 + np.exp(-thetas.mean(axis=(0, 1))))
+        rows.append(Row(name, PUBLISHED[LEARNERS[name].derivatives], final, cooperate))
+    played = " ".join(f"{{r.cooperate[{i}]:.2f}}" for i in range(5))
+    tables = [
+        Table(
+            "At uniform play: largest error",
+            "quantity | ours (DiCE) | plain surrogate",
+            "{r.quantity} | {r.error:.1e} | {r.plain:.1e}",
+            exact,
         ),
-        harness.Bound("Hessian: error of the plain surrogate", exact[4].plain or 0.0, 0.05, at_least=True),
-        *(
-            harness.Bound(f"return per round, {name}, worst seed", float(values.min()), -1.2, at_least=True)
-            for name, values in final.items()
-            if name in COOPERATES
-        ),
-        *(
-            harness.Bound(f"return per round, {name}, best seed", float(values.max()), -1.9)
-            for name, values in final.items()
-            if LEARNERS[name].derivatives == "plain"
+        Table(
+            f"Return per round, mean of the last tenth of {size.updates} updates (both cooperate: -1, both defect: -2)",
+            f"learner | published | ours, {size.seeds} seeds | worst | best | P(cooperate after CC, CD, DC, DD, at the start)",
+            "{r.name} | {r.published} | {r.returns.mean:.3f} | {r.returns.min:.3f} | {r.returns.max:.3f} | " + played,
+            rows,
+            f"{size.batch} games of {size.rounds} rounds for each estimate",
         ),
     ]
-    figures = {
-        "checks": [row._asdict() for row in exact],
-        "size": size._asdict(),
-        "curves": {name: curves[:, :: max(1, size.updates // 50)] for name, (curves, _) in runs.items()},
-    }
-    harness.finish("prisoners_dilemma", figures, bounds, quick=quick)
+    bounds = [
+        at_most("closed forms and expected derivatives: largest error, DiCE", max(row.error for row in exact), 1e-12),
+        at_least("Hessian: error of the plain surrogate", exact[4].plain, 0.05),
+        *(
+            at_least(f"return per round, {r.name}, worst seed", r.returns.min(), -1.2)
+            for r in rows
+            if r.name in COOPERATES
+        ),
+        *(at_most(f"return per round, {r.name}, best seed", r.returns.max(), -1.9) for r in rows if r.name in DEFECTS),
+    ]
+    curves = {name: curves for name, (curves, _) in runs.items()}
+    numbers = {"checks": exact, "size": size, "rows": rows, "curves": curves}
+    return Report(tables, bounds, numbers, functools.partial(_draw, curves))
 
 
-def _print(exact: list[Check], final: dict[str, np.ndarray], runs: dict[str, Any]) -> None:
-    harness.print_table(
-        "At uniform play: largest error",
-        ("quantity", "ours (DiCE)", "plain surrogate"),
-        [(row.quantity, f"{row.error:.1e}", "-" if row.plain is None else f"{row.plain:.1e}") for row in exact],
-    )
-    published = {"plain": "-1.99", "dice": "about -1.1", "exact": "-"}
-    rows = []
-    for name, values in final.items():
-        cooperate = 1 / (1 + np.exp(-runs[name][1].mean(axis=(0, 1))))
-        rows.append(
-            (
-                name,
-                published[LEARNERS[name].derivatives],
-                f"{values.mean():.3f}",
-                f"{values.min():.3f} .. {values.max():.3f}",
-                " ".join(f"{p:.2f}" for p in cooperate),
-            )
-        )
-    harness.print_table(
-        "Return per round, mean of the last tenth (both cooperate: -1, both defect: -2)",
-        ("learner", "published", "ours", "seeds", "P(cooperate | CC, CD, DC, DD, start)"),
-        rows,
-    )
-
-
-def _draw(curves: dict[str, np.ndarray]) -> None:
-    figure, ax = harness.new_figure(figsize=(7, 4.2))
-    colors = ("0.55", "#D55E00", "#0072B2", "#009E73", "#E69F00", "#CC79A7")
-    for (name, values), color in zip(curves.items(), colors, strict=False):
+def _draw(curves: dict[str, np.ndarray]) -> Any:
+    figure, ax = new_figure(figsize=(7, 4.2))
+    for (name, values), color in zip(curves.items(), COLORS, strict=False):
         ax.plot(values.T, color=color, linewidth=0.6, alpha=0.5)
         style = "--" if name.startswith("exact") else "-"
         ax.plot(np.median(values, axis=0), style, color=color, linewidth=2, label=name)
     for level, label in ((-1, "both cooperate"), (-2, "both defect")):
         ax.axhline(level, color="0.7", linewidth=0.8, linestyle=":")
-        ax.annotate(label, (0, level), xytext=(2, 3), textcoords="offset points", fontsize=8, color="0.4")
+        ax.text(0, level + 0.01, label, fontsize=8, color="0.4")
     ax.set(xlabel="update", ylabel="return per round, mean of both players", ylim=(-2.08, -0.9))
     ax.set_title("Iterated prisoner's dilemma: looking ahead with the right second derivative")
-    ax.legend(frameon=False)
-    harness.save_figure(figure, "prisoners_dilemma")
+    ax.legend()
+    return figure

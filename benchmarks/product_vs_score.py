@@ -1,18 +1,26 @@
 r"""At which length does a product of probabilities stop being usable, and what goes on?
 
 T equal factors p, the policy's only parameter being p itself: $P = p^T$, $\nabla P = T p^{T-1}$, $\nabla\log P = T/p$. The product side
-is `ld.prob` and its direct differentiation, the score side `jax.grad(ld.log_prob)`, `ld.grad_prob` and `ld.signed_prob`, all in the dtype
+is `ld.prob` and its direct differentiation, the score side `jax.grad(ld.log_prob)` and `ld.grad_prob`, all in the dtype
 under test and held against exact arithmetic (mpmath, 50 digits) with the factor as that dtype rounds it.
 
 Finding (2 CPU cores, jax 0.10.2): in float32 a product of fair coins is gone at T = 127, in float64 at 1023; its gradient one step later, and the
 gradient of its logarithm is inf or NaN from there on. The score form goes on to T = 10^6 in every dtype, except that a float16 *parameter* cannot
 hold a gradient above 65504; keep the parameters in float32 and it goes on as well.
+
+XLA's CPU backend flushes subnormal numbers to zero in bfloat16, float32 and float64 but keeps them in float16, where a
+product can come to rest above zero: the smallest numbers times 0.99 or 0.9 round to themselves. Its ratio grad P / P is
+then finite and meaningless. In float16 grad log(P) fails before P does, because its 1 / P passes 65504.
+A gradient has the dtype of its parameter. grad log P = T / p passes float16's largest number, 65504, at T = 65504 p, and
+the signed-log gradient is built from it. With the parameter in float32 and the factors still in float16 it goes on.
+In half precision log(p) itself is rounded to 11 bits (float16) or 8 (bfloat16): that is the error left there.
+The gradient of a bfloat16 product takes time quadratic in T on XLA's CPU backend (a loop's stacked bfloat16 results are
+converted as a whole at every step), so it is timed at T = 4096 only.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -22,37 +30,36 @@ import numpy as np
 from jax import lax
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks import peers
+from benchmarks.harness import Report, Table, at_most, compile_call, interleaved_medians, new_figure
 from logderiv import plots
+from logderiv._core.pytrees import pytree
 from logderiv.likelihood.factors import all_factors
 from logderiv.likelihood.probability import cumulative_product
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FACTORS = (0.99, 0.9, 0.5, 1 / 3, 0.25, 0.1, 0.01)
 LONG = 10**6
+QUANTITIES = ("log P", "grad log P")
 METHODS = ("the product", "a plain scan of logarithms", "logderiv, value_and_grad")
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree
 class Outcome:
     """A distribution of which one outcome is observed: all that matters is that outcome's probability."""
 
     value: jax.Array
 
-    def prob(self, action: Any) -> jax.Array:
+    def prob(self, action: Any) -> jax.Array:  # noqa: ARG002
         """The probability itself."""
-        del action
         return self.value
 
-    def log_prob(self, action: Any) -> jax.Array:
+    def log_prob(self, action: Any) -> jax.Array:  # noqa: ARG002
         """Its logarithm."""
-        del action
         return jnp.log(self.value)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("dtype",))
 class EqualFactors:
     """A policy whose parameter is the probability of every step, rounded to `dtype`."""
 
@@ -89,8 +96,7 @@ class Collapse(NamedTuple):
 
 def steps(length: int) -> ld.Trajectory:
     """A trajectory whose content does not matter."""
-    nothing, ones = jnp.zeros(length, jnp.int8), jnp.ones(length, jnp.float32)
-    return ld.Trajectory(nothing, nothing, ones, ones, jnp.ones(length, bool), ones, nothing[0])
+    return peers.trajectory(jnp.zeros(length, jnp.int8), jnp.zeros(length, jnp.int8))
 
 
 def first_steps(trajectory: ld.Trajectory, num: Any) -> ld.Trajectory:
@@ -121,7 +127,7 @@ def collapses(dtype: str, factors: Sequence[float]) -> list[Collapse]:
 
     def collapse(factor: float) -> Collapse:
         p = jnp.asarray(factor, dtype)
-        at = lru_cache(maxsize=None)(lambda num: jax.device_get(product_forms(p, jnp.int32(num))))
+        at = cache(lambda num: jax.device_get(product_forms(p, jnp.int32(num))))
         zero = int(first_zero(p)) or None
         guess = zero or math.ceil(math.log(jnp.finfo(dtype).tiny) / math.log(factor))
         return Collapse(
@@ -159,7 +165,7 @@ class Survival(NamedTuple):
     Attributes:
         params: Dtype of the parameter.
         score: Of grad log P.
-        log_prob: Of log P, from `ld.signed_prob`.
+        log_prob: Of log P, from `ld.log_prob`.
         log_grad_prob: Of log|grad P|, from `ld.grad_prob`.
         score_overflows: First `T` at which the score is infinite, `None` if it never is.
     """
@@ -173,28 +179,27 @@ class Survival(NamedTuple):
     score_overflows: int | None
 
 
-def survivals(dtype: str, params: str, factors: Sequence[float]) -> list[Survival]:
-    """The score side at T = 10^6, factors in `dtype`, the parameter in `params`."""
-    tau, policy = steps(LONG), EqualFactors(dtype)
+def survivals(dtype: str, params: str, factors: Sequence[float], long: int = LONG) -> list[Survival]:
+    """The score side after `long` steps, factors in `dtype`, the parameter in `params`."""
+    tau, policy = steps(long), EqualFactors(dtype)
 
     @jax.jit
     def score_forms(p: jax.Array, num: jax.Array) -> Any:
         part = first_steps(tau, num)
         score = jax.grad(ld.log_prob)(p, policy, part)
-        return score, ld.signed_prob(p, policy, part).logabs, ld.grad_prob(p, policy, part).logabs
+        return score, ld.log_prob(p, policy, part), ld.grad_prob(p, policy, part).logabs
 
     def survival(factor: float) -> Survival:
         p = jnp.asarray(factor, params)
         rounded = float(p.astype(dtype))
-        values = score_forms(p, jnp.int32(LONG))
-        score, *logs = (
-            relative_error(float(x), exact) for x, exact in zip(values, exact_forms(rounded, LONG), strict=True)
-        )
+        values = score_forms(p, jnp.int32(long))
+        exact = exact_forms(rounded, long)
+        score, logp, log_grad = (relative_error(float(x), e) for x, e in zip(values, exact, strict=True))
         overflows = None
         if not np.isfinite(float(values[0])):
-            fails = lru_cache(maxsize=None)(lambda num: not np.isfinite(score_forms(p, jnp.int32(num))[0]))
-            overflows = first_length(fails, int(float(jnp.finfo(params).max) * rounded), LONG)
-        return Survival(dtype, params, factor, score, logs[0], logs[1], overflows)
+            fails = cache(lambda num: not np.isfinite(score_forms(p, jnp.int32(num))[0]))
+            overflows = first_length(fails, int(float(jnp.finfo(params).max) * rounded), long)
+        return Survival(dtype, params, factor, score, logp, log_grad, overflows)
 
     return [survival(factor) for factor in factors]
 
@@ -226,14 +231,13 @@ def errors_by_length(factor: float, lengths: Sequence[int]) -> dict[str, dict[st
         return (jnp.log(value), grad / value), plain, jax.value_and_grad(ld.log_prob)(p, policy, part)
 
     p = jnp.float32(factor)
-    log_prob: dict[str, list[float]] = {name: [] for name in METHODS}
-    grad: dict[str, list[float]] = {name: [] for name in METHODS}
+    found: dict[str, dict[str, list[float]]] = {quantity: {name: [] for name in METHODS} for quantity in QUANTITIES}
     for length in lengths:
         exact_score, exact_logp, _ = exact_forms(float(p), length)
-        for name, (logp, score) in zip(METHODS, forms(p, jnp.int32(length)), strict=True):
-            log_prob[name].append(relative_error(float(logp), exact_logp))
-            grad[name].append(relative_error(float(score), exact_score))
-    return {"log P": log_prob, "grad log P": grad}
+        for name, values in zip(METHODS, forms(p, jnp.int32(length)), strict=True):
+            for quantity, value, exact in zip(QUANTITIES, values, (exact_logp, exact_score), strict=True):
+                found[quantity][name].append(relative_error(float(value), exact))
+    return found
 
 
 def _plain_log_prob(p: jax.Array, valid: jax.Array) -> jax.Array:
@@ -241,111 +245,87 @@ def _plain_log_prob(p: jax.Array, valid: jax.Array) -> jax.Array:
 
 
 def times(dtype: str, length: int) -> dict[str, float]:
-    """Seconds of the product's gradient, the score and the signed-log gradient, and what compiling took."""
+    """Milliseconds of the product's gradient, the score and the signed-log gradient, and the seconds of compiling all."""
     args = (jnp.asarray(0.9, dtype), EqualFactors(dtype), steps(length))
     functions = {"product": jax.value_and_grad(ld.prob), "score": jax.value_and_grad(ld.log_prob)}
     functions["signed-log"] = ld.grad_prob
     if dtype == "bfloat16" and length > 10**4:
         del functions["product"]  # quadratic in T, see the note that is printed
-    calls = {name: harness.compile_call(function, *args) for name, function in functions.items()}
-    seconds = harness.interleaved_medians({name: call.run for name, call in calls.items()}, repeats=5)
-    return seconds | {f"{name}, compile": call.compile_seconds for name, call in calls.items()}
+    calls = {name: compile_call(function, *args) for name, function in functions.items()}
+    seconds = interleaved_medians(calls, repeats=5)
+    compiling = sum(call.compile_seconds for call in calls.values())
+    return {name: 1e3 * s for name, s in seconds.items()} | {"compile_s": compiling}
 
 
-NOTES = """
-  XLA's CPU backend flushes subnormal numbers to zero in bfloat16, float32 and float64 but keeps them in float16, where a
-  product can come to rest above zero: the smallest numbers times 0.99 or 0.9 round to themselves. Its ratio grad P / P is
-  then finite and meaningless. In float16 grad log(P) fails before P does, because its 1 / P passes 65504.
-  A gradient has the dtype of its parameter. grad log P = T / p passes float16's largest number, 65504, at T = 65504 p, and
-  the signed-log gradient is built from it. With the parameter in float32 and the factors still in float16 it goes on.
-  In half precision log(p) itself is rounded to 11 bits (float16) or 8 (bfloat16): that is the error left there.
-  The gradient of a bfloat16 product takes time quadratic in T on XLA's CPU backend (a loop's stacked bfloat16 results are
-  converted as a whole at every step), so it is timed at T = 4096 only."""
-
-
-def main(quick: bool) -> None:
-    found, survived, seconds = [], [], {}
+def main(quick: bool) -> Report:
+    long, factors = (10**5, FACTORS[1:4]) if quick else (LONG, FACTORS)
+    found, survived, seconds = [], [], []
     for dtype in DTYPES:
         with jax.enable_x64(dtype == "float64"):
-            found += collapses(dtype, FACTORS[:2]) + collapses(dtype, FACTORS[2:])
+            found += collapses(dtype, factors[:2]) + collapses(dtype, factors[2:])
             for params in dict.fromkeys((dtype, "float64" if dtype == "float64" else "float32")):
-                survived += survivals(dtype, params, FACTORS)
-            seconds[dtype] = {length: times(dtype, length) for length in ((LONG,) if quick else (4096, LONG))}
-    _print(found, survived, seconds)
+                survived += survivals(dtype, params, factors, long)
+            seconds += [{"dtype": dtype, "T": length} | times(dtype, length) for length in (4096, long)[quick:]]
     worst = [s for s in survived if s.dtype == s.params == "float32"]
-    bounds = [
-        harness.Bound("signed_prob, float32, T = 10^6, worst factor", max(s.log_prob for s in worst), 1e-5),
-        harness.Bound("grad_prob, float32, T = 10^6, worst factor", max(s.log_grad_prob for s in worst), 1e-5),
-    ]
-    lengths = np.unique(np.geomspace(1, LONG, 13 if quick else 37).astype(int)).tolist()
+    where = f"float32, T = {long:.0e}, worst factor"
+    bounds = [at_most(f"log_prob, {where}", max(s.log_prob for s in worst), 1e-5)]
+    bounds += [at_most(f"grad_prob, {where}", max(s.log_grad_prob for s in worst), 1e-5)]
+    lengths = np.unique(np.geomspace(1, long, 13 if quick else 37).astype(int)).tolist()
     errors = errors_by_length(0.9, lengths)
-    _draw(found, lengths, errors)
-    figures = {
-        "collapse": [c._asdict() for c in found],
-        "survival": [s._asdict() for s in survived],
+    numbers = {
+        "collapse": found,
+        "survival": survived,
         "seconds": seconds,
         "lengths": lengths,
         "relative_error": errors,
     }
-    harness.finish("product_vs_score", figures, bounds, quick=quick)
+    return Report(_tables(found, survived, seconds, long), bounds, numbers, partial(_draw, found, lengths, errors))
 
 
-def _print(found: list[Collapse], survived: list[Survival], seconds: dict[str, Any]) -> None:
-    rows = []
-    for c in found:
-        zero = c.prob or f"never: rests at {c.last_prob:.3g}"
-        rows.append((c.dtype, f"{c.factor:.4g}", zero, *(x or "never" for x in (c.grad, c.ratio, c.log_grad))))
-    harness.print_table(
-        "The product of T equal factors: the first T at which ...",
-        ("dtype", "factor", "P = 0", "grad P = 0", "grad P / P inf or NaN", "grad log(P) inf or NaN"),
-        rows,
-    )
-    rows = []
+def _tables(found: list[Collapse], survived: list[Survival], seconds: list[dict[str, Any]], long: int) -> list[Table]:
+    worst = []
     for dtype, params in dict.fromkeys((s.dtype, s.params) for s in survived):
         group = [s for s in survived if (s.dtype, s.params) == (dtype, params)]
-        worst = [f"{np.max([getattr(s, name) for s in group]):.1e}" for name in ("score", "log_prob", "log_grad_prob")]
         overflow = [s.score_overflows for s in group if s.score_overflows]
-        rows.append((dtype, params, *worst, f"{min(overflow)} .. {max(overflow)}" if overflow else "never"))
-    harness.print_table(
-        "The score side at T = 10^6, worst factor: relative error against exact arithmetic",
-        ("factors", "parameter", "grad log P", "log P", "log|grad P|", "score overflows from T"),
-        rows,
-    )
-    rows = []
-    for dtype, by_length in seconds.items():
-        for length, values in by_length.items():
-            cells = [f"{1e3 * values[n]:.3g}" if n in values else "-" for n in ("product", "score", "signed-log")]
-            compiling = sum(v for n, v in values.items() if n.endswith("compile"))
-            rows.append((dtype, length, *cells, f"{compiling:.2f}"))
-    harness.print_table(
-        "Time in ms, median of 5 interleaved runs: value and gradient",
-        ("dtype", "T", "product", "score", "signed-log", "compiling all, s"),
-        rows,
-    )
-    print(NOTES)
+        where = f"{min(overflow)} .. {max(overflow)}" if overflow else "never"
+        worst.append((dtype, params, *np.max([(s.score, s.log_prob, s.log_grad_prob) for s in group], axis=0), where))
+    return [
+        Table(
+            "The product of T equal factors: the first T at which ..., - for never; and where the product comes to rest",
+            "dtype | factor | P = 0 | grad P = 0 | grad P / P inf or NaN | grad log(P) inf or NaN | last P",
+            "{r.dtype} | {r.factor:.4g} | {r.prob} | {r.grad} | {r.ratio} | {r.log_grad} | {r.last_prob:.3g}",
+            found,
+        ),
+        Table(
+            f"The score side at T = {long:.0e}, worst factor: relative error against exact arithmetic",
+            "factors | parameter | grad log P | log P | log|grad P| | score overflows from T",
+            "{r[0]} | {r[1]} | {r[2]:.1e} | {r[3]:.1e} | {r[4]:.1e} | {r[5]}",
+            worst,
+        ),
+        Table(
+            "Time in ms, median of 5 interleaved runs: value and gradient",
+            "dtype | T | product | score | signed-log | compiling all, s",
+            "{r[dtype]} | {r[T]} | {r[product]:.3g} | {r[score]:.3g} | {r[signed-log]:.3g} | {r[compile_s]:.2f}",
+            seconds,
+        ),
+    ]
 
 
-def _draw(found: list[Collapse], lengths: list[int], errors: dict[str, dict[str, list[float]]]) -> None:
-    figure, axes = harness.new_figure(ncols=3, figsize=(15, 4.6))
+def _draw(found: list[Collapse], lengths: list[int], errors: dict[str, dict[str, list[float]]]) -> Any:
+    figure, axes = new_figure(ncols=3, figsize=(15, 4.6))
     ends = {c.factor: c.prob for c in found if c.dtype == "float32"}
     for ax, (quantity, curves) in zip(axes[:2], errors.items(), strict=True):
         plots.relative_error(lengths, curves, floor=1e-9, ax=ax)
         ax.set(title=f"{quantity}, float32, factors of 0.9", ylim=(5e-10, 1))
-        product = np.asarray(curves[METHODS[0]])
-        last = int(np.flatnonzero(np.isfinite(product))[-1])
-        where = (lengths[last], product[last])
-        arrow = {"arrowstyle": "->", "color": "0.4"}
-        ax.annotate(f"the product is zero\nfrom T = {ends[0.9]} on", where, (1e4, 2e-9), arrowprops=arrow)
-        ax.legend(frameon=False, loc="upper left")
-    looks = {"float16": ("o", 6), "bfloat16": ("s", 11), "float32": ("D", 5), "float64": ("^", 6)}
-    for dtype in DTYPES:
-        marker, size = looks[dtype]
+        ax.axvline(ends[0.9], color="0.4", linestyle=":", label=f"the product is zero from T = {ends[0.9]} on")
+        ax.legend(loc="upper left")
+    for dtype, marker, size in zip(DTYPES, "osD^", (6, 11, 5, 6), strict=False):
         points = [(f"{c.factor:.3g}", c.log_grad) for c in found if c.dtype == dtype and c.log_grad]
         fill = "none" if dtype == "bfloat16" else "full"  # it lies under float32, which has the same range
         axes[2].plot(*zip(*points, strict=True), marker=marker, markersize=size, fillstyle=fill, label=dtype)
-    axes[2].axhline(LONG, color="0.4", linestyle="--", linewidth=0.8)
-    axes[2].text(len(FACTORS) - 1, 0.75 * LONG, "the score form is still right here", ha="right", va="top", color="0.3")
+    axes[2].axhline(lengths[-1], color="0.4", linestyle="--", linewidth=0.8)
+    axes[2].text(0.98, 0.8 * lengths[-1], "the score form is still right here", va="top")
     axes[2].set(yscale="log", xlabel="size of each factor", ylabel="number of steps T")
     axes[2].set_title("first T at which grad log(product) is not finite")
-    axes[2].legend(frameon=False, loc="lower left")
-    harness.save_figure(figure, "product_vs_score")
+    axes[2].legend(loc="lower left")
+    return figure

@@ -8,13 +8,14 @@ $\sqrt{\operatorname{tr}\operatorname{Cov} g}$. The order is the highest, up to 
 
 import math
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import Report, Table, at_least, at_most, new_figure
 from benchmarks.tasks import five_states
 from tests import oracle
 from tests.zoo import DISCOUNT, Entry, zoo
@@ -66,6 +67,13 @@ class Row(NamedTuple):
     found_order: int
 
     @property
+    def declares(self) -> str:
+        """The declaration in words."""
+        if self.unbiased:
+            return "every order" if math.isinf(self.order) else f"order {self.order:g}"
+        return "biased" if math.isnan(self.factor) else f"biased, {self.factor:.4g}"
+
+    @property
     def proved(self) -> bool:
         """Whether the declaration is what was computed."""
         if math.isnan(self.factor):
@@ -75,21 +83,21 @@ class Row(NamedTuple):
 
 def possible_numbers(estimator: Any, most: int) -> list[int]:
     """Batch sizes up to `most` that the estimator takes."""
-    size = getattr(getattr(getattr(estimator, "weigher", estimator), "baseline", None), "group_size", 1)
-    return [n for n in range(estimator.bias.min_trajectories, most + 1) if n % size == 0]
+    size = getattr(estimator, "group_size", None) or getattr(getattr(estimator, "advantage", None), "group_size", 1)
+    return [n for n in range(estimator.structure.min_trajectories, most + 1) if n % size == 0]
 
 
 def world_for(entry: Entry, number: int) -> oracle.World:
     """The longest of the small worlds whose batches of `number` can be summed."""
-    bias = entry.estimator.bias
+    structure = entry.estimator.structure
     if entry.ending:
         return oracle.ending()
 
     def batches(world: oracle.World) -> int:
         count = len(oracle.trajectories(world)[1])
-        if bias.degree is not None:
-            return count**bias.degree
-        return math.comb(count + number - 1, number) if bias.symmetric else count**number
+        if structure.degree is not None:
+            return count**structure.degree
+        return math.comb(count + number - 1, number) if structure.symmetric else count**number
 
     return next(world for world in map(oracle.cut, (3, 2, 1)) if batches(world) <= LIMIT or world.horizon == 1)
 
@@ -97,65 +105,41 @@ def world_for(entry: Entry, number: int) -> oracle.World:
 def moments(entry: Entry, number: int) -> ld.exact.Moments:
     """Exact moments of the estimate from `number` trajectories."""
     world = world_for(entry, number)
-    return ld.exact.estimator_moments(
-        entry.estimator,
-        world.params,
-        oracle.POLICY,
-        world.mdp,
-        horizon=world.horizon,
-        num_trajectories=number,
-        state=None if entry.state is None else entry.state(world.params),
-        behavior_params=world.behavior if entry.off_policy else None,
-        discount=DISCOUNT,
-    )
+    where = {"horizon": world.horizon, "num_trajectories": number, "discount": DISCOUNT}
+    where |= {"state": entry.state and entry.state(world.params)}
+    where |= {"behavior_params": world.behavior if entry.off_policy else None}
+    return ld.exact.moments(world.params, oracle.POLICY, world.mdp, entry.estimator, **where)
 
 
 def highest_order(entry: Entry, orders: int) -> int:
     """The highest order to which the objective's derivatives are right, at the fewest trajectories."""
     world = oracle.ending() if entry.ending else oracle.cut(2)
     every, probabilities = oracle.trajectories(world, off_policy=entry.off_policy)
-    report = ld.testing.check_order(
-        entry.estimator,
-        oracle.value(world),
-        world.params,
-        oracle.POLICY,
-        jax.tree.map(jax.numpy.asarray, every),
-        jax.numpy.asarray(probabilities),
-        order=0,
-        state=None if entry.state is None else entry.state(world.params),
-        max_order=orders,
-        tolerance=1e-10,
-    )
-    return report.order
+    every, probabilities = jax.tree.map(jax.numpy.asarray, (every, probabilities))
+    how = {"order": 0, "max_order": orders, "tolerance": 1e-10, "state": entry.state and entry.state(world.params)}
+    problem = (oracle.value(world), every, probabilities)
+    return ld.testing.check_order(world.params, oracle.POLICY, entry.estimator, *problem, **how).order
 
 
 def examine(entry: Entry, most: int, orders: int) -> Row:
     """Compute one row."""
-    bias = entry.estimator.bias
+    declaration = entry.estimator.declaration
     numbers = possible_numbers(entry.estimator, most)
-    errors, biases, factor = [], [], math.nan
-    spread = relative = math.nan
-    for number in numbers:
-        found = moments(entry, number)
-        biases.append(float(np.max(np.abs(found.bias))))
-        if bias.factor is not None:
-            errors.append(float(np.max(np.abs(found.bias - (bias.factor(number) - 1) * found.gradient))))
-        if number == min(4, numbers[-1]):
-            size = np.linalg.norm(found.gradient)
-            relative = float(np.linalg.norm(found.bias) / size)
-            spread = float(math.sqrt(np.trace(found.covariance)) / size)
-            factor = math.nan if bias.factor is None else bias.factor(number)
+    found, factors = {n: moments(entry, n) for n in numbers}, {n: declaration.factor(n) for n in numbers}
+    errors = [np.max(np.abs(found[n].bias - (f - 1) * found[n].exact)) for n, f in factors.items() if f is not None]
+    middle = min(4, numbers[-1])
+    size, factor = np.linalg.norm(found[middle].exact), factors[middle]
     return Row(
-        bias.order >= 1,
-        bias.order,
-        bias.min_trajectories,
-        factor,
-        tuple(numbers),
-        max(errors, default=math.nan),
-        min(biases),
-        relative,
-        spread,
-        highest_order(entry, orders),
+        unbiased=declaration.order >= 1,
+        order=declaration.order,
+        minimum=entry.estimator.structure.min_trajectories,
+        factor=math.nan if factor is None else factor,
+        numbers=tuple(numbers),
+        error=float(max(errors, default=math.nan)),
+        least_bias=min(float(np.max(np.abs(m.bias))) for m in found.values()),
+        bias=float(np.linalg.norm(found[middle].bias) / size),
+        spread=float(math.sqrt(np.trace(found[middle].covariance)) / size),
+        found_order=highest_order(entry, orders),
     )
 
 
@@ -170,89 +154,47 @@ def seconds_of_a_thousand_steps() -> float:
     return time.perf_counter() - start
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     most, orders = (4, 2) if quick else (8, 3)
-    entries = zoo()
-    chosen = QUICK if quick else tuple(entries)
-    print(f"{len(chosen)} of {len(entries)} estimators, N up to {most}, orders up to {orders}")
-    jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_disable_most_optimizations", True)  # hundreds of programs, each run once
     rows = {}
-    for index, name in enumerate(chosen):
-        rows[name] = examine(entries[name], most, orders)
-        if index % 8 == 7:
-            jax.clear_caches()  # or they exhaust the process's memory maps
-    thousand = seconds_of_a_thousand_steps()
-    _print(rows, orders)
-    _draw(rows)
-    exact = {name: row for name, row in rows.items() if not math.isnan(row.factor)}
-    shown = [row for row in rows.values() if row.unbiased]
+    with jax.enable_x64(True):
+        entries = zoo()
+        for index, name in enumerate(QUICK if quick else entries):
+            rows[name] = examine(entries[name], most, orders)
+            if index % 8 == 7:
+                jax.clear_caches()  # or they exhaust the process's memory maps
+        thousand = seconds_of_a_thousand_steps()
+    table = Table(
+        f"Declared against computed, exactly: {len(rows)} of {len(entries)} estimators, N up to {most}, orders up to {orders}",
+        "estimator | declares | min N | E[g] - declared | bias at N = 4 | spread at N = 4 | order found | N",
+        "{r[0]} | {r[1].declares} | {r[1].minimum} | {r[1].error:.1e} | {r[1].bias:.2g} | {r[1].spread:.3f}"
+        " | {r[1].found_order} | {r[1].numbers[0]} .. {r[2]}",
+        [(name, row, row.numbers[-1]) for name, row in rows.items()],
+    )
+    unbiased, biased = ([r.error for r in rows.values() if r.unbiased == kind] for kind in (True, False))
+    failing = sum(row.unbiased and row.found_order < min(row.order, orders) for row in rows.values())
+    unknown = [row.least_bias for row in rows.values() if math.isnan(row.factor)]
     bounds = [
-        harness.Bound("unbiased by declaration: largest |E[g] - grad J|", max(row.error for row in shown), EXACT),
-        harness.Bound(
-            "biased by a declared factor: largest |E[g] - factor grad J|",
-            max(row.error for row in exact.values() if not row.unbiased),
-            EXACT,
-        ),
-        harness.Bound(
-            "biased without a factor: smallest bias found",
-            min(row.least_bias for row in rows.values() if math.isnan(row.factor)),
-            1e-3,
-            at_least=True,
-        ),
-        harness.Bound(
-            "estimators whose derivatives fail below the declared order",
-            sum(row.unbiased and row.found_order < min(row.order, orders) for row in rows.values()),
-            0,
-        ),
-        harness.Bound("moments of reward-to-go by dynamic programming, T = 1000: seconds", thousand, 10),
+        at_most("unbiased by declaration: largest |E[g] - grad J|", max(unbiased), EXACT),
+        at_most("biased by a declared factor: largest |E[g] - factor grad J|", np.nanmax(biased), EXACT),
+        at_least("biased without a factor: smallest bias found", min(unknown), 1e-3),
+        at_most("estimators whose derivatives fail below the declared order", failing, 0),
     ]
-    harness.finish("proof_table", {name: row._asdict() for name, row in rows.items()}, bounds, quick=quick)
+    timings = [at_most("moments of reward-to-go by dynamic programming, T = 1000: seconds", thousand, 10)]
+    return Report([table], bounds, rows, partial(_draw, rows), timings)
 
 
-def _print(rows: dict[str, Row], orders: int) -> None:
-    def declared(row: Row) -> str:
-        if row.unbiased:
-            return "every order" if math.isinf(row.order) else f"order {row.order:g}"
-        return "biased" if math.isnan(row.factor) else f"biased, {row.factor:.4g}"
-
-    def found(row: Row) -> str:
-        return f"{row.found_order}" if row.found_order < orders else f">= {orders}"
-
-    harness.print_table(
-        "Declared against computed, exactly",
-        ("estimator", "declares", "min N", "E[g] - declared", "bias at N = 4", "spread at N = 4", "order found", "N"),
-        [
-            (
-                name,
-                declared(row),
-                row.minimum,
-                "-" if math.isnan(row.error) else f"{row.error:.1e}",
-                f"{row.bias:.1e}" if row.bias < 1e-3 else f"{row.bias:.3f}",
-                f"{row.spread:.3f}",
-                found(row),
-                f"{row.numbers[0]} .. {row.numbers[-1]}",
-            )
-            for name, row in rows.items()
-        ],
-    )
-
-
-def _draw(rows: dict[str, Row]) -> None:
-    figure, ax = harness.new_figure(figsize=(9, 6))
-    for (label, marker), keep in {
-        ("declared unbiased", "o"): lambda row: row.unbiased,
-        ("declared biased by a factor", "s"): lambda row: not row.unbiased and not math.isnan(row.factor),
-        ("declared biased", "x"): lambda row: math.isnan(row.factor),
-    }.items():
-        chosen = [row for row in rows.values() if keep(row)]
-        ax.plot([row.spread for row in chosen], [max(row.bias, 1e-17) for row in chosen], marker, label=label)
+def _draw(rows: dict[str, Row]) -> Any:
+    figure, ax = new_figure(figsize=(9, 6))
+    for label, marker, chosen in (
+        ("declared unbiased", "o", [r for r in rows.values() if r.unbiased]),
+        ("declared biased by a factor", "s", [r for r in rows.values() if r.declares.startswith("biased,")]),
+        ("declared biased", "x", [r for r in rows.values() if r.declares == "biased"]),
+    ):
+        ax.plot([r.spread for r in chosen], [max(r.bias, 1e-17) for r in chosen], marker, label=label)
     ax.axhline(EXACT, color="0.4", linestyle="--", linewidth=0.8)
-    ax.set(
-        yscale="log",
-        xlabel="spread of an estimate from 4 trajectories, relative to the gradient",
-        ylabel="exact bias, relative",
-    )
-    ax.set_title(f"{len(rows)} estimators: computed bias and spread")
-    ax.legend(frameon=False, loc="center right")
-    harness.save_figure(figure, "proof_table")
+    ax.set(yscale="log", xlabel="spread of an estimate from 4 trajectories, relative to the gradient")
+    ax.set(ylabel="exact bias, relative", title=f"{len(rows)} estimators: computed bias and spread")
+    ax.legend(loc="center right")
+    return figure

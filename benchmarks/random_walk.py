@@ -13,6 +13,7 @@ stay below it (6.6): an estimate that couples two walks sees more than a score d
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import COLORS, Report, Table, at_least, at_most, new_figure
 
 NUMBERS = tuple(range(10, 101, 10))
-QUICK = (10, 50, 100)
+QUICK = (10, 50)
+SAMPLES = 10_000
 PUBLISHED = {  # by n; two discs are hidden behind others at small n
     "plain": {20: 9.72, 30: 17.38, 40: 25.43, 50: 35.04, 60: 45.21, 70: 56.72, 80: 67.69, 90: 81.06, 100: 95.72},
     "mean subtracted": {30: 6.32, 40: 8.63, 50: 10.40, 60: 12.59, 70: 14.75, 80: 17.08, 90: 20.03, 100: 21.49},
@@ -32,23 +34,35 @@ PUBLISHED = {  # by n; two discs are hidden behind others at small n
     },
 }  # fmt: skip
 ESTIMATORS = {
-    "plain": ld.score_function(credit=ld.total_return),
-    "mean subtracted": ld.score_function(credit=ld.total_return, baseline=ld.baseline_leave_one_out(per="trajectory")),
+    "plain": ld.ScoreFunction(ld.advantages.Return()),
+    "mean subtracted": ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory"))),
 }
 
 
-class Exact(NamedTuple):
-    """Value, derivative and the standard deviation of one estimate."""
+class Row(NamedTuple):
+    """At one n: value, derivative and standard deviations of one estimate, computed; sampled; and published.
 
+    Attributes:
+        sampled: The deviation of 10 000 estimates, and the standard error of their variance relative to it.
+    """
+
+    n: int
     value: float
     slope: float
     deviations: dict[str, float]
+    sampled: dict[str, tuple[float, float]]
+    published: dict[str, float]
 
 
-def exact(n: int) -> Exact:
-    """Everything about `n` steps at `p = 2 n`, in float64, by dynamic programming."""
+def row(n: int) -> Row:
+    """All of it."""
+    return Row(n, *exact(n), sampled(n, SAMPLES), {name: by_n[n] for name, by_n in PUBLISHED.items() if n in by_n})
+
+
+def exact(n: int) -> tuple[float, float, dict[str, float]]:
+    """Value, derivative and deviations of `n` steps at `p = 2 n`, in float64, by dynamic programming."""
     with jax.enable_x64(True):
-        walk = ld.processes.random_walk(n)
+        walk = ld.processes.RandomWalk(n)
 
         @jax.jit
         def run(p: jax.Array) -> Any:
@@ -56,32 +70,27 @@ def exact(n: int) -> Exact:
             values = ld.exact.state_values(p, walk.policy, walk, horizon=n)[:n]
 
             def variance(credit: Any, baseline: jax.Array) -> jax.Array:
-                found = ld.exact.weighted_score_moments(
-                    p, walk.policy, walk, horizon=n, credit=credit, baseline=baseline
-                )
-                return found.covariance[0, 0]
+                how = {"horizon": n, "credit": credit, "baseline": baseline}
+                return ld.exact.weighted_score_moments(p, walk.policy, walk, **how).covariance[0, 0]
 
-            constant = jnp.stack([jnp.zeros_like(value), value])
-            total = jax.vmap(lambda b: variance(ld.total_return, b))(constant)
-            togo = jax.vmap(lambda b: variance(ld.reward_to_go, b))(jnp.stack([jnp.zeros_like(values), values]))
-            return value, slope, jnp.concatenate([total, togo])
+            found = [variance(ld.advantages.total_return, b) for b in (0 * value, value)]
+            found += [variance(ld.advantages.reward_to_go, b) for b in (0 * values, values)]
+            return value, slope, jnp.stack(found)
 
         value, slope, variances = run(jnp.asarray(2.0 * n))
         names = (*ESTIMATORS, "reward-to-go", "reward-to-go, exact value")
-        return Exact(
-            float(value), float(slope), {k: math.sqrt(float(v)) for k, v in zip(names, variances, strict=True)}
-        )
+        return float(value), float(slope), dict(zip(names, map(float, jnp.sqrt(variances)), strict=True))
 
 
 def sampled(n: int, samples: int) -> dict[str, tuple[float, float]]:
     """Standard deviation of `samples` estimates, and the standard error of their variance relative to it."""
-    walk, p = ld.processes.random_walk(n), jnp.asarray(2.0 * n)
+    walk, p = ld.processes.RandomWalk(n), jnp.asarray(2.0 * n)
 
     @jax.jit
     def run(key: jax.Array) -> dict[str, jax.Array]:
         taus = ld.rollout(p, jax.random.split(key, samples), walk.policy, walk)
         return {
-            name: ld.diagnostics.per_trajectory_gradients(e, p, (), walk.policy, taus, batch_size=1000)
+            name: ld.diagnostics.per_trajectory_gradients(p, walk.policy, taus, e, block_size=1000)
             for name, e in ESTIMATORS.items()
         }
 
@@ -97,89 +106,55 @@ def growth(deviations: Sequence[float], numbers: Sequence[int]) -> float:
     return math.log(deviations[-1] / deviations[0]) / math.log(numbers[-1] / numbers[0])
 
 
-def main(quick: bool) -> None:
-    numbers, samples = (QUICK, 10_000) if quick else (NUMBERS, 10_000)
-    known = {n: exact(n) for n in numbers}
-    found = {n: sampled(n, samples) for n in numbers}
-    names = list(known[numbers[0]].deviations)
-    rows = []
-    for n in numbers:
-        cells: list[Any] = [n, f"{known[n].value:.6f}", f"{known[n].slope:.6f}"]
-        for name in ESTIMATORS:
-            printed = PUBLISHED[name].get(n)
-            cells += [
-                "" if printed is None else f"{printed:.2f}",
-                f"{known[n].deviations[name]:.2f}",
-                f"{found[n][name][0]:.2f}",
-            ]
-        rows.append((*cells, *(f"{known[n].deviations[x]:.2f}" for x in names[2:]), PUBLISHED["stochastic triples"][n]))
-    harness.print_table(
+def main(quick: bool) -> Report:
+    rows = [row(n) for n in (QUICK if quick else NUMBERS)]
+    numbers, middle = [r.n for r in rows], rows[[r.n for r in rows].index(50)]
+    growths = {name: growth([r.deviations[name] for r in rows], numbers) for name in middle.deviations}
+    both = [(name, r) for r in rows for name in ESTIMATORS]
+    z = [abs((r.sampled[name][0] / r.deviations[name]) ** 2 - 1) / r.sampled[name][1] for name, r in both]
+    off = [abs(r.published[name] / r.deviations[name] - 1) for name, r in both if name in r.published]
+    gained = [r.deviations["plain"] / r.deviations["mean subtracted"] for r in rows]
+    left = [r.deviations["mean subtracted"] / r.published["stochastic triples"] for r in rows]
+    return Report(
+        [_table(rows, growths)],
+        [
+            at_most("sampled against exact variance, standard errors", max(z), 5),
+            at_most("published against exact deviation, relative", max(off), 0.06),
+            # by dynamic programming over the moments of X_n, in a program of its own, to all digits
+            at_most("derivative at n = 50, p = 100, against 7.558188", abs(middle.slope - 7.558188), 5e-7),
+            at_least("order: plain over mean subtracted, at least", min(gained), 1),
+            at_least("order: mean subtracted over published triples, at least", min(left), 1),
+        ],
+        {"rows": rows, "growth": growths},
+        partial(_draw, rows),
+    )
+
+
+def _table(rows: list[Row], growths: dict[str, float]) -> Table:
+    each = [f"{{r.published[{n}]:.2f}} | {{r.deviations[{n}]:.2f}} | {{r.sampled[{n}][0]:.2f}}" for n in ESTIMATORS]
+    return Table(
         "Standard deviation of one estimate of dE[X^2]/dp, p = 2 n: read off the published figure | exact | 10 000 samples",
-        (
-            "n",
-            "E[X^2]",
-            "slope",
-            *("published", "plain", "sampled"),
-            *("published", "mean subtr.", "sampled"),
-            "reward-to-go",
-            "with state value",
-            "triples, published",
-        ),
+        "n | E[X^2] | slope | published | plain | sampled | published | mean subtr. | sampled"
+        " | reward-to-go | with state value | triples, published",
+        f"{{r.n}} | {{r.value:.6f}} | {{r.slope:.6f}} | {' | '.join(each)} | {{r.deviations[reward-to-go]:.2f}}"
+        " | {r.deviations[reward-to-go, exact value]:.2f} | {r.published[stochastic triples]}",
         rows,
+        "growth with n: " + ", ".join(f"{name} n^{x:.2f}" for name, x in growths.items()),
     )
-    exponents = {name: growth([known[n].deviations[name] for n in numbers], numbers) for name in names}
-    print("  growth with n: " + ", ".join(f"{name} n^{x:.2f}" for name, x in exponents.items()))
-
-    z = max(
-        abs((found[n][name][0] / known[n].deviations[name]) ** 2 - 1) / found[n][name][1]
-        for n in numbers
-        for name in ESTIMATORS
-    )
-    off = max(
-        abs(PUBLISHED[name][n] / known[n].deviations[name] - 1)
-        for name in ESTIMATORS
-        for n in numbers
-        if n in PUBLISHED[name]
-    )
-    bounds = [
-        harness.Bound("sampled against exact variance, standard errors", z, 5),
-        harness.Bound("published against exact deviation, relative", off, 0.06),
-        harness.Bound("derivative at n = 50, p = 100, against 7.558188", abs(known[50].slope - 7.558188), 5e-7),
-        harness.Bound(
-            "order: plain over mean subtracted, at least",
-            min(known[n].deviations["plain"] / known[n].deviations["mean subtracted"] for n in numbers),
-            1,
-            at_least=True,
-        ),
-        harness.Bound(
-            "order: mean subtracted over published triples, at least",
-            min(known[n].deviations["mean subtracted"] / PUBLISHED["stochastic triples"][n] for n in numbers),
-            1,
-            at_least=True,
-        ),
-    ]
-    _draw(numbers, known, found)
-    figures = {
-        "exact": {n: e._asdict() for n, e in known.items()},
-        "sampled": found,
-        "published": PUBLISHED,
-        "growth": exponents,
-    }
-    harness.finish("random_walk", figures, bounds, quick=quick)
 
 
-def _draw(numbers: Sequence[int], known: dict[int, Exact], found: dict[int, dict[str, tuple[float, float]]]) -> None:
-    figure, ax = harness.new_figure(figsize=(6, 4.5))
-    colors = dict(zip(known[numbers[0]].deviations, ("#D55E00", "#009E73", "#CC79A7", "0.2"), strict=True))
-    for name, color in colors.items():
-        ax.plot(numbers, [known[n].deviations[name] for n in numbers], "-", color=color, label=f"{name}, exact")
-        if name in ESTIMATORS:
-            ax.plot(numbers, [found[n][name][0] for n in numbers], "x", color=color)
+def _draw(rows: list[Row]) -> Any:
+    figure, ax = new_figure(figsize=(6, 4.5))
+    numbers = [r.n for r in rows]
+    colors = dict(zip((*rows[0].deviations, "stochastic triples"), COLORS, strict=False))
+    for name in rows[0].deviations:
+        ax.plot(numbers, [r.deviations[name] for r in rows], color=colors[name], label=f"{name}, exact")
+    for name in ESTIMATORS:
+        ax.plot(numbers, [r.sampled[name][0] for r in rows], "x", color=colors[name])
     for name, points in PUBLISHED.items():
-        ax.plot(list(points), list(points.values()), "o", mfc="none", color=colors.get(name, "#0072B2"))
+        ax.plot(list(points), list(points.values()), "o", mfc="none", color=colors[name])
     ax.plot([], [], "x", color="0.4", label="10 000 samples")
-    ax.plot([], [], "o", mfc="none", color="0.4", label="published (blue: stochastic triples)")
+    ax.plot([], [], "o", mfc="none", color="0.4", label="published (alone: stochastic triples)")
     ax.set(xlabel="n", ylabel="standard deviation of one estimate", xscale="log", yscale="log")
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False, fontsize=8)
-    harness.save_figure(figure, "random_walk")
+    ax.legend(fontsize=8)
+    return figure

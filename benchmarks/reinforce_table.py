@@ -15,6 +15,7 @@ CleanRL's PPO.
 
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -24,8 +25,9 @@ import numpy as np
 from scipy.stats import bootstrap
 
 import logderiv as ld
-from benchmarks import control_tasks, harness
+from benchmarks import control_tasks
 from benchmarks.control_tasks import POINTS, Recipe, ScaledRewards, Task
+from benchmarks.harness import Bound, Report, Table, at_least, at_most, compile_call, new_figure
 from logderiv import plots
 
 SEEDS = 8
@@ -65,6 +67,21 @@ class Run(NamedTuple):
         found = bootstrap((self.final,), np.mean, n_resamples=2000, method="percentile", rng=generator)
         return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
+    def summary(self, threshold: float) -> dict[str, Any]:
+        """What is printed and saved."""
+        reached = self.steps_to(threshold)
+        return {
+            "final_return": self.final,
+            "final_return_greedy": self.greedy,
+            "interval": self.interval(),
+            "steps": self.steps[:, -1],
+            "steps_to_threshold": reached,
+            "reached": f"{np.isfinite(reached).sum()} of {len(reached)}",
+            "median": float(np.median(reached)),
+            "compile_seconds": self.compile_seconds,
+            "seconds": self.seconds,
+        }
+
 
 def train_seeds(task: Task, recipe: Recipe, *, seeds: int = SEEDS) -> Run:
     """Train `seeds` policies side by side, then let each play, once with its actions sampled and once with the likeliest."""
@@ -74,26 +91,22 @@ def train_seeds(task: Task, recipe: Recipe, *, seeds: int = SEEDS) -> Run:
 
     def run(key: jax.Array) -> tuple[Any, ...]:
         key_init, key_train, key_sampled, key_greedy = jax.random.split(key, 4)
-        result = ld.train(
-            recipe.policy.init(key_init, jnp.zeros(observation.shape, observation.dtype)),
-            key_train,
-            recipe.policy,
-            scaled,
-            estimator=recipe.estimator,
-            optimizer=recipe.optimizer,
-            num_updates=recipe.updates,
-            evaluation=ld.Evaluation(every=every, num_episodes=task.episodes),
+        params = recipe.policy.init(key_init, jnp.zeros(observation.shape, observation.dtype))
+        how = {
+            "estimator": recipe.estimator,
+            "optimizer": recipe.optimizer,
+            "num_updates": recipe.updates,
             **recipe.batch,
+        }
+        how |= {"evaluation": ld.Evaluation(every=every, num_episodes=task.episodes)}
+        result = ld.train(params, key_train, recipe.policy, scaled, **how)
+        play = partial(
+            ld.evaluate, result.params, policy=recipe.policy, environment=world, num_episodes=4 * task.episodes
         )
-        final, greedy = (
-            jnp.mean(
-                ld.evaluate(result.params, key, recipe.policy, world, num_episodes=4 * task.episodes, greedy=greedy)
-            )
-            for key, greedy in ((key_sampled, False), (key_greedy, True))
-        )
+        final, greedy = jnp.mean(play(key=key_sampled)), jnp.mean(play(key=key_greedy, greedy=True))
         return result.params, result.metrics.evaluation, jnp.cumsum(result.metrics.num_steps), final, greedy
 
-    call = harness.compile_call(jax.vmap(run), jax.random.split(jax.random.key(0), seeds))
+    call = compile_call(jax.vmap(run), jax.random.split(jax.random.key(0), seeds))
     start = time.perf_counter()
     params, curve, steps, final, greedy = call.run()
     seconds = time.perf_counter() - start
@@ -132,11 +145,10 @@ def play_gymnasium(policy: Any, params: Any, *, episodes: int, greedy: bool = Fa
     return returns.reshape((seeds, episodes))
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     tasks = (control_tasks.cartpole(),) if quick else control_tasks.all_tasks()
-    figures: dict[str, Any] = {}
-    bounds: list[harness.Bound] = []
-    curves: dict[str, tuple[Task, dict[str, Run]]] = {}
+    numbers: dict[str, Any] = {}
+    bounds, tables, curves = [], [], {}
     for task in tasks:
         try:
             task.make()
@@ -144,96 +156,51 @@ def main(quick: bool) -> None:
             print(f"\n{task.name}: skipped, {error}")
             continue
         runs = {name: train_seeds(task, task.recipes[name]) for name in (QUICK if quick else task.recipes)}
-        _print(task, runs)
-        figures[task.name] = {name: _figures(run, task.threshold) for name, run in runs.items()}
+        tables.append(_table(task, runs))
+        numbers[task.name] = {name: run.summary(task.threshold) for name, run in runs.items()}
         bounds += _bounds(task, runs)
         curves[task.name] = (task, runs)
         if task.name == TRANSFERRED:
             played = play_gymnasium(task.recipes["PPO"].policy, runs["PPO"].params, episodes=20 if quick else 100)
-            figures["gymnasium"] = means = played.mean(axis=1)
-            print("  in Farama's Gymnasium the policies of PPO return  " + "  ".join(f"{x:.1f}" for x in means))
-            bounds.append(harness.Bound("Gymnasium, PPO, mean over seeds", means.mean(), task.threshold, at_least=True))
-    _draw(curves)
-    harness.finish("reinforce_table", figures, bounds, quick=quick)
+            numbers["gymnasium"] = means = played.mean(axis=1)
+            bounds.append(at_least("Gymnasium, PPO, mean over seeds", means.mean(), task.threshold))
+    return Report(tables, bounds, numbers, partial(_draw, curves))
 
 
-def _print(task: Task, runs: Mapping[str, Run]) -> None:
+def _table(task: Task, runs: Mapping[str, Run]) -> Table:
     reached = f"{task.threshold:g} reached"
-    harness.print_table(
+    published = [f"{who} {what}{f' after {k} steps' if k else ''}, {source}" for who, what, k, source in task.published]
+    return Table(
         f"{task.name}, {SEEDS} seeds",
-        (
-            "recipe",
-            "return",
-            "95 % interval",
-            "worst",
-            "greedy",
-            "steps",
-            reached,
-            "median steps to it",
-            "compile s",
-            "run s",
-        ),
-        [_row(name, run, task.threshold) for name, run in runs.items()],
-    )
-    for algorithm, value, budget, source in task.published:
-        print(f"  published: {algorithm} {value}{f' after {budget} steps' if budget else ''}, {source}")
-
-
-def _row(name: str, run: Run, threshold: float) -> tuple[str, ...]:
-    low, high = run.interval()
-    reached = run.steps_to(threshold)
-    median = np.median(reached)
-    return (
-        name,
-        f"{run.final.mean():.1f}",
-        f"{low:.1f} .. {high:.1f}",
-        f"{run.final.min():.1f}",
-        f"{run.greedy.mean():.1f}",
-        f"{run.steps[:, -1].mean() / 1e3:,.0f} k",
-        f"{np.isfinite(reached).sum()} of {len(reached)}",
-        f"{median / 1e3:,.0f} k" if np.isfinite(median) else "-",
-        f"{run.compile_seconds:.1f}",
-        f"{run.seconds:.1f}",
+        f"recipe | return | 95 % interval | worst | greedy | steps | {reached} | median steps to it | compile s | run s",
+        "{r[name]} | {r[final_return].mean:.1f} | {r[interval][0]:.1f} .. {r[interval][1]:.1f} | {r[final_return].min:.1f}"
+        " | {r[final_return_greedy].mean:.1f} | {r[steps].mean:.3g} | {r[reached]} | {r[median]:.3g}"
+        " | {r[compile_seconds]:.1f} | {r[seconds]:.1f}",
+        [{"name": name} | run.summary(task.threshold) for name, run in runs.items()],
+        "\n".join(f"published: {words}" for words in published),
     )
 
 
-def _figures(run: Run, threshold: float) -> dict[str, Any]:
-    return {
-        "final_return": run.final,
-        "final_return_greedy": run.greedy,
-        "interval": run.interval(),
-        "steps": run.steps[:, -1],
-        "steps_to_threshold": run.steps_to(threshold),
-        "compile_seconds": run.compile_seconds,
-        "seconds": run.seconds,
-    }
-
-
-def _bounds(task: Task, runs: Mapping[str, Run]) -> list[harness.Bound]:
+def _bounds(task: Task, runs: Mapping[str, Run]) -> list[Bound]:
     """How many seeds have to end above the threshold, and that PPO on CartPole does so within 100 k steps."""
     bounds = []
     for name in filter(task.held.get, runs):
-        solved = float(np.sum(runs[name].final >= task.threshold))
-        title = f"{task.name}, {name}: seeds that return {task.threshold:g}"
-        bounds.append(harness.Bound(title, solved, task.held[name], at_least=True))
+        solved = np.sum(runs[name].final >= task.threshold)
+        bounds.append(at_least(f"{task.name}, {name}: seeds that return {task.threshold:g}", solved, task.held[name]))
     if task.name == TRANSFERRED:
-        bounds.append(harness.Bound(f"{task.name}, PPO: steps", float(runs["PPO"].steps.max()), 100e3))
+        bounds.append(at_most(f"{task.name}, PPO: steps", runs["PPO"].steps.max(), 100e3))
     return bounds
 
 
-def _draw(curves: Mapping[str, tuple[Task, dict[str, Run]]]) -> None:
+def _draw(curves: Mapping[str, tuple[Task, dict[str, Run]]]) -> Any:
     columns = min(len(curves), 3)
     rows = -(-len(curves) // columns)
-    figure, axes = harness.new_figure(figsize=(6.5 * columns, 4.5 * rows), nrows=rows, ncols=columns, squeeze=False)
+    figure, axes = new_figure(figsize=(6.5 * columns, 4.5 * rows), nrows=rows, ncols=columns, squeeze=False)
     for ax in axes.flat[len(curves) :]:
         ax.remove()
     for ax, (task, runs) in zip(axes.flat, curves.values(), strict=False):
-        plots.learning_curves(
-            {name: run.curve for name, run in runs.items()},
-            steps={name: run.steps for name, run in runs.items()},
-            threshold=task.threshold,
-            ax=ax,
-        )
+        returns, steps = ({name: getattr(run, field) for name, run in runs.items()} for field in ("curve", "steps"))
+        plots.learning_curves(returns, steps=steps, threshold=task.threshold, ax=ax)
         ax.set(title=task.name, xscale="log", xlabel="environment steps (a curve ends with its slowest seed)")
-        ax.legend(frameon=False, fontsize=8)
-    harness.save_figure(figure, "reinforce_table")
+        ax.legend(fontsize=8)
+    return figure

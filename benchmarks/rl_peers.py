@@ -91,47 +91,14 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
         ended = jnp.where(info["returned_episode"], info["returned_episode_returns"], jnp.nan)
         return (params, state, following, key), (row, ended)
 
-    def advantages(rows: _Row, last_value: jax.Array) -> jax.Array:
-        def back(carry: Any, row: _Row) -> tuple[Any, jax.Array]:
-            advantage, following = carry
-            delta = row.reward + c.discount * following * (1 - row.done) - row.value
-            advantage = delta + c.discount * c.lambda_ * (1 - row.done) * advantage
-            return (advantage, row.value), advantage
-
-        start = (jnp.zeros_like(last_value), last_value)
-        return lax.scan(back, start, rows, reverse=True, unroll=16)[1]
-
-    def loss(params: Any, rows: _Row, advantage: jax.Array, target: jax.Array) -> jax.Array:
-        distribution, value = network.apply(params, rows.observation)
-        clipped = rows.value + jnp.clip(value - rows.value, -c.clip, c.clip)
-        errors = jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
-        ratio = jnp.exp(distribution.log_prob(rows.action) - rows.log_prob)
-        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
-        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - c.clip, 1 + c.clip) * advantage)
-        return -gain.mean() + c.value_weight * 0.5 * errors.mean() - c.entropy_weight * distribution.entropy().mean()
-
-    def descend(carry: Any, batch: Any) -> tuple[Any, jax.Array]:
-        params, opt_state = carry
-        value, gradient = jax.value_and_grad(loss)(params, *batch)
-        updates, opt_state = optimizer.update(gradient, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
     def update(carry: Any, _: None) -> tuple[Any, jax.Array]:
         params, opt_state, state, observation, key = carry
         roll: Any = lax.scan(act, (params, state, observation, key), None, c.num_steps)
         (params, state, observation, key), (rows, ended) = roll
-        advantage = advantages(rows, network.apply(params, observation)[1])
-        batch = (rows, advantage, advantage + rows.value)
-        flat = jax.tree.map(lambda x: x.reshape(c.batch, *x.shape[2:]), batch)
-
-        def epoch(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
-            order = jax.random.permutation(key, c.batch)
-            parts = jax.tree.map(lambda x: jnp.take(x, order, axis=0).reshape(c.minibatches, -1, *x.shape[1:]), flat)
-            return lax.scan(descend, carry, parts)
-
+        advantage = _advantages(c, rows, network.apply(params, observation)[1])
         key, key_epochs = jax.random.split(key)
-        (params, opt_state), losses = lax.scan(epoch, (params, opt_state), jax.random.split(key_epochs, c.epochs))
-        del losses  # what PureJaxRL logs
+        batch = (rows, advantage, advantage + rows.value)
+        params, opt_state = _descend(c, network, optimizer, (params, opt_state), batch, key_epochs)
         return (params, opt_state, state, observation, key), jnp.nanmean(ended)
 
     def train(key: jax.Array, num_updates: int, every: int) -> Any:
@@ -149,6 +116,43 @@ def purejaxrl_style(settings: Settings) -> Peer | None:
     return Peer(train, lambda snapshot, observation: network.apply(snapshot[0], observation)[0].logits)
 
 
+def _advantages(c: Settings, rows: _Row, last_value: jax.Array) -> jax.Array:
+    def back(carry: Any, row: _Row) -> tuple[Any, jax.Array]:
+        advantage, following = carry
+        delta = row.reward + c.discount * following * (1 - row.done) - row.value
+        advantage = delta + c.discount * c.lambda_ * (1 - row.done) * advantage
+        return (advantage, row.value), advantage
+
+    return lax.scan(back, (jnp.zeros_like(last_value), last_value), rows, reverse=True, unroll=16)[1]
+
+
+def _descend(c: Settings, network: Any, optimizer: Any, start: Any, batch: Any, key: jax.Array) -> Any:
+    """The epochs of one batch: parameters and optimizer state after them."""
+    flat = jax.tree.map(lambda x: x.reshape(c.batch, *x.shape[2:]), batch)
+
+    def loss(params: Any, rows: _Row, advantage: jax.Array, target: jax.Array) -> jax.Array:
+        distribution, value = network.apply(params, rows.observation)
+        clipped = rows.value + jnp.clip(value - rows.value, -c.clip, c.clip)
+        errors = jnp.maximum(jnp.square(value - target), jnp.square(clipped - target))
+        ratio = jnp.exp(distribution.log_prob(rows.action) - rows.log_prob)
+        advantage = (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        gain = jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - c.clip, 1 + c.clip) * advantage)
+        return -gain.mean() + c.value_weight * 0.5 * errors.mean() - c.entropy_weight * distribution.entropy().mean()
+
+    def one(carry: Any, part: Any) -> tuple[Any, jax.Array]:
+        params, opt_state = carry
+        value, gradient = jax.value_and_grad(loss)(params, *part)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return (optax.apply_updates(params, updates), opt_state), value
+
+    def epoch(carry: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        order = jax.random.permutation(key, c.batch)
+        parts = jax.tree.map(lambda x: jnp.take(x, order, axis=0).reshape(c.minibatches, -1, *x.shape[1:]), flat)
+        return lax.scan(one, carry, parts)
+
+    return lax.scan(epoch, start, jax.random.split(key, c.epochs))[0]  # the losses are what PureJaxRL logs
+
+
 def rejax_ppo(settings: Settings) -> Peer | None:
     """PPO of rejax itself; in the place of its evaluations it hands out the parameters."""
     if not installed("rejax", "gymnax", "six"):
@@ -156,23 +160,10 @@ def rejax_ppo(settings: Settings) -> Peer | None:
     rejax, gymnax = importlib.import_module("rejax"), importlib.import_module("gymnax")
     environment, environment_params = gymnax.make("CartPole-v1")
     c = settings
-    algorithm = rejax.PPO.create(
-        env=FiveTuple(environment),
-        environment_params=environment_params,
-        agent_kwargs={"activation": "tanh", "hidden_layer_sizes": (64, 64)},
-        num_envs=c.num_environments,
-        num_steps=c.num_steps,
-        num_epochs=c.epochs,
-        num_minibatches=c.minibatches,
-        learning_rate=c.learning_rate,
-        gamma=c.discount,
-        gae_lambda=c.lambda_,
-        clip_eps=c.clip,
-        ent_coef=c.entropy_weight,
-        vf_coef=c.value_weight,
-        max_grad_norm=c.max_grad_norm,
-        skip_initial_evaluation=True,
-    )
+    agent = {"activation": "tanh", "hidden_layer_sizes": (64, 64)}
+    names = {"num_envs": c.num_environments, "num_steps": c.num_steps, "num_epochs": c.epochs, "clip_eps": c.clip}
+    names |= {"num_minibatches": c.minibatches, "env": FiveTuple(environment), "env_params": environment_params}
+    algorithm = rejax.PPO.create(agent_kwargs=agent, skip_initial_evaluation=True, **names, **_shared(c))
     algorithm = algorithm.replace(eval_callback=lambda _, state, __: (state.actor_ts.params, state.critic_ts.params))
 
     def train(key: jax.Array, num_updates: int, every: int) -> Any:
@@ -183,6 +174,12 @@ def rejax_ppo(settings: Settings) -> Peer | None:
         return algorithm.actor.apply(snapshot[0], observation[None], method="_action_dist").logits[0]
 
     return Peer(train, logits)
+
+
+def _shared(c: Settings) -> dict[str, float]:
+    """What rejax and stable-baselines3 call by the same names."""
+    weights = {"ent_coef": c.entropy_weight, "vf_coef": c.value_weight, "max_grad_norm": c.max_grad_norm}
+    return weights | {"learning_rate": c.learning_rate, "gamma": c.discount, "gae_lambda": c.lambda_}
 
 
 class FiveTuple:
@@ -218,17 +215,12 @@ def stable_baselines3_ppo(settings: Settings, seed: int = 0) -> Any:
         n_steps=c.num_steps,
         batch_size=c.batch // c.minibatches,
         n_epochs=c.epochs,
-        learning_rate=c.learning_rate,
-        gamma=c.discount,
-        gae_lambda=c.lambda_,
         clip_range=c.clip,
-        ent_coef=c.entropy_weight,
-        vf_coef=c.value_weight,
-        max_grad_norm=c.max_grad_norm,
         policy_kwargs={"net_arch": [64, 64], "activation_fn": torch.nn.Tanh},
         seed=seed,
         device="cpu",
         verbose=0,
+        **_shared(c),
     )
 
 

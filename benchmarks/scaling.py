@@ -10,6 +10,7 @@ the same batch, with 6 % of the time on communication, and 1.31 times with twice
 """
 
 import os
+from functools import partial
 from typing import Any
 
 import gymnax
@@ -20,7 +21,7 @@ from jax import lax
 
 import logderiv as ld
 from benchmarks import harness
-from benchmarks.harness import Bound
+from benchmarks.harness import Report, Table, at_least
 from logderiv._core.sharding import gather, replicate, spread, using
 
 NET = ld.MLPActorCritic(2, hidden=(64, 64))
@@ -32,25 +33,16 @@ LEAST = 1.2  # of two cores, which two devices share with everything else
 def measure(devices: int, environments: int, steps: int, updates: int, repeats: int) -> dict[str, float]:
     """Steps a second, seconds of compiling and the share of communication, on the first devices of this process."""
     mesh = ld.make_mesh(devices)
-    world, world_params = gymnax.make("CartPole-v1")
-    environment = ld.Gymnax(world, world_params)
+    environment = ld.environments.Gymnax(*gymnax.make("CartPole-v1"))
     params = NET.init(jax.random.key(0), jnp.zeros(4))
-    options = {
-        "estimator": ld.ppo_actor_critic(NET.value),
-        "optimizer": ld.maximize(optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4))),
-        "num_updates": updates,
-        "num_environments": environments,
-        "num_steps": steps,
-        "epochs": EPOCHS,
-        "minibatches": MINIBATCHES,
-        "mesh": mesh,
-    }
+    optimizer = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(2.5e-4))
+    options = {"estimator": ld.PPOActorCritic(NET.value), "optimizer": optimizer, "num_updates": updates, "mesh": mesh}
+    options |= {"batch": ld.Steps(environments, steps), "epochs": EPOCHS, "minibatches": MINIBATCHES}
     train = jax.jit(lambda params, key: ld.train(params, key, NET, environment, **options))
     program = harness.compile_call(train, params, jax.random.key(1))
-    runs = {"train": program.run}
+    runs = {"train": program}
     if devices > 1:
-        exchange = harness.compile_call(lambda x: communicate(x, mesh, params, steps, updates), jnp.zeros(()))
-        runs["exchange"] = exchange.run
+        runs["exchange"] = harness.compile_call(lambda x: communicate(x, mesh, params, steps, updates), jnp.zeros(()))
     seconds = harness.interleaved_medians(runs, repeats)
     return {
         "steps_per_second": environments * steps * updates / seconds["train"],
@@ -85,61 +77,41 @@ def scale(counts: tuple[int, ...], *, environments: int, steps: int, updates: in
         for kind, total in (("strong", environments), ("weak", environments * devices)):
             if kind == "strong" or (weak and devices > 1):
                 args = (devices, total, steps, updates, repeats)
-                rows.append({"kind": kind, "devices": devices, "environments": total} | _measured(*args))
-    for row in rows:
-        row["speedup"] = row["steps_per_second"] / rows[0]["steps_per_second"]
+                found = harness.on_devices(devices, "benchmarks.scaling:measure", *args)
+                rows.append({"kind": kind, "devices": devices, "environments": total} | found)
     return rows
 
 
-def _measured(devices: int, *args: int) -> dict[str, float]:
-    return harness.on_devices(devices, "benchmarks.scaling:measure", devices, *args)
-
-
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     cores, cpu = os.cpu_count() or 1, jax.default_backend() == "cpu"
     there = max(COUNTS) if cpu else jax.device_count()
     counts = tuple(n for n in ((1, 2) if quick else COUNTS) if n <= there)
     size = {"environments": 128, "steps": 32} if quick else {"environments": 256, "steps": 128}
     rows = scale(counts, **size, updates=4, repeats=5, weak=not quick)
-    harness.print_table(
-        f"PPO on CartPole-v1, {size['steps']} steps an update: environment steps/s",
-        ("scaling", "devices", "environments", "steps/s", "times one", "communication", "compile s"),
-        [
-            (
-                row["kind"],
-                row["devices"],
-                row["environments"],
-                f"{row['steps_per_second']:.3g}",
-                f"{row['speedup']:.2f}",
-                f"{100 * row['communication']:.1f} %",
-                f"{row['compile_seconds']:.1f}",
-            )
-            for row in rows
-        ],
-    )
+    for row in rows:
+        row["speedup"] = row["steps_per_second"] / rows[0]["steps_per_second"]
     allowed = min(max(counts), cores if cpu else there)
-    print(
-        f"  this machine: {cores} cores, {there if not cpu else 'virtual'} devices; at most {allowed} times one device"
+    table = Table(
+        f"PPO on CartPole-v1, {size['steps']} steps an update: environment steps/s",
+        "scaling | devices | environments | steps/s | times one | communication | compile s",
+        "{r[kind]} | {r[devices]} | {r[environments]} | {r[steps_per_second]:.3g} | {r[speedup]:.2f}"
+        " | {r[communication]:.1%} | {r[compile_seconds]:.1f}",
+        rows,
+        f"this machine: {cores} cores, {'virtual' if cpu else there} devices; at most {allowed} times one device",
     )
-    bounds = [
-        Bound(f"{row['kind']} scaling, 2 devices over 1", row["speedup"], LEAST, at_least=True)
-        for row in rows
-        if row["devices"] == 2 and allowed > 1
-    ]
-    _draw(rows, allowed)
-    harness.finish("scaling", {"rows": rows, "size": size}, bounds, quick=quick)
+    two = [row for row in rows if row["devices"] == 2 and allowed > 1]
+    timings = [at_least(f"{row['kind']} scaling, 2 devices over 1", row["speedup"], LEAST) for row in two]
+    return Report([table], [], {"rows": rows, "size": size}, partial(_draw, rows, allowed), timings)
 
 
-def _draw(rows: list[dict[str, Any]], allowed: int) -> None:
+def _draw(rows: list[dict[str, Any]], allowed: int) -> Any:
     figure, ax = harness.new_figure(figsize=(5, 4))
-    for kind, color in (("strong", "#0072B2"), ("weak", "#D55E00")):
+    for kind in ("strong", "weak"):
         found = [(row["devices"], row["speedup"]) for row in rows if row["kind"] == kind or row["devices"] == 1]
-        if len(found) > 1:
-            ax.plot(*zip(*found, strict=True), "o-", color=color, label=kind)
+        ax.plot(*zip(*found, strict=True), "o-", label=kind)
     counts = sorted({row["devices"] for row in rows})
     ax.plot(counts, [min(n, allowed) for n in counts], ":", color="0.2", label="what the machine allows")
     ax.set(xscale="log", yscale="log", xlabel="devices", ylabel="environment steps/s, times one device", title="PPO")
     ax.set_xticks(counts, [str(n) for n in counts])
-    ax.grid(alpha=0.3)
-    ax.legend(frameon=False)
-    harness.save_figure(figure, "scaling")
+    ax.legend()
+    return figure

@@ -15,6 +15,7 @@ episodes 100 to 150 the mean is -12.2 with a baseline, and -19.8 for the fastest
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -23,14 +24,14 @@ import numpy as np
 from jax import lax
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import Report, Table, at_most, new_figure
 from logderiv import plots
 
 LEAST = 0.05  # probability of the rarer action
 START = (0.5 * math.log(19), -0.5 * math.log(19))  # logits of left and right
 OPTIMUM = -(6 + 4 * math.sqrt(2))
 HORIZONS = (64, 256, 1024)
-SIZES = {"quick": (200, 150), "full": (400, 1000)}  # runs, and episodes of each
+SIZES = {"quick": (32, 12), "full": (400, 1000)}  # runs, and episodes of each
 WINDOWS = {"first 10": (0, 10), "100 to 150": (100, 150), "400 to 500": (400, 500), "last 100": (900, 1000)}
 
 
@@ -50,7 +51,8 @@ class Setting(NamedTuple):
     sem: float
 
 
-# The project's shared truths, corridor_training: a numpy program with the step sizes of the book's captions, 400 runs.
+# Means of 400 runs of a numpy program, one of which is `by_the_book` of `tests/test_benchmarks_reproductions.py` after each of 1000 episodes that a
+# loop of coin tosses draws: the step sizes of the book's captions, a start at 0.05, a reward of -1 for every step, the last one included.
 REFERENCE_RUNS = 400
 SETTINGS = {
     "alpha = 2^-12": Setting(2.0**-12, 0, (-68.97075, -19.68135, -12.8495, -12.010225), 0.11389475075014432),
@@ -97,7 +99,7 @@ POLICY = ld.FunctionPolicy(_bounded)
 
 def learn(learner: Learner, tau: ld.Trajectory, step: jax.Array, baseline_step: jax.Array) -> Learner:
     """The book's updates along one finished episode."""
-    returns = ld.reward_to_go(tau.rewards, tau.discounts)
+    returns = ld.advantages.reward_to_go(tau.rewards, tau.discounts)
 
     def update(learner: Learner, inputs: tuple[ld.Trajectory, jax.Array]) -> tuple[Learner, None]:
         one, to_go = inputs
@@ -117,9 +119,9 @@ def episode(
     """One episode of every run and the updates after it: learners, returns, and the share that no horizon let end."""
     horizon, *longer = horizons
     again = jax.random.clone(keys)  # the same episodes once more, to their end
-    environment = ld.short_corridor(horizon=horizon)
+    environment = ld.environments.short_corridor(horizon=horizon)
     taus = jax.vmap(lambda logits, key: ld.rollout(logits, key, POLICY, environment))(learners.logits, keys)
-    truncated_fraction = ld.batch_info(taus).truncated_fraction
+    truncated_fraction = ld.types.batch_info(taus).truncated_fraction
 
     def accept() -> tuple[Learner, jax.Array, jax.Array]:
         new = jax.vmap(learn, (0, 0, None, None))(learners, taus, *setting)
@@ -152,9 +154,8 @@ def train(settings: Sequence[Setting], *, runs: int, episodes: int) -> tuple[np.
         return lax.map(one, (steps, baseline_steps, keys))
 
     steps, baseline_steps = (jnp.array([s[i] for s in settings], float) for i in (0, 1))
-    returns, truncated_fraction = all_settings(
-        steps, baseline_steps, jax.random.split(jax.random.key(0), len(settings))
-    )
+    keys = jax.random.split(jax.random.key(0), len(settings))
+    returns, truncated_fraction = all_settings(steps, baseline_steps, keys)
     return np.asarray(returns, np.float64).swapaxes(1, 2), float(jnp.max(truncated_fraction))
 
 
@@ -168,52 +169,38 @@ def compare(found: dict[str, np.ndarray]) -> list[Row]:
                 continue
             means = returns[:, first:end].mean(axis=1)
             sem = float(means.std(ddof=1)) / math.sqrt(runs)
-            last = (
-                index == len(WINDOWS) - 1
-            )  # the independent error is known there; elsewhere it is as ours for its runs
+            last = index == len(WINDOWS) - 1  # its error is known there; elsewhere it is as ours for its runs
             expected_sem = SETTINGS[name].sem if last else sem * math.sqrt(runs / REFERENCE_RUNS)
             rows.append(Row(name, window, SETTINGS[name].expected[index], expected_sem, float(means.mean()), sem))
     return rows
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     runs, episodes = SIZES["quick" if quick else "full"]
     returns, truncated_fraction = train(list(SETTINGS.values()), runs=runs, episodes=episodes)
     found = dict(zip(SETTINGS, returns, strict=True))
     rows = compare(found)
-    harness.print_table(
+    table = Table(
         f"Mean return of {runs} runs in windows of the {episodes} episodes; optimum {OPTIMUM:.4f}",
-        ("setting, episodes", "numpy, 400 runs", "sem", "ours", "sem", "difference / its error"),
-        [
-            (
-                f"{r.setting}, {r.window}",
-                *(f"{x:.3f}" for x in (r.expected, r.expected_sem, r.ours, r.sem)),
-                f"{r.z:.2f}",
-            )
-            for r in rows
-        ],
+        "setting, episodes | numpy, 400 runs | its error | ours | std. error | difference / its error",
+        "{r.setting}, {r.window} | {r.expected:.3f} | {r.expected_sem:.3f} | {r.ours:.3f} | {r.sem:.3f} | {r.z:.2f}",
+        rows,
     )
-    bounds = [harness.Bound("episodes cut by the horizon, largest share of one batch", truncated_fraction, 0)]
+    bounds = [at_most("episodes cut by the horizon, largest share of one batch", truncated_fraction, 0)]
     for window in dict.fromkeys(r.window for r in rows):
         worst = max(abs(r.z) for r in rows if r.window == window)
-        bounds.append(harness.Bound(f"episodes {window}: standard errors from the independent mean", worst, 3))
-    _draw(found)
-    figures = {
-        "rows": [r._asdict() for r in rows],
-        "curves": {name: returns.mean(axis=0) for name, returns in found.items()},
-    }
-    harness.finish("short_corridor", figures, bounds, quick=quick)
+        bounds.append(at_most(f"episodes {window}: standard errors from the independent mean", worst, 3))
+    curves = {name: returns.mean(axis=0) for name, returns in found.items()}
+    return Report([table], bounds, {"rows": rows, "curves": curves}, partial(_draw, found))
 
 
-def _draw(found: dict[str, np.ndarray]) -> None:
-    figure, axes = harness.new_figure(ncols=2, figsize=(12, 4.5), sharey=True)
+def _draw(found: dict[str, np.ndarray]) -> Any:
+    figure, axes = new_figure(ncols=2, figsize=(12, 4.5), sharey=True)
     plain = [name for name in found if not SETTINGS[name].baseline_step]
-    panels = {
-        "figure 13.1: three step sizes": plain,
-        "figure 13.2: with a baseline, and without": [name for name in found if name not in plain] + plain[1:2],
-    }
+    both = [name for name in found if name not in plain] + plain[1:2]
+    panels = {"figure 13.1: three step sizes": plain, "figure 13.2: with a baseline, and without": both}
     for ax, (title, names) in zip(axes, panels.items(), strict=True):
         plots.learning_curves({name: found[name] for name in names}, threshold=OPTIMUM, ax=ax)
         ax.set(title=title, xlabel="episode", ylabel="total reward of the episode, mean over runs", ylim=(-90, -5))
         ax.text(0, OPTIMUM + 1.5, r"$v_*(s_0) = -11.66$", color="0.4")
-    harness.save_figure(figure, "short_corridor")
+    return figure

@@ -10,6 +10,7 @@ table normalized before it is gathered, whose derivative *is* a count, takes 1.6
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 
 import logderiv as ld
 from benchmarks import harness, likelihood_speed, peers
-from benchmarks.harness import Bound, Compiled
+from benchmarks.harness import Bound, Compiled, Report, Table, at_least, at_most
 
 GRU = ld.GRU(2, hidden=32)
 NET = ld.MLP(2, hidden=(256, 256))
@@ -33,15 +34,12 @@ def recurrent(length: int) -> dict[str, Compiled]:
 
 def recurrent_memory(lengths: list[int]) -> list[dict[str, Any]]:
     """Temporary bytes of both forms as T grows: of value and gradient, and of the value alone (copies of the inputs)."""
-    params = GRU.init(jax.random.key(0), jnp.zeros(4, jnp.float32))
-    rows = []
-    for length in lengths:
-        taus = jax.eval_shape(lambda length=length: likelihood_speed.trajectories_shape(length))
-        row = {"T": length}
+    params, rows = GRU.init(jax.random.key(0), jnp.zeros(4, jnp.float32)), [{"T": length} for length in lengths]
+    for row in rows:
         for name, form in (("ours", peers.ours(GRU)), ("plain", peers.plain_scan(GRU))):
-            row[name] = peers.compiled(form, params, taus).temp_bytes or 0
-            row[f"{name}, value"] = harness.compile_call(form, params, taus).temp_bytes or 0
-        rows.append(row)
+            arguments = (form, params, likelihood_speed.shape(row["T"]))
+            row[name] = peers.compiled(*arguments).temp_bytes or 0
+            row[f"{name}, value"] = harness.compile_call(*arguments).temp_bytes or 0
     return rows
 
 
@@ -56,11 +54,8 @@ def tabular(length: int) -> dict[str, Compiled]:
     """One trajectory under a table of 100 states and 5 actions."""
     keys = jax.random.split(jax.random.key(0), 3)
     logits = jax.random.normal(keys[0], (STATES, ACTIONS), jnp.float32)
-    states, actions = (
-        jax.random.randint(k, (1, length), 0, n) for k, n in zip(keys[1:], (STATES, ACTIONS), strict=True)
-    )
-    ones = jnp.ones((1, length), jnp.float32)
-    taus = ld.Trajectory(states, actions, ones, ones, ones > 0, ones, states[:, 0])
+    drawn = (jax.random.randint(k, (1, length), 0, n) for k, n in zip(keys[1:], (STATES, ACTIONS), strict=True))
+    taus = peers.trajectory(*drawn)
 
     def rows(logits: jax.Array, taus: ld.Trajectory) -> jax.Array:
         logs = jax.nn.log_softmax(logits[taus.observations])
@@ -82,19 +77,19 @@ def tabular(length: int) -> dict[str, Compiled]:
 def moments(num: int, length: int) -> dict[str, Compiled]:
     """Mean and variance of each trajectory's gradient, the means of 16 groups, and the batch's gradient alone."""
     params, taus = NET.init(jax.random.key(0), jnp.zeros(4, jnp.float32)), likelihood_speed.trajectories(length, num)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     def streamed(params: Any, taus: ld.Trajectory) -> Any:
-        return ld.diagnostics.gradient_moments(estimator, params, (), NET, taus)[:2]
+        return ld.diagnostics.gradient_moments(params, NET, taus, estimator)[:2]
 
     def groups(params: Any, taus: ld.Trajectory) -> Any:
-        return ld.diagnostics.group_gradients(estimator, params, (), NET, taus)
+        return ld.diagnostics.per_trajectory_gradients(params, NET, taus, estimator, num_groups=16)
 
     def batch(params: Any, taus: ld.Trajectory) -> Any:
         return estimator.estimate(params, (), NET, taus)[0].grads
 
     def all_at_once(params: Any, taus: ld.Trajectory) -> Any:
-        weights, _ = estimator.weigh(params, (), NET, taus)
+        weights, _ = estimator.advantages(params, (), NET, taus)
 
         def term(params: Any, tau: ld.Trajectory, weights: jax.Array) -> jax.Array:
             logs = jax.nn.log_softmax(peers.logits(params, tau.observations))
@@ -103,81 +98,64 @@ def moments(num: int, length: int) -> dict[str, Compiled]:
         grads = jax.vmap(jax.grad(term), (None, 0, 0))(params, taus, weights)
         return jax.tree.map(lambda g: (jnp.mean(g, axis=0), jnp.var(g, axis=0, ddof=1)), grads)
 
-    forms: dict[str, Callable[..., Any]] = {
-        "streamed": streamed,
-        "vmap(grad)": all_at_once,
-        "16 group means": groups,
-        "batch gradient": batch,
-    }
-    return {name: harness.compile_call(function, params, taus) for name, function in forms.items()}
+    names = ("streamed", "vmap(grad)", "16 group means", "batch gradient")
+    forms: tuple[Callable[..., Any], ...] = (streamed, all_at_once, groups, batch)
+    return {name: harness.compile_call(form, params, taus) for name, form in zip(names, forms, strict=True)}
 
 
 def measure(make: str, arguments: list[int], repeats: int) -> dict[str, Any]:
     """One of the three families, interleaved; runs in a process of its own."""
     calls: dict[str, Compiled] = {"recurrent": recurrent, "tabular": tabular, "moments": moments}[make](*arguments)
-    seconds = harness.interleaved_medians({name: call.run for name, call in calls.items()}, repeats)
+    seconds = harness.interleaved_medians(calls, repeats)
     return {name: {"seconds": seconds[name], "temp_mib": (calls[name].temp_bytes or 0) / 2**20} for name in calls}
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     families = {
         "recurrent": ("GRU 32, one trajectory", [8192 if quick else 65536]),
         "tabular": (f"a table of {STATES} x {ACTIONS}, one trajectory", [10**5 if quick else 10**6]),
-        "moments": ("gradients of MLP 4-256-256-2, N trajectories of T", [256 if quick else 1024, 32]),
+        "moments": ("gradients of MLP 4-256-256-2, N trajectories of T", [128 if quick else 1024, 32]),
     }
-    bounds: list[Bound] = []
-    found: dict[str, Any] = {}
+    tables, timings, found = [], [], {}
     for place, cores in harness.places().items():
         for name, (title, arguments) in families.items():
             rows = harness.on_cores(cores, "benchmarks.structure_speed:measure", name, arguments, 3 if quick else 9)
-            found[f"{name}, {place}"] = rows
             first = next(iter(rows.values()))["seconds"]
-            harness.print_table(
-                f"{title} ({', '.join(map(str, arguments))}), {place}",
-                ("form", "ms", "times the first", "temporary MiB"),
-                [
-                    (form, f"{1e3 * r['seconds']:.2f}", f"{r['seconds'] / first:.2f}", f"{r['temp_mib']:.2f}")
-                    for form, r in rows.items()
-                ],
-            )
-            bounds += _bounds(name, place, rows) if cores else []
-    memory = recurrent_memory([4096, 16384, 65536] if quick else [4096, 65536, 2**20])
+            found[f"{name}, {place}"] = rows
+            shown = [(form, 1e3 * r["seconds"], r["seconds"] / first, r["temp_mib"]) for form, r in rows.items()]
+            cells = "{r[0]} | {r[1]:.2f} | {r[2]:.2f} | {r[3]:.2f}"
+            title_here = f"{title} ({', '.join(map(str, arguments))}), {place}"
+            tables.append(Table(title_here, "form | ms | times the first | temporary MiB", cells, shown))
+            timings += _bounds(name, place, rows) if cores else []
+    memory = recurrent_memory([4096, 65536] if quick else [4096, 65536, 2**20])
     columns = ("ours", "ours, value", "plain", "plain, value")
-    harness.print_table(
-        "GRU 32, temporary MiB of value and gradient, and of the value alone",
-        ("T", *columns),
-        [(r["T"], *(f"{r[c] / 2**20:.2f}" for c in columns)) for r in memory],
-    )
-    name = "GRU: growth of what the gradient adds to memory over that of sqrt(T)"
-    bounds.append(Bound(name, growth_over_root(memory, "ours"), 1.25))
-    _draw(found)
-    harness.finish("structure_speed", {"families": found, "recurrent_memory": memory}, bounds, quick=quick)
+    title = "GRU 32, temporary MiB of value and gradient, and of the value alone"
+    mib = [{"T": row["T"]} | {c: row[c] / 2**20 for c in columns} for row in memory]
+    tables.append(Table(title, " | ".join(["T", *columns]), "{r[T]} | " + harness.cells(columns), mib))
+    growth = growth_over_root(memory, "ours")
+    timings.append(at_most("GRU: growth of what the gradient adds to memory over that of sqrt(T)", growth, 1.25))
+    return Report(tables, [], {"families": found, "recurrent_memory": memory}, partial(_draw, found), timings)
 
 
 def _bounds(family: str, at: str, rows: dict[str, Any]) -> list[Bound]:
-    seconds = {form: row["seconds"] for form, row in rows.items()}
+    s = {form: row["seconds"] for form, row in rows.items()}
     if family == "recurrent":
-        return [Bound(f"GRU: over an uncheckpointed scan, {at}", seconds["logderiv"] / seconds["plain scan"], 1.3)]
+        return [at_most(f"GRU: over an uncheckpointed scan, {at}", s["logderiv"] / s["plain scan"], 1.3)]
     if family == "tabular":
-        return [
-            Bound(f"table: {form} over counting, {at}", seconds[form] / seconds["logderiv"], 3.0, at_least=True)
-            for form in ("in blocks of steps", "log-softmax of gathered rows")
-        ]
+        others = ("in blocks of steps", "log-softmax of gathered rows")
+        return [at_least(f"table: {form} over counting, {at}", s[form] / s["logderiv"], 3.0) for form in others]
     return [
-        Bound(f"streamed moments over vmap(grad), {at}", seconds["streamed"] / seconds["vmap(grad)"], 1.3),
-        Bound(f"streamed moments, temporary MiB, {at}", rows["streamed"]["temp_mib"], 10.0),
-        Bound(
-            f"group means over the batch gradient, {at}", seconds["16 group means"] / seconds["batch gradient"], 1.15
-        ),
+        at_most(f"streamed moments over vmap(grad), {at}", s["streamed"] / s["vmap(grad)"], 1.3),
+        at_most(f"streamed moments, temporary MiB, {at}", rows["streamed"]["temp_mib"], 10.0),
+        at_most(f"group means over the batch gradient, {at}", s["16 group means"] / s["batch gradient"], 1.15),
     ]
 
 
-def _draw(found: dict[str, Any]) -> None:
+def _draw(found: dict[str, dict[str, Any]]) -> Any:
     figure, axes = harness.new_figure(nrows=-(-len(found) // 3), ncols=3, figsize=(12, 5), squeeze=False)
     for ax, (title, rows) in zip(axes.flat, found.items(), strict=True):
         places = range(len(rows))[::-1]
-        ax.barh(places, [1e3 * r["seconds"] for r in rows.values()], color="#0072B2")
-        ax.set_yticks(places, [f"{form}\n{r['temp_mib']:.1f} MiB" for form, r in rows.items()], fontsize=7)
+        ax.barh(places, [1e3 * row["seconds"] for row in rows.values()])
+        ax.set_yticks(places, [f"{form}\n{row['temp_mib']:.1f} MiB" for form, row in rows.items()], fontsize=7)
         ax.set(xlabel="ms", title=title)
-        ax.grid(axis="x", alpha=0.3)
-    harness.save_figure(figure, "structure_speed")
+    return figure

@@ -45,7 +45,7 @@ class Task:
     state_value: Callable[[Any], jax.Array]
     fit: Callable[[Any, Any], jax.Array]
     value_params: Any
-    mdp: tuple[ld.TabularMDP, Any] | None = None
+    mdp: tuple[ld.environments.TabularMDP, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +67,7 @@ class Timed:
         return new._replace(observation=(new.observation, time + 1), state=(new.state, time + 1))
 
 
-def tabular(
-    name: str, mdp: ld.TabularMDP, policy: Any, params: Any, behavior: Any, horizon: int, discount: float = 1.0
-) -> Task:
+def tabular(name: str, mdp: Any, policy: Any, params: Any, behavior: Any, horizon: int, discount: float = 1.0) -> Task:
     """A finite task: exact numbers by dynamic programming in float64, and a table of values to learn."""
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda x: jnp.asarray(np.asarray(x), jnp.float64), params)
@@ -95,50 +93,37 @@ def tabular(
 def short_corridor() -> Task:
     """Sutton & Barto (2018), example 13.1, with right taken at 0.2 of the time, where the gradient is steep."""
     logits, drawn = jnp.array([0.7, -0.7]), jnp.array([0.5, -0.5])
-    return tabular("short corridor", ld.short_corridor(), ld.shared_softmax, logits, drawn, horizon=200)
+    return tabular("short corridor", ld.environments.short_corridor(), ld.shared_softmax, logits, drawn, horizon=200)
 
 
 def five_states() -> Task:
     """A random decision process: 5 states, 3 actions, 20 steps, discount 0.9; Dirichlet(1/2) transitions, normal rewards."""
     rng = np.random.default_rng(0)
     initial, transition = rng.dirichlet(np.ones(5)), rng.dirichlet(np.full(5, 0.5), size=(5, 3))
-    mdp = ld.TabularMDP(
-        jnp.asarray(initial, jnp.float32),
-        jnp.asarray(transition, jnp.float32),
-        jnp.asarray(rng.normal(size=(5, 3)), jnp.float32),
-        jnp.zeros(5, bool),
-    )
-    logits = jnp.asarray(0.5 * rng.normal(size=(5, 3)), jnp.float32)
-    drawn = logits + jnp.asarray(0.2 * rng.normal(size=(5, 3)), jnp.float32)
+    reward, logits, shift = (jnp.asarray(scale * rng.normal(size=(5, 3)), jnp.float32) for scale in (1, 0.5, 0.2))
+    tables = (jnp.asarray(initial, jnp.float32), jnp.asarray(transition, jnp.float32), reward, jnp.zeros(5, bool))
+    mdp, drawn = ld.environments.TabularMDP(*tables), logits + shift
     return tabular("five states, T = 20", mdp, ld.tabular_softmax, logits, drawn, horizon=20, discount=0.9)
 
 
 def random_walk() -> Task:
     """Arya et al. (2022), arXiv:2210.08572, section 5: the square of the last position after n = 50 steps, at p = 100."""
-    walk = ld.processes.random_walk(50)
+    walk = ld.processes.RandomWalk(50)
     return tabular("random walk, n = 50", walk, walk.policy, jnp.array(100.0), jnp.array(90.0), horizon=50)
 
 
 def linear_quadratic() -> Task:
     """One dimension, 20 steps, a noisy linear policy with a learnable gain and spread."""
     horizon, discount = 20, 0.95
-    world = ld.processes.LinearQuadratic(
-        transition=jnp.array([[0.9]]),
-        control=jnp.array([[0.5]]),
-        noise=jnp.array([[0.3]]),
-        state_cost=jnp.array([[1.0]]),
-        control_cost=jnp.array([[0.1]]),
-        initial_mean=jnp.ones(1),
-    )
+    numbers = {"transition": 0.9, "control": 0.5, "noise": 0.3, "state_cost": 1.0, "control_cost": 0.1}
+    matrices: dict[str, Any] = {name: jnp.array([[x]]) for name, x in numbers.items()}
+    world = ld.processes.LinearQuadratic(**matrices, initial_mean=jnp.ones(1))
     params = ld.processes.LinearPolicyParams(gain=jnp.array([[-0.4]]), log_std=jnp.array([-0.7]))
     drawn = ld.processes.LinearPolicyParams(gain=jnp.array([[-0.5]]), log_std=jnp.array([-0.6]))
 
     def state_value(observation: Any) -> jax.Array:
         state, time = observation
         return world.quadratics(params, horizon=horizon, discount=discount).at(time, state)
-
-    def fit(v: jax.Array, observation: Any) -> jax.Array:
-        return v[0] + v[1] * jnp.sum(observation[0] ** 2)
 
     return Task(
         "linear-quadratic, T = 20",
@@ -150,13 +135,13 @@ def linear_quadratic() -> Task:
         discount,
         value=lambda params: world.value(params, horizon=horizon, discount=discount),
         state_value=state_value,
-        fit=fit,
+        fit=lambda v, observation: v[0] + v[1] * jnp.sum(observation[0] ** 2),
         value_params=jnp.zeros(2),
     )
 
 
 def pathwise(task: Task, params: Any, key: jax.Array) -> Any:
-    """Gradient of one return of the linear-quadratic task through its own dynamics, the noise held: what a score cannot use."""
+    """Gradient of one return of the linear-quadratic task through its own dynamics, the noise given: what a score cannot use."""
     world: ld.processes.LinearQuadratic = task.environment.inner
 
     def discounted_return(params: Any) -> jax.Array:

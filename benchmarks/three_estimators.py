@@ -23,7 +23,7 @@ import numpy as np
 import scipy.special
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import COLORS, Report, Table, at_most, new_figure, variance_and_sem
 from logderiv.expectations.measure_valued import NormalNoise, normal_derivative
 from logderiv.expectations.score_and_pathwise import score_term
 
@@ -34,9 +34,9 @@ COSTS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
 }
 TITLES = {"square": "$(x - k)^2$", "exp": "$\\exp(-k x^2)$", "cos": "$\\cos(k x)$"}
 ESTIMATORS = {
-    "score": ld.gradients_score,
-    "pathwise": ld.gradients_pathwise,
-    "measure": ld.gradients_measure_valued,
+    "score": ld.expectations.gradients_score,
+    "pathwise": ld.expectations.gradients_pathwise,
+    "measure": ld.expectations.gradients_measure_valued,
 }
 CURVES = {"square": np.linspace(-3, 3, 61), "exp": np.geomspace(0.1, 10, 61), "cos": np.geomspace(0.1, 10, 121)}
 FLOORS = {"square": 0.3, "exp": 1e-3, "cos": 1e-5}  # of the figure: some variances have zeros
@@ -45,11 +45,11 @@ POINTS = {  # of the table; exp(3 x^2) has no expectation
     "exp": (0.0, 0.1, 1.0, 3.0, 10.0),
     "cos": (-3.0, 0.0, 0.5, 2.0, 3.0, 5.0),
 }
-NUM_SAMPLES = {"quick": 20_000, "full": 200_000}
+NUM_SAMPLES = {"quick": 4000, "full": 200_000}
 BASELINE = "score, optimal baseline"
 COLUMNS = ("score", BASELINE, "pathwise", "measure")
-# The project's shared truths, gaussian_estimators: closed forms by sympy and 25-digit quadrature, mu = sigma = 1.
-# Variances in the order of COLUMNS, in mu and then in sigma.
+# Variances in the order of COLUMNS, in mu and then in sigma, at mu = sigma = 1: rounded from 25 digits, by quadrature of the second moment of
+# each estimator's definition with mpmath. `tests/test_benchmarks_reproductions.py` has that program.
 INDEPENDENT: dict[tuple[str, float], tuple[float, ...]] = {
     ("square", -3.0): (495.0, 134.0, 4.0, 17.487330863050413,
         1546.0, 664.0, 72.0, 68.0),
@@ -151,9 +151,8 @@ def computed(name: str, ks: jax.Array) -> jax.Array:
         def cost(x: jax.Array) -> jax.Array:
             return COSTS[name](k, x)
 
-        best = [
-            by_quadrature("score", cost, 1.0, 1.0, b)[i][1] for i, b in enumerate(optimal_baselines(cost, 1.0, 1.0))
-        ]
+        baselines = enumerate(optimal_baselines(cost, 1.0, 1.0))
+        best = [by_quadrature("score", cost, 1.0, 1.0, b)[i][1] for i, b in baselines]
         score, pathwise, measure = (by_quadrature(e, cost, 1.0, 1.0) for e in ESTIMATORS)
         return jnp.stack([jnp.stack([score[i][1], best[i], pathwise[i][1], measure[i][1]]) for i in (0, 1)])
 
@@ -164,12 +163,9 @@ def closed_forms(name: str, k: float, mu: float = 1.0, sigma: float = 1.0) -> np
     """The same variances in closed form, `(2, 4)`; one of them, `exp` by measures in sigma, as a single integral."""
     v, s, m = sigma**2, sigma, mu - k
     if name == "square":
-        return np.array(
-            [
-                [15 * v + 14 * m**2 + m**4 / v, 6 * v + 8 * m**2, 4 * v, m**2 * (16 / math.pi - 4)],
-                [74 * v + 60 * m**2 + 2 * m**4 / v, 24 * v + 40 * m**2, 8 * v + 4 * m**2, 4 * m**2 + 4 * v],
-            ]
-        )
+        in_mu = [15 * v + 14 * m**2 + m**4 / v, 6 * v + 8 * m**2, 4 * v, m**2 * (16 / math.pi - 4)]
+        in_sigma = [74 * v + 60 * m**2 + 2 * m**4 / v, 24 * v + 40 * m**2, 8 * v + 4 * m**2, 4 * m**2 + 4 * v]
+        return np.array([in_mu, in_sigma])
     first, second = _tilted(name, k, mu, sigma)
     gradient = np.array([first[1], first[2] - first[0]]) / s
 
@@ -274,10 +270,7 @@ def sampled(name: str, key: jax.Array, ks: jax.Array, *, num_samples: int) -> tu
         )
         columns = (score, {"mu": mu_best["mu"], "sigma": sigma_best["sigma"]}, pathwise, measure)
         samples = jnp.stack([jnp.stack([c[leaf] for c in columns]) for leaf in ("mu", "sigma")])
-        variance = jnp.var(samples, axis=-1, ddof=1)
-        deviations = samples - jnp.mean(samples, axis=-1, keepdims=True)
-        fourth = jnp.mean(deviations**4, axis=-1)
-        return variance, jnp.sqrt(jnp.maximum(fourth - variance**2, 0) / num_samples)
+        return variance_and_sem(samples)
 
     return jax.lax.map(at, (ks, jax.random.split(key, ks.shape[0])))
 
@@ -301,63 +294,44 @@ def table(name: str, key: jax.Array, num_samples: int) -> list[Row]:
     return rows
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     num_samples = NUM_SAMPLES["quick" if quick else "full"]
+    grids = {name: grid[::10] if quick else grid for name, grid in CURVES.items()}
     rows, curves, errors = [], {}, {}
     with jax.enable_x64(True):
         for name, key in zip(COSTS, jax.random.split(jax.random.key(0), len(COSTS)), strict=True):
             rows += table(name, key, num_samples)
-            curves[name] = np.asarray(computed(name, jnp.asarray(CURVES[name])))
-            errors[name] = error(curves[name], np.array([closed_forms(name, k) for k in CURVES[name]]))
-    harness.print_table(
+            curves[name] = np.asarray(computed(name, jnp.asarray(grids[name])))
+            errors[name] = error(curves[name], np.array([closed_forms(name, k) for k in grids[name]]))
+    shown = Table(
         f"Variance of one sample, mu = sigma = 1: exact, by 25-digit quadrature, computed, and of {num_samples} samples",
-        ("cost, k, parameter, estimator", "exact", "25 digits", "computed", "sampled", "std. error", "z"),
-        [
-            (
-                f"{r.cost}, {r.k:g}, {r.parameter}, {r.estimator}",
-                *("" if math.isnan(x) else f"{x:.8g}" for x in (r.exact, r.independent, r.computed)),
-                f"{r.sampled:.4g}",
-                f"{r.sem:.2g}",
-                f"{r.z:.2f}",
-            )
-            for r in rows
-        ],
+        "cost, k, parameter, estimator | exact | 25 digits | computed | sampled | std. error | z",
+        "{r.cost}, {r.k:g}, {r.parameter}, {r.estimator} | {r.exact:.8g} | {r.independent:.8g} | {r.computed:.8g} | {r.sampled:.4g} | {r.sem:.2g} | {r.z:.2f}",
+        rows,
     )
-    known = [r for r in rows if not math.isnan(r.independent)]
+    known = [error(r.computed, r.independent) for r in rows if not math.isnan(r.independent)]
     bounds = [
-        harness.Bound(
-            "computed against closed form, at the points", max(error(r.computed, r.exact) for r in rows), 1e-9
-        ),
-        *(harness.Bound(f"the same, along the curve of {name}", value, 1e-9) for name, value in errors.items()),
-        harness.Bound(
-            "computed against independent quadrature", max(error(r.computed, r.independent) for r in known), 1e-9
-        ),
-        harness.Bound("sampled against exact, standard errors", max(abs(r.z) for r in rows), 4),
+        at_most("computed against closed form, at the points", max(error(r.computed, r.exact) for r in rows), 1e-9),
+        *(at_most(f"the same, along the curve of {name}", value, 1e-9) for name, value in errors.items()),
+        at_most("computed against independent quadrature", max(known), 1e-9),
+        at_most("sampled against exact, standard errors", max(abs(r.z) for r in rows), 4),
     ]
-    _draw(curves, rows)
-    figures = {"rows": [r._asdict() for r in rows], "k": CURVES, "curves": curves, "parameters": ("mu", "sigma")}
-    harness.finish("three_estimators", figures, bounds, quick=quick)
+    numbers = {"rows": rows, "k": grids, "curves": curves, "parameters": ("mu", "sigma")}
+    return Report([shown], bounds, numbers, functools.partial(_draw, grids, curves, rows))
 
 
-def _draw(curves: dict[str, np.ndarray], rows: list[Row]) -> None:
-    figure, axes = harness.new_figure(nrows=2, ncols=len(curves), figsize=(13, 7.5), squeeze=False)
-    colors = ("#0072B2", "#56B4E9", "#D55E00", "#009E73")
-    for (i, parameter), (column, (name, values)) in itertools.product(
-        enumerate(("mu", "sigma")), enumerate(curves.items())
-    ):
-        ax = axes[i, column]
-        for j, (estimator, color) in enumerate(zip(COLUMNS, colors, strict=True)):
-            ax.plot(CURVES[name], values[:, i, j], color=color, label=estimator)
+def _draw(grids: dict[str, np.ndarray], curves: dict[str, np.ndarray], rows: list[Row]) -> Any:
+    figure, axes = new_figure(nrows=2, ncols=len(curves), figsize=(13, 7.5), squeeze=False)
+    parameters = enumerate(("mu", "sigma"))
+    for (i, parameter), (column, (name, values)) in itertools.product(parameters, enumerate(curves.items())):
+        ax, grid = axes[i, column], grids[name]
+        for j, (estimator, color) in enumerate(zip(COLUMNS, COLORS, strict=False)):
+            ax.plot(grid, values[:, i, j], color=color, label=estimator)
             drawn = [r for r in rows if (r.cost, r.parameter, r.estimator) == (name, parameter, estimator)]
-            low, high = CURVES[name][[0, -1]]
-            shown = [r for r in drawn if low <= r.k <= high and r.sampled > 0]
+            shown = [r for r in drawn if grid[0] <= r.k <= grid[-1] and r.sampled > 0]
             ax.errorbar([r.k for r in shown], [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
-        ax.set(yscale="log", xlabel="k", xscale="linear" if name == "square" else "log")
-        ax.set_ylim(bottom=FLOORS[name])
-        if not i:
-            ax.set_title(TITLES[name])
-        if not column:
-            ax.set_ylabel(f"variance of one sample, $\\{parameter}$")
-    axes[0, 0].legend(frameon=False)
+        ax.set(yscale="log", xlabel="k", xscale="linear" if name == "square" else "log", ylim=(FLOORS[name], None))
+        ax.set(title=f"{TITLES[name]}, in $\\{parameter}$", ylabel="variance of one sample")
+    axes[0, 0].legend()
     figure.suptitle("Lines: computed. Points: sampled")
-    harness.save_figure(figure, "three_estimators")
+    return figure

@@ -15,6 +15,7 @@ import importlib.util
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -25,10 +26,11 @@ from jax import lax
 
 import logderiv as ld
 from benchmarks import harness
+from benchmarks.harness import Bound, Report, Table, at_most
 
 WIDTH = 256
 SIZES = ((2048, 32000), (2048, 50257), (2048, 128256))
-QUICK_SIZES = ((2048, 50257), (512, 128256))
+QUICK_SIZES = ((256, 50257),)
 CHUNK = 256
 OURS, PLAIN = "logderiv", "plain log-softmax"
 
@@ -63,7 +65,7 @@ FORMS: dict[str, Callable[..., jax.Array]] = {
     "plain, chunks of 256 tokens, checkpointed": chunked,
     "optax cross-entropy": cross_entropy,
 }
-TORCH = "torch cross-entropy"
+TORCH, HAS_TORCH = "torch cross-entropy", importlib.util.find_spec("torch") is not None
 
 
 def inputs(num: int, vocabulary: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
@@ -110,23 +112,17 @@ def measure(num: int, vocabulary: int, *, repeats: int, resident: tuple[str, ...
     """Seconds, compile seconds and memory beyond inputs and outputs in MiB, for every candidate."""
     arguments = inputs(num, vocabulary)
     calls = {n: harness.compile_call(value_and_gradients(form), *arguments) for n, form in FORMS.items()}
-    runs: dict[str, Callable[[], Any]] = {name: call.run for name, call in calls.items()}
-    if _has_torch():
-        runs[TORCH] = _torch_call(num, vocabulary)
+    runs: dict[str, Callable[[], Any]] = calls | ({TORCH: _torch_call(num, vocabulary)} if HAS_TORCH else {})
     seconds = harness.interleaved_medians(runs, repeats)
     outputs = 4 * WIDTH * (num + vocabulary)
     rows = {}
     for name in runs:
-        peak = None
+        peak, call = None, calls.get(name)
         if name in resident and jax.default_backend() == "cpu":
             peak = (harness.peak_rss("benchmarks.token_speed:prepare", name, num, vocabulary) - outputs) / 2**20
-        call = calls.get(name)
-        rows[name] = {
-            "seconds": seconds[name],
-            "compile_seconds": call.compile_seconds if call else None,
-            "temp_mib": call.temp_bytes / 2**20 if call and call.temp_bytes is not None else None,
-            "resident_mib": peak,
-        }
+        temp = call.temp_bytes / 2**20 if call and call.temp_bytes is not None else None
+        rows[name] = {"seconds": seconds[name], "compile_seconds": call and call.compile_seconds}
+        rows[name] |= {"temp_mib": temp, "resident_mib": peak}
     return rows
 
 
@@ -136,7 +132,7 @@ def floor_seconds(num: int, vocabulary: int) -> float:
     shapes = ((1024, 1024, 1024), (num, WIDTH, block), (num, block, WIDTH), (block, num, WIDTH))
     rate = max(harness.matmul_gflops(*shape) for shape in shapes)
     call = harness.compile_call(jnp.exp, jnp.zeros(1 << 18, jnp.float32))
-    exponential = harness.interleaved_medians({"exp": call.run}, 51)["exp"] / (1 << 18)
+    exponential = harness.interleaved_medians({"exp": call}, 51)["exp"] / (1 << 18)
     return num * vocabulary * (8e-9 * WIDTH / rate + 2 * exponential)
 
 
@@ -147,9 +143,8 @@ def errors(num: int, vocabulary: int) -> dict[str, dict[str, float]]:
     for dtype in (jnp.float32, jnp.bfloat16):
         unembedding, hidden = (x.astype(dtype) for x in single[:2])
         with jax.enable_x64(True):
-            exact = jax.device_get(
-                _everything(plain)(*(x.astype(jnp.float64) for x in (unembedding, hidden)), *single[2:])
-            )
+            wide = (x.astype(jnp.float64) for x in (unembedding, hidden))
+            exact = jax.device_get(_everything(plain)(*wide, *single[2:]))
         for name, form in ((OURS, blocked), (PLAIN, plain)):
             ours = jax.device_get(_everything(form)(unembedding, hidden, *single[2:]))
             found[f"{name}, {jnp.dtype(dtype).name}"] = {
@@ -168,110 +163,72 @@ def _everything(form: Callable[..., jax.Array]) -> Callable[..., Any]:
     return run
 
 
-def _has_torch() -> bool:
-    return importlib.util.find_spec("torch") is not None
-
-
-def _bounds(sizes: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> list[harness.Bound]:
+def _timings(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> list[Bound]:
+    limits = {
+        "temp_mib": ("temporary memory", 0.1),
+        "resident_mib": ("peak resident memory", 0.1),
+        "seconds": ("time", 1.05),
+    }
     bounds = []
-    for (num, vocabulary), rows in sizes.items():
-        for key, quantity, limit in (
-            ("temp_mib", "temporary memory", 0.1),
-            ("resident_mib", "peak resident memory", 0.1),
-            ("seconds", "time", 1.05),
-        ):
-            ours, plain_ = rows[OURS][key], rows[PLAIN][key]
-            if ours is not None and plain_ is not None:
+    for (num, vocabulary), rows in measured.items():
+        for key, (quantity, limit) in limits.items():
+            ours, theirs = rows[OURS][key], rows[PLAIN][key]
+            if ours is not None and theirs is not None:
                 name = f"{quantity} over {PLAIN}'s, N = {num}, V = {vocabulary}"
-                bounds.append(harness.Bound(name, ours / plain_, limit))
+                bounds.append(at_most(name, ours / theirs, limit))
     return bounds
 
 
-def _error_bounds(found: dict[str, dict[str, float]]) -> list[harness.Bound]:
-    limits = {
-        "float32": (1e-6, 1e-5),
-        "bfloat16": (1e-6, 2**-8),
-    }  # half precision: gradients are rounded once, at the end
+def _error_bounds(found: dict[str, dict[str, float]]) -> list[Bound]:
+    limits = {"float32": (1e-6, 1e-5), "bfloat16": (1e-6, 2**-8)}  # half precision rounds gradients once, at the end
     return [
-        harness.Bound(f"error of {quantity}, {dtype}", error, limits[dtype][quantity != "log_probs"])
+        at_most(f"error of {quantity}, {dtype}", error, limits[dtype][quantity != "log_probs"])
         for dtype in limits
         for quantity, error in found[f"{OURS}, {dtype}"].items()
     ]
 
 
-def main(quick: bool) -> None:
-    sizes = QUICK_SIZES if quick else SIZES
-    if quick:
-        print(f"\nquick: N = {QUICK_SIZES[-1][0]} at the largest vocabulary, resident memory of two forms only")
-    if not _has_torch():
-        print("\nnot installed, left out: torch")
-    measured, floors = {}, {}
-    for num, vocabulary in sizes:
-        resident = (OURS, PLAIN) if quick else (*FORMS, TORCH)
-        rows = measure(num, vocabulary, repeats=2 if quick else 5, resident=resident)
-        floors[num, vocabulary] = floor_seconds(num, vocabulary)
-        measured[num, vocabulary] = rows
-        _print(num, vocabulary, rows, floors[num, vocabulary])
+def main(quick: bool) -> Report:
+    sizes, repeats, resident = (QUICK_SIZES, 2, (OURS, PLAIN)) if quick else (SIZES, 5, (*FORMS, TORCH))
+    measured = {size: measure(*size, repeats=repeats, resident=resident) for size in sizes}
+    floors = {size: floor_seconds(*size) for size in sizes}
     found = errors(64 if quick else 256, sizes[0][1])
-    harness.print_table(
-        f"Relative errors against float64, V = {sizes[0][1]}",
-        ("form, inputs", "log-probabilities", "d unembedding", "d hidden"),
-        [(name, *(f"{e:.1e}" for e in row.values())) for name, row in found.items()],
+    tables = [_table(*size, rows, floors[size]) for size, rows in measured.items()]
+    tables.append(
+        Table(
+            f"Relative errors against float64, V = {sizes[0][1]}",
+            "form, inputs | log-probabilities | d unembedding | d hidden",
+            "{r[form]} | " + harness.cells(("log_probs", "d_unembedding", "d_hidden"), ".1e"),
+            [{"form": name} | row for name, row in found.items()],
+            "" if HAS_TORCH else "not installed, left out: torch",
+        )
     )
-    _draw(measured)
-    figures = {
-        "sizes": [
-            {"num": n, "vocabulary": v, "floor_seconds": floors[n, v], "forms": rows}
-            for (n, v), rows in measured.items()
-        ],
-        "errors": found,
-    }
-    harness.finish("token_speed", figures, [*_bounds(measured), *_error_bounds(found)], quick=quick)
+    sizes = [{"num": n, "vocabulary": v, "floor_seconds": floors[n, v], "forms": f} for (n, v), f in measured.items()]
+    numbers, draw = {"sizes": sizes, "errors": found}, partial(_draw, measured)
+    return Report(tables, _error_bounds(found), numbers, draw, _timings(measured))
 
 
-def _print(num: int, vocabulary: int, rows: dict[str, dict[str, Any]], floor: float) -> None:
-    base = rows[PLAIN]["seconds"]
-
-    def mib(value: float | None) -> str:
-        return "-" if value is None else f"{value:.0f}"
-
-    harness.print_table(
+def _table(num: int, vocabulary: int, rows: dict[str, dict[str, Any]], floor: float) -> Table:
+    plain, seconds = rows[PLAIN]["seconds"], {name: row["seconds"] for name, row in rows.items()}
+    derived = {n: {"form": n, "ms": 1e3 * s, "ratio": s / plain, "floor": floor / s} for n, s in seconds.items()}
+    return Table(
         f"Value and both gradients, N = {num}, D = {WIDTH}, V = {vocabulary}, medians of interleaved runs",
-        ("form", "ms", "over plain", "floor over time", "compile s", "temporary MiB", "resident MiB"),
-        [
-            (
-                name,
-                f"{1e3 * row['seconds']:.0f}",
-                f"{row['seconds'] / base:.2f}",
-                f"{floor / row['seconds']:.2f}",
-                "-" if row["compile_seconds"] is None else f"{row['compile_seconds']:.2f}",
-                mib(row["temp_mib"]),
-                mib(row["resident_mib"]),
-            )
-            for name, row in rows.items()
-        ],
-    )
-    print(
-        f"  floor {1e3 * floor:.0f} ms: four products and two exponentials; the three products of the plain form need less"
+        "form | ms | over plain | floor over time | compile s | temporary MiB | resident MiB",
+        "{r[form]} | {r[ms]:.0f} | {r[ratio]:.2f} | {r[floor]:.2f} | {r[compile_seconds]:.2f}"
+        " | {r[temp_mib]:.0f} | {r[resident_mib]:.0f}",
+        [derived[name] | row for name, row in rows.items()],
+        f"floor {1e3 * floor:.0f} ms: four products and two exponentials; the three products of the plain form need less",
     )
 
 
-def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> None:
-    figure, axes = harness.new_figure(ncols=2, figsize=(10, 4))
-    names = list(next(iter(measured.values())))
-    styles = ("o-", "s-", "^--", "v--", "d:")
-    for name, style in zip(names, styles, strict=False):
-        vocabularies = [v for _, v in measured]
-        for ax, key, scale in ((axes[0], "seconds", 1e6), (axes[1], "temp_mib", 2**10)):
-            values = [
-                None if rows[name][key] is None else scale * rows[name][key] / n for (n, _), rows in measured.items()
-            ]
-            if None not in values:
-                ax.plot(vocabularies, values, style, label=name)
-    axes[0].set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None))
-    axes[1].set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log")
-    for ax in axes:
-        ax.set_xticks([v for _, v in measured])
-        ax.grid(alpha=0.3)
-    axes[0].legend(frameon=False)
-    harness.save_figure(figure, "token_speed")
+def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> Any:
+    figure, (left, right) = harness.new_figure(ncols=2, figsize=(10, 4))
+    vocabularies = [v for _, v in measured]
+    for name in next(iter(measured.values())):
+        for ax, key, scale in ((left, "seconds", 1e6), (right, "temp_mib", 2**10)):
+            values = [scale * (rows[name][key] or math.nan) / n for (n, _), rows in measured.items()]
+            ax.plot(vocabularies, values, "o-", label=name)
+    left.set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None), xticks=vocabularies)
+    right.set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log", xticks=vocabularies)
+    left.legend()
+    return figure

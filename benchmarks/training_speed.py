@@ -29,6 +29,7 @@ from jax import lax
 
 import logderiv as ld
 from benchmarks import harness, rl_peers
+from benchmarks.harness import Bound, Report, Table, at_least
 from benchmarks.rl_peers import Settings
 
 SOLVED = 475.0
@@ -58,43 +59,29 @@ class Method(NamedTuple):
 
 
 def ppo(settings: Settings, *, every: int = 1, num_updates: int = 1) -> Method:
-    c, policy = settings, ld.MLPActorCritic(2)
-    estimator = ld.ppo_actor_critic(
-        policy.value,
-        discount=c.discount,
-        lambda_=c.lambda_,
-        clip=c.clip,
-        value_weight=c.value_weight,
-        entropy_weight=c.entropy_weight,
-    )
-    stream = {"num_environments": c.num_environments, "num_steps": c.num_steps}
-    options = {
-        **stream,
-        "estimator": estimator,
-        "optimizer": _adam(c),
-        "epochs": c.epochs,
-        "minibatches": c.minibatches,
-    }
+    policy = ld.MLPActorCritic(2)
+    shared = ("discount", "lambda_", "clip", "value_weight", "entropy_weight")
+    estimator = ld.PPOActorCritic(policy.value, **{name: getattr(settings, name) for name in shared})
+    options = _options(settings, estimator) | {"epochs": settings.epochs, "minibatches": settings.minibatches}
     return Method(policy, options, every, num_updates)
 
 
 def a2c(settings: Settings, *, every: int, num_updates: int) -> Method:
     c, policy = settings, ld.MLPActorCritic(2)
-    estimator = ld.a2c(policy.value, discount=c.discount, lambda_=c.lambda_, entropy_weight=c.entropy_weight)
-    stream = {"num_environments": c.num_environments, "num_steps": c.num_steps}
-    return Method(policy, {**stream, "estimator": estimator, "optimizer": _adam(c)}, every, num_updates)
+    estimator = ld.A2C(policy.value, discount=c.discount, lambda_=c.lambda_, entropy_weight=c.entropy_weight)
+    return Method(policy, _options(c, estimator), every, num_updates)
 
 
 def reinforce(learning_rate: float, *, every: int, num_updates: int) -> Method:
-    estimator = ld.score_function_without_gamma_t(baseline=ld.baseline_leave_one_out(), discount=0.99)
-    optimizer = _adam(Settings(learning_rate=learning_rate))
-    options = {"num_trajectories": 16, "horizon": 500, "estimator": estimator, "optimizer": optimizer}
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.99, gamma_t=False)
+    options = _options(Settings(learning_rate=learning_rate), estimator) | {"batch": ld.Episodes(16, horizon=500)}
     return Method(ld.MLP(2, (64, 64)), options, every, num_updates)
 
 
-def _adam(settings: Settings) -> optax.GradientTransformation:
-    adam = optax.adam(settings.learning_rate, eps=1e-5)
-    return ld.maximize(optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adam))
+def _options(c: Settings, estimator: Any) -> dict[str, Any]:
+    adam = optax.adam(c.learning_rate, eps=1e-5)
+    optimizer = optax.chain(optax.clip_by_global_norm(c.max_grad_norm), adam)
+    return {"batch": ld.Steps(c.num_environments, c.num_steps), "estimator": estimator, "optimizer": optimizer}
 
 
 METHODS = {
@@ -106,14 +93,12 @@ METHODS = {
 
 def train(
     method: Method, key: jax.Array, num_updates: int, environment: Any = None, evaluation: Any = None
-) -> ld.Training:
+) -> ld.training.Training:
     """A run of one of the library's algorithms."""
-    environment = ld.Gymnax(gymnax.make("CartPole-v1")[0]) if environment is None else environment
+    environment = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0]) if environment is None else environment
     key, key_init = jax.random.split(key)
-    params = method.policy.init(key_init, jnp.zeros(4))
-    return ld.train(
-        params, key, method.policy, environment, num_updates=num_updates, evaluation=evaluation, **method.options
-    )
+    params, options = method.policy.init(key_init, jnp.zeros(4)), {"num_updates": num_updates, "evaluation": evaluation}
+    return ld.train(params, key, method.policy, environment, **options, **method.options)
 
 
 def throughput(settings: Settings, *, num_updates: int, repeats: int) -> Rates:
@@ -123,11 +108,13 @@ def throughput(settings: Settings, *, num_updates: int, repeats: int) -> Rates:
     for name, make in PEERS.items():
         if (peer := make(settings)) is not None:
             calls[name] = harness.compile_call(_run(peer, num_updates), key)
-    seconds = harness.interleaved_medians({name: call.run for name, call in calls.items()}, repeats)
-    steps = settings.batch * num_updates
-    return {
-        name: {"steps_per_s": steps / seconds[name], "compile_s": call.compile_seconds} for name, call in calls.items()
-    }
+    seconds = harness.interleaved_medians(calls, repeats)
+    return _rates(dict.fromkeys(calls, settings.batch * num_updates), seconds, calls)
+
+
+def _rates(steps: Mapping[str, float], seconds: Mapping[str, float], calls: Mapping[str, harness.Compiled]) -> Rates:
+    compiling = {name: calls[name].compile_seconds if name in calls else math.nan for name in steps}
+    return {name: {"steps_per_s": steps[name] / seconds[name], "compile_s": compiling[name]} for name in steps}
 
 
 def _run(peer: rl_peers.Peer, num_updates: int) -> Callable[[jax.Array], Any]:
@@ -165,11 +152,9 @@ def learn(method: Method, keys: jax.Array, environment: Any = None, *, num_episo
     return Curve(*(np.asarray(x) for x in jax.jit(partial(lax.map, one))(keys)))
 
 
-def learn_peer(
-    peer: rl_peers.Peer, settings: Settings, keys: jax.Array, like: Method, *, num_episodes: int = 32
-) -> Curve:
+def learn_peer(peer: rl_peers.Peer, settings: Settings, keys: jax.Array, like: Method, num_episodes: int = 32) -> Curve:
     """Curves of a peer's PPO, its snapshots evaluated here as ours are."""
-    environment = ld.Gymnax(gymnax.make("CartPole-v1")[0])
+    environment = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0])
     policy = ld.FunctionPolicy(lambda snapshot, observation: ld.Categorical(peer.logits(snapshot, observation)))
 
     def one(key: jax.Array) -> jax.Array:
@@ -185,9 +170,7 @@ def learn_peer(
     return Curve(np.broadcast_to(steps, returns.shape), returns)
 
 
-def learn_stable_baselines3(
-    settings: Settings, num_seeds: int, like: Method, *, num_episodes: int = 32
-) -> Curve | None:
+def learn_stable_baselines3(settings: Settings, num_seeds: int, like: Method, num_episodes: int = 32) -> Curve | None:
     """Curves of stable-baselines3's PPO on Gymnasium's CartPole."""
     returns, stride = [], settings.batch * like.every
     for seed in range(num_seeds):
@@ -212,23 +195,17 @@ def rates(methods: Mapping[str, Method], peers: Mapping[str, Any], *, num_update
         updates = {"PPO": num_updates, "A2C": 16 * num_updates}.get(name, method.num_updates)
         calls[f"{OURS} {name}"] = call = harness.compile_call(partial(train, method, num_updates=updates), key)
         steps[f"{OURS} {name}"] = float(np.sum(call.run().metrics.num_steps))
-    host = ld.Gymnasium("CartPole-v1")
+    host = ld.environments.Gymnasium("CartPole-v1")
     calls[HOST] = harness.compile_call(partial(train, METHODS["PPO"], num_updates=num_updates, environment=host), key)
     for name, make in peers.items():
         if (peer := make(settings)) is not None:
             calls[f"{name} PPO"] = harness.compile_call(_run(peer, num_updates), key)
-    runs: dict[str, Callable[[], Any]] = {name: call.run for name, call in calls.items()}
+    runs: dict[str, Callable[[], Any]] = dict(calls)
     if (model := rl_peers.stable_baselines3_ppo(settings)) is not None:
         few = max(1, num_updates // 8)
         runs[f"{SB3} PPO"], steps[f"{SB3} PPO"] = lambda: model.learn(settings.batch * few), settings.batch * few
     seconds = harness.interleaved_medians(runs, repeats)
-    return {
-        name: {
-            "steps_per_s": steps.get(name, settings.batch * num_updates) / seconds[name],
-            "compile_s": calls[name].compile_seconds if name in calls else math.nan,
-        }
-        for name in runs
-    }
+    return _rates({name: steps.get(name, settings.batch * num_updates) for name in runs}, seconds, calls)
 
 
 def curves(methods: Mapping[str, Method], peers: Mapping[str, Any], num_seeds: int) -> dict[str, Curve]:
@@ -239,7 +216,7 @@ def curves(methods: Mapping[str, Method], peers: Mapping[str, Any], num_seeds: i
 
     like = METHODS["PPO"]
     found = {f"{OURS} {name}": learn(method, keys()) for name, method in methods.items()}
-    found[HOST] = learn(like, keys(), ld.Gymnasium("CartPole-v1"))
+    found[HOST] = learn(like, keys(), ld.environments.Gymnasium("CartPole-v1"))
     for name, make in peers.items():
         if (peer := make(LEARNING)) is not None:
             found[f"{name} PPO"] = learn_peer(peer, LEARNING, keys(), like)
@@ -248,89 +225,70 @@ def curves(methods: Mapping[str, Method], peers: Mapping[str, Any], num_seeds: i
     return found
 
 
-def main(quick: bool = False) -> list[harness.Bound]:
-    missing = [name for name, modules in NEEDS.items() if not rl_peers.installed(*modules)]
-    if missing:
-        print(f"left out, not installed: {', '.join(missing)}; the extra rl-peers has them")
+def main(quick: bool = False) -> Report:
     throughputs = {}
     for num in SIZES:
         updates, repeats = (2 if quick else 8, 5 if quick else 9) if num < 512 else (1, 2 if quick else 7)
         throughputs[num] = throughput(Settings(num), num_updates=updates, repeats=repeats)
-    for num, rows in throughputs.items():
-        _print_rates(f"PPO, {num} environments, 128 steps, 4 epochs of 4 minibatches", rows)
     # learning: in a quick run the library's PPO alone
     methods, peers = ({"PPO": METHODS["PPO"]}, {}) if quick else (METHODS, PEERS)
     speed = rates(methods, peers, num_updates=8 if quick else 48, repeats=2 if quick else 5)
-    learnt = curves(methods, peers, 2 if quick else 8)
-    figures = {"throughput": throughputs, "learning": _print_learning(speed, learnt)}
-    _plot(throughputs, speed, learnt)
-    bounds = _throughput_bounds(throughputs) + _learning_bounds(speed, learnt)
-    return harness.finish("training_speed", figures, bounds, quick=quick)
-
-
-def _print_rates(title: str, rows: Rates) -> None:
-    header = ("candidate", "1000 steps/s", "compile s")
-    cells = [(name, f"{1e-3 * row['steps_per_s']:.0f}", f"{row['compile_s']:.1f}") for name, row in rows.items()]
-    harness.print_table(title, header, cells)
-
-
-def _seconds(speed: Rates, name: str, curve: Curve) -> float:
-    """To `SOLVED`, of the median seed."""
-    return float(np.median(curve.steps_to_solve)) / speed[name]["steps_per_s"]
-
-
-def _print_learning(speed: Rates, learnt: Mapping[str, Curve]) -> dict[str, dict[str, Any]]:
-    rows = {}
-    for name, row in speed.items():
-        rows[name] = dict(row)
-        if (curve := learnt.get(name)) is not None:
-            rows[name] |= {
-                "steps_to_475": np.sort(curve.steps_to_solve),
-                "seconds_to_475": _seconds(speed, name, curve),
-                "last_returns": np.sort(curve.returns[:, -1]),
-            }
-    cells = []
-    for name, row in rows.items():
-        steps = row.get("steps_to_475", np.array([math.nan]))
-        solved = f"{np.isfinite(steps).sum()} of {steps.size}" if name in learnt else "-"
-        numbers = (1e-3 * row["steps_per_s"], row["compile_s"], 1e-3 * float(np.median(steps)))
-        seconds = f"{row.get('seconds_to_475', math.nan):.2f}"
-        cells.append((name, *(f"{x:.0f}" if i != 1 else f"{x:.1f}" for i, x in enumerate(numbers)), seconds, solved))
-    header = ("candidate", "1000 steps/s", "compile s", "1000 steps to 475", "s to 475", "seeds")
-    harness.print_table("a mean return of 475; the median seed", header, cells)
-    return rows
-
-
-def _throughput_bounds(throughputs: Mapping[int, Rates]) -> list[harness.Bound]:
-    return [
-        harness.Bound(
-            f"PPO steps/s over {name}, {num} environments", rows[OURS]["steps_per_s"] / row["steps_per_s"], 1.3, True
+    learned = curves(methods, peers, 2 if quick else 8)
+    rows = {name: dict(row) | (_summary(row, learned[name]) if name in learned else {}) for name, row in speed.items()}
+    tables = [
+        Table(
+            f"PPO, {num} environments, 128 steps, 4 epochs of 4 minibatches",
+            "candidate | steps/s | compile s",
+            "{r[name]} | {r[steps_per_s]:.0f} | {r[compile_s]:.1f}",
+            [{"name": name} | row for name, row in found.items()],
         )
+        for num, found in throughputs.items()
+    ]
+    missing = [name for name, modules in NEEDS.items() if not rl_peers.installed(*modules)]
+    tables.append(
+        Table(
+            "a mean return of 475; the median seed",
+            "candidate | steps/s | compile s | steps to 475 | s to 475 | seeds",
+            "{r[name]} | {r[steps_per_s]:.0f} | {r[compile_s]:.1f} | {r[median]:.0f} | {r[seconds_to_475]:.2f} | {r[seeds]}",
+            [{"name": name} | row for name, row in rows.items()],
+            f"left out, not installed: {', '.join(missing) or 'nothing'}; the extra rl-peers has them",
+        )
+    )
+    numbers = {"throughput": throughputs, "learning": rows}
+    timings = _throughput_bounds(throughputs, speed)
+    return Report(tables, _learning_bounds(learned), numbers, partial(_draw, throughputs, speed, learned), timings)
+
+
+def _summary(row: Mapping[str, float], curve: Curve) -> dict[str, Any]:
+    steps, last = np.sort(curve.steps_to_solve), np.sort(curve.returns[:, -1])
+    median, seeds = float(np.median(steps)), f"{np.isfinite(steps).sum()} of {steps.size}"
+    seconds = median / row["steps_per_s"]
+    return {"steps_to_475": steps, "median": median, "seconds_to_475": seconds, "seeds": seeds, "last_returns": last}
+
+
+def _throughput_bounds(throughputs: Mapping[int, Rates], speed: Rates) -> list[Bound]:
+    bounds = [
+        at_least(f"PPO steps/s over {name}, {num} environments", rows[OURS]["steps_per_s"] / row["steps_per_s"], 1.3)
         for num, rows in throughputs.items()
         for name, row in rows.items()
         if name != OURS
     ]
-
-
-def _learning_bounds(speed: Rates, learnt: Mapping[str, Curve]) -> list[harness.Bound]:
-    bounds = []
-    for name, curve in learnt.items():
-        if name.startswith(OURS):
-            solved = float(np.mean(np.isfinite(curve.steps_to_solve)))
-            bounds.append(harness.Bound(f"{name}: fraction of seeds that reach 475", solved, 1.0, True))
-    within = float(np.mean(learnt[f"{OURS} PPO"].steps_to_solve <= 1e5))
-    bounds.append(harness.Bound("PPO: fraction of seeds that reach 475 within 100 000 steps", within, 0.75, True))
     if f"{SB3} PPO" in speed:
         ratio = speed[HOST]["steps_per_s"] / speed[f"{SB3} PPO"]["steps_per_s"]
-        bounds.append(harness.Bound("steps/s over stable-baselines3, both on Gymnasium's CartPole", ratio, 2.0, True))
+        bounds.append(at_least("steps/s over stable-baselines3, both on Gymnasium's CartPole", ratio, 2.0))
     return bounds
 
 
-def _plot(
-    throughputs: Mapping[int, Rates],
-    speed: Rates,
-    learnt: Mapping[str, Curve],
-) -> None:
+def _learning_bounds(learned: Mapping[str, Curve]) -> list[Bound]:
+    within = np.mean(learned[f"{OURS} PPO"].steps_to_solve <= 1e5)
+    ours = {name: np.mean(np.isfinite(c.steps_to_solve)) for name, c in learned.items() if name.startswith(OURS)}
+    return [
+        *(at_least(f"{name}: fraction of seeds that reach 475", solved, 1.0) for name, solved in ours.items()),
+        at_least("PPO: fraction of seeds that reach 475 within 100 000 steps", within, 0.75),
+    ]
+
+
+def _draw(throughputs: Mapping[int, Rates], speed: Rates, learned: Mapping[str, Curve]) -> Any:
     figure, (left, right) = harness.new_figure(ncols=2, figsize=(10, 4))
     names = list(throughputs[SIZES[0]])
     for i, name in enumerate(names):
@@ -339,10 +297,10 @@ def _plot(
     left.set_xticks(range(len(throughputs)), [f"{num} environments" for num in throughputs])
     left.set(ylabel="1000 environment steps / s", title="PPO")
     left.legend()
-    for name, curve in learnt.items():
+    for name, curve in learned.items():
         seconds = np.mean(curve.steps, axis=0) / speed[name]["steps_per_s"]
         right.plot(seconds, np.median(curve.returns, axis=0), label=name)
     right.axhline(SOLVED, color="grey", linestyle=":")
     right.set(xscale="log", xlabel="seconds of training", ylabel="mean return", title="CartPole-v1, median over seeds")
     right.legend(fontsize="small")
-    harness.save_figure(figure, "training_speed")
+    return figure

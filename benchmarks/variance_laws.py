@@ -18,23 +18,22 @@ import jax.numpy as jnp
 import numpy as np
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks.harness import COLORS, Report, Table, at_most, new_figure, variance_and_sem
 from benchmarks.tasks import Timed
-from logderiv import diagnostics
 
 # One state, two actions, reward 1 for the second, no end.
 _TABLES: Any = (np.ones(1), np.ones((1, 2, 1)), np.array([[0.0, 1.0]]), np.array([False]))  # on import JAX is not asked
-COINS = ld.TabularMDP(*_TABLES)
+COINS = ld.environments.TabularMDP(*_TABLES)
 COIN = ld.FunctionPolicy(lambda logit, state: ld.Bernoulli(logit + 0.0 * state.astype(logit.dtype)))
 TIMED_COIN = ld.FunctionPolicy(lambda logit, observation: COIN.apply(logit, observation[0]))
 PROBABILITIES = (0.3, 0.8)
-HORIZONS = {"quick": (1, 10, 100, 1000), "full": (1, 3, 10, 30, 100, 300, 1000)}
-NUM_SAMPLES = {"quick": 2000, "full": 10_000}
+HORIZONS = {"quick": (1, 10, 100), "full": (1, 3, 10, 30, 100, 300, 1000)}
+NUM_SAMPLES = {"quick": 1000, "full": 10_000}
 WEIGHTINGS = {  # credit, and the two factors of p in its baseline: of the horizon, of the steps to go
-    "total return": (ld.total_return, 0.0, 0.0),
-    "total return, E[R] subtracted": (ld.total_return, 1.0, 0.0),
-    "reward-to-go": (ld.reward_to_go, 0.0, 0.0),
-    "reward-to-go, value subtracted": (ld.reward_to_go, 0.0, 1.0),
+    "total return": (ld.advantages.total_return, 0.0, 0.0),
+    "total return, E[R] subtracted": (ld.advantages.total_return, 1.0, 0.0),
+    "reward-to-go": (ld.advantages.reward_to_go, 0.0, 0.0),
+    "reward-to-go, value subtracted": (ld.advantages.reward_to_go, 0.0, 1.0),
 }
 
 
@@ -63,7 +62,10 @@ def logit(p: Any) -> jax.Array:
 def laws(p: float, horizon: int) -> dict[str, float]:
     """The variances in closed form, of one trajectory and in the logit; from the moments of a Bernoulli variable.
 
-    The project's shared truths, horizon_laws, where they were enumerated for T up to 8.
+    With x_t the centered outcomes (moments 0, w, k3, m4) the score is S = sum_t x_t. The total return minus b has the estimate
+    (sum_t x_t + T p - b) S, whose variance is that of S^2 + (T p - b) S: Var S^2 = T m4 + (2 T^2 - 3 T) w^2, Var S = T w,
+    Cov(S^2, S) = T k3. Reward-to-go is sum_t x_t (x_t + sum_{u > t} x_u + (T - t) p) for t = 0 .. T - 1, its terms x_t^2 + (T - t) p x_t
+    and x_t x_u uncorrelated with one another. `tests/test_benchmarks_reproductions.py` lists all outcomes of a few coins instead.
     """
     t, w = horizon, p * (1 - p)
     k3, m4 = w * (1 - 2 * p), w * (1 - 3 * w)
@@ -100,10 +102,7 @@ def sampled(
 
     def at(horizon: jax.Array) -> tuple[jax.Array, jax.Array]:
         short = taus._replace(valid=jnp.broadcast_to(jnp.arange(longest) < horizon, taus.valid.shape))
-        samples = jnp.stack([_estimates(w, p, horizon, short) for w in WEIGHTINGS])
-        variance = jnp.var(samples, axis=1, ddof=1)
-        fourth = jnp.mean((samples - jnp.mean(samples, axis=1, keepdims=True)) ** 4, axis=1)
-        return variance, jnp.sqrt((fourth - variance**2) / num_samples)
+        return variance_and_sem(jnp.stack([_estimates(w, p, horizon, short) for w in WEIGHTINGS]))
 
     return jax.lax.map(at, horizons)
 
@@ -114,16 +113,15 @@ def _estimates(weighting: str, p: jax.Array, horizon: jax.Array, taus: ld.Trajec
     def value(steps: jax.Array, observation: Any) -> jax.Array:
         return p * (whole * steps + rest * (steps - observation[1].astype(p.dtype)))
 
-    estimator = ld.score_function(credit=credit, baseline=ld.baseline_value(value, lambda _: horizon.astype(p.dtype)))
-    params = logit(p)
-    return diagnostics.per_trajectory_gradients(estimator, params, estimator.init(params), TIMED_COIN, taus)
+    baseline = ld.baselines.Value(value, lambda _: horizon.astype(p.dtype))
+    estimator = ld.ScoreFunction(ld.advantages.Credit(credit, baseline))
+    return ld.diagnostics.per_trajectory_gradients(logit(p), TIMED_COIN, taus, estimator)
 
 
 def table(p: float, horizons: tuple[int, ...], num_samples: int, key: jax.Array) -> list[Row]:
     """Every weighting at every horizon; `key` is consumed."""
     where = jnp.asarray(p)
-    longest = max(horizons)
-    draws = sampled(where, jnp.asarray(horizons), key, longest=longest, num_samples=num_samples)
+    draws = sampled(where, jnp.asarray(horizons), key, longest=max(horizons), num_samples=num_samples)
     variances, sems = map(np.asarray, draws)
     rows = []
     for i, horizon in enumerate(horizons):
@@ -139,53 +137,45 @@ def slope(rows: list[Row], p: float, weighting: str) -> float:
     return math.log(long.computed / short.computed) / math.log(long.horizon / short.horizon)
 
 
-def main(quick: bool) -> None:
+def main(quick: bool) -> Report:
     size = "quick" if quick else "full"
     horizons, num_samples = HORIZONS[size], NUM_SAMPLES[size]
     with jax.enable_x64(True):
         keys = jax.random.split(jax.random.key(0), len(PROBABILITIES))
         rows = [r for p, key in zip(PROBABILITIES, keys, strict=True) for r in table(p, horizons, num_samples, key)]
-    harness.print_table(
+    slopes = {w: {str(p): slope(rows, p, w) for p in PROBABILITIES} for w in WEIGHTINGS}
+    variances = Table(
         f"Variance of one trajectory's estimate: closed form, computed, and of {num_samples} trajectories",
-        ("p, T, weighting", "exact", "computed", "sampled", "std. error", "z"),
-        [
-            (
-                f"{r.p}, {r.horizon}, {r.weighting}",
-                f"{r.exact:.10g}",
-                f"{r.computed:.10g}",
-                f"{r.sampled:.5g}",
-                f"{r.sem:.2g}",
-                f"{r.z:.2f}",
-            )
-            for r in rows
-        ],
+        "p, T, weighting | exact | computed | sampled | std. error | z",
+        "{r.p}, {r.horizon}, {r.weighting} | {r.exact:.10g} | {r.computed:.10g} | {r.sampled:.5g} | {r.sem:.2g} | {r.z:.2f}",
+        rows,
     )
-    slopes = {p: {w: slope(rows, p, w) for w in WEIGHTINGS} for p in PROBABILITIES}
-    harness.print_table(
+    exponents = Table(
         f"Exponent of T, from T = {horizons[-2]} to {horizons[-1]}",
-        ("weighting", *(f"p = {p}" for p in PROBABILITIES)),
-        [(w, *(f"{slopes[p][w]:.4f}" for p in PROBABILITIES)) for w in WEIGHTINGS],
+        " | ".join(["weighting", *(f"p = {p}" for p in PROBABILITIES)]),
+        " | ".join(["{r[0]}", *(f"{{r[1][{p}]:.4f}}" for p in PROBABILITIES)]),
+        list(slopes.items()),
     )
     bounds = [
-        harness.Bound("computed against closed form, relative", max(abs(r.computed / r.exact - 1) for r in rows), 1e-9),
-        harness.Bound("sampled against closed form, standard errors", max(abs(r.z) for r in rows), 4),
+        at_most("computed against closed form, relative", max(abs(r.computed / r.exact - 1) for r in rows), 1e-9),
+        at_most("sampled against closed form, standard errors", max(abs(r.z) for r in rows), 4),
     ]
-    _draw(rows, slopes)
-    harness.finish("variance_laws", {"rows": [r._asdict() for r in rows], "slopes": slopes}, bounds, quick=quick)
+    return Report(
+        [variances, exponents], bounds, {"rows": rows, "slopes": slopes}, functools.partial(_draw, rows, slopes)
+    )
 
 
-def _draw(rows: list[Row], slopes: dict[float, dict[str, float]]) -> None:
-    figure, axes = harness.new_figure(ncols=len(PROBABILITIES), figsize=(12, 4.8), sharey=True)
-    colors = ("#D55E00", "#E69F00", "#0072B2", "#009E73")
+def _draw(rows: list[Row], slopes: dict[str, dict[str, float]]) -> Any:
+    figure, axes = new_figure(ncols=len(PROBABILITIES), figsize=(12, 4.8), sharey=True)
     for ax, p in zip(axes, PROBABILITIES, strict=True):
-        for weighting, color in zip(WEIGHTINGS, colors, strict=True):
+        for weighting, color in zip(WEIGHTINGS, COLORS, strict=False):
             shown = [r for r in rows if (r.p, r.weighting) == (p, weighting)]
             lengths = [r.horizon for r in shown]
-            label = f"{weighting}: slope {slopes[p][weighting]:.2f}"
+            label = f"{weighting}: slope {slopes[weighting][str(p)]:.2f}"
             ax.plot(lengths, [r.computed for r in shown], color=color, label=label)
             ax.errorbar(lengths, [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(xscale="log", yscale="log", xlabel="steps, T", title=f"heads with probability {p}")
-        ax.legend(frameon=False)
+        ax.legend()
     axes[0].set_ylabel("variance of one trajectory's estimate")
     figure.suptitle("Lines: computed. Points: sampled. Slopes at the longest horizons")
-    harness.save_figure(figure, "variance_laws")
+    return figure

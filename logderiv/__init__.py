@@ -1,137 +1,121 @@
 """The log-derivative identity on trajectories: score-function gradients that can be proved right.
 
-`import logderiv as ld` and everything public is one dot away.
+`import logderiv as ld`. What a first hour needs is one dot away; the families `ld.advantages`, `ld.baselines`, `ld.importance`,
+`ld.environments`, `ld.processes`, `ld.exact`, `ld.testing`, `ld.diagnostics`, `ld.reporting` and `ld.plots` hold the rest.
 """
 
-from logderiv import diagnostics as diagnostics
-from logderiv import exact as exact
-from logderiv import plots as plots
-from logderiv import processes as processes
-from logderiv import testing as testing
-from logderiv._core.sharding import make_mesh as make_mesh
-from logderiv.diagnostics import sem as sem
-from logderiv.distributions.basic import Bernoulli as Bernoulli
-from logderiv.distributions.basic import Categorical as Categorical
-from logderiv.distributions.basic import Normal as Normal
-from logderiv.distributions.basic import masked as masked
-from logderiv.distributions.forced import Forced as Forced
-from logderiv.distributions.tanh_normal import TanhNormal as TanhNormal
-from logderiv.environments import Brax as Brax
-from logderiv.environments import Gymnasium as Gymnasium
-from logderiv.environments import Gymnax as Gymnax
-from logderiv.environments import Jumanji as Jumanji
-from logderiv.environments import TabularMDP as TabularMDP
-from logderiv.environments import short_corridor as short_corridor
-from logderiv.estimators import Estimator as Estimator
-from logderiv.estimators import a2c as a2c
-from logderiv.estimators import actor_critic as actor_critic
-from logderiv.estimators import dr_grpo as dr_grpo
-from logderiv.estimators import grpo as grpo
-from logderiv.estimators import optimal_per_parameter as optimal_per_parameter
-from logderiv.estimators import optimal_per_parameter_biased_in_sample as optimal_per_parameter_biased_in_sample
-from logderiv.estimators import ppo as ppo
-from logderiv.estimators import ppo_actor_critic as ppo_actor_critic
-from logderiv.estimators import ppo_without_gamma_t as ppo_without_gamma_t
-from logderiv.estimators import rloo as rloo
-from logderiv.estimators import score_function as score_function
-from logderiv.estimators import score_function_without_gamma_t as score_function_without_gamma_t
-from logderiv.estimators import vtrace as vtrace
-from logderiv.estimators import vtrace_gradient as vtrace_gradient
-from logderiv.estimators.baselines import Baseline as Baseline
-from logderiv.estimators.baselines import CreditBatch as CreditBatch
-from logderiv.estimators.baselines import baseline_biased_batch_mean as baseline_biased_batch_mean
-from logderiv.estimators.baselines import baseline_biased_group_normalized as baseline_biased_group_normalized
-from logderiv.estimators.baselines import baseline_biased_optimal_in_sample as baseline_biased_optimal_in_sample
-from logderiv.estimators.baselines import baseline_biased_standardized as baseline_biased_standardized
-from logderiv.estimators.baselines import baseline_constant as baseline_constant
-from logderiv.estimators.baselines import baseline_learned_value as baseline_learned_value
-from logderiv.estimators.baselines import baseline_leave_one_out as baseline_leave_one_out
-from logderiv.estimators.baselines import baseline_moving_average as baseline_moving_average
-from logderiv.estimators.baselines import baseline_none as baseline_none
-from logderiv.estimators.baselines import baseline_optimal as baseline_optimal
-from logderiv.estimators.baselines import baseline_per_group as baseline_per_group
-from logderiv.estimators.baselines import baseline_shared_value as baseline_shared_value
-from logderiv.estimators.baselines import baseline_value as baseline_value
-from logderiv.estimators.credit import gae as gae
-from logderiv.estimators.credit import generalized_advantages as generalized_advantages
-from logderiv.estimators.credit import lambda_returns as lambda_returns
-from logderiv.estimators.credit import reward_to_go as reward_to_go
-from logderiv.estimators.credit import td_residuals as td_residuals
-from logderiv.estimators.credit import total_return as total_return
-from logderiv.estimators.declaration import Bias as Bias
-from logderiv.estimators.importance import effective_sample_size as effective_sample_size
-from logderiv.estimators.importance import importance_per_decision as importance_per_decision
-from logderiv.estimators.importance import importance_self_normalized as importance_self_normalized
-from logderiv.estimators.importance import importance_trajectory as importance_trajectory
-from logderiv.estimators.importance import importance_truncated as importance_truncated
-from logderiv.estimators.importance import log_ratios as log_ratios
-from logderiv.estimators.importance import with_behavior as with_behavior
-from logderiv.estimators.surrogates import clipped_terms as clipped_terms
-from logderiv.estimators.surrogates import dice_surrogate as dice_surrogate
-from logderiv.estimators.surrogates import loaded_dice as loaded_dice
-from logderiv.estimators.surrogates import score_surrogate as score_surrogate
-from logderiv.expectations.measure_valued import gradients_measure_valued as gradients_measure_valued
-from logderiv.expectations.programs import bounded_while_loop as bounded_while_loop
-from logderiv.expectations.programs import expectation as expectation
-from logderiv.expectations.score_and_pathwise import gradients_pathwise as gradients_pathwise
-from logderiv.expectations.score_and_pathwise import gradients_score as gradients_score
-from logderiv.expectations.tape import Tape as Tape
-from logderiv.likelihood.counting import visit_counts as visit_counts
-from logderiv.likelihood.factors import log_factors as log_factors
-from logderiv.likelihood.fisher import fisher_matrix as fisher_matrix
-from logderiv.likelihood.fisher import fisher_vector_product as fisher_vector_product
-from logderiv.likelihood.fisher import natural_gradient as natural_gradient
-from logderiv.likelihood.identity import Case as Case
-from logderiv.likelihood.identity import Comparison as Comparison
-from logderiv.likelihood.identity import compare as compare
-from logderiv.likelihood.probability import grad_prob as grad_prob
-from logderiv.likelihood.probability import log_prob as log_prob
-from logderiv.likelihood.probability import prob as prob
-from logderiv.likelihood.probability import signed_prob as signed_prob
-from logderiv.likelihood.probability import weighted_log_prob as weighted_log_prob
-from logderiv.likelihood.vocabulary import TokenLogProbs as TokenLogProbs
-from logderiv.likelihood.vocabulary import token_log_probs as token_log_probs
-from logderiv.policies import GRU as GRU
-from logderiv.policies import MLP as MLP
-from logderiv.policies import MLPActorCritic as MLPActorCritic
-from logderiv.policies import TanhNormalHead as TanhNormalHead
-from logderiv.policies import linear as linear
-from logderiv.policies import normal_head as normal_head
-from logderiv.policies import shared_softmax as shared_softmax
-from logderiv.policies import tabular_softmax as tabular_softmax
-from logderiv.policies import tanh_normal_head as tanh_normal_head
-from logderiv.processes import EulerMaruyama as EulerMaruyama
-from logderiv.processes import JumpProcess as JumpProcess
-from logderiv.processes.parameter_search import Fitness as Fitness
-from logderiv.processes.parameter_search import NormalSearch as NormalSearch
-from logderiv.processes.parameter_search import SearchParams as SearchParams
-from logderiv.processes.parameter_search import TreeNormal as TreeNormal
-from logderiv.processes.parameter_search import rollout_pairs as rollout_pairs
-from logderiv.sampling.episodes import rollout as rollout
-from logderiv.sampling.streams import StreamState as StreamState
-from logderiv.sampling.streams import collect as collect
-from logderiv.sampling.streams import start_streams as start_streams
-from logderiv.training import reporting as reports
-from logderiv.training.checkpoints import Checkpoints as Checkpoints
-from logderiv.training.evaluation import Evaluation as Evaluation
-from logderiv.training.evaluation import evaluate as evaluate
-from logderiv.training.loop import Metrics as Metrics
-from logderiv.training.loop import TrainState as TrainState
-from logderiv.training.reporting.files import CSVWriter as CSVWriter
-from logderiv.training.reporting.files import TensorBoardWriter as TensorBoardWriter
-from logderiv.training.run import Training as Training
-from logderiv.training.run import maximize as maximize
-from logderiv.training.run import train as train
-from logderiv.types import BatchInfo as BatchInfo
-from logderiv.types import Distribution as Distribution
-from logderiv.types import Environment as Environment
-from logderiv.types import Estimate as Estimate
-from logderiv.types import FunctionPolicy as FunctionPolicy
-from logderiv.types import SignedLog as SignedLog
-from logderiv.types import Step as Step
-from logderiv.types import Stream as Stream
-from logderiv.types import Trajectory as Trajectory
-from logderiv.types import batch_info as batch_info
-from logderiv.types import next_observations as next_observations
+from logderiv import (
+    advantages,
+    baselines,
+    diagnostics,
+    distributions,
+    environments,
+    estimators,
+    exact,
+    expectations,
+    importance,
+    likelihood,
+    plots,
+    policies,
+    processes,
+    reporting,
+    sampling,
+    testing,
+    training,
+    types,
+)
+from logderiv.distributions import Bernoulli, Categorical, Forced, Normal, TanhNormal, masked
+from logderiv.distributions.heads import normal_head
+from logderiv.estimators import A2C, GRPO, PPO, RLOO, ActorCritic, Estimator, PPOActorCritic, ScoreFunction
+from logderiv.expectations import Tape, bounded_while_loop, expectation
+from logderiv.likelihood import (
+    compare,
+    grad_prob,
+    log_factors,
+    log_prob,
+    natural_gradient,
+    prob,
+    token_log_probs,
+    weighted_log_prob,
+)
+from logderiv.policies import GRU, MLP, MLPActorCritic, shared_softmax, tabular_softmax
+from logderiv.sampling import collect, rollout, start_streams
+from logderiv.training import Checkpoints, Episodes, Evaluation, Groups, Steps, evaluate, make_mesh, maximize, train
+from logderiv.types import Distribution, Environment, Estimate, FunctionPolicy, Policy, Stream, Trajectory
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "A2C",
+    "GRPO",
+    "GRU",
+    "MLP",
+    "PPO",
+    "RLOO",
+    "ActorCritic",
+    "Bernoulli",
+    "Categorical",
+    "Checkpoints",
+    "Distribution",
+    "Environment",
+    "Episodes",
+    "Estimate",
+    "Estimator",
+    "Evaluation",
+    "Forced",
+    "FunctionPolicy",
+    "Groups",
+    "MLPActorCritic",
+    "Normal",
+    "PPOActorCritic",
+    "Policy",
+    "ScoreFunction",
+    "Steps",
+    "Stream",
+    "TanhNormal",
+    "Tape",
+    "Trajectory",
+    "advantages",
+    "baselines",
+    "bounded_while_loop",
+    "collect",
+    "compare",
+    "diagnostics",
+    "distributions",
+    "environments",
+    "estimators",
+    "evaluate",
+    "exact",
+    "expectation",
+    "expectations",
+    "grad_prob",
+    "importance",
+    "likelihood",
+    "log_factors",
+    "log_prob",
+    "make_mesh",
+    "masked",
+    "maximize",
+    "natural_gradient",
+    "normal_head",
+    "plots",
+    "policies",
+    "prob",
+    "processes",
+    "reporting",
+    "rollout",
+    "sampling",
+    "shared_softmax",
+    "start_streams",
+    "tabular_softmax",
+    "testing",
+    "token_log_probs",
+    "train",
+    "training",
+    "types",
+    "weighted_log_prob",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -4,19 +4,20 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 `tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from logderiv._core.arrays import expand, summable
+from logderiv._core.pytrees import pytree
 
-Params: TypeAlias = chex.ArrayTree  # a pytree of floating-point arrays, what is differentiated
+Params: TypeAlias = Any  # a pytree of floating-point arrays, what is differentiated
 Key: TypeAlias = chex.PRNGKey  # typed (`jax.random.key`) or raw
 Observation: TypeAlias = Any  # a pytree of arrays
+Per: TypeAlias = Literal["step", "trajectory"]
 State: TypeAlias = Any  # a pytree of arrays that an estimator, an advantage or an environment carries along
 
 
@@ -49,12 +50,12 @@ class Stream(NamedTuple):
     """`T` consecutive steps of each of `E` environments that restart whenever an episode ends. Leading axes `(E, T)`.
 
     A grid of one-step trajectories, so that whatever takes trajectories takes `steps`, and what says how they hang
-    together. Only a credit that bootstraps from values of the state (`logderiv.gae`) can weigh a stream: what comes
+    together. Only a credit that bootstraps from values of the state (`logderiv.advantages.GAE`) can weigh a stream: what comes
     after its last step is not in it.
 
     An estimate from a stream is a mean over its `E T` steps, at the states that the environments happen to be in, where
     one from trajectories is a mean over episodes of sums over steps. In the long run it is smaller by the mean length of
-    an episode; what `Estimator.bias` declares is said of whole episodes.
+    an episode; what `Estimator.declaration` declares is said of whole episodes.
 
     Attributes:
         steps: Trajectories of one step, leading axes `(E, T)` and then the step, `(E, T, 1, ...)`; `final_observation`,
@@ -103,31 +104,74 @@ class Distribution(Protocol):
     """
 
     def log_prob(self, value: Any, /) -> Any:
-        """Log-probability (density) of one action, shape `()`."""
-        ...
+        """Log-probability, or log-density, of one action.
+
+        Args:
+            value: The action.
+
+        Returns:
+            Shape `()`.
+        """
 
 
 class Environment(Protocol):
-    """A world, as two pure functions. `params` is the environment's own pytree, `None` for its default.
+    """Two pure functions. `params` is the environment's own pytree, `None` for its default.
 
-    There is no auto-reset inside `step`. A world with known densities also has `log_initial(trajectory)`, shape `()`,
+    There is no auto-reset inside `step`. One with known densities also has `log_initial(trajectory)`, shape `()`,
     and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
     `horizon` is the default number of steps of a rollout.
     """
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
-        """Draw a start: `(observation, state)`."""
+        """Draw a start.
+
+        Args:
+            key: Consumed.
+            params: The environment's own, `None` for its default.
+
+        Returns:
+            `(observation, state)`.
+        """
         ...
 
     def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> tuple[Any, Any, Any, Any, Any]:
-        """One transition: `(observation, state, reward, terminated, truncated)`."""
+        """One transition.
+
+        Args:
+            key: Consumed.
+            state: From `reset` or the step before.
+            action: One action.
+            params: The environment's own, `None` for its default.
+
+        Returns:
+            `(observation, state, reward, terminated, truncated)`.
+        """
         ...
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class FunctionPolicy:
+class Policy(Protocol):
     """A distribution over actions for each observation, as pure functions of `params`.
+
+    Subclass it, and define `apply`; or pass a plain function `(params, observation) -> Distribution`.
+
+    Attributes:
+        apply: `(params, observation) -> Distribution`; with memory `(params, carry, observation) -> (Distribution, carry)`.
+        initial_carry: `(params) -> carry`; its presence says that the policy has memory.
+        log_factors: `(params, trajectory) -> (T,)` for one trajectory: a whole-sequence model, such as a transformer,
+            that would be wasteful step by step. Inputs of invalid steps are already safe, outputs there are ignored.
+        table: `(params, observations, actions) -> (logits, states)`, or `None` where it does not apply: a likelihood may then
+            count how often each of the logits `(S, A)` was chosen, instead of taking steps one by one.
+    """
+
+    apply: Callable[..., Any]
+    initial_carry: Any = None
+    log_factors: Any = None
+    table: Any = None
+
+
+@pytree(static=("apply", "initial_carry", "log_factors"))
+class FunctionPolicy(Policy):
+    """A policy made of pure functions of `params`.
 
     A plain function `apply` is accepted wherever a policy is expected and means `FunctionPolicy(apply)`; wrap it once yourself
     where it is to pass through `jax.jit` as an argument. Policies compare by their fields, so one rebuilt around the
@@ -141,25 +185,8 @@ class FunctionPolicy:
     """
 
     apply: Callable[..., Any]
-    initial_carry: Callable[[Any], Any] | None = None
-    log_factors: Callable[[Any, Trajectory], jax.Array] | None = None
-
-
-def as_policy(policy: Any) -> Any:
-    """A policy from a policy or a plain function `(params, observation) -> Distribution`.
-
-    Raises:
-        TypeError: Neither of the two.
-    """
-    if hasattr(policy, "apply") and hasattr(policy, "initial_carry"):
-        return policy
-    if callable(policy) and not hasattr(policy, "apply"):
-        return FunctionPolicy(policy)
-    raise TypeError(
-        "expected a policy: a function (params, observation) -> distribution, or logderiv.FunctionPolicy; "
-        f"received {type(policy).__name__}. Wrap a network as "
-        "logderiv.FunctionPolicy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
-    )
+    initial_carry: Callable[[Params], Any] | None = None
+    log_factors: Callable[[Params, Trajectory], jax.Array] | None = None
 
 
 class Estimate(NamedTuple):
@@ -185,14 +212,14 @@ class BatchInfo(NamedTuple):
         truncated_fraction: Fraction of trajectories that fill all `T` steps without terminating: cut by the horizon, or by the
             environment's own limit exactly there. Where it is not 0 the estimated objective is the return *up to the
             horizon*. Of a stream: fraction of the environments whose episode goes on after it.
-        empty: Number of trajectories without a valid step. They count in every mean; drop them before estimating.
+        num_empty: Number of trajectories without a valid step. They count in every mean; drop them before estimating.
     """
 
     mean_return: jax.Array
     num_steps: jax.Array
     num_episodes: jax.Array
     truncated_fraction: jax.Array
-    empty: jax.Array
+    num_empty: jax.Array
 
 
 class SignedLog(NamedTuple):
@@ -211,29 +238,25 @@ def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
     """
     valid = jnp.asarray(trajectory.valid)
     if valid.dtype != jnp.bool_:
-        raise TypeError(
-            f"trajectory.valid: expected a boolean mask, received dtype {valid.dtype}; use valid.astype(bool)."
-        )
+        raise TypeError(f"trajectory.valid: expected a boolean mask, received {valid.dtype}; use valid.astype(bool).")
     if valid.ndim == 0:
-        raise ValueError(
-            "trajectory.valid: expected shape (*batch, T), received (); one step is a trajectory with T = 1."
-        )
-    lead = valid.shape
-    if lead[-1] == 0:
+        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is one with T = 1.")
+    if valid.shape[-1] == 0:
         raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
+    batch, final = valid.shape[:-1], trajectory.final_observation
+    check_leading_axes("trajectory", trajectory._replace(valid=(), final_observation=()), valid.shape, "(*batch, T)")
+    check_leading_axes("trajectory.final_observation", final, batch, "(*batch,)")
+    return batch, valid.shape[-1]
 
-    def check(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            if jnp.shape(leaf)[: len(expected)] != expected:
-                raise ValueError(
-                    f"trajectory.{name}{jax.tree_util.keystr(path)}: expected leading axes {axes} = {expected} as in "
-                    f"trajectory.valid, received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
-                )
 
-    for name in ("observations", "actions", "rewards", "discounts", "behavior_log_probs"):
-        check(name, getattr(trajectory, name), lead, "(*batch, T)")
-    check("final_observation", trajectory.final_observation, lead[:-1], "(*batch,)")
-    return lead[:-1], lead[-1]
+def check_leading_axes(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
+    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jnp.shape(leaf)[: len(expected)] != expected:
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)}: expected leading axes {axes} = {expected} as in trajectory.valid, "
+                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
+            )
 
 
 def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
@@ -250,16 +273,6 @@ def one_batch_axis(trajectory: Trajectory) -> Trajectory:
     """The trajectories with their batch axes as one, `(N, T)`."""
     batch = trajectory.valid.ndim - 1
     return jax.tree.map(lambda x: x.reshape((-1, *x.shape[batch:])), trajectory)
-
-
-def check_params(params: Any) -> None:
-    """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
-                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
-            )
 
 
 def next_observations(trajectory: Trajectory) -> Any:
@@ -299,22 +312,16 @@ def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
     lengths = jnp.sum(valid, axis=-1)
     cut = (lengths == horizon) & (trajectories.discounts[..., -1] != 0)
     returns = jnp.sum(rewards, axis=-1)
-    return BatchInfo(
-        mean_return=jnp.mean(returns),
-        num_steps=jnp.sum(lengths),
-        num_episodes=jnp.asarray(lengths.size),
-        truncated_fraction=jnp.mean(cut.astype(returns.dtype)),
-        empty=jnp.sum(lengths == 0),
-    )
+    truncated_fraction, num_empty = jnp.mean(cut.astype(returns.dtype)), jnp.sum(lengths == 0)
+    num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
+    return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)
 
 
 def _stream_info(stream: Stream) -> BatchInfo:
     ended = jnp.sum(stream.ends)
     total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
-    return BatchInfo(
-        mean_return=total / ended.astype(total.dtype),
-        num_steps=jnp.asarray(stream.ends.size),
-        num_episodes=ended,
-        truncated_fraction=jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
-        empty=jnp.zeros_like(ended),
+    mean_return, truncated_fraction = (
+        total / ended.astype(total.dtype),
+        jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
     )
+    return BatchInfo(mean_return, jnp.asarray(stream.ends.size), ended, truncated_fraction, jnp.zeros_like(ended))

@@ -44,7 +44,7 @@ class Orbax:
 
 
 class InPlace:
-    """The wrong twin for random moments: while it writes, piece by piece, the file holds neither the old state nor the new one."""
+    """The wrong twin: after the removal there is nothing, and while it writes, piece by piece, neither the old state nor the new."""
 
     size = 20_000
 
@@ -52,7 +52,8 @@ class InPlace:
         self.path = Path(directory) / "state.pickle"
 
     def save(self, step):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.path.parent, ignore_errors=True)
+        self.path.parent.mkdir(parents=True)
         data = pickle.dumps(payload(step, self.size))
         with self.path.open("wb", buffering=0) as file:
             for start in range(0, len(data), 64):
@@ -60,16 +61,6 @@ class InPlace:
 
     def restore(self):
         return pickle.loads(self.path.read_bytes()) if self.path.exists() else None
-
-
-class RemoveFirst(InPlace):
-    """The wrong twin for operations: after the removal there is nothing."""
-
-    size = 1000
-
-    def save(self, step):
-        shutil.rmtree(self.path.parent, ignore_errors=True)
-        super().save(step)
 
 
 def look(writer):
@@ -127,7 +118,7 @@ def survived(kill):
 
 def main(name, directory, mode, number):
     checkpoints.require()
-    writer = {"orbax": Orbax, "in-place": InPlace, "remove-first": RemoveFirst}[name](directory)
+    writer = {"orbax": Orbax, "in-place": InPlace}[name](directory)
     moments = random.Random(0)
     found, saved, status = [], [0], signal.SIGKILL
     while status == signal.SIGKILL and (mode == "operations" or len(found) <= number):

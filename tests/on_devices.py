@@ -15,7 +15,7 @@ import logderiv as ld
 from tests import worlds
 
 POLICY = ld.FunctionPolicy(lambda params, observation: ld.Categorical(params["logits"][observation]))
-LEAVE_ONE_OUT = ld.score_function(baseline=ld.baseline_leave_one_out())
+LEAVE_ONE_OUT = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 STREAM, EPISODES = "ppo", "leave one out, natural"
 
 
@@ -33,21 +33,17 @@ def remember() -> optax.GradientTransformation:
 def cases() -> dict[str, dict[str, Any]]:
     """A stream with minibatches and standardized advantages; whole episodes with leave-one-out, and a natural gradient."""
     natural = ld.natural_gradient(POLICY, damping=0.1, iterations=4, tolerance=0.0)
-    ppo = {
-        "estimator": ld.ppo_actor_critic(value),
-        "optimizer": ld.maximize(optax.chain(remember(), optax.adam(0.1))),
-        "epochs": 2,
-    }
+    ppo = {"estimator": ld.PPOActorCritic(value), "optimizer": optax.chain(remember(), optax.adam(0.1)), "epochs": 2}
     leave_one_out = {
         "estimator": LEAVE_ONE_OUT,
-        "optimizer": ld.maximize(optax.chain(remember(), natural, optax.sgd(0.1))),
-        "group_size": 4,  # more than each of 8 devices has
+        "optimizer": optax.chain(remember(), natural, optax.sgd(0.1)),
+        "batch": ld.Groups(4, 4, horizon=8),  # more in a group than each of 8 devices has
         "evaluation": ld.Evaluation(every=3, num_episodes=8),
     }
-    episodes = {"num_trajectories": 16, "horizon": 8}
+    episodes = {"batch": ld.Episodes(16, horizon=8)}
     return {
-        STREAM: ppo | {"num_environments": 16, "num_steps": 6, "minibatches": 3, "horizon": 5},
-        EPISODES: leave_one_out | episodes,
+        STREAM: ppo | {"batch": ld.Steps(16, 6, horizon=5), "minibatches": 3},
+        EPISODES: leave_one_out,
         "minibatches of episodes": ppo | episodes | {"minibatches": 2},
     }
 
@@ -125,15 +121,12 @@ def blocks(mesh):
     found = {}
     for name, policy in {"rows": ld.MLP(2, hidden=(3,)), "steps": ld.GRU(2, hidden=2)}.items():
         params = policy.init(jax.random.key(1), jnp.zeros(4))
-        grads = jax.jit(jax.grad(lambda p, t, policy=policy: jnp.sum(ld.log_factors(p, policy, t, rows=8))))
+        grads = jax.jit(jax.grad(lambda p, t, policy=policy: jnp.sum(ld.log_factors(p, policy, t, block_size=8))))
         plain = grads.lower(params, taus).compile()
         with jax.set_mesh(mesh):
             meshed = grads.lower(params, taus).compile()
             numbers = meshed(params, taus)
-        found[name] = {
-            "plain": (plain(params, taus), communication(plain)),
-            "mesh": (numbers, communication(meshed)),
-        }
+        found[name] = {"plain": (plain(params, taus), communication(plain)), "mesh": (numbers, communication(meshed))}
     return found
 
 
@@ -149,8 +142,8 @@ def errors(mesh):
 
     calls = {
         "devices": lambda: ld.make_mesh(9),
-        "trajectories": lambda: train(**episodes | {"num_trajectories": 12}),
-        "environments": lambda: train(**stream | {"num_environments": 20}),
+        "trajectories": lambda: train(**episodes | {"batch": ld.Episodes(12)}),
+        "environments": lambda: train(**stream | {"batch": ld.Steps(20, 6)}),
         "evaluation": lambda: train(**episodes | {"evaluation": ld.Evaluation(every=3, num_episodes=10)}),
         "explicit": lambda: ld.rollout(params, jax.device_put(keys, explicit), POLICY, world, horizon=3),
     }

@@ -1,4 +1,4 @@
-"""Expectations over every batch that can be drawn, by counting tuples; shares no code with `logderiv.exact.estimator_moments`."""
+"""Expectations over every batch that can be drawn, by counting tuples; shares no code with `logderiv.exact.moments`."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ class World(NamedTuple):
     """A decision process, a policy with one logit per live state, and parameters to draw with."""
 
     kind: str
-    mdp: ld.TabularMDP
+    mdp: ld.environments.TabularMDP
     horizon: int
     params: jax.Array
     behavior: jax.Array
@@ -26,8 +26,8 @@ QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_p
 POLICY = ld.FunctionPolicy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
 
 
-def _mdp(transition: Any) -> ld.TabularMDP:
-    return ld.TabularMDP(
+def _mdp(transition: Any) -> ld.environments.TabularMDP:
+    return ld.environments.TabularMDP(
         initial=jnp.array([0.75, 0.25, 0.0]) if transition is ENDING else jnp.array([1.0, 0.0, 0.0]),
         transition=jnp.array([*transition, [[0.0, 0.0, 1.0]] * 2]),
         reward=jnp.array([[1.0, -0.5], [0.25, 2.0], [0.0, 0.0]]),
@@ -140,7 +140,7 @@ def expected_derivatives(
     state = estimator.init(world.params) if state is None else state
 
     def of_batch(batch: ld.Trajectory) -> tuple[jax.Array, ...]:
-        weights, _ = estimator.weigh(world.params, state, POLICY, batch)
+        weights, _ = estimator.advantages(world.params, state, POLICY, batch)
         return derivatives(lambda p: estimator.objective(p, POLICY, batch, weights), world.params)
 
     return expectation(of_batch, world, number, off_policy=off_policy)

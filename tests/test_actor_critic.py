@@ -93,8 +93,8 @@ def _advantages_by_hand(params, taus, standardize):
 
 
 ESTIMATORS = {
-    "a2c": (ld.a2c(NETWORK.value, discount=GAMMA, lambda_=LAMBDA), None, False),
-    "ppo": (ld.ppo_actor_critic(NETWORK.value, discount=GAMMA, lambda_=LAMBDA), 0.2, True),
+    "a2c": (ld.A2C(NETWORK.value, discount=GAMMA, lambda_=LAMBDA), None, False),
+    "ppo": (ld.PPOActorCritic(NETWORK.value, discount=GAMMA, lambda_=LAMBDA), 0.2, True),
 }
 
 
@@ -104,7 +104,7 @@ def test_objective_and_gradient_equal_the_formula_written_out(name, num):
     """Value to 1e-12, gradient to 1e-11, also at other parameters than those that drew; 120 trajectories fill a block of rows."""
     estimator, clip, standardize = ESTIMATORS[name]
     taus, params = _episodes(num), _params()
-    (advantages, targets), state = jax.jit(lambda p, t: estimator.weigh(p, (), NETWORK, t))(params, taus)
+    (advantages, targets), state = jax.jit(lambda p, t: estimator.advantages(p, (), NETWORK, t))(params, taus)
     expected = _advantages_by_hand(params, taus, standardize)
     np.testing.assert_allclose(advantages, expected[0], rtol=1e-10, atol=1e-11)
     np.testing.assert_allclose(targets, expected[1], rtol=1e-11, atol=1e-12)
@@ -125,7 +125,7 @@ def test_a_stream_gives_the_formula_over_its_steps(name):
 
     @jax.jit
     def check(params):
-        weights, _ = estimator.weigh(params, (), NETWORK, stream)
+        weights, _ = estimator.advantages(params, (), NETWORK, stream)
         flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), (stream.steps, weights))
         ours = jax.value_and_grad(lambda p: estimator.objective(p, NETWORK, stream.steps, weights))
         of_flat = jax.value_and_grad(lambda p: estimator.objective(p, NETWORK, *flat))
@@ -145,7 +145,7 @@ def test_a_policy_with_memory_gives_what_a_memoryless_one_does():
     remembering = ld.FunctionPolicy(lambda p, carry, x: (NETWORK.apply(p, x), carry + 1), lambda p: jnp.zeros(()))
     gradients = []
     for policy in (NETWORK, remembering):
-        weights, _ = jax.jit(lambda p, q=policy: estimator.weigh(p, (), q, taus))(params)
+        weights, _ = jax.jit(lambda p, q=policy: estimator.advantages(p, (), q, taus))(params)
         gradients.append(jax.jit(jax.grad(lambda p, q=policy, w=weights: estimator.objective(p, q, taus, w)))(params))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), *gradients)
 
@@ -174,27 +174,29 @@ def test_the_actor_stays_unbiased_beside_its_critic(number):
     """E over every batch, 1e-12, at lambda = 1 where every episode ends. The twin with an entropy bonus is off by its gradient."""
     world = oracle.ending()
     params, policy, value = _shared(world)
-    actor = ld.score_function(credit=ld.gae(1.0), baseline=ld.baseline_shared_value(value), discount=world.discount)
+    actor = ld.ScoreFunction(ld.advantages.GAE(1.0), discount=world.discount)
 
     def expected(estimator):
         return oracle.expectation(lambda b: estimator.estimate(params, (), policy, b)[0].grads, world, number)
 
-    plain = expected(ld.actor_critic(actor))
+    plain = expected(ld.ActorCritic(actor, value))
     np.testing.assert_allclose(plain["actor"], oracle.gradient(world), atol=1e-12)
     assert np.abs(plain["critic"]).min() > 1e-3
-    bonus = expected(ld.actor_critic(actor, entropy_weight=0.5))
+    bonus = expected(ld.ActorCritic(actor, value, entropy_weight=0.5))
     assert np.abs(bonus["actor"] - oracle.gradient(world)).max() > 1e-3
-    assert ld.actor_critic(actor).bias.order == 1
-    assert ld.actor_critic(actor, entropy_weight=0.5).bias.order == 0
-    assert "entropy" in ld.actor_critic(actor, entropy_weight=0.5).bias.reasons[-1]
+    assert ld.ActorCritic(actor, value).declaration.order == 1
+    with_bonus = ld.ActorCritic(actor, value, entropy_weight=0.5).declaration
+    assert with_bonus.order == 0
+    assert "entropy" in with_bonus.reasons[-1]
+    assert ld.ActorCritic(actor, value, entropy_weight=0.0).declaration.order == 1
 
 
 def test_the_critic_descends_its_own_error():
     """Its gradient is that of half the squared error to the returns, whatever the actor's weights."""
     world = oracle.ending()
     params, policy, value = _shared(world)
-    actor = ld.score_function(credit=ld.gae(1.0), baseline=ld.baseline_shared_value(value), discount=1.0)
-    estimator = ld.actor_critic(actor, value_weight=2.0)
+    actor = ld.ScoreFunction(ld.advantages.GAE(1.0), discount=1.0)
+    estimator = ld.ActorCritic(actor, value, value_weight=2.0)
     every, _ = oracle.trajectories(world)
     grads = jax.jit(lambda b: estimator.estimate(params, (), policy, b)[0].grads)(every)
 
@@ -212,9 +214,11 @@ def test_an_entropy_bonus_alone_keeps_the_actors_own_baseline_and_state():
     import optax
 
     world = oracle.cut()
-    learned = ld.baseline_learned_value(lambda v, s: v[jnp.minimum(s, 1)], lambda p: jnp.zeros(2), optax.sgd(0.1))
-    plain = ld.score_function(credit=ld.gae(0.5), baseline=learned, discount=0.9)
-    both = ld.actor_critic(plain, entropy_weight=0.3)
+    learned = ld.baselines.LearnedValue(
+        lambda v, s: jnp.asarray(v)[jnp.minimum(s, 1)], lambda p: jnp.zeros(2), optax.sgd(0.1)
+    )
+    plain = ld.ScoreFunction(ld.advantages.GAE(0.5, learned), discount=0.9)
+    both = ld.ActorCritic(plain, entropy_weight=0.3)
     every, _ = oracle.trajectories(world)
 
     @jax.jit
@@ -232,44 +236,53 @@ def test_an_entropy_bonus_alone_keeps_the_actors_own_baseline_and_state():
 
 
 def test_bad_parts_are_refused():
-    actor = ld.score_function()
+    actor = ld.ScoreFunction()
     with pytest.raises(ValueError, match="entropy_weight: expected a number >= 0"):
-        ld.actor_critic(actor, entropy_weight=-1.0)
-    with pytest.raises(ValueError, match="score_surrogate"):
-        ld.actor_critic(ld.score_function(surrogate=ld.dice_surrogate))
+        ld.ActorCritic(actor, entropy_weight=-1.0)
+    with pytest.raises(ValueError, match=r"surrogate: expected Score\(\)"):
+        ld.ActorCritic(ld.ScoreFunction(surrogate=ld.estimators.DiCE()))
     with pytest.raises(TypeError, match="OptimalPerParameter"):
-        ld.actor_critic(ld.optimal_per_parameter())  # pyright: ignore[reportArgumentType]
+        ld.ActorCritic(ld.estimators.OptimalPerParameter())
     taus, params = _episodes(), _params()
 
     class NoEntropy:
         def log_prob(self, action):
             return jnp.zeros(())
 
-    estimator = ld.actor_critic(actor, entropy_weight=0.1)
+    estimator = ld.ActorCritic(actor, entropy_weight=0.1)
     with pytest.raises(TypeError, match="NoEntropy has no entropy"):
-        estimator.estimate(params, (), lambda p, x: NoEntropy(), taus)
+        estimator.estimate(params, (), ld.FunctionPolicy(lambda p, x: NoEntropy()), taus)
     whole = ld.FunctionPolicy(NETWORK.apply, log_factors=lambda p, tau: jnp.zeros(tau.valid.shape))
-    with pytest.raises(TypeError, match="does not give its entropy"):
+    with pytest.raises(TypeError, match=r"log_factors of its own gives .* but no entropy\(\)"):
         estimator.estimate(params, (), whole, taus)
 
 
-def test_a_shared_value_is_found_however_it_is_wrapped():
-    value = NETWORK.value
-    baseline = ld.baseline_shared_value(value)
-    for _ in range(3):
-        assert ld.actor_critic(ld.ppo(baseline=baseline)).value == value
-        baseline = ld.baseline_biased_standardized(baseline)
-    assert ld.actor_critic(ld.ppo(baseline=ld.baseline_leave_one_out())).value is None
+def test_the_critics_own_values_reach_the_advantage_however_it_is_wrapped():
+    """GAE takes the actor-critic's values by default; without a critic it says what is missing."""
+    taus, params = _episodes(4), _params()
+    gae = ld.advantages.GAE(LAMBDA)
+    expected, _ = _advantages_by_hand(params, taus, standardize=False)
+    for advantage in (gae, ld.advantages.Grouped(gae, 2), ld.advantages.Standardized(gae)):
+        actor = ld.PPO(advantage, discount=GAMMA, gamma_t=False)
+        (found, _), _ = ld.ActorCritic(actor, NETWORK.value).advantages(params, (), NETWORK, taus)
+        found, valid = np.asarray(found), np.asarray(taus.valid)
+        if isinstance(advantage, ld.advantages.Standardized):
+            found = found * expected[valid].std() + expected[valid].mean()
+        np.testing.assert_allclose(found[valid], expected[valid], rtol=1e-6, atol=1e-7)
+        with pytest.raises(ValueError, match="an estimator with a value function of its own"):
+            ld.ActorCritic(actor).advantages(params, (), NETWORK, taus)
 
 
 def test_free_outputs_are_one_deviation_for_all_observations():
-    network = ld.MLPActorCritic(2, hidden=(5,), head=ld.normal_head, free=1)
+    network = ld.MLPActorCritic(2, hidden=(5,), head=ld.normal_head, state_independent=1)
     params = network.init(jax.random.key(0), jnp.zeros(4))
-    assert params["actor"][-1]["free"].tolist() == [0.0]
-    params["actor"][-1]["free"] = jnp.log(jnp.array([0.3]))
+    assert params["actor"][-1]["state_independent"].tolist() == [0.0]
+    params["actor"][-1]["state_independent"] = jnp.log(jnp.array([0.3]))
     here, there = (network.apply(params, x) for x in (jnp.zeros(4), jnp.ones(4)))
     np.testing.assert_allclose(here.scale, [0.3], rtol=1e-12)
     assert here.scale == there.scale
     assert here.loc != there.loc
-    with pytest.raises(ValueError, match=r"free: expected a whole number in 0 .. outputs - 1 = 1, received 2"):
-        ld.MLPActorCritic(2, free=2)
+    with pytest.raises(
+        ValueError, match=r"state_independent: expected a whole number in 0 .. outputs - 1 = 1, received 2"
+    ):
+        ld.MLPActorCritic(2, state_independent=2)

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import logderiv as ld
 from benchmarks import loaded_dice, prisoners_dilemma
 
 
@@ -63,26 +62,3 @@ def test_first_update_of_the_exact_learner_is_a_step_of_adam_along_the_shaped_gr
     np.testing.assert_allclose(thetas, np.tile(0.2 * np.sign(gradient), (2, 1)), rtol=1e-5)
     pair = tuple(prisoners_dilemma.logits(x) for x in thetas)
     np.testing.assert_allclose(curve, [game.value(pair, horizon=2).mean() / 2], rtol=1e-12)
-
-
-def test_prisoners_dilemma_prints_and_saves(results, standard_promotion, monkeypatch, capsys):
-    check = prisoners_dilemma.Check("nothing", 0.0, 1.0)
-    monkeypatch.setattr(prisoners_dilemma, "checks", lambda: [check] * 5)
-    monkeypatch.setattr(prisoners_dilemma, "QUICK", ("DiCE, 1 step",))
-    monkeypatch.setattr(prisoners_dilemma, "QUICK_SIZE", prisoners_dilemma.Size(1, 4, 3, 10))
-    prisoners_dilemma.main(quick=True)
-    printed = capsys.readouterr().out
-    assert "MISSED  return per round, DiCE, 1 step, worst seed" in printed  # ten updates are too few
-    assert {p.name for p in results.iterdir()} == {"prisoners_dilemma.jsonl", "prisoners_dilemma.png"}
-
-
-def test_loaded_dice_prints_and_saves(results, monkeypatch, capsys):
-    def curve(horizon, *, baseline):
-        bias, variance = np.linspace(0.5, 0, 8), np.linspace(1.0, 2.0, 8)
-        return loaded_dice.Curve(bias, variance[:: -1 if horizon == 4 else 1], 0.0, 0.0)
-
-    monkeypatch.setattr(loaded_dice, "curve", curve)
-    loaded_dice.main(quick=True)
-    assert "MISSED  variance rises with lambda" in capsys.readouterr().out
-    assert {p.name for p in results.iterdir()} == {"loaded_dice.jsonl", "loaded_dice.png"}
-    assert ld.loaded_dice(1.0).bias.order > 3

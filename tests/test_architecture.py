@@ -113,3 +113,27 @@ def test_the_core_imports_without_any_extra():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "True", done.stderr
+
+
+KINDS = {"logderiv.policies.stepwise", "logderiv.likelihood.steps"}
+
+
+def asked_of_a_policy(source: str) -> list[str]:
+    """Where a source reads what tells one kind of policy from another. Environments have `log_factors`, too."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            name, owner = node.attr, ast.unparse(node.value)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr"):
+            owner, name = ast.unparse(node.args[0]), getattr(node.args[1], "value", None)
+        else:
+            continue
+        if name in ("initial_carry", "table") or (name == "log_factors" and "policy" in owner):
+            found.append(f"{owner}.{name}")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_two_modules_alone_know_what_kinds_of_policy_there_are(module):
+    found = asked_of_a_policy(SOURCES[module].read_text())
+    assert bool(found) == (module in KINDS), found

@@ -85,10 +85,10 @@ def test_sampled_paths_have_scores_and_those_of_another_start_have_not():
 
     def check(scored):
         ld.testing.check_score(
-            lambda params, tau: ld.log_factors(params, scored.policy, tau),
-            lambda params, key: ld.rollout(params, key, process.policy, process),
             PARAMS,
             jax.random.key(0),
+            lambda params, tau: ld.log_factors(params, scored.policy, tau),
+            lambda params, key: ld.rollout(params, key, process.policy, process),
             num_samples=8000,
         )
 
@@ -99,7 +99,7 @@ def test_sampled_paths_have_scores_and_those_of_another_start_have_not():
 
 def test_an_estimator_of_the_library_takes_the_process_as_it_is():
     process = Autoregressive(horizon=3)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     def value(params):
         return jnp.trace(process.moments(params, 3).covariance)
@@ -135,7 +135,7 @@ def test_bad_input():
             getattr(process, name)(PARAMS, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="same number of rows"):
         process.trajectory(jnp.ones(0))
-    with pytest.raises(ValueError, match=r"expected rows of shape \(\), received \(3,\)"):
+    with pytest.raises(ValueError, match=r"actions.state: expected shape \(\), received \(3,\)"):
         process.trajectory(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="no default"):
         ld.rollout(PARAMS, jax.random.key(0), process.policy, process)

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from logderiv._core.blocks import layout, map_rows, scan_steps, sum_rows
+import logderiv as ld
+from logderiv._core.blocks import map_rows, sum_rows
+from logderiv._core.layout import Layout
+from logderiv._core.segments import scan_steps
+from logderiv.likelihood.steps import log_factor, over_steps
+from tests.worlds import batch
 
 
 def _row(params, x):
@@ -23,7 +28,7 @@ PARAMS = {"w": jnp.array([0.3, -0.7, 0.2]), "b": jnp.asarray(1.3)}
 @pytest.mark.parametrize("length", [1, 2, 13, 97, 1000])
 @pytest.mark.parametrize("rows", [1, 4, 16, 512])
 def test_a_layout_covers_every_step_with_blocks_no_larger_than_asked(num, length, rows):
-    shape = layout(num, length, rows)
+    shape = Layout.of(num, length, rows)
     assert shape.together * shape.turns == num
     covered = shape.outer * shape.inner * shape.steps
     assert covered >= length
@@ -33,7 +38,7 @@ def test_a_layout_covers_every_step_with_blocks_no_larger_than_asked(num, length
 
 
 def test_a_long_trajectory_is_cut_in_two_levels_of_about_the_square_root():
-    shape = layout(1, 10**7, 512)
+    shape = Layout.of(1, 10**7, 512)
     assert shape.together == shape.turns == 1
     assert 100 < shape.outer < 200
     assert 100 < shape.inner < 200
@@ -48,7 +53,7 @@ def test_blocked_values_and_derivatives_equal_plain_ones(num, length, rows):
     @jax.jit
     def check(params):
         def blocked(params):
-            return jnp.sum(weights * map_rows(_row, params, inputs, rows=rows))
+            return jnp.sum(weights * map_rows(_row, params, inputs, block_size=rows))
 
         def plain(params):
             return jnp.sum(weights * jax.vmap(jax.vmap(lambda x: _row(params, x)))(inputs))
@@ -76,7 +81,7 @@ def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(
     @jax.jit
     def check(params):
         def one_pass(params):
-            return sum_rows(_row, params, inputs, valid, rows=rows)
+            return sum_rows(_row, params, inputs, valid, block_size=rows)
 
         def plain(params):
             return jnp.sum(jax.vmap(lambda x: _row(params, x))(inputs[0])[:-3])
@@ -98,7 +103,7 @@ def test_the_one_pass_sum_differentiates_inputs_and_captured_arrays():
         def plain(f, p, x):
             return jnp.sum(jax.vmap(lambda row: f(p, row))(x[0]))
 
-        ours = of(lambda f, p, x: sum_rows(f, p, x, jnp.ones((1, 40), bool), rows=8))
+        ours = of(lambda f, p, x: sum_rows(f, p, x, jnp.ones((1, 40), bool), block_size=8))
         return [jax.grad(f, (0, 1))(scale, inputs) for f in (ours, of(plain))]
 
     ours, expected = check(jnp.asarray(0.7))
@@ -111,7 +116,7 @@ def test_the_one_pass_gradient_of_half_precision_is_added_up_in_float32():
 
     @jax.jit
     def gradient(p):
-        return jax.grad(lambda p: sum_rows(lambda p, x: p * x, p, x, jnp.ones((1, 2**14), bool), rows=8))(p)
+        return jax.grad(lambda p: sum_rows(lambda p, x: p * x, p, x, jnp.ones((1, 2**14), bool), block_size=8))(p)
 
     exact = np.sum(np.asarray(x, np.float64))
     assert abs(float(gradient(jnp.bfloat16(1))) / exact - 1) < 2**-8
@@ -126,7 +131,9 @@ def test_the_one_pass_sum_takes_parameters_that_are_no_floats():
         def of(rows):
             def total(params):
                 both = params, jnp.array([2, 3])
-                return sum_rows(lambda p, row: p[1][0].astype(float) * _row(p[0], row), both, inputs, valid, rows=rows)
+                return sum_rows(
+                    lambda p, row: p[1][0].astype(float) * _row(p[0], row), both, inputs, valid, block_size=rows
+                )
 
             return total
 
@@ -167,7 +174,7 @@ def test_segmented_scan_equals_the_plain_scan(num, length):
 
 
 def test_a_block_of_no_rows_is_refused():
-    with pytest.raises(ValueError, match="at least 1 row"):
-        map_rows(_row, PARAMS, _inputs(2, 3), rows=0)
-    with pytest.raises(ValueError, match="at least 1 row"):
-        sum_rows(_row, PARAMS, _inputs(1, 3)[0], jnp.ones(3, bool), rows=0)
+    with pytest.raises(ValueError, match="block_size"):
+        ld.log_prob(jnp.zeros(2), ld.shared_softmax, batch(jax.random.key(0), (2, 3)), block_size=0)
+    with pytest.raises(ValueError, match="block_size"):
+        over_steps(log_factor, jnp.zeros(2), ld.shared_softmax, batch(jax.random.key(0), (3,)), block_size=0)

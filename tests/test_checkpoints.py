@@ -245,8 +245,8 @@ def test_settings_in_words():
                 optax.adam(1e-3),
                 optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate)),
                 optax.chain(optax.clip_by_global_norm(2.0), optax.adam(rate)),
-                ld.score_function(baseline=ld.baseline_leave_one_out()),
-                ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9),
+                ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut())),
+                ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9),
                 functools.partial(jnp.clip, min=jnp.zeros(2)),
                 functools.partial(jnp.clip, min=jnp.ones(2)),
                 jax.jit(lambda x, power=2: x**power),
@@ -274,21 +274,15 @@ def kills(tmp_path, writer, mode, number):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_a_kill_before_any_operation_on_the_file_system_loses_nothing(tmp_path):
-    found = kills(tmp_path, "orbax", "operations", 3)
-    assert len(found) > 6
+@pytest.mark.parametrize(("mode", "number", "twin"), [("operations", 3, 1), ("random", 6, 30)])
+def test_a_kill_loses_nothing(tmp_path, mode, number, twin):
+    """Before any operation on the file system (a stride of 3 of them), and at random moments."""
+    found = kills(tmp_path, "orbax", mode, number)
+    assert len(found) > 6 if mode == "operations" else len(found) == 6
     assert all(map(survived, found)), found
-    assert any(kill["found"] > kill["saved"] for kill in found), "no kill after the rename"
-    twin = kills(tmp_path / "twin", "remove-first", "operations", 1)
-    assert not all(map(survived, twin))
-
-
-def test_a_kill_at_any_moment_loses_nothing(tmp_path):
-    found = kills(tmp_path, "orbax", "random", 6)
-    assert len(found) == 6
-    assert all(map(survived, found)), found
-    twin = kills(tmp_path / "twin", "in-place", "random", 30)
-    assert not all(map(survived, twin))
+    if mode == "operations":
+        assert any(kill["found"] > kill["saved"] for kill in found), "no kill after the rename"
+    assert not all(map(survived, kills(tmp_path / "twin", "in-place", mode, twin)))
 
 
 TWO_PROCESSES = """

@@ -6,18 +6,16 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.estimators.credit import (
+from logderiv.estimators.declaration import Declaration
+from logderiv.estimators.returns import (
     backward_sums,
-    credit_bias,
     discount_factors,
-    gae,
     generalized_advantages,
     lambda_returns,
     reward_to_go,
     td_residuals,
     total_return,
 )
-from logderiv.estimators.declaration import Bias
 
 REWARDS = jnp.array([1.0, 2.0, 3.0])
 HALVES = jnp.full(3, 0.5)
@@ -72,16 +70,28 @@ def test_padding_has_no_derivative_either():
     assert all((g[:2] != 0).all() for g in (grads[0], grads[2]))
 
 
+def recursions(rewards, discounts, values, next_values, lambdas):
+    """Lambda-returns and advantages by a loop from the end; as in rlax, each takes the lambda of its own step."""
+    returns, advantages = np.zeros(len(rewards)), np.zeros(len(rewards))
+    following, running = float(next_values[-1]), 0.0
+    for t in reversed(range(len(rewards))):
+        r, gamma, now, then, mixing = (float(x[t]) for x in (rewards, discounts, values, next_values, lambdas))
+        returns[t] = following = r + gamma * ((1 - mixing) * then + mixing * following)
+        advantages[t] = running = r + gamma * then - now + gamma * mixing * running
+    return returns, advantages
+
+
 @pytest.mark.parametrize("terminated", [False, True])
 def test_lambda_identities(terminated):
     rewards, discounts, values, lambdas, _ = random_arrays(0, terminated=terminated)
     now, then = values[:-1], values[1:]
     for lambda_ in (0.0, 0.4, 1.0, lambdas):
         returns = lambda_returns(rewards, discounts, then, lambda_=lambda_)
-        if not isinstance(lambda_, float):  # rlax: its GAE moves lambda by one step against its lambda-returns
-            continue
         advantages = generalized_advantages(rewards, discounts, now, then, lambda_=lambda_)
-        np.testing.assert_allclose(returns - now, advantages, rtol=0, atol=1e-13)
+        if isinstance(lambda_, float):
+            np.testing.assert_allclose(returns - now, advantages, rtol=0, atol=1e-13)
+        by_hand = recursions(rewards, discounts, now, then, np.broadcast_to(lambda_, rewards.shape))
+        np.testing.assert_allclose((returns, advantages), by_hand, rtol=0, atol=1e-13)
     one_step = lambda_returns(rewards, discounts, then, lambda_=0.0)
     np.testing.assert_allclose(one_step, rewards + discounts * then, rtol=0, atol=1e-15)
     final = jnp.zeros_like(rewards).at[-1].set(discounts[-1] * then[-1])
@@ -107,8 +117,8 @@ def test_float32_keeps_seven_digits_over_a_million_steps():
 
 
 def test_discount_factors():
-    assert discount_factors(0.5, 3, jnp.float32).tolist() == [1.0, 0.5, 0.25]
-    assert discount_factors(0.0, 3, jnp.float64).tolist() == [1.0, 0.0, 0.0]
+    assert discount_factors(0.5, jnp.arange(3), jnp.float32).tolist() == [1.0, 0.5, 0.25]
+    assert discount_factors(0.0, jnp.arange(3), jnp.float64).tolist() == [1.0, 0.0, 0.0]
 
 
 def test_gamma_t_is_kept_unless_left_out_by_name():
@@ -116,20 +126,20 @@ def test_gamma_t_is_kept_unless_left_out_by_name():
         jnp.zeros((2, 3), int), jnp.zeros((2, 3), int), jnp.stack([REWARDS, REWARDS]), jnp.ones((2, 3)),
         jnp.ones((2, 3), bool), jnp.zeros((2, 3)), jnp.zeros(2, int),
     )  # fmt: skip
-    from logderiv.estimators import score_function_without_gamma_t
 
-    kept, _ = ld.score_function(discount=0.5).weigh(None, (), None, taus)
-    dropped, _ = score_function_without_gamma_t(discount=0.5).weigh(None, (), None, taus)
+    kept, _ = ld.ScoreFunction(discount=0.5).advantages(REWARDS, (), ld.shared_softmax, taus)
+    dropped, _ = ld.ScoreFunction(discount=0.5, gamma_t=False).advantages(REWARDS, (), ld.shared_softmax, taus)
     returns = np.array([2.75, 3.5, 3.0])
     np.testing.assert_array_equal(kept, [returns * [1, 0.5, 0.25]] * 2)
     np.testing.assert_array_equal(dropped, [returns] * 2)
 
 
 def test_declarations():
-    assert credit_bias(reward_to_go) == credit_bias(total_return) == Bias()
-    assert gae(1.0).bias.order > 0
-    assert gae(0.99).bias.order == 0
-    assert gae(0.99).bias.factor is None
+    assert ld.advantages.ToGo().declaration == ld.advantages.Return().declaration == Declaration()
+    gae = ld.advantages.GAE
+    assert gae(1.0).declaration.order > 0
+    assert gae(0.99).declaration.order == 0
+    assert gae(0.99).declaration.factor(1) is None
     assert gae(0.0) == gae(0.0)
     assert hash(gae(0.0)) == hash(gae(0.0))
 
@@ -164,7 +174,7 @@ def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t(rlax):
 
     def ours(logits):
         logs = jax.vmap(lambda x, a: ld.Categorical(x).log_prob(a))(logits, actions)
-        return ld.score_surrogate(logs, weights)
+        return ld.estimators.Score()(logs, weights)
 
     theirs = jax.grad(lambda x: rlax.policy_gradient_loss(x, actions, weights, jnp.ones_like(weights)))(logits)
     np.testing.assert_allclose(jax.grad(ours)(logits), -5 * theirs, atol=1e-6)
@@ -173,13 +183,13 @@ def test_policy_gradient_loss_of_rlax_is_ours_divided_by_t(rlax):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: reward_to_go(jnp.ones((2, 3)), jnp.ones((2, 3))), r"rewards \(2, 3\).*use jax.vmap"),
-        (lambda: total_return(jnp.ones(3), jnp.ones(2)), r"discounts \(2,\)"),
-        (lambda: td_residuals(REWARDS, HALVES, jnp.ones(4), NEXT), r"values \(4,\)"),
-        (lambda: lambda_returns(REWARDS, HALVES, jnp.ones(4)), r"next_values \(4,\)"),
-        (lambda: generalized_advantages(REWARDS, HALVES, VALUES, jnp.ones(())), r"next_values \(\)"),
-        (lambda: gae(-0.1), r"lambda_: expected a number in \[0, 1\], received -0.1"),
-        (lambda: gae(1.1), r"lambda_: expected a number in \[0, 1\], received 1.1"),
+        (lambda: reward_to_go(jnp.ones((2, 3)), jnp.ones((2, 3))), r"rewards: .*received \(2, 3\).*use jax.vmap"),
+        (lambda: total_return(jnp.ones(3), jnp.ones(2)), r"discounts: .*received \(2,\)"),
+        (lambda: td_residuals(REWARDS, HALVES, jnp.ones(4), NEXT), r"values: .*received \(4,\)"),
+        (lambda: lambda_returns(REWARDS, HALVES, jnp.ones(4)), r"next_values: .*received \(4,\)"),
+        (lambda: generalized_advantages(REWARDS, HALVES, VALUES, jnp.ones(())), r"next_values: .*received \(\)"),
+        (lambda: ld.advantages.GAE(-0.1), r"lambda_: expected a number in \[0, 1\], received -0.1"),
+        (lambda: ld.advantages.GAE(1.1), r"lambda_: expected a number in \[0, 1\], received 1.1"),
     ],
 )
 def test_bad_input(call, message):

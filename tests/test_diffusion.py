@@ -1,7 +1,7 @@
 """Euler-Maruyama chains: Gaussian moments in closed form, the transfer operator, Girsanov's weights, and expectations by quadrature."""
 
+import functools
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,17 +9,14 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.processes import (
-    EulerMaruyama,
-    double_well,
-    girsanov_log_ratios,
-    ornstein_uhlenbeck,
-    ornstein_uhlenbeck_moments,
-    transfer_value,
-)
+from logderiv.processes import EulerMaruyama, double_well_drift, girsanov_log_ratios, ornstein_uhlenbeck_drift
+from logderiv.processes.diffusion import ornstein_uhlenbeck_moments, transfer_value
 
 OU = jnp.array([0.7, 0.3])
 WELL = jnp.array([1.0, 0.8])
+double_well = functools.partial(
+    EulerMaruyama, double_well_drift, **{"noise": 0.5, "initial": -1.0, "dt": 0.05, "horizon": 100}
+)
 
 
 def square(x):
@@ -32,7 +29,9 @@ def identity(x):
 
 def test_ornstein_uhlenbeck_moments_by_recursion_and_by_the_transfer_operator():
     """Value and gradient of E[X_T^2] + sum E[X_k] dt: the closed form and the operator know nothing of each other."""
-    process = ornstein_uhlenbeck(initial=0.5, horizon=12, dt=0.1, terminal=square, running=identity)
+    process = EulerMaruyama(
+        ornstein_uhlenbeck_drift, noise=0.5, initial=0.5, horizon=12, dt=0.1, terminal=square, running=identity
+    )
     mean, variance, total = 0.5, 0.0, 0.0
     for _ in range(12):
         total += 0.1 * mean
@@ -83,21 +82,21 @@ def quadrature(params, process, nodes):
     taus = ld.Trajectory(
         position(x, times), actions, rewards, ones.at[:, 1].set(0), ones > 0, ones, position(last, times[:, 1])
     )
-    return ld.with_behavior(params, process.policy, taus), weights
+    return ld.importance.with_behavior(params, process.policy, taus), weights
 
 
 def test_estimators_have_the_exact_expectation_without_sampling():
     """The double well's two-step expectation of each estimator by quadrature, exact for polynomials, against the operator's gradient."""
     process = double_well(horizon=2, dt=0.2, initial=-0.6, terminal=square)
     drawn = WELL + jnp.array([0.05, -0.03])
-    plain = ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_constant(0.4))
-    weighted = ld.score_function(credit=ld.total_return, importance=ld.importance_trajectory())
+    plain = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.Constant(0.4)))
+    weighted = ld.ScoreFunction(ld.advantages.Return(), importance=ld.importance.Importance(per="trajectory"))
 
     def expectation(estimator, params, behavior, nodes):
         taus, weights = quadrature(behavior, process, nodes)
-        terms, _ = estimator.weigh(params, (), process.policy, taus)
+        terms, _ = estimator.advantages(params, (), process.policy, taus)
         gradient = jax.grad(lambda p: jnp.sum(weights[:, None] * terms * ld.log_factors(p, process.policy, taus)))
-        ratio = jnp.exp(ld.log_ratios(params, process.policy, taus).sum(1))
+        ratio = jnp.exp(ld.importance.log_ratios(params, process.policy, taus).sum(1))
         return jnp.sum(weights * ratio * taus.rewards.sum(1)), gradient(params)
 
     @jax.jit
@@ -132,13 +131,15 @@ def test_girsanov_is_the_difference_of_log_factors():
     target, reference = (EulerMaruyama(f, louder_outside, [0.2, -1.0], 0.1, 8) for f in (rotating, calm))
     keys = jax.random.split(jax.random.key(0), 6)
     taus = ld.rollout(params, keys, reference.policy, reference)
-    assert ld.batch_info(taus).truncated_fraction == 0
+    assert ld.types.batch_info(taus).truncated_fraction == 0
     cut = taus._replace(valid=taus.valid.at[0, 5:].set(False), actions=taus.actions.at[0, 5:].set(jnp.nan))
 
     @jax.jit
     def both(taus):
         ours = girsanov_log_ratios(params, target, taus, reference_params=params, reference=reference)
-        return ours, ld.log_ratios(params, target.policy, ld.with_behavior(params, reference.policy, taus))
+        return ours, ld.importance.log_ratios(
+            params, target.policy, ld.importance.with_behavior(params, reference.policy, taus)
+        )
 
     for batch in (taus, cut):
         ours, library = both(batch)
@@ -158,7 +159,7 @@ def test_sampled_double_well_and_its_sensitivities():
     """From the left well, 2000 paths in batches of 20 by leave-one-out; free paths (no wells) weighted by Girsanov give the same value."""
     process = double_well(horizon=16, dt=0.1, noise=0.8)
     free = jnp.zeros(2)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     @jax.jit
     def run(key):
@@ -191,7 +192,7 @@ def test_factors_are_the_normal_densities_of_the_steps():
     np.testing.assert_allclose(tau.rewards, 0.04 * x[:-1, 1] + np.array([0, 0, x[-1, 0]]), rtol=1e-14)
     assert tau.discounts.tolist() == [1, 1, 0]
     short = ld.rollout(WELL, jax.random.key(0), process.policy, process, horizon=2)
-    assert ld.batch_info(short).truncated_fraction == 1
+    assert ld.types.batch_info(short).truncated_fraction == 1
 
 
 def test_narrow_types_and_processes_as_arguments_of_jit():
@@ -208,30 +209,37 @@ def vanishing(x):
     return jnp.abs(x)
 
 
-def test_bad_input_is_named():
-    for noise in (0.0, -0.5, [0.5, 0.0], math.nan):
-        with pytest.raises(ValueError, match="noise: expected sigma > 0"):
-            double_well(noise=noise, initial=[1.0, 1.0])
-    with pytest.raises(ValueError, match="without noise the path has no density"):
-        double_well(noise=vanishing, initial=0.0)
-    with pytest.raises(ValueError, match="dt > 0"):
-        double_well(dt=0.0)
-    with pytest.raises(ValueError, match="horizon >= 1"):
-        double_well(horizon=0)
-    with pytest.raises(ValueError, match="initial: expected a number or D numbers"):
-        double_well(initial=[[1.0]])
-    with pytest.raises(ValueError, match="one number, or as many as initial"):
-        double_well(noise=[0.5, 0.5])
-    process = EulerMaruyama(lambda p, x, t: jnp.ones(3), 0.5, [0.0, 0.0], 0.1, 2)
-    with pytest.raises(ValueError, match=r"drift: expected the shape of x, \(2,\), received \(3,\)"):
-        ld.rollout(WELL, jax.random.key(0), process.policy, process)
-    tau: Any = ld.rollout(WELL, jax.random.key(0), double_well(horizon=2).policy, double_well(horizon=2))
-    for other in (double_well(noise=0.6), double_well(dt=0.1)):
-        with pytest.raises(ValueError, match="same noise and dt"):
-            girsanov_log_ratios(WELL, double_well(), tau, reference_params=WELL, reference=other)
-    with pytest.raises(ValueError, match="a number as initial"):
-        transfer_value(WELL, double_well(initial=[0.0]), low=-1.0, high=1.0)
-    with pytest.raises(ValueError, match="between low and high"):
-        transfer_value(WELL, double_well(), low=0.0, high=1.0)
-    with pytest.raises(ValueError, match="expected an ornstein_uhlenbeck process"):
-        ornstein_uhlenbeck_moments(OU, double_well())
+def rolled_out(drift):
+    process = EulerMaruyama(drift, 0.5, [0.0, 0.0], 0.1, 2)
+    return ld.rollout(WELL, jax.random.key(0), process.policy, process)
+
+
+def weights_against(**other):
+    process = double_well(horizon=2)
+    tau = ld.rollout(WELL, jax.random.key(0), process.policy, process)
+    return girsanov_log_ratios(WELL, double_well(), tau, reference_params=WELL, reference=double_well(**other))
+
+
+@pytest.mark.parametrize(
+    ("match", "call"),
+    [
+        *(
+            ("noise: expected a positive number", lambda x=x: double_well(noise=x, initial=[1.0, 1.0]))
+            for x in (0.0, -0.5, [0.5, 0.0], math.nan)
+        ),
+        ("without noise the path has no density", lambda: double_well(noise=vanishing, initial=0.0)),
+        (r"dt: expected a positive number, received 0\.0", lambda: double_well(dt=0.0)),
+        ("horizon: expected a whole number >= 1, received 0", lambda: double_well(horizon=0)),
+        ("initial: expected a number or D numbers", lambda: double_well(initial=[[1.0]])),
+        ("one number, or as many as initial", lambda: double_well(noise=[0.5, 0.5])),
+        (r"drift: expected shape \(2,\), received \(3,\); that of x", lambda: rolled_out(lambda p, x, t: jnp.ones(3))),
+        ("same noise and dt", lambda: weights_against(noise=0.6)),
+        ("same noise and dt", lambda: weights_against(dt=0.1)),
+        (r"initial: expected shape \(\)", lambda: transfer_value(WELL, double_well(initial=[0.0]), low=-1.0, high=1.0)),
+        ("initial - low: expected a pos", lambda: transfer_value(WELL, double_well(), low=0.0, high=1.0)),
+        ("expected an EulerMaruyama process with ornstein", lambda: ornstein_uhlenbeck_moments(OU, double_well())),
+    ],
+)
+def test_bad_input_is_named(match, call):
+    with pytest.raises(ValueError, match=match):
+        call()

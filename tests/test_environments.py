@@ -86,7 +86,7 @@ def test_the_sample_is_held_so_no_reparameterized_derivative_leaks():
 
 def test_short_corridor_has_the_values_of_the_book():
     """J(p) = (2 p - 4) / (p (1 - p)); optimum -(6 + 4 sqrt 2). Sutton & Barto (2018), example 13.1."""
-    mdp = ld.short_corridor()
+    mdp = ld.environments.short_corridor()
     for p in (0.2, 0.5, 2 - np.sqrt(2)):
         logits = jnp.log(jnp.array([1 - p, p]))
         value = jax.jit(lambda x: ld.exact.value(x, ld.shared_softmax, mdp, horizon=4000))(logits)
@@ -169,7 +169,7 @@ def test_gymnax_cartpole_unmodified():
     gymnax = pytest.importorskip("gymnax")
     with jax.numpy_dtype_promotion("standard"):
         environment, params = gymnax.make("CartPole-v1")
-        policy = ld.linear(2)
+        policy = ld.MLP(2, hidden=())
         weights = policy.init(jax.random.key(0), jnp.zeros(4))
         draw = jax.jit(
             lambda keys: ld.rollout(weights, keys, policy, environment, horizon=60, environment_params=params)
@@ -179,7 +179,7 @@ def test_gymnax_cartpole_unmodified():
             weights,
             jax.random.split(jax.random.key(1), 200),
             policy,
-            ld.Gymnax(environment, params),
+            ld.environments.Gymnax(environment, params),
             horizon=60,
         )
     lengths = taus.valid.sum(1)
@@ -187,7 +187,7 @@ def test_gymnax_cartpole_unmodified():
     final = np.asarray(taus.final_observation)[np.asarray(lengths) < 60]
     assert ((np.abs(final[:, 0]) > 2.4) | (np.abs(final[:, 2]) > 12 * np.pi / 180)).all()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), taus, wrapped)
-    assert ld.Gymnax(environment, params).horizon == 500
+    assert ld.environments.Gymnax(environment, params).horizon == 500
 
 
 def test_recurrent_rollouts_carry_their_memory():
@@ -202,7 +202,7 @@ def test_recurrent_rollouts_carry_their_memory():
 
 def test_batches_of_keys_equal_vmapped_rollouts():
     keys = jax.random.split(jax.random.key(0), 6)
-    mdp = ld.short_corridor(horizon=9)
+    mdp = ld.environments.short_corridor(horizon=9)
     native = rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
     mapped = jax.jit(jax.vmap(ld.rollout, (None, 0, None, None)))(
         jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp

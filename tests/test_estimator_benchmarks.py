@@ -10,7 +10,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import estimator_frontier, proof_table, tasks
-from logderiv.estimators.baselines import baseline_biased_batch_mean
+from logderiv._core.pytrees import pytree
 from tests.zoo import Entry, zoo
 
 
@@ -88,30 +88,15 @@ def test_sampled_errors_agree_with_computed_ones_and_not_with_half_of_them():
     assert estimator_frontier.disagreement(found, {name: v / 2 for name, v in variances.items()}) > 4
 
 
-def test_frontier_prints_and_saves(results, monkeypatch, capsys):
-    monkeypatch.setattr(estimator_frontier, "QUICK", ("total return", estimator_frontier.PATHWISE))
-    monkeypatch.setattr(estimator_frontier, "SIZES", {"quick": ((2,), 64)})
-    monkeypatch.setattr(estimator_frontier, "all_tasks", lambda: (tasks.random_walk(), tasks.linear_quadratic()))
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        estimator_frontier.main(quick=True)
-    printed = capsys.readouterr().out
-    assert "random walk, deviation, plain 34.8081" in printed
-    assert "MISSED  random walk" not in printed
-    assert {p.name for p in results.iterdir()} == {"estimator_frontier.jsonl", "estimator_frontier.png"}
-
-
 def test_a_right_declaration_is_proved_and_a_wrong_one_is_not():
     """The mean with its own sample is 1 - 1/N of the gradient, whatever it declares."""
 
-    @jax.tree_util.register_static
-    @dataclasses.dataclass(frozen=True)
-    class Claims(type(baseline_biased_batch_mean())):
-        @property
-        def bias(self):
-            return ld.Bias(degree=None)
+    @pytree(static=("per",))
+    class Claims(ld.baselines.BatchMean):
+        declaration = ld.estimators.Declaration()  # pyright: ignore
 
     right = zoo()["biased: batch mean"]
-    claims = dataclasses.replace(right.estimator, baseline=Claims("trajectory"))
+    claims = dataclasses.replace(right.estimator, advantage=ld.advantages.Return(Claims("trajectory")))
     row = proof_table.examine(right, most=3, orders=1)
     assert row.proved
     assert row.numbers == (2, 3)
@@ -129,12 +114,3 @@ def test_numbers_are_those_the_groups_divide_and_worlds_shrink_with_them():
     horizons = [proof_table.world_for(entries["optimal scalar, 2 folds"], n).horizon for n in (2, 4, 5, 6, 8)]
     assert horizons == [3, 3, 2, 1, 1]
     assert proof_table.world_for(entries["total return"], 8).horizon == 3
-
-
-def test_proof_table_prints_and_saves(results, monkeypatch, capsys):
-    monkeypatch.setattr(proof_table, "QUICK", ("total return", "biased: batch mean", "biased: standardized"))
-    proof_table.main(quick=True)
-    printed = capsys.readouterr().out
-    assert "MISSED" not in printed
-    assert "biased, 0.75" in printed
-    assert {p.name for p in results.iterdir()} == {"proof_table.jsonl", "proof_table.png"}

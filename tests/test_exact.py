@@ -1,6 +1,7 @@
 """Exact values and derivatives: dynamic programming, enumeration and published numbers agree."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -11,8 +12,8 @@ import pytest
 import logderiv as ld
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
 
-# Every trajectory enumerated, and cross-checked by dynamic programming, elsewhere: shared truths, decision_problems,
-# enumerated_mdp; discount 0.9, logits as in TWO_STATES_LOGITS. The gradient is (x, -x, y, -y), the Hessian made of
+# Every one of the 2 * 4^T trajectories of the two-state process enumerated by another program, in float64, and cross-checked
+# there by dynamic programming (Sutton & Barto, 2nd ed., eq. 4.5); discount 0.9, logits as in TWO_STATES_LOGITS. The gradient is (x, -x, y, -y), the Hessian made of
 # (a, b, d) with 2 x 2 blocks a J, b J, d J and J = [[1, -1], [-1, 1]], the Fisher matrix of (a, 0, d).
 TWO_STATES = {
     1: {
@@ -36,7 +37,8 @@ TWO_STATES = {
 }
 BLOCK = np.array([[1.0, -1.0], [-1.0, 1.0]])
 
-# (p_right, T, J_T, dJ_T / dlogit): shared truths, decision_problems, short_corridor, finite_horizon.
+# (p_right, T, J_T, dJ_T / dlogit): the corridor of Sutton & Barto, 2nd ed., example 13.1. J_T = -sum_{t<T} P(not at the goal
+# after t steps), by powers of the 3 x 3 matrix of live states; in the limit J = (2 p - 4) / (p (1 - p)).
 CORRIDOR = [
     (0.05, 5, -4.99299375, 0.01284875000000003),
     (0.05, 500, -82.04285302060394, 75.4164811054062),
@@ -114,13 +116,13 @@ def test_fisher_by_enumeration_for_a_policy_with_memory():
 def test_short_corridor_at_finite_horizons(p, horizon, value, slope):
     params = jnp.array([0.0, np.log(p / (1 - p))])
     ours, gradient = jax.jit(jax.value_and_grad(ld.exact.value), static_argnames="horizon")(
-        params, ld.shared_softmax, ld.short_corridor(), horizon=horizon
+        params, ld.shared_softmax, ld.environments.short_corridor(), horizon=horizon
     )
     np.testing.assert_allclose(ours, value, rtol=1e-12)
     np.testing.assert_allclose(gradient, [-slope, slope], rtol=1e-9)
 
 
-# gamma^t V_t(s) of the two-state process at T = 3: decision_problems, enumerated_mdp, V.
+# gamma^t V_t(s) of the two-state process at T = 3, by enumeration as above.
 TWO_STATES_VALUES = [
     [1.550498926420467, 2.1627545517574376],
     [0.9173408837295345, 1.4467978316314682],
@@ -158,11 +160,8 @@ def test_trajectories_end_early_sum_to_one_and_carry_their_behavior():
 def test_what_a_terminal_state_says_is_never_used():
     """A policy that is not defined there, and tables full of NaN, change no value and no derivative."""
     clean = terminating()
-    rubbish = ld.TabularMDP(
-        clean.initial,
-        clean.transition.at[2].set(jnp.nan),
-        clean.reward.at[2].set(jnp.nan),
-        clean.terminal,
+    rubbish = ld.environments.TabularMDP(
+        clean.initial, clean.transition.at[2].set(jnp.nan), clean.reward.at[2].set(jnp.nan), clean.terminal
     )
 
     def policy(params, state):
@@ -171,18 +170,12 @@ def test_what_a_terminal_state_says_is_never_used():
     def sound(params, state):
         return ld.Categorical(params[state] * jnp.sqrt(jnp.where(state == 2, 1.0, 1.0 - state.astype(float))))
 
+    exact = ld.exact
+    functions = (exact.value, exact.gradient, exact.hessian, exact.fisher, exact.weighted_score_moments)
+
     @jax.jit
     def results(params):
-        return [
-            [
-                ld.exact.value(params, policy, mdp, horizon=4),
-                ld.exact.gradient(params, policy, mdp, horizon=4),
-                ld.exact.hessian(params, policy, mdp, horizon=4),
-                ld.exact.fisher(params, policy, mdp, horizon=4),
-                ld.exact.weighted_score_moments(params, policy, mdp, horizon=4),
-            ]
-            for policy, mdp in ((policy, rubbish), (sound, clean))
-        ]
+        return [[f(params, *given, horizon=4) for f in functions] for given in ((policy, rubbish), (sound, clean))]
 
     assert jnp.isnan(policy(TERMINATING_LOGITS, jnp.int32(2)).logits).all()
     received, expected = results(TERMINATING_LOGITS)
@@ -201,37 +194,50 @@ def test_a_process_is_an_argument_like_any_other():
     np.testing.assert_allclose(jnp.sum(slopes * reward[None], axis=(1, 2)), [expected, expected], rtol=1e-13)
 
 
-def test_bad_input_is_named():
-    mdp, params = two_states(), TWO_STATES_LOGITS
-    with pytest.raises(ValueError, match=r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"):
-        ld.exact.enumerate_trajectories(mdp, horizon=100)
-    with pytest.raises(ValueError, match="2048 trajectories of 5 steps, more than limit=2047"):
-        ld.exact.enumerate_trajectories(mdp, horizon=5, limit=2047)
-    for call in (
-        lambda **k: ld.exact.enumerate_trajectories(mdp, **k),
-        lambda **k: ld.exact.value(params, ld.tabular_softmax, mdp, **k),
-        lambda **k: ld.exact.fisher(params, ld.tabular_softmax, mdp, **k),
-        lambda **k: ld.exact.weighted_score_moments(params, ld.tabular_softmax, mdp, **k),
-    ):
+def _value(params=TWO_STATES_LOGITS, policy: Any = ld.tabular_softmax, mdp: Any = None, **options: Any):
+    given: Any = {"horizon": 2} | options
+    return ld.exact.value(params, policy, two_states() if mdp is None else mdp, **given)
+
+
+def _listed(**options: Any):
+    return ld.exact.enumerate_trajectories(two_states(), **options)
+
+
+TOO_MANY = r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"
+THREE = "between the 2 actions of the decision process, received a distribution over 3"
+CONCRETE = "environment: expected a concrete one"
+BAD = [
+    (ValueError, TOO_MANY, lambda: _listed(horizon=100)),
+    (ValueError, "2048 trajectories of 5 steps, more than limit=2047", lambda: _listed(horizon=5, limit=2047)),
+    (ValueError, "method: expected 'dynamic'", lambda: _value(method="monte carlo")),
+    (TypeError, CONCRETE, lambda: jax.jit(lambda m: _value(policy=WITH_MEMORY, mdp=m))(two_states())),
+    (ValueError, "received one with memory", lambda: _value(policy=WITH_MEMORY, method="dynamic")),
+    (ValueError, THREE, lambda: _value(jnp.zeros(3), ld.shared_softmax)),
+    (
+        TypeError,
+        "floating-point",
+        lambda: ld.exact.gradient(BLOCK.astype(int), ld.tabular_softmax, two_states(), horizon=2),
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "call"), BAD, ids=[row[1] for row in BAD])
+def test_bad_input_is_named(error, message, call):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_horizons_and_discounts_out_of_range_are_named():
+    arguments: Any = (TWO_STATES_LOGITS, ld.tabular_softmax, two_states())
+    others = [functools.partial(f, *arguments) for f in (ld.exact.fisher, ld.exact.weighted_score_moments)]
+    for call in (_listed, _value, *others):
         for horizon in (0, -1, 2.0):
             with pytest.raises(ValueError, match="horizon: expected a whole number >= 1"):
                 call(horizon=horizon)
     for discount in (-0.1, 1.5):
         for method in ("dynamic", "enumeration"):
             with pytest.raises(ValueError, match=r"discount: expected a number in \[0, 1\]"):
-                ld.exact.value(params, ld.tabular_softmax, mdp, horizon=2, discount=discount, method=method)
-    with pytest.raises(ValueError, match="method: expected 'dynamic'"):
-        ld.exact.value(params, ld.tabular_softmax, mdp, horizon=2, method="monte carlo")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(TypeError, match="mdp: expected a concrete decision process"):
-        jax.jit(lambda mdp: ld.exact.value(params, WITH_MEMORY, mdp, horizon=2))(mdp)
-    with pytest.raises(ValueError, match="received one with memory"):
-        ld.exact.value(params, WITH_MEMORY, mdp, horizon=2, method="dynamic")
-    with pytest.raises(
-        ValueError, match="between the 2 actions of the decision process, received a distribution over 3"
-    ):
-        ld.exact.value(jnp.zeros(3), ld.shared_softmax, mdp, horizon=2)
-    with pytest.raises(TypeError, match="expected a floating-point array"):
-        ld.exact.gradient(jnp.zeros(2, int), ld.shared_softmax, mdp, horizon=2)
+                _value(discount=discount, method=method)
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -240,12 +246,7 @@ def test_float32_with_and_without_x64(enabled):
         mdp = cast(two_states(), jnp.float32)
         value, gradient = jax.jit(
             lambda params: jax.value_and_grad(ld.exact.value)(
-                params,
-                ld.tabular_softmax,
-                mdp,
-                horizon=3,
-                discount=0.9,
-                method="enumeration" if enabled else "dynamic",
+                params, ld.tabular_softmax, mdp, horizon=3, discount=0.9, method="enumeration" if enabled else "dynamic"
             )
         )(TWO_STATES_LOGITS.astype(jnp.float32))
         assert value.dtype == gradient.dtype == jnp.float32

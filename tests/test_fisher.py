@@ -11,14 +11,11 @@ from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
 from logderiv.likelihood import fisher
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, two_states
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, trajectory, two_states
 
-# E[score score^T] of the two-state world: diagonal blocks of [[f, -f], [-f, f]] for each state; the project's table of
-# decision problems, every trajectory enumerated.
-TABLE = {
-    2: (0.2856094668379328, 0.20739705388233032),
-    3: (0.4261136214086897, 0.3134424400460357),
-}
+# E[score score^T] of the two-state world: diagonal blocks of [[f, -f], [-f, f]] for each state, f = p(0|s) p(1|s) times the
+# expected number of visits to s.
+TABLE = {2: (0.2856094668379328, 0.20739705388233032), 3: (0.4261136214086897, 0.3134424400460357)}
 
 
 @pytest.mark.parametrize(("horizon", "per"), [(2, "trajectory"), (3, "step")])
@@ -58,7 +55,7 @@ def test_exact_fisher_with_early_ends_by_three_routes():
 
 
 def _network_batch():
-    policy = ld.linear(3)
+    policy = ld.MLP(3, hidden=())
     taus = batch(jax.random.key(0), (6, 5), actions=3)
     lengths = jnp.arange(6) % 5 + 1
     taus = taus._replace(valid=jnp.arange(5)[None] < lengths[:, None])
@@ -75,7 +72,7 @@ def test_products_on_a_batch_equal_the_explicit_outer_products(per):
     def run(params):
         scores = jax.jacrev(lambda p: ld.log_factors(unravel(p), policy, taus))(theta)  # (N, T, D)
         rows = scores.reshape((-1, theta.size)) if per == "step" else scores.sum(axis=1)
-        product = fisher.fisher_vector_product(params, policy, taus, per=per, rows=4)
+        product = fisher.fisher_vector_product(params, policy, taus, per=per, block_size=4)
         return rows.T @ (rows @ vector) / 6, ravel_pytree(product(unravel(vector)))[0]
 
     explicit, product = run(params)
@@ -86,7 +83,7 @@ def test_products_on_a_batch_equal_the_explicit_outer_products(per):
 def test_padding_changes_no_product(policy):
     _, _, taus = _network_batch()
     params = policy.init(jax.random.key(1), jnp.zeros(4))
-    run = jax.jit(lambda taus: fisher.fisher_vector_product(params, policy, taus, rows=7)(params))
+    run = jax.jit(lambda taus: fisher.fisher_vector_product(params, policy, taus, block_size=7)(params))
     dirty = taus._replace(
         observations=jnp.where(taus.valid[..., None], taus.observations, jnp.nan),
         actions=jnp.where(taus.valid, taus.actions, -5),
@@ -112,16 +109,7 @@ def _bandit(probabilities, rewards):
     """One state, one step: a batch whose empirical frequencies are exactly the policy's, and the exact gradient."""
     counts = np.round(np.array(probabilities) * 20).astype(int)
     actions = np.repeat(np.arange(len(counts)), counts)[:, None]
-    ones = jnp.ones(actions.shape)
-    taus = ld.Trajectory(
-        0 * actions,
-        jnp.asarray(actions),
-        jnp.asarray(rewards)[actions],
-        ones,
-        ones > 0,
-        0 * ones,
-        actions[:, 0],
-    )
+    taus = trajectory(actions=jnp.asarray(actions), rewards=jnp.asarray(rewards)[actions])
     p, r = np.array(probabilities), np.array(rewards)
     return jnp.log(jnp.asarray(p)), taus, jnp.asarray(p * (r - p @ r))
 
@@ -180,8 +168,8 @@ def test_the_natural_gradient_does_not_depend_on_the_parametrization():
 
 def test_it_passes_through_chain_and_maximize_and_learns_in_float32():
     dtype = jnp.float32
-    mdp = ld.short_corridor(dtype=dtype)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    mdp = ld.environments.short_corridor(dtype=dtype)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
     optimizer: Any = ld.maximize(
         optax.chain(fisher.natural_gradient(ld.shared_softmax, damping=1e-2), optax.scale_by_learning_rate(0.02))
     )

@@ -14,7 +14,8 @@ DISCOUNT = 0.96
 PENNIES = jnp.array([[1.0, -1.0], [-1.0, 1.0]])
 
 # V1 = s0^T (I - gamma P)^-1 r at uniform play, gamma 0.96, and its derivatives in the logits of cooperation; each player's in the order
-# CC, CD, DC, DD, start, own action first. Source: own derivation, file higher_order of the project's truths (model as in arXiv:1709.04326).
+# CC, CD, DC, DD, start, own action first. The game of arXiv:1709.04326, differentiated
+# in a separate program, checked by finite differences, and rounded to the exact fractions.
 GRADIENT = [-1.5, -1.5, -1.5, -1.5, -0.25, 3.0, 3.0, 3.0, 3.0, 0.5]
 HESSIAN = [
     [-0.36, -0.36, 0.0, 0.0, -0.03, 0.18, -0.54, 0.18, -0.54, -0.03],
@@ -28,7 +29,7 @@ HESSIAN = [
     [-0.54, -0.18, -0.54, -0.18, -0.06, 0.0, 0.0, -0.72, -0.72, -0.06],
     [-0.03, 0.03, -0.03, 0.03, 0.0, 0.06, 0.06, -0.06, -0.06, 0.0],
 ]
-FINITE = {1: -1.5, 2: -2.94, 3: -4.3224, 5: -6.92352384}  # the same source
+FINITE = {1: -1.5, 2: -2.94, 3: -4.3224, 5: -6.92352384}  # the sums of as many rounds, -1.5 (1 - gamma^T) / (1 - gamma)
 COOPERATE, DEFECT = [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]
 TIT_FOR_TAT = [1, 0, 1, 0, 1]
 
@@ -41,7 +42,7 @@ def uneven():
     """Two actions against three."""
     random = np.random.default_rng(5)
     game = ld.processes.MatrixGame(jnp.asarray(random.normal(size=(2, 2, 3))))
-    return game, tuple(jnp.asarray(random.normal(size=x.shape)) for x in game.policy.init())
+    return game, tuple(jnp.asarray(random.normal(size=x.shape)) for x in game.init())
 
 
 def logits(theta):
@@ -103,15 +104,15 @@ def test_value_of_uneven_players_is_the_sum_over_all_games_played_by_hand():
 def test_dice_estimates_all_blocks_of_the_hessian_and_the_plain_surrogate_has_no_cross_block(player):
     keys = jax.random.split(jax.random.key(1))
     game = dilemma()
-    params = tuple(0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, game.policy.init(), strict=True))
+    params = tuple(0.5 * jax.random.normal(k, x.shape) for k, x in zip(keys, game.init(), strict=True))
 
     def hessian(surrogate):
-        estimator = ld.score_function(discount=DISCOUNT, surrogate=surrogate)
-        return ld.exact.surrogate_derivatives(
-            estimator, params, game.policy, game.mdp(player), horizon=3, num_trajectories=1, order=2
+        estimator = ld.ScoreFunction(discount=DISCOUNT, surrogate=surrogate)
+        return ld.exact.moments(
+            params, game.policy, game.mdp(player), estimator, horizon=3, num_trajectories=1, order=2
         )
 
-    dice, plain = hessian(ld.dice_surrogate), hessian(ld.score_surrogate)
+    dice, plain = hessian(ld.estimators.DiCE()), hessian(ld.estimators.Score())
     own = jax.jit(jax.hessian(lambda p: game.value(p, horizon=3, discount=DISCOUNT)[player]))(params)
     cross = np.asarray(own[0][1]).reshape(10, 10)
     np.testing.assert_allclose(dice.exact[:10, 10:], cross, atol=1e-14)
@@ -149,7 +150,7 @@ def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
 
 def test_sampled_gradients_of_one_player_are_those_of_its_value():
     game, params = uneven()
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     @jax.jit
     def run(params):
@@ -169,11 +170,7 @@ def test_look_ahead_is_gradient_ascent_that_can_be_differentiated():
 
     def anticipated(x, steps):
         return ld.processes.look_ahead(
-            jnp.asarray(0.5),
-            jax.random.key(0),
-            lambda y, key: x * y - y**2 / 2,
-            learning_rate=0.1,
-            steps=steps,
+            jnp.asarray(0.5), jax.random.key(0), lambda y, key: x * y - y**2 / 2, learning_rate=0.1, steps=steps
         )
 
     for steps in (0, 1, 3):
@@ -214,11 +211,13 @@ def test_payoffs_of_another_shape(shape):
 
 def test_bad_input():
     game = ld.processes.MatrixGame(jnp.stack([PENNIES, -PENNIES]))
-    params = game.policy.init()
+    params = game.init()
     assert ld.processes.MatrixGame(jnp.ones((2, 2, 2), int)).payoffs.dtype == jnp.float64
-    with pytest.raises(ValueError, match=r"discount: expected a number in \[0, 1\) for endless play"):
+    with pytest.raises(
+        ValueError, match=r"discount: expected a number in \[0, 1\), received 1.0; endless play is discounted"
+    ):
         game.value(params)
-    with pytest.raises(ValueError, match=r"params: expected a pair of logits of shapes"):
+    with pytest.raises(ValueError, match=r"params\[1\]: expected shape \(5, 2\), received \(4, 2\); a pair of logits"):
         game.value((params[0], params[1][:4]), horizon=2)
     with pytest.raises(ValueError, match=r"player: expected 0 or 1, received 2"):
         game.mdp(2)

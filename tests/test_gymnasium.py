@@ -13,11 +13,10 @@ import logderiv as ld
 from logderiv._core.fingerprint import static_text
 from logderiv.environments import as_environment
 from logderiv.environments.gymnasium import host
-from logderiv.environments.gymnasium.steppers import Remake
 
 gymnasium = pytest.importorskip("gymnasium")
 
-POLICY = ld.linear(2)
+POLICY = ld.MLP(2, hidden=())
 WEIGHTS = POLICY.init(jax.random.key(0), jnp.zeros(4))
 STEEP = jax.tree.map(lambda x: x * 300, WEIGHTS)  # a policy that looks at the state
 draw = jax.jit(ld.rollout, static_argnames="horizon")
@@ -80,8 +79,10 @@ NEVER, ALWAYS = always(0), always(1)
 
 
 def test_numpy_rows_and_single_environments_are_the_same_episodes_as_gymnasiums_own():
-    batch = draw(STEEP, keys(1, 4), POLICY, ld.Gymnasium("CartPole-v1"), horizon=80)
-    single = draw(STEEP, keys(1, 4), POLICY, ld.Gymnasium(lambda: gymnasium.make("CartPole-v1").unwrapped), horizon=80)
+    rows, one_by_one = "CartPole-v1", lambda: gymnasium.make("CartPole-v1").unwrapped
+    batch, single = (
+        draw(STEEP, keys(1, 4), POLICY, ld.environments.Gymnasium(make), horizon=80) for make in (rows, one_by_one)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), batch, single)
     lengths = np.asarray(batch.valid.sum(1))
     assert len(set(lengths.tolist())) > 1
@@ -100,7 +101,7 @@ def test_numpy_rows_and_single_environments_are_the_same_episodes_as_gymnasiums_
 
 
 def test_nested_maps_are_one_callback_per_step_and_equal_the_flat_batch(monkeypatch):
-    environment, calls, step = ld.Gymnasium("CartPole-v1"), [], host.Host.step
+    environment, calls, step = ld.environments.Gymnasium("CartPole-v1"), [], host.Host.step
     monkeypatch.setattr(host.Host, "step", lambda self, handles, action: (calls.append(len(handles)), step(self, handles, action))[1])  # fmt: skip
     params = jax.tree.map(lambda x: jnp.stack([x, x]), WEIGHTS)
     nested = jax.jit(jax.vmap(lambda p, k: ld.rollout(p, k, POLICY, environment, horizon=9)))(params, keys(2, 2, 3))
@@ -112,7 +113,7 @@ def test_nested_maps_are_one_callback_per_step_and_equal_the_flat_batch(monkeypa
 
 def check_cut(make):
     """A time limit of 3 is met: the true last observation, no termination."""
-    taus = draw(jnp.zeros(2), keys(3, 2), NEVER, ld.Gymnasium(make), horizon=6)
+    taus = draw(jnp.zeros(2), keys(3, 2), NEVER, ld.environments.Gymnasium(make), horizon=6)
     assert taus.valid.sum(1).tolist() == [3, 3]
     assert taus.discounts.tolist() == [[1] * 6] * 2
     assert taus.rewards.tolist() == [[1, 2, 3, 0, 0, 0]] * 2
@@ -124,14 +125,14 @@ def test_a_cut_episode_ends_with_its_own_last_observation_and_is_not_stepped_aga
     check_cut(limited_clock)
     with pytest.raises(AssertionError):
         check_cut(resetting_clock)  # the wrong twin
-    taus = draw(jnp.zeros(2), keys(3, 2), ALWAYS, ld.Gymnasium(limited_clock), horizon=6)
+    taus = draw(jnp.zeros(2), keys(3, 2), ALWAYS, ld.environments.Gymnasium(limited_clock), horizon=6)
     assert taus.discounts.tolist() == [[1, 0, 1, 1, 1, 1]] * 2
     assert taus.final_observation["time"].tolist() == [2, 2]
 
 
 def test_streams_restart_the_rows_that_ended_and_no_others():
     """Row 0 ends at its second step, row 1 at its time limit."""
-    environment = ld.Gymnasium(limited_clock)
+    environment = ld.environments.Gymnasium(limited_clock)
 
     @jax.jit
     def stream(key):
@@ -158,7 +159,7 @@ def test_streams_restart_the_rows_that_ended_and_no_others():
 
 
 def test_batches_live_side_by_side_and_a_state_is_used_once():
-    environment, other = ld.Gymnasium(lambda: limited_clock()), ld.Gymnasium(Clock)  # of their own
+    environment, other = map(ld.environments.Gymnasium, (lambda: limited_clock(), Clock))  # of their own
     reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
     (_, three), (_, five), (_, two) = reset(keys(5, 3)), reset(keys(6, 5)), jax.vmap(other.reset)(keys(7, 2))
     for time in (1, 2):
@@ -193,7 +194,7 @@ def test_ended_batches_give_way_first_and_their_environments_are_used_again():
         made.append(1)
         return Clock()
 
-    environment = ld.Gymnasium(make, max_batches=2)
+    environment = ld.environments.Gymnasium(make, max_batches=2)
     reset, step = jax.vmap(environment.reset), jax.vmap(environment.step)
     _, kept = reset(keys(1, 3))
     for _ in range(4):  # episodes that end
@@ -210,7 +211,7 @@ def test_ended_batches_give_way_first_and_their_environments_are_used_again():
 
 def test_callbacks_work_inside_batched_loops_and_beside_derivatives():
     """As `train` uses them for many seeds: a while loop whose rows stop at different times."""
-    environment = ld.Gymnasium(Clock)
+    environment = ld.environments.Gymnasium(Clock)
 
     def until_over(key):
         def body(carry):
@@ -223,7 +224,7 @@ def test_callbacks_work_inside_batched_loops_and_beside_derivatives():
     assert jax.jit(jax.vmap(until_over))(keys(9, 3)).tolist() == [3.0] * 3
 
     def objective(params):
-        tau = ld.rollout(params, keys(10, 2), POLICY, ld.Gymnasium("CartPole-v1"), horizon=4)
+        tau = ld.rollout(params, keys(10, 2), POLICY, ld.environments.Gymnasium("CartPole-v1"), horizon=4)
         return jnp.mean(ld.log_prob(params, POLICY, tau)), tau
 
     score, tau = jax.jit(jax.grad(objective, has_aux=True))(WEIGHTS)
@@ -248,14 +249,14 @@ class Box(gymnasium.Env):
 def test_actions_outside_the_space_are_refused_or_clipped():
     wide = ld.FunctionPolicy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"received .* in row 0; use logderiv.TanhNormal"):
-        jax.block_until_ready(draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box), horizon=3))
-    clipped = draw(jnp.zeros(1), keys(1, 2), wide, ld.Gymnasium(Box, clip=True), horizon=3)
+        jax.block_until_ready(draw(jnp.zeros(1), keys(1, 2), wide, ld.environments.Gymnasium(Box), horizon=3))
+    clipped = draw(jnp.zeros(1), keys(1, 2), wide, ld.environments.Gymnasium(Box, clip=True), horizon=3)
     assert (clipped.rewards == 2).all()
     assert (clipped.actions > 2).all()
     squashed = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
-    inside = draw(jnp.zeros(1), keys(1, 2), squashed, ld.Gymnasium(Box), horizon=3)
+    inside = draw(jnp.zeros(1), keys(1, 2), squashed, ld.environments.Gymnasium(Box), horizon=3)
     assert (abs(inside.rewards) <= 2).all()
-    environment = ld.Gymnasium(Clock)
+    environment = ld.environments.Gymnasium(Clock)
     _, state = jax.vmap(environment.reset)(keys(2, 3))
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"Discrete\(2\), received -1 in row 1"):
         jax.block_until_ready(jax.vmap(environment.step)(keys(2, 3), state, jnp.array([0, -1, 1])))
@@ -274,8 +275,8 @@ def test_unmodified_environments_are_recognized_and_keep_their_adapter():
     with pytest.raises(TypeError, match="expected one Gymnasium environment"):
         as_environment(gymnasium.make_vec("CartPole-v1", 2))
     with pytest.raises(TypeError, match="an id or a function"):
-        ld.Gymnasium(3)  # pyright: ignore[reportArgumentType]
-    assert ld.Gymnasium("CartPole-v1") == ld.Gymnasium("CartPole-v1")
+        ld.environments.Gymnasium(3)  # pyright: ignore[reportArgumentType]
+    assert ld.environments.Gymnasium("CartPole-v1") == ld.environments.Gymnasium("CartPole-v1")
 
 
 def test_environments_made_alike_are_one_to_the_compiler_and_share_what_the_host_holds():
@@ -288,22 +289,15 @@ def test_environments_made_alike_are_one_to_the_compiler_and_share_what_the_host
     assert first != other
     assert static_text(first) != static_text(other)
     own = gymnasium.envs.registration.EnvSpec("Own-v0", entry_point=lambda: Clock())
-    assert Remake.of(own) != Remake.of(own)
+    assert as_environment(gymnasium.make(own)) != as_environment(gymnasium.make(own))
 
 
 def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):
     def run():
-        return ld.train(
-            WEIGHTS,
-            jax.random.key(0),
-            POLICY,
-            ld.Gymnasium("CartPole-v1"),
-            estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
-            optimizer=ld.maximize(optax.adam(0.1)),
-            num_updates=15,
-            num_trajectories=16,
-            horizon=60,
-        )
+        estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+        options = {"estimator": estimator, "optimizer": optax.adam(0.1), "num_updates": 15}
+        world, batch = ld.environments.Gymnasium("CartPole-v1"), ld.Episodes(16, horizon=60)
+        return ld.train(WEIGHTS, jax.random.key(0), POLICY, world, batch, **options)
 
     first = run()
     assert first.metrics.mean_return[-3:].mean() > 1.4 * first.metrics.mean_return[:3].mean()
@@ -316,20 +310,12 @@ def test_checkpoints_of_a_stream_are_refused_before_the_first_update(standard_pr
     network = ld.MLPActorCritic(2, hidden=(4,))
     params = network.init(jax.random.key(0), jnp.zeros(4))
 
-    def run(**options):
-        return ld.train(
-            params,
-            jax.random.key(1),
-            network,
-            gymnasium.make("CartPole-v1"),
-            estimator=ld.a2c(network.value),
-            optimizer=ld.maximize(optax.sgd(0.1)),
-            num_updates=1,
-            checkpoints=ld.Checkpoints(tmp_path / "run", every=1),
-            **options,
-        )
+    def run(batch):
+        options = {"estimator": ld.A2C(network.value), "optimizer": optax.sgd(0.1), "num_updates": 1}
+        options["checkpoints"] = ld.Checkpoints(tmp_path / "run", every=1)
+        return ld.train(params, jax.random.key(1), network, gymnasium.make("CartPole-v1"), batch, **options)
 
-    with pytest.raises(ValueError, match=r"cannot go on in another; draw whole episodes \(num_trajectories\)"):
-        run(num_environments=2, num_steps=2)
+    with pytest.raises(ValueError, match=r"cannot go on in another; draw whole episodes \(logderiv.Episodes\)"):
+        run(ld.Steps(2, 2))
     assert not (tmp_path / "run").exists()
-    assert run(num_trajectories=2, horizon=5).state.num_updates == 1
+    assert run(ld.Episodes(2, horizon=5)).state.num_updates == 1

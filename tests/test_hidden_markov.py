@@ -148,12 +148,12 @@ def test_bad_input():
         lambda: ld.rollout(mismatched, jax.random.key(0), MODEL.policy, MODEL, horizon=2),
     ):
         with pytest.raises(
-            ValueError, match=r"initial of shape \(S,\).*received \(2,\) and \(3, 3\); start and kernel"
+            ValueError, match=r"transition: expected shape \(2, 2\), received \(3, 3\); start and kernel"
         ):
             call()
     with pytest.raises(ValueError, match=r"observed: expected shape \(4,\)"):
         MODEL.smooth(PARAMS, Y, observed=jnp.ones((4, 1)))
-    with pytest.raises(ValueError, match="leading axis"):
+    with pytest.raises(ValueError, match="observations: expected the same number of rows"):
         MODEL.log_likelihood(PARAMS, Y[:0])
     with pytest.raises(TypeError, match="expected integers"):
         MODEL.log_likelihood(PARAMS, Y.astype(float))

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, random_mdp, rollout, terminating, two_states
+from tests.worlds import (
+    TERMINATING_LOGITS,
+    TWO_STATES_LOGITS,
+    cast,
+    random_mdp,
+    rollout,
+    terminating,
+    trajectory,
+    two_states,
+)
 
 compare = jax.jit(ld.compare, static_argnums=1)
 
@@ -31,7 +40,7 @@ def _coin(params, observation):
 
 def _tosses(actions, dtype=jnp.float64):
     ones = jnp.ones(len(actions), dtype)
-    return ld.Trajectory(ones, jnp.array(actions), ones, ones, ones.astype(bool), ones, ones[0])
+    return trajectory(observations=ones, actions=jnp.array(actions), rewards=ones)
 
 
 def test_identity_holds_on_fifty_random_worlds_and_policies_in_float64():
@@ -49,7 +58,7 @@ def test_identity_holds_on_fifty_random_worlds_and_policies_in_float64():
     found = check(jax.random.split(jax.random.key(0), 50))
     assert found.difference.shape == (50,)
     assert found.difference.max() <= 1e-12
-    assert (found.case == ld.Case.AGREE).all()
+    assert (found.case == ld.likelihood.Case.AGREE).all()
     assert (found.num_factors == 13).all()
     form = found.score_form.sign * np.exp(found.score_form.logabs)
     np.testing.assert_allclose(form, found.direct, rtol=1e-12, atol=1e-18)
@@ -60,7 +69,7 @@ def test_a_product_of_fair_coins_underflows_where_the_smallest_normal_number_end
     """Factor 126 (the 127th) makes 2^-127 in float32: below the smallest normal number, flushed to zero on a CPU."""
     tau = _tosses([1] * 1200, dtype)
     found = jax.jit(ld.compare)(jnp.zeros((), dtype), ld.FunctionPolicy(lambda p, _: ld.Bernoulli(p)), tau)
-    assert found.case == ld.Case.UNDERFLOW
+    assert found.case == ld.likelihood.Case.UNDERFLOW
     assert found.prob == 0
     assert found.direct == 0
     assert found.first_underflow == first
@@ -74,7 +83,7 @@ def test_densities_overflow_while_the_signed_logarithm_is_right():
     tau = _tosses([1] * 30, jnp.float32)
     tau = tau._replace(actions=jnp.full(30, 2e-4, jnp.float32))
     found = jax.jit(ld.compare)(jnp.float32(0), policy, tau)
-    assert found.case == ld.Case.OVERFLOW
+    assert found.case == ld.likelihood.Case.OVERFLOW
     assert jnp.isinf(found.prob)
     density = -0.5 * 0.2**2 - np.log(1e-3) - 0.5 * np.log(2 * np.pi)
     np.testing.assert_allclose(found.log_prob, 30 * density, rtol=1e-6)
@@ -83,7 +92,7 @@ def test_densities_overflow_while_the_signed_logarithm_is_right():
 
 def test_at_a_factor_of_exactly_zero_only_the_direct_form_is_right():
     found = compare(jnp.asarray(0.0), _coin, _tosses([1, 0]))
-    assert found.case == ld.Case.ZERO_FACTOR
+    assert found.case == ld.likelihood.Case.ZERO_FACTOR
     assert found.direct == 1  # d/dp p (1 - p) at p = 0
     assert not jnp.isfinite(found.score_form.logabs)
     assert "only the direct form is right" in str(found)
@@ -95,7 +104,7 @@ def test_a_policy_whose_prob_is_not_the_exponential_of_its_log_prob_is_found_out
             return jnp.log(self.prob(action)) * 1.01
 
     found = compare(jnp.asarray(0.3), lambda p, _: Wrong(p), _tosses([1, 0, 1]))
-    assert found.case == ld.Case.DIFFER
+    assert found.case == ld.likelihood.Case.DIFFER
 
 
 def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
@@ -103,7 +112,7 @@ def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
     mdp, logits = cast(two_states(), jnp.float32), TWO_STATES_LOGITS.astype(jnp.float32)
     tau = rollout(logits, jax.random.key(2), ld.tabular_softmax, mdp, horizon=100)
     found = jax.jit(ld.compare)(logits, ld.tabular_softmax, tau)
-    assert found.case == ld.Case.AGREE
+    assert found.case == ld.likelihood.Case.AGREE
     assert found.log_prob < -60
     assert 0 < found.difference < 8 * found.resolution
 

@@ -6,25 +6,15 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.estimators import vtrace, vtrace_gradient
-from logderiv.estimators.credit import gae, generalized_advantages, lambda_returns
-from logderiv.estimators.importance import (
-    effective_sample_size,
-    importance_per_decision,
-    importance_self_normalized,
-    importance_trajectory,
-    importance_truncated,
-    log_products,
-    log_ratios,
-    per_decision_ratios,
-    trajectory_ratios,
-    with_behavior,
-)
+from logderiv.estimators.declaration import Structure
+from logderiv.estimators.importance import effective_sample_size, log_ratios, with_behavior
+from logderiv.estimators.returns import generalized_advantages, lambda_returns, vtrace
 
 from . import oracle
 from .test_credit import random_arrays
 from .zoo import GIVEN
 
+PER_STEP, PER_TRAJECTORY = ld.importance.Importance(), ld.importance.Importance(per="trajectory")
 LOGS = jnp.log(jnp.array([[2.0, 3.0, 1.0], [0.5, 1.0, 4.0]]))
 
 
@@ -34,47 +24,46 @@ def _weigh(estimator, world, every, *, off_policy=False):
     @jax.jit
     def run(params, every):
         every = every if off_policy else with_behavior(params, oracle.POLICY, every)
-        return estimator.weigh(params, estimator.init(params), oracle.POLICY, every)[0]
+        return estimator.advantages(params, estimator.init(params), oracle.POLICY, every)[0]
 
     return run(world.params, every)
 
 
 def test_products_by_hand():
-    np.testing.assert_allclose(per_decision_ratios(LOGS), [[2, 6, 6], [0.5, 0.5, 2]], rtol=1e-15)
-    np.testing.assert_allclose(trajectory_ratios(LOGS), [[6, 6, 6], [2, 2, 2]], rtol=1e-15)
-    assert (importance_per_decision().ratios(LOGS) == per_decision_ratios(LOGS)).all()
-    np.testing.assert_allclose(importance_trajectory().ratios(LOGS), trajectory_ratios(LOGS), rtol=1e-15)
+    np.testing.assert_allclose(PER_STEP.ratios(LOGS), [[2, 6, 6], [0.5, 0.5, 2]], rtol=1e-15)
+    np.testing.assert_allclose(PER_TRAJECTORY.ratios(LOGS), [[6, 6, 6], [2, 2, 2]], rtol=1e-15)
 
 
 def test_leading_axes_are_a_batch():
     """One trajectory, a batch, and batches of batches: time is the last axis."""
     deep = jnp.stack([LOGS, 2 * LOGS, -LOGS])
-    whole = lambda logs: log_products(logs, "trajectory")  # noqa: E731
-    for function in (per_decision_ratios, trajectory_ratios, whole):
-        one_by_one = [[function(row) for row in rows] for rows in deep]
-        np.testing.assert_allclose(function(deep), one_by_one, rtol=1e-15)
+    for ratios in (PER_STEP.ratios, PER_TRAJECTORY.ratios):
+        one_by_one = [[ratios(row) for row in rows] for rows in deep]
+        np.testing.assert_allclose(ratios(deep), one_by_one, rtol=1e-15)
 
 
 def test_self_normalized_weights_have_mean_one_and_are_at_most_n():
-    weights = importance_self_normalized().ratios(LOGS)
+    weights = ld.importance.Importance(normalize=True).ratios(LOGS)
     np.testing.assert_allclose(weights, [[1.6, 12 / 6.5, 1.5], [0.4, 1 / 6.5, 0.5]], rtol=1e-14)
-    whole = importance_self_normalized(product="trajectory").ratios(LOGS)
+    whole = ld.importance.Importance(per="trajectory", normalize=True).ratios(LOGS)
     np.testing.assert_allclose(whole, [[1.5] * 3, [0.5] * 3], rtol=1e-14)
-    huge = importance_self_normalized().ratios(LOGS + jnp.array([[2000.0], [0.0]]))  # exp overflows
+    huge = ld.importance.Importance(normalize=True).ratios(LOGS + jnp.array([[2000.0], [0.0]]))  # exp overflows
     np.testing.assert_allclose(huge, [[2.0] * 3, [0.0] * 3], atol=1e-300)
 
 
 def test_truncated_weights():
-    np.testing.assert_allclose(importance_truncated(2.0).ratios(LOGS), [[2, 2, 2], [0.5, 0.5, 2]], rtol=1e-15)
-    whole = importance_truncated(3.0, product="trajectory").ratios(LOGS)
+    np.testing.assert_allclose(
+        ld.importance.Importance(truncate=2.0).ratios(LOGS), [[2, 2, 2], [0.5, 0.5, 2]], rtol=1e-15
+    )
+    whole = ld.importance.Importance(truncate=3.0, per="trajectory").ratios(LOGS)
     np.testing.assert_allclose(whole, [[3] * 3, [2] * 3], rtol=1e-15)
 
 
 def test_truncation_that_never_bites_is_unbiased():
     """The declaration of order 0 is about what is cut off, and only that."""
     world = oracle.cut()
-    plain = ld.score_function(discount=0.9, importance=importance_per_decision())
-    wide = ld.score_function(discount=0.9, importance=importance_truncated(100.0))
+    plain = ld.ScoreFunction(discount=0.9, importance=ld.importance.Importance())
+    wide = ld.ScoreFunction(discount=0.9, importance=ld.importance.Importance(truncate=100.0))
     every, _ = oracle.trajectories(world, off_policy=True)
     weights = [_weigh(e, world, every, off_policy=True) for e in (plain, wide)]
     assert (weights[0] == weights[1]).all()
@@ -96,10 +85,10 @@ def test_weights_are_exactly_one_on_policy():
     def ratios(taus):
         logs = log_ratios(params, policy, with_behavior(params, policy, taus))
         kinds = (
-            importance_per_decision(),
-            importance_trajectory(),
-            importance_self_normalized(),
-            importance_truncated(1.0),
+            ld.importance.Importance(),
+            ld.importance.Importance(per="trajectory"),
+            ld.importance.Importance(normalize=True),
+            ld.importance.Importance(truncate=1.0),
         )
         return [kind.ratios(logs) for kind in kinds]
 
@@ -108,16 +97,20 @@ def test_weights_are_exactly_one_on_policy():
     assert (log_ratios(params, policy, taus) == 0).all()
     # the wrong twin: stored log-probabilities that are off by a rounding are seen
     off = taus._replace(behavior_log_probs=taus.behavior_log_probs * (1 + 1e-6))
-    assert (per_decision_ratios(log_ratios(params, policy, off)) != 1).any()
+    assert (PER_STEP.ratios(log_ratios(params, policy, off)) != 1).any()
 
 
 def test_on_policy_importance_changes_nothing():
     """With refreshed behavior log-probabilities the weights are those of the plain estimator, bit for bit."""
     world = oracle.cut(3)
     every, _ = oracle.trajectories(world)
-    for importance in (importance_per_decision(), importance_trajectory(), importance_self_normalized()):
-        plain = ld.score_function(discount=0.9, baseline=ld.baseline_leave_one_out())
-        weighted = ld.score_function(discount=0.9, baseline=ld.baseline_leave_one_out(), importance=importance)
+    for importance in (
+        ld.importance.Importance(),
+        ld.importance.Importance(per="trajectory"),
+        ld.importance.Importance(normalize=True),
+    ):
+        plain = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9)
+        weighted = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9, importance=importance)
         weights = [_weigh(e, world, every) for e in (plain, weighted)]
         assert (weights[0] == weights[1]).all()
 
@@ -127,7 +120,7 @@ def test_ratios_of_long_trajectories_do_not_lose_their_digits():
     logs = -jax.random.uniform(jax.random.key(0), (10**5,), jnp.float32, jnp.float32(0.2), jnp.float32(1.2))
     behavior = logs - jax.random.normal(jax.random.key(1), logs.shape, jnp.float32) * 1e-4
     exact = np.sum(np.asarray(logs, np.float64) - np.asarray(behavior, np.float64))
-    ours = float(jnp.log(trajectory_ratios((logs - behavior)[None])[0, 0]))
+    ours = float(jnp.log(PER_TRAJECTORY.ratios((logs - behavior)[None])[0, 0]))
     naive = float(jnp.sum(logs) - jnp.sum(behavior))
     assert abs(ours - exact) < 1e-6
     assert abs(naive - exact) > 1e-4
@@ -136,8 +129,8 @@ def test_ratios_of_long_trajectories_do_not_lose_their_digits():
 def test_no_gradient_flows_through_the_weights():
     world = oracle.cut()
     every, _ = oracle.trajectories(world, off_policy=True)
-    estimator = ld.score_function(importance=importance_per_decision())
-    weigh = jax.jit(jax.jacobian(lambda p: estimator.weigh(p, (), oracle.POLICY, every)[0]))
+    estimator = ld.ScoreFunction(importance=ld.importance.Importance())
+    weigh = jax.jit(jax.jacobian(lambda p: estimator.advantages(p, (), oracle.POLICY, every)[0]))
     assert (weigh(world.params) == 0).all()
 
 
@@ -153,18 +146,19 @@ def test_effective_sample_size():
 def test_declarations():
     """Equal when rebuilt, as static arguments of `jit` must be; only the plain products are unbiased, the choices covered."""
     for build in (
-        importance_per_decision,
-        importance_trajectory,
-        importance_self_normalized,
-        lambda: importance_truncated(0.5),
+        ld.importance.Importance,
+        lambda: ld.importance.Importance(per="trajectory"),
+        lambda: ld.importance.Importance(normalize=True),
+        lambda: ld.importance.Importance(truncate=0.5),
     ):
         assert build() == build()
         assert hash(build()) == hash(build())
-        assert len(build().bias.assumes) == 2
-    assert importance_per_decision().bias.order == importance_trajectory().bias.order == np.inf
-    normalized, cut = importance_self_normalized().bias, importance_truncated(0.5).bias
-    assert (normalized.order, normalized.min_trajectories, normalized.degree) == (0, 2, None)
-    assert (cut.order, cut.min_trajectories, cut.degree, cut.factor) == (0, 1, 1, None)
+        assert len(build().declaration.assumes) == 2
+    for exact in (PER_STEP, PER_TRAJECTORY):
+        assert (exact.declaration.order, exact.structure) == (np.inf, Structure())
+    normalized, cut = ld.importance.Importance(normalize=True), ld.importance.Importance(truncate=0.5)
+    assert (normalized.declaration.order, normalized.structure) == (0, Structure(2, None))
+    assert (cut.declaration.order, cut.declaration.factor(1), cut.structure) == (0, None, Structure())
 
 
 def test_vtrace_on_policy_is_gae_and_the_bootstrapped_return():
@@ -179,20 +173,27 @@ def test_vtrace_on_policy_is_gae_and_the_bootstrapped_return():
 
 
 def test_vtrace_by_hand():
-    """Two steps, ratios 2 and 1/2, no clipping of c below 1: every number written out."""
-    result = vtrace(
-        jnp.array([1.0, 2.0]), jnp.array([0.5, 0.5]), jnp.array([4.0, 6.0]), jnp.array([6.0, 8.0]),
-        jnp.array([2.0, 0.5]), clip_rho=1.5, clip_c=1.0, clip_pg=1.2,
-    )  # fmt: skip
-    # deltas 1 + 3 - 4 = 0 and 2 + 4 - 6 = 0, so change the last reward by hand below
-    assert result.targets.tolist() == [4.0, 6.0]
-    result = vtrace(
-        jnp.array([1.0, 4.0]), jnp.array([0.5, 0.5]), jnp.array([4.0, 6.0]), jnp.array([6.0, 8.0]),
-        jnp.array([2.0, 0.5]), clip_rho=1.5, clip_c=1.0, clip_pg=1.2,
-    )  # fmt: skip
-    np.testing.assert_allclose(result.targets, [4 + 0.5 * 1.0 * 1.0, 6 + 0.5 * 2])
-    np.testing.assert_allclose(result.q_values, [1 + 0.5 * 7, 4 + 0.5 * 8])
-    np.testing.assert_allclose(result.advantages, [1.2 * 0.5, 0.5 * 2])
+    """Three steps with the temporal differences 2, 4 and -2 and the ratios 3, 2 and 1/2; each clip has a number of its own.
+
+    Errors of the values, from the end: e_2 = 1/2 (-2) = -1; e_1 = 1.5 x 4 + 1/2 x 1/2 x 1.25 x (-1); e_0 likewise.
+    """
+    rewards, values, following = jnp.array([3.0, 6.0, 0.0]), jnp.array([4.0, 6.0, 8.0]), jnp.array([6.0, 8.0, 12.0])
+
+    def run(**options):
+        return vtrace(rewards, jnp.full(3, 0.5), values, following, jnp.array([3.0, 2.0, 0.5]), **options)
+
+    result = run(lambda_=0.5, clip_rho=1.5, clip_c=1.25, clip_pg=1.75)
+    second = 1.5 * 4 + 0.5 * 0.5 * 1.25 * -1
+    first = 1.5 * 2 + 0.5 * 0.5 * 1.25 * second
+    np.testing.assert_allclose(result.targets, [4 + first, 6 + second, 8 - 1], rtol=1e-15)
+    later = np.array([0.5 * 0.5 * second, 0.5 * 0.5 * -1, 0])
+    np.testing.assert_allclose(result.q_values, np.array([3 + 0.5 * 6, 6 + 0.5 * 8, 0.5 * 12]) + later, rtol=1e-15)
+    np.testing.assert_allclose(result.advantages, [1.75 * (2 + later[0]), 1.75 * (4 + later[1]), 0.5 * -2], rtol=1e-15)
+    unclipped = run(lambda_=0.5, clip_rho=10.0, clip_c=10.0, clip_pg=10.0)
+    for name in ("clip_rho", "clip_c", "clip_pg"):  # each of them alone moves what it should, and nothing else
+        clips = {"clip_rho": 10.0, "clip_c": 10.0, "clip_pg": 10.0, name: 1.0}
+        moved = [not np.allclose(a, b) for a, b in zip(run(lambda_=0.5, **clips), unclipped, strict=True)]
+        assert moved == ([False, True, False] if name == "clip_pg" else [True, True, True])
 
 
 @pytest.mark.parametrize("terminated", [False, True])
@@ -215,20 +216,19 @@ def test_vtrace_equals_rlax(terminated, rlax):
 def test_vtrace_gradient_on_policy_is_gae_one():
     world = oracle.ending()
     every, _ = oracle.trajectories(world)
-    ours = _weigh(vtrace_gradient(baseline=GIVEN, discount=0.9), world, every)
-    theirs = _weigh(ld.score_function(credit=gae(1.0), baseline=GIVEN, discount=0.9), world, every)
+    ours = _weigh(ld.ScoreFunction(ld.advantages.VTrace(GIVEN), discount=0.9), world, every)
+    theirs = _weigh(ld.ScoreFunction(ld.advantages.GAE(1.0, GIVEN), discount=0.9), world, every)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: importance_truncated(0.0), "threshold: expected a positive number, received 0.0"),
-        (lambda: importance_truncated(1.0, product="both"), "product: expected 'decision' or 'trajectory'"),  # pyright: ignore
-        (lambda: importance_self_normalized(product="step"), "product: expected"),  # pyright: ignore
+        (lambda: ld.importance.Importance(truncate=0.0), "truncate: expected a positive number, received 0.0"),
+        (lambda: ld.importance.Importance(per="decision"), "per: expected 'step' or 'trajectory', received 'decision'"),  # pyright: ignore
         (
             lambda: vtrace(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(2)),
-            r"ratios: expected the shape of rewards",
+            r"ratios: expected shape \(3,\), received \(2,\)",
         ),
     ],
 )

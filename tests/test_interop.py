@@ -36,7 +36,7 @@ def test_categorical_of_any_library_gives_our_likelihood_score_and_rollout():
     @jax.jit
     def everything(params, policy, head_is_ours):
         del head_is_ours
-        f = jax.value_and_grad(lambda p: jnp.sum(ld.log_prob(p, policy, TAUS, rows=4)))
+        f = jax.value_and_grad(lambda p: jnp.sum(ld.log_prob(p, policy, TAUS, block_size=4)))
         return f(params)
 
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -112,19 +112,11 @@ class Contexts:
 
 def _learns(params, policy):
     """Random play earns 0.5; after 60 updates at least 0.95."""
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
-    optimizer = ld.maximize(optax.adam(3e-2))
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+    options = {"estimator": estimator, "optimizer": optax.adam(3e-2), "num_updates": 60}
+    params = jax.tree.map(lambda x: x.astype(jnp.float32), params)
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        result = ld.train(
-            jax.tree.map(lambda x: x.astype(jnp.float32), params),
-            jax.random.key(1),
-            policy,
-            Contexts(),
-            estimator=estimator,
-            optimizer=optimizer,
-            num_updates=60,
-            num_trajectories=64,
-        )
+        result = ld.train(params, jax.random.key(1), policy, Contexts(), ld.Episodes(64), **options)
     returns = result.metrics.mean_return
     assert 0.3 < returns[0] < 0.7
     assert returns[-10:].mean() > 0.95

@@ -10,6 +10,7 @@ import scipy.stats
 import logderiv as ld
 from logderiv.processes import LinearPolicyParams, LinearQuadratic
 from tests.quadrature import gauss_hermite, normal_logpdf
+from tests.worlds import trajectory
 
 WORLD = LinearQuadratic(
     transition=jnp.array([[0.9, 0.2], [-0.1, 0.7]]),
@@ -53,8 +54,7 @@ def weighted_scores(horizon):
             later = noise[3 + 3 * t : 5 + 3 * t]
             x = WORLD.transition @ x + WORLD.control @ u + (WORLD.noise @ later if later.size else 0 * x)
         states, actions, rewards = (jnp.stack(xs) for xs in zip(*rows, strict=True))
-        ones = jnp.ones(horizon)
-        tau = ld.Trajectory(states, actions, rewards, ones, ones > 0, 0 * ones, x)
+        tau = trajectory(observations=states, actions=actions, rewards=rewards, final_observation=x)
         return tau, jax.grad(ld.log_prob)(PARAMS, WORLD.policy, tau)
 
     return jnp.asarray(weights), *jax.vmap(one)(jnp.asarray(nodes))
@@ -80,7 +80,7 @@ def test_expected_return_times_score_is_the_gradient_of_the_value(horizon):
 
 def test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one():
     values = jax.jit(lambda p: WORLD.quadratics(p, horizon=4, discount=GAMMA))(PARAMS)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=GAMMA)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=GAMMA)
 
     @jax.jit
     def run(keys):
@@ -142,11 +142,13 @@ def test_a_known_start_and_float32():
 
 def test_bad_input():
     two = jnp.ones(2)
-    with pytest.raises(ValueError, match=r"noise: expected shape \(2, 2\) for n = 2, m = 1"):
+    with pytest.raises(ValueError, match=r"noise: expected shape \(2, 2\), received \(2, 1\); n = 2, m = 1"):
         LinearQuadratic(
             WORLD.transition, WORLD.control, jnp.ones((2, 1)), WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
         )
     with pytest.raises(ValueError, match=r"control: expected shape \(n, m\)"):
         LinearQuadratic(two, two, two, two, two, two)
-    with pytest.raises(ValueError, match=r"params.gain: expected shape \(m, n\) = \(1, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"params.gain: expected shape \(1, 2\), received \(2, 1\); \(m, n\) from log_std"
+    ):
         ld.rollout(PARAMS._replace(gain=jnp.ones((2, 1))), jax.random.key(0), WORLD.policy, WORLD, horizon=2)

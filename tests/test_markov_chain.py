@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.processes import MarkovChainParams, markov_chain
+from logderiv.processes import MarkovChain, MarkovChainParams
+from tests.worlds import trajectory
 
 PARAMS = MarkovChainParams(
     jnp.array([0.3, -0.2, 0.5]), jnp.array([[0.1, 0.9, -0.4], [0.0, 0.7, 0.2], [-1.0, 0.4, 0.6]])
@@ -24,14 +25,13 @@ def probabilities(params=PARAMS):
 def path(chain, states):
     """The trajectory that visits the given states."""
     states = jnp.asarray(states, jnp.int32)
-    ones = jnp.ones(len(states))
     before = jnp.concatenate([jnp.full(1, chain.num_actions, jnp.int32), states[:-1]])
-    return ld.Trajectory(before, states, ones, ones, ones > 0, 0 * ones, states[-1])
+    return trajectory(observations=before, actions=states, final_observation=states[-1])
 
 
 def test_score_of_a_path_is_counts_minus_expected_counts():
     """0 1 1 2 0 1: twice 0 -> 1, once each 1 -> 1, 1 -> 2, 2 -> 0."""
-    chain = markov_chain(REWARD)
+    chain = MarkovChain(REWARD)
     tau = path(chain, [0, 1, 1, 2, 0, 1])
     counts = np.array([[0, 2, 0], [0, 1, 1], [1, 0, 0]])
     start, kernel = probabilities()
@@ -43,7 +43,7 @@ def test_score_of_a_path_is_counts_minus_expected_counts():
 
 @pytest.mark.parametrize("reward", [REWARD, TRANSITION_REWARD], ids=["states", "transitions"])
 def test_value_by_matrix_powers_and_gradient_by_every_path(reward):
-    chain, gamma, horizon = markov_chain(reward), 0.9, 4
+    chain, gamma, horizon = MarkovChain(reward), 0.9, 4
     start, kernel = probabilities()
     visits, value = start, 0.0
     for t in range(horizon):
@@ -68,16 +68,16 @@ def test_value_by_matrix_powers_and_gradient_by_every_path(reward):
 
 
 def test_an_estimator_of_the_library_is_exactly_unbiased_on_a_chain():
-    chain = markov_chain(TRANSITION_REWARD)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
-    moments = ld.exact.estimator_moments(estimator, PARAMS, chain.policy, chain, horizon=3, num_trajectories=2)
+    chain = MarkovChain(TRANSITION_REWARD)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+    moments = ld.exact.moments(PARAMS, chain.policy, chain, estimator, horizon=3, num_trajectories=2)
     exact = jax.jit(lambda p: ld.exact.gradient(p, chain.policy, chain, horizon=3))(PARAMS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-13), moments.mean, exact)
 
 
 def test_expected_hitting_time_by_a_linear_system():
     """From 0 or 1 until 2 is entered: (I - P) t = 1 on the first two states."""
-    chain = markov_chain(jnp.ones(3), terminal=[False, False, True])
+    chain = MarkovChain(jnp.ones(3), terminal=[False, False, True])
     start, kernel = probabilities()
     times = np.linalg.solve(np.eye(2) - kernel[:2, :2], np.ones(2))
     value = jax.jit(lambda p: ld.exact.value(p, chain.policy, chain, horizon=500))(PARAMS)
@@ -85,7 +85,7 @@ def test_expected_hitting_time_by_a_linear_system():
 
 
 def test_rollout_draws_what_the_policy_scores():
-    chain = markov_chain(REWARD, horizon=5)
+    chain = MarkovChain(REWARD, horizon=5)
     taus = jax.jit(lambda keys: ld.rollout(PARAMS, keys, chain.policy, chain))(jax.random.split(jax.random.key(0), 4))
     assert bool(jnp.all(taus.observations[:, 0] == 3))
     np.testing.assert_array_equal(taus.observations[:, 1:], taus.actions[:, :-1])
@@ -96,7 +96,7 @@ def test_rollout_draws_what_the_policy_scores():
 
 def test_a_forbidden_transition_has_probability_zero_and_a_finite_score():
     forbids = PARAMS._replace(transition=PARAMS.transition.at[0, 1].set(-jnp.inf))
-    chain = markov_chain(REWARD)
+    chain = MarkovChain(REWARD)
     run = jax.jit(jax.value_and_grad(ld.log_prob))
     assert run(forbids, chain.policy, path(chain, [0, 1, 2]))[0] == -jnp.inf
     logp, score = run(forbids, chain.policy, path(chain, [0, 2, 2]))
@@ -105,22 +105,22 @@ def test_a_forbidden_transition_has_probability_zero_and_a_finite_score():
 
 
 def test_float32_stays_float32():
-    chain = markov_chain(REWARD.astype(jnp.float32))
+    chain = MarkovChain(REWARD.astype(jnp.float32))
     params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
     score = jax.jit(jax.grad(ld.log_prob))(params, chain.policy, path(chain, [0, 1, 2]))
     assert {leaf.dtype for leaf in score} == {jnp.dtype(jnp.float32)}
 
 
 def test_bad_input():
-    chain = markov_chain(REWARD)
+    chain = MarkovChain(REWARD)
     mismatched = PARAMS._replace(initial=jnp.zeros(2))
-    with pytest.raises(ValueError, match=r"params.initial: expected logits of shape \(3,\).*must agree"):
+    with pytest.raises(ValueError, match=r"params.initial: expected shape \(3,\).*must agree"):
         ld.rollout(mismatched, jax.random.key(0), chain.policy, chain, horizon=2)
-    with pytest.raises(ValueError, match=r"params.transition: expected logits of shape \(3, 3\)"):
+    with pytest.raises(ValueError, match=r"params.transition: expected shape \(3, 3\)"):
         chain.policy.apply(PARAMS._replace(transition=jnp.zeros((3, 2))), jnp.int32(0))
     with pytest.raises(ValueError, match=r"reward: expected shape \(S,\) or \(S, S\)"):
-        markov_chain(jnp.ones((2, 3)))
+        MarkovChain(jnp.ones((2, 3)))
     with pytest.raises(ValueError, match=r"reward: expected shape"):
-        markov_chain(1.0)
+        MarkovChain(1.0)
     with pytest.raises(ValueError, match=r"terminal: expected shape \(3,\)"):
-        markov_chain(REWARD, terminal=[True, False])
+        MarkovChain(REWARD, terminal=[True, False])

@@ -21,7 +21,8 @@ each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.ste
 
 @pytest.fixture(autouse=True)
 def _fresh_kernel(monkeypatch, tmp_path):
-    """The kernel inherits the environment: JAX on the CPU with its default types, no user's IPython profile or figure backend."""
+    """The kernel inherits the environment: this tree, JAX on the CPU with its default types, no user's profile or figure backend."""
+    monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiling is what costs
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
@@ -31,15 +32,9 @@ def _fresh_kernel(monkeypatch, tmp_path):
 
 def execute(notebook: NotebookNode, folder: Path) -> NotebookNode:
     """Run all cells in `folder`, in place; `CellExecutionError` at the first one that raises."""
-    client = NotebookClient(
-        notebook,
-        timeout=SECONDS_PER_CELL,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder)}},
-        record_timing=False,
-        extra_arguments=["--log-level=ERROR"],
-    )
-    return client.execute()
+    how = {"timeout": SECONDS_PER_CELL, "kernel_name": "python3", "record_timing": False}
+    place = {"metadata": {"path": str(folder)}}
+    return NotebookClient(notebook, resources=place, extra_arguments=["--log-level=ERROR"], **how).execute()
 
 
 def read(path: Path) -> NotebookNode:
@@ -105,15 +100,12 @@ def problems(notebook: NotebookNode) -> list[str]:
 
 
 def small(*sources: str) -> NotebookNode:
-    return nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
-    )
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    return nbformat.v4.new_notebook(cells=cells)
 
 
 def test_there_are_notebooks():
-    assert {"01_the_identity", "02_reinforce_with_optax", "06_any_order", "07_sequences"} <= {
-        path.stem for path in PATHS
-    }
+    assert {"01_the_identity", "02_reinforce_with_optax", "06_any_order", "07_sequences"} <= {p.stem for p in PATHS}
 
 
 @each_notebook

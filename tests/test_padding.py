@@ -51,19 +51,23 @@ def _dirty(tau, number, integer):
 
 
 def _functions(policy):
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
-    dice = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9, surrogate=ld.dice_surrogate)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9)
+    dice = ld.ScoreFunction(
+        ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9, surrogate=ld.estimators.DiCE()
+    )
 
     def objective(of):
         def value(params, tau):
-            weights, _ = of.weigh(params, of.init(params), policy, tau)
+            weights, _ = of.advantages(params, of.init(params), policy, tau)
             return of.objective(params, policy, tau, weights)
 
         return value
 
     return {
-        "log_prob": lambda params, tau: jnp.sum(ld.log_prob(params, policy, tau, rows=4)),
-        "log_prob of one": lambda params, tau: ld.log_prob(params, policy, jax.tree.map(lambda x: x[0], tau), rows=2),
+        "log_prob": lambda params, tau: jnp.sum(ld.log_prob(params, policy, tau, block_size=4)),
+        "log_prob of one": lambda params, tau: ld.log_prob(
+            params, policy, jax.tree.map(lambda x: x[0], tau), block_size=2
+        ),
         "prob": lambda params, tau: jnp.sum(ld.prob(params, policy, tau)),
         "score surrogate": objective(estimator),
         "dice surrogate": objective(dice),
@@ -124,9 +128,9 @@ def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
     tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.zeros(LENGTH, bool))
     tau = _dirty(tau, jnp.nan, -1)
     for policy in POLICIES.values():
-        (value, score), prob = jax.jit(
-            lambda *args: (jax.value_and_grad(ld.log_prob)(*args), ld.prob(*args)),
-        )(PARAMS, policy, tau)
+        (value, score), prob = jax.jit(lambda *args: (jax.value_and_grad(ld.log_prob)(*args), ld.prob(*args)))(
+            PARAMS, policy, tau
+        )
         assert value == 0
         assert all((x == 0).all() for x in jax.tree.leaves(score))
         assert prob == 1

@@ -13,16 +13,18 @@ import optax
 import pytest
 
 import logderiv as ld
+from logderiv.advantages import Batch
+from logderiv.processes import Fitness, NormalSearch, SearchParams, TreeNormal, rollout_pairs
 
 from . import oracle
 
 MEAN, SCALE, A, B = 0.7, 0.6, -1.5, 0.4
 C0, C1, C2 = A * MEAN**2 + B * MEAN, SCALE * (2 * A * MEAN + B), A * SCALE**2
-PARAMS = ld.SearchParams(jnp.array([MEAN]), jnp.log(jnp.array([SCALE])))
+PARAMS = SearchParams(jnp.array([MEAN]), jnp.log(jnp.array([SCALE])))
 EXACT = np.array([C1 / SCALE, 2 * C2])  # d/d mean, d/d log scale of a (mean^2 + scale^2) + b mean
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(6)  # exact to degree 11
-SEARCH = ld.NormalSearch()
-LOO, LOO_PAIRS = ld.baseline_leave_one_out(), ld.baseline_leave_one_out(group_size=2)
+SEARCH = NormalSearch()
+LOO, LOO_PAIRS = ld.baselines.LeaveOneOut(), ld.baselines.LeaveOneOut(group_size=2)
 
 
 def quadratic(x, key):
@@ -48,7 +50,7 @@ def over_noise(function, number, *, pairs):
 
 def moments(baseline, number, *, pairs):
     """Exact mean and variance of the estimated gradient in (mean, log scale)."""
-    estimator = ld.score_function(baseline=baseline)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(baseline))
 
     def gradient(taus):
         grads = estimator.estimate(PARAMS, (), SEARCH, taus)[0].grads
@@ -81,13 +83,13 @@ def test_leaving_one_of_a_pair_out_is_biased_by_the_factors_in_the_docstring():
 
 def test_standard_errors_are_honest_by_pairs_and_not_by_trajectories():
     """E[sem^2] for a linear fitness, where the two of a pair agree: the exact variance by pairs, (n - 1) / (2 n - 1) of it otherwise."""
-    estimator = ld.score_function(baseline=LOO_PAIRS)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS))
 
     def squared_errors(taus):
         taus = taus._replace(rewards=B * taus.actions[..., 0])
-        by_pair = ld.diagnostics.group_gradients(estimator, PARAMS, (), SEARCH, taus, num_groups=3)
-        alone = ld.diagnostics.per_trajectory_gradients(estimator, PARAMS, (), SEARCH, taus)
-        return [jnp.square(ld.sem(samples).mean[0]) for samples in (by_pair, alone)]
+        by_pair = ld.diagnostics.per_trajectory_gradients(PARAMS, SEARCH, taus, estimator, num_groups=3)
+        alone = ld.diagnostics.per_trajectory_gradients(PARAMS, SEARCH, taus, estimator)
+        return [jnp.square(ld.diagnostics.sem(samples).mean[0]) for samples in (by_pair, alone)]
 
     (by_pair, alone), weights = over_noise(squared_errors, 3, pairs=True)
     np.testing.assert_allclose(weights @ by_pair, 2 * B**2 / 3, rtol=1e-12)
@@ -96,14 +98,14 @@ def test_standard_errors_are_honest_by_pairs_and_not_by_trajectories():
 
 def test_second_derivatives_too():
     """DiCE on one independent sample: the Hessian of a (mean^2 + exp(2 l)) + b mean."""
-    estimator = ld.score_function(surrogate=ld.dice_surrogate)
+    estimator = ld.ScoreFunction(surrogate=ld.estimators.DiCE())
 
     def hessian(taus):
-        weights, _ = estimator.weigh(PARAMS, (), SEARCH, taus)
+        weights, _ = estimator.advantages(PARAMS, (), SEARCH, taus)
         flat = jnp.concatenate(PARAMS)
 
         def objective(flat):
-            return estimator.objective(ld.SearchParams(flat[:1], flat[1:]), SEARCH, taus, weights)
+            return estimator.objective(SearchParams(flat[:1], flat[1:]), SEARCH, taus, weights)
 
         return jax.hessian(objective)(flat)
 
@@ -119,9 +121,9 @@ def tree_fitness(x, key):
 
 def test_pairs_give_the_textbook_formula():
     mean, sigma, num = {"weight": jnp.array([[0.3, -0.2], [1.0, 0.5]]), "bias": jnp.array(0.4)}, 0.3, 5
-    search, keys = ld.NormalSearch(scale=sigma), jax.random.split(jax.random.key(0), num)
-    taus = jax.jit(ld.rollout_pairs)(mean, keys, search, ld.Fitness(tree_fitness))
-    estimator = ld.score_function(baseline=LOO_PAIRS)
+    search, keys = NormalSearch(scale=sigma), jax.random.split(jax.random.key(0), num)
+    taus = jax.jit(rollout_pairs)(mean, keys, search, Fitness(tree_fitness))
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS))
     grads = jax.jit(estimator.estimate)(mean, (), search, taus)[0].grads
 
     def textbook(mean, x):
@@ -136,11 +138,11 @@ def test_pairs_give_the_textbook_formula():
 
 
 def test_a_pair_shares_the_noise_of_its_fitness():
-    taus = ld.rollout_pairs(
+    taus = rollout_pairs(
         jnp.zeros(1),
         jax.random.split(jax.random.key(0), 3),
-        ld.NormalSearch(1.0),
-        ld.Fitness(lambda x, k: jax.random.normal(k)),
+        NormalSearch(1.0),
+        Fitness(lambda x, k: jax.random.normal(k)),
     )
     pairs = taus.rewards.reshape(3, 2)
     np.testing.assert_array_equal(pairs[:, 0], pairs[:, 1])
@@ -153,26 +155,26 @@ def test_log_prob_is_the_normal_one():
         {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array(0.5)},
         {"a": jnp.array([[0.3, 2.0]]), "b": jnp.array(1.5)},
     )
-    x = ld.TreeNormal(loc, scale).sample(jax.random.key(0))
+    x = TreeNormal(loc, scale).sample(jax.random.key(0))
     expected = sum(stats.norm(loc[k], scale[k]).logpdf(x[k]).sum() for k in loc)
     for sign in (1.0, -1.0):
-        np.testing.assert_allclose(ld.TreeNormal(loc, scale, sign).log_prob(x), expected, rtol=1e-12)
+        np.testing.assert_allclose(TreeNormal(loc, scale, sign).log_prob(x), expected, rtol=1e-12)
 
 
 def test_the_fitness_may_be_a_rollout():
     """Policies drawn, an episode of each, against the gradient of the exact value averaged over the search distribution."""
-    world, policy = ld.short_corridor(horizon=20), ld.shared_softmax
-    search, sigma, mean = ld.NormalSearch(scale=0.5), 0.5, jnp.array([0.5, -0.5])
+    world, policy = ld.environments.short_corridor(horizon=20), ld.shared_softmax
+    search, sigma, mean = NormalSearch(scale=0.5), 0.5, jnp.array([0.5, -0.5])
 
     def episode(x, key):
         return ld.rollout(x, key, policy, world).rewards.sum()
 
-    estimator = ld.score_function(baseline=LOO_PAIRS)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS))
 
     @jax.jit
     def estimates(keys):
         def one(key):
-            taus = ld.rollout_pairs(mean, jax.random.split(key, 8), search, ld.Fitness(episode))
+            taus = rollout_pairs(mean, jax.random.split(key, 8), search, Fitness(episode))
             return estimator.estimate(mean, (), search, taus)[0].grads
 
         return jax.vmap(one)(keys)
@@ -195,13 +197,13 @@ def test_the_fitness_may_be_a_rollout():
 
 def test_it_climbs_to_the_optimum_of_a_sphere():
     target = jnp.array([1.0, -2.0, 0.5, 3.0, 0.0])
-    environment = ld.Fitness(lambda x, key: -jnp.sum(jnp.square(x - target)))
-    estimator, optimizer = ld.score_function(baseline=LOO_PAIRS), ld.maximize(optax.adam(0.1))
+    environment = Fitness(lambda x, key: -jnp.sum(jnp.square(x - target)))
+    estimator, optimizer = ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS)), ld.maximize(optax.adam(0.1))
     params = SEARCH.init(jnp.zeros(5), std=1.0)
 
     def update(carry, key):
         params, opt_state = carry
-        taus = ld.rollout_pairs(params, jax.random.split(key, 16), SEARCH, environment)
+        taus = rollout_pairs(params, jax.random.split(key, 16), SEARCH, environment)
         est, _ = estimator.estimate(params, (), SEARCH, taus)
         updates, opt_state = optimizer.update(est.grads, opt_state, params)
         return (optax.apply_updates(params, updates), opt_state), None
@@ -219,47 +221,48 @@ def test_it_climbs_to_the_optimum_of_a_sphere():
 
 
 def test_leaving_groups_out_by_hand_and_unbiased():
-    baseline = ld.baseline_leave_one_out(per="trajectory", group_size=2)
+    baseline = ld.baselines.LeaveOneOut(per="trajectory", group_size=2)
     taus = batch(jnp.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))._replace(rewards=jnp.arange(6.0)[:, None])
-    credit = ld.CreditBatch(taus.rewards, jnp.ones((6, 1)), jnp.ones((1, 1)))
-    np.testing.assert_allclose(baseline.values((), taus, credit)[:, 0], [3.5, 3.5, 2.5, 2.5, 1.5, 1.5])
+    one, ones = jnp.ones(()), jnp.ones((6, 1))
+    seen = Batch(taus, taus.rewards, ones, one, one, ones[:1], ones, ones, (), ld.shared_softmax)
+    np.testing.assert_allclose(baseline.values((), taus.rewards, seen)[:, 0], [3.5, 3.5, 2.5, 2.5, 1.5, 1.5])
     for per in ("step", "trajectory"):
         same = (
-            ld.baseline_leave_one_out(per=per).values((), taus, credit),
-            ld.baseline_leave_one_out(per=per, group_size=1).values((), taus, credit),
+            ld.baselines.LeaveOneOut(per=per).values((), taus.rewards, seen),
+            ld.baselines.LeaveOneOut(per=per, group_size=1).values((), taus.rewards, seen),
         )
         np.testing.assert_array_equal(*same)
     world = oracle.cut(2)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(group_size=2), discount=world.discount)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut(group_size=2)), discount=world.discount)
     np.testing.assert_allclose(oracle.expected_gradient(estimator, world, 4), oracle.gradient(world), atol=1e-12)
-    assert estimator.bias.min_trajectories == 4
-    assert not estimator.bias.symmetric
-    assert estimator.bias.degree is None
+    assert estimator.structure.min_trajectories == 4
+    assert not estimator.structure.symmetric
+    assert estimator.structure.degree is None
 
 
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: ld.baseline_leave_one_out(group_size=0), "group_size: expected a whole number >= 1, received 0"),
-        (lambda: ld.NormalSearch(scale=0.0), "scale: expected a positive number or None, received 0.0"),
+        (lambda: ld.baselines.LeaveOneOut(group_size=0), "group_size: expected a whole number >= 1, received 0"),
+        (lambda: NormalSearch(scale=0.0), "scale: expected a positive number, received 0.0; or None"),
         (lambda: SEARCH.init(jnp.zeros(2), std=-1.0), "std: expected a positive number"),
-        (lambda: ld.NormalSearch(0.1).init(jnp.zeros(2)), "with a fixed scale the mean is the parameter"),
+        (lambda: NormalSearch(0.1).init(jnp.zeros(2)), "with a fixed scale the mean is the parameter"),
         (
-            lambda: ld.rollout_pairs(PARAMS, jax.random.key(0), SEARCH, ld.Fitness(quadratic)),
+            lambda: rollout_pairs(PARAMS, jax.random.key(0), SEARCH, Fitness(quadratic)),
             "keys: expected one axis of keys",
         ),
         (
-            lambda: ld.rollout_pairs(
-                PARAMS, jax.random.split(jax.random.key(0), 2), SEARCH, ld.Fitness(lambda x, key: jnp.ones(2))
+            lambda: rollout_pairs(
+                PARAMS, jax.random.split(jax.random.key(0), 2), SEARCH, Fitness(lambda x, key: jnp.ones(2))
             ),
             r"fitness: expected a scalar for one sample, received shape \(2,\)",
         ),
         (
-            lambda: ld.score_function(baseline=LOO_PAIRS).estimate(PARAMS, (), SEARCH, batch(jnp.ones(5))),
+            lambda: ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS)).estimate(PARAMS, (), SEARCH, batch(jnp.ones(5))),
             "expected a multiple of group_size = 2, received 5",
         ),
         (
-            lambda: ld.score_function(baseline=LOO_PAIRS).estimate(PARAMS, (), SEARCH, batch(jnp.ones(2))),
+            lambda: ld.ScoreFunction(ld.advantages.ToGo(LOO_PAIRS)).estimate(PARAMS, (), SEARCH, batch(jnp.ones(2))),
             "expected at least 4",
         ),
     ],

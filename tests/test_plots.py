@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt
 import logderiv as ld
 from logderiv import plots
 from logderiv.plots.learning import _bootstrap_interval
+from tests.worlds import trajectory
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def test_every_seed_can_be_drawn_as_well(ax):
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a"]
 
 
-NAN = np.nan
+NAN, ONES = np.nan, np.ones((2, 3))
 GAPS = np.array([[NAN, 1, NAN, NAN, 4, 5, NAN], [10, 20, 30, NAN, NAN, NAN, NAN]])
 
 
@@ -104,13 +105,12 @@ def test_an_update_in_which_no_episode_ended_keeps_the_last_return(ax, steps):
 def test_the_identity_is_drawn_as_compare_finds_it(ax):
     """Fair coins in float32: the product's gradient is zero from T = 128 on, the score form goes on; by the closed form."""
     lengths = np.array([200, 1, 10, 100, 120, 1000])
-    observations, actions = jnp.zeros(1000, jnp.int8), jnp.ones(1000, jnp.int32)
     ones = jnp.ones(1000, jnp.float32)
 
     @jax.jit
     @jax.vmap
     def compared(num):
-        tau = ld.Trajectory(observations, actions, ones, ones, jnp.arange(1000) < num, ones, observations[0])
+        tau = trajectory(rewards=ones, actions=jnp.ones(1000, jnp.int32), valid=jnp.arange(1000) < num)
         return ld.compare(jnp.zeros(2, jnp.float32), ld.shared_softmax, tau)
 
     comparison = compared(jnp.asarray(lengths))
@@ -141,7 +141,7 @@ def test_the_frontier_has_lines_bands_and_what_was_computed(ax):
     low, high = (
         [0.8, 0.05, 0.15],
         [1.2, 1.1, 0.35],
-    )  # two standard errors, and a tenth of the error where that is less than 0
+    )  # two standard errors; a tenth of the error where that is less than 0
     assert corners == {*zip(work["a"], low, strict=True), *zip(work["a"], high, strict=True)}
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "cost")
@@ -160,19 +160,13 @@ def test_relative_error_marks_where_a_method_gives_no_number(ax):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
+        (lambda: plots.learning_curves({"a": np.ones(3)}), r"curves\['a'\]: expected shape \(seeds, updates\)"),
         (
-            lambda: plots.learning_curves({"a": np.ones(3)}),
-            r"curves\['a'\]: expected shape \(seeds, updates\)",
-        ),
-        (
-            lambda: plots.learning_curves({"a": np.ones((2, 3))}, steps={"a": np.ones((2, 4))}),
+            lambda: plots.learning_curves({"a": ONES}, steps={"a": ONES[:, 1:]}),
             r"steps\['a'\]: expected shape \(2, 3\)",
         ),
         (lambda: plots.learning_curves({}, level=95), r"level: expected a number in \(0, 1\), received 95"),
-        (
-            lambda: plots.learning_curves({"a": np.full((2, 3), np.nan)}),
-            r"curves\['a'\]: expected a return in every row",
-        ),
+        (lambda: plots.learning_curves({"a": NAN * ONES}), r"curves\['a'\]: expected a return in every row"),
         (lambda: plots.relative_error([1, 2], {"a": [1.0]}), r"errors\['a'\]: expected shape \(2,\)"),
         (lambda: plots.frontier({"a": [1]}, {"a": [0.0]}), r"errors\['a'\]: expected positive numbers"),
         (lambda: plots.frontier({"a": [1, 2]}, {"a": [1.0]}), r"work\['a'\]: expected positive numbers, shape \(1,\)"),
@@ -188,10 +182,9 @@ def test_plots_say_what_was_expected(call, message):
 
 def test_plots_name_the_extra_when_matplotlib_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ImportError, match=r"logderiv\[plots\]"):
-        plots.learning_curves({})
-    with pytest.raises(ImportError, match=r"logderiv\[plots\]"):
-        plots.relative_error([], {})
+    for call in (lambda: plots.learning_curves({}), lambda: plots.relative_error([], {})):
+        with pytest.raises(ImportError, match=r"logderiv\[plots\]"):
+            call()
 
 
 def test_importing_plots_does_not_import_matplotlib():

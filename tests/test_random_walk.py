@@ -8,19 +8,16 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import random_walk as benchmark
 
 # n, p: E[X^2], its derivative, standard deviation of the score estimator without and with E[X^2] subtracted.
-# Source: moment dynamic programming, file peers.md of the project's shared notes, section 5.2; n = 50 is in test_exact_moments.
-TABLE = {
-    (10, 20): (50.032740, 1.489818, 3.7963, 1.8668),
-    (100, 50): (1007.798935, 30.294989, 133.6867, 47.5117),
-}
+# By dynamic programming over positions, for the first two moments of the score and of score times return, in a separate program; the
+# numbers for n = 50 are in test_exact_moments.
+TABLE = {(10, 20): (50.032740, 1.489818, 3.7963, 1.8668), (100, 50): (1007.798935, 30.294989, 133.6867, 47.5117)}
 
 
 @pytest.mark.parametrize(("n", "p"), TABLE)
 def test_values_of_an_independent_computation(n, p):
-    walk = ld.processes.random_walk(n)
+    walk = ld.processes.RandomWalk(n)
 
     @jax.jit
     def ours(p):
@@ -28,7 +25,7 @@ def test_values_of_an_independent_computation(n, p):
 
         def deviation(baseline):
             moments = ld.exact.weighted_score_moments(
-                p, walk.policy, walk, horizon=n, credit=ld.total_return, baseline=baseline
+                p, walk.policy, walk, horizon=n, credit=ld.advantages.total_return, baseline=baseline
             )
             return jnp.sqrt(moments.covariance[0, 0])
 
@@ -39,7 +36,7 @@ def test_values_of_an_independent_computation(n, p):
 
 def test_two_steps_by_hand():
     """Up for certain, then up with exp(-1/p): 4 or 0. The score of the second step is 1/p^2 or -exp(-1/p) / (p^2 (1 - exp(-1/p)))."""
-    walk, p = ld.processes.random_walk(2), jnp.array(3.0)
+    walk, p = ld.processes.RandomWalk(2), jnp.array(3.0)
     up = math.exp(-1 / 3)
     assert float(ld.exact.value(p, walk.policy, walk, horizon=2)) == pytest.approx(4 * up)
     assert float(ld.exact.gradient(p, walk.policy, walk, horizon=2)) == pytest.approx(4 * up / 9)
@@ -52,7 +49,7 @@ def test_two_steps_by_hand():
 
 
 def test_steps_are_those_of_the_tables():
-    walk = ld.processes.random_walk(6)
+    walk = ld.processes.RandomWalk(6)
     states, actions = np.meshgrid(np.arange(6), [0, 1], indexing="ij")
     step = jax.vmap(jax.vmap(lambda s, a: walk.step(jax.random.key(0), s, a).state))
     found = step(jnp.asarray(states, jnp.int32), jnp.asarray(actions, jnp.int32))
@@ -64,14 +61,4 @@ def test_steps_are_those_of_the_tables():
 
 def test_steps_must_be_a_positive_whole_number():
     with pytest.raises(ValueError, match="whole number >= 1, received 0"):
-        ld.processes.random_walk(0)
-
-
-def test_benchmark_prints_published_exact_and_sampled(results, monkeypatch, capsys):
-    monkeypatch.setattr(benchmark, "QUICK", (10, 50))
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
-        benchmark.main(quick=True)
-    printed = capsys.readouterr().out
-    assert "35.04  34.81" in printed
-    assert "MISSED" not in printed
-    assert {p.name for p in results.iterdir()} == {"random_walk.jsonl", "random_walk.png"}
+        ld.processes.RandomWalk(0)

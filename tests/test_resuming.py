@@ -1,7 +1,6 @@
 """Training with checkpoints: bitwise the same with and without interruptions; other runs refused."""
 
 import functools
-import json
 import shutil
 from typing import Any
 
@@ -13,49 +12,68 @@ import pytest
 
 import logderiv as ld
 from benchmarks import kill_and_resume
-from logderiv.training import loop
-from logderiv.training.checkpoints import Checkpoints
+from logderiv.training import Checkpoints
+from logderiv.training.reporting.files import CSVWriter
 from tests.test_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 
 pytest.importorskip("orbax.checkpoint")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
-OPTIMIZER = ld.maximize(optax.adam(0.3))
 MDP = terminating()
-STREAM = {"num_environments": 4, "num_steps": 3, "horizon": 6}
+OPTIMIZER = optax.adam(0.3)
+VALUE = ld.baselines.Value(lambda state: jnp.array([1.5, 1.0, 0.0])[state])
+A2C = ld.ScoreFunction(ld.advantages.GAE(0.9, VALUE), discount=0.9, gamma_t=False)
+STEPS = ld.Steps(4, 3, horizon=6)
 
 
-VALUE = ld.baseline_value(lambda state: jnp.array([1.5, 1.0, 0.0])[state])
-A2C = ld.score_function_without_gamma_t(credit=ld.gae(0.9), baseline=VALUE, discount=0.9)
+class Counted:
+    """The policy, and how often it is traced."""
+
+    def __init__(self):
+        self.count = 0
+        self.policy = ld.FunctionPolicy(self._apply)
+
+    def _apply(self, params, observation):
+        self.count += 1
+        return ld.tabular_softmax.apply(params, observation)
 
 
-def train(num_updates, directory, key=0, every=2, **options):
+POLICY = Counted()
+
+
+def train(num_updates, directory, *, key: Any = 0, every=2, batch=STEPS, params=TERMINATING_LOGITS, **options):
     key = jax.random.key(key) if isinstance(key, int) else key
     checkpoints = None if directory is None else Checkpoints(directory, every)
-    options = {"optimizer": OPTIMIZER, "estimator": A2C, "checkpoints": checkpoints, **STREAM, **options}
-    return ld.train(TERMINATING_LOGITS, key, ld.tabular_softmax, MDP, num_updates=num_updates, **options)
+    options = {"optimizer": OPTIMIZER, "estimator": A2C, "checkpoints": checkpoints, **options}
+    return ld.train(params, key, POLICY.policy, MDP, batch, num_updates=num_updates, **options)
 
 
-def programs():
-    run: Any = loop.run
-    return run._cache_size()
+@pytest.mark.parametrize("seeds", [(), (2,)], ids=["one seed", "seeds"])
+def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tmp_path, seeds):
+    """State, environments, keys, metrics and the file of its rows. The last piece is a shorter one, and all pieces, also after a
+    restart, with reporters or without, are calls of one program."""
+    key, params = jax.random.split(jax.random.key(0), seeds), jnp.broadcast_to(TERMINATING_LOGITS, (*seeds, 3, 2))
 
+    def run(num_updates, directory, key=key, **options):
+        return train(num_updates, directory, key=jax.random.clone(key), params=params, **options)
 
-def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tmp_path):
-    """State, environments, keys and metrics; all parts, the restored ones too, are calls of one compiled program."""
-    before = programs()
-    whole = train(6, tmp_path / "whole")
-    train(2, tmp_path / "parts")
-    train(4, tmp_path / "parts")
+    whole = run(5, tmp_path / "whole", reporters=[CSVWriter(tmp_path / "whole.csv")])
+    text, count = (tmp_path / "whole.csv").read_text(), POLICY.count
+    run(2, tmp_path / "parts")
+    run(3, tmp_path / "parts")  # saved at its end too
+    run(4, tmp_path / "parts")
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["2", "3", "4"]
     shutil.rmtree(tmp_path / "parts" / "4" / "note")
+    (tmp_path / "parts.csv").write_text(text[:-3])  # of rows behind the checkpoint, killed in the last
     with pytest.warns(UserWarning, match="4 is damaged"):
-        parts = train(6, tmp_path / "parts")
+        parts = run(5, tmp_path / "parts", reporters=[CSVWriter(tmp_path / "parts.csv")])
     assert same(parts, whole)
-    assert same(train(6, tmp_path / "parts"), whole)  # there was nothing left to do
-    assert programs() == before + 1
-    assert not same(train(6, tmp_path / "other", key=1), whole)
-    plain = train(6, None)
+    assert (tmp_path / "parts.csv").read_text() == text
+    assert same(run(5, tmp_path / "parts"), whole)  # there was nothing left to do
+    assert POLICY.count == count
+    assert not same(run(5, tmp_path / "other", key=jax.random.split(jax.random.key(1), seeds)), whole)
+    plain = run(5, None)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), plain.metrics, whole.metrics)
     np.testing.assert_allclose(plain.params, whole.params, rtol=1e-12)
 
@@ -64,41 +82,26 @@ def test_another_run_in_the_directory_is_refused(tmp_path):
     train(4, tmp_path)
     for setting, change in {
         "key": {"key": 1},
-        "optimizer": {"optimizer": ld.maximize(optax.adam(0.2))},
-        "num_steps": {"num_steps": 4},
+        "optimizer": {"optimizer": optax.adam(0.2)},
+        "batch": {"batch": ld.Steps(4, 4, horizon=6)},
         "evaluation": {"evaluation": ld.Evaluation(every=3)},
     }.items():
         with pytest.raises(ValueError, match=f"of another run: {setting}: expected .*, found "):
             train(4, tmp_path, **change)
     with pytest.raises(ValueError, match="is at update 4 already, num_updates is 2"):
         train(2, tmp_path)
-    with pytest.raises(ValueError, match=r"expected a multiple of checkpoints.every = 2, received 3"):
-        train(3, tmp_path)
-    with pytest.raises(ValueError, match=r"inside jax.jit or jax.vmap"):
-        jax.vmap(lambda key: train(2, tmp_path, key))(jax.random.split(jax.random.key(0), 2))
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
-    evaluation = ld.Evaluation(every=2, num_episodes=2, stop_at=-1e9)
-    first = train(6, tmp_path, evaluation=evaluation)
+    """In the middle of a piece."""
+    options: Any = {"every": 4, "evaluation": ld.Evaluation(every=2, num_episodes=2, stop_at=-1e9)}
+    first = train(6, tmp_path, **options)
     assert first.state.stopped
     assert first.state.num_updates == 2
     assert np.isnan(first.metrics.mean_return).tolist()[2:] == [True] * 4
     assert first.metrics.num_steps.tolist() == [12, 12, 0, 0, 0, 0]
     assert [path.name for path in tmp_path.iterdir()] == ["2"]
-    assert same(train(6, tmp_path, evaluation=evaluation), first)
-
-
-def test_the_file_of_a_resumed_run_has_each_row_once(tmp_path):
-    """Rows are there before the checkpoint after them, and those that a killed run wrote after it are written again."""
-    rows = ld.CSVWriter(tmp_path / "rows.csv")
-    whole = train(6, tmp_path / "run", writers=(rows,))
-    text = (tmp_path / "rows.csv").read_text()
-    assert [line.split(",")[0] for line in text.splitlines()] == ["update", *"012345"]
-    for step in (4, 6):
-        shutil.rmtree(tmp_path / "run" / str(step))
-    assert same(train(6, tmp_path / "run", writers=(rows,)), whole)
-    assert (tmp_path / "rows.csv").read_text() == text
+    assert same(train(6, tmp_path, **options), first)
 
 
 def _life(first, last, end=None):
@@ -111,13 +114,10 @@ def _life(first, last, end=None):
 @pytest.mark.parametrize(
     ("found", "end", "kept"), [(2, {"w": "a"}, 3), (1, {"w": "a"}, 2), (2, {"w": "b"}, 0), (2, {"w": "a", "v": "a"}, 0)]
 )
-def test_the_benchmark_counts_what_survives(found, end, kept, monkeypatch, capsys, results):
+def test_the_benchmark_counts_what_survives(found, end, kept, monkeypatch):
     """Three kills; the second loses a checkpoint, or the run ends with other bits."""
     lives = iter([_life(0, 3, {"w": "a"}), _life(0, 1), _life(1, 2), _life(found, 3), _life(3, 4, end)])
     monkeypatch.setattr(kill_and_resume, "live", lambda *_: next(lives))
     monkeypatch.setattr(kill_and_resume, "saving_seconds", lambda _: [(4, 0.1, 0.1)])
-    kill_and_resume.main(True)
-    assert f"{kept} of 3 kills survived" in capsys.readouterr().out
-    assert [bound["holds"] for bound in json.loads((results / "kill_and_resume.jsonl").read_text())["bounds"]] == [
-        kept == 3
-    ]
+    report = kill_and_resume.main(True)
+    assert [(bound.value, bound.limit) for bound in report.bounds] == [(kept, 3)]

@@ -1,7 +1,7 @@
 """Every statistical check of the other files again, on 200 fresh seeds: at most one may fail.
 
 Each check holds a right estimator to its standard errors and rejects a wrong one, so that a failure is either a false
-alarm or a wrong twin that got through. `test_testing` has such a sweep of its own, over seeds in one program.
+alarm or a wrong twin that got through. `test_testing` and `test_testing_score` have such sweeps of their own, over seeds in one program.
 """
 
 import jax

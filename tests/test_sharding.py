@@ -17,7 +17,7 @@ floats, states = jax.random.normal(keys[0], (N, T, 4)), jax.random.randint(keys[
 actions, rewards = jax.random.randint(keys[2], (N, T), 0, 2), jax.random.normal(keys[3], (N, T))
 NET = ld.MLP(2, hidden=(3,))
 logits = jax.random.normal(keys[4], (3, 2))
-estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
 def batch(observations):
     return ld.Trajectory(observations, actions, rewards, one, one > 0, one, observations[:, -1])
@@ -27,8 +27,8 @@ def estimate(policy):
 
 net = jax.tree.map(lambda x: x + 0.1, NET.init(keys[0], jnp.zeros(4)))
 cases = {
-    "one pass": (jax.value_and_grad(lambda p, t: jnp.mean(ld.log_prob(p, NET, t, rows=8))), net, floats),
-    "in blocks": (jax.grad(lambda p, t: jnp.mean(ld.log_factors(p, NET, t, rows=8))), net, floats),
+    "one pass": (jax.value_and_grad(lambda p, t: jnp.mean(ld.log_prob(p, NET, t, block_size=8))), net, floats),
+    "in blocks": (jax.grad(lambda p, t: jnp.mean(ld.log_factors(p, NET, t, block_size=8))), net, floats),
     "leave one out": (estimate(NET), net, floats),
     "by counting": (estimate(ld.tabular_softmax), logits, states),
     "scan over trajectories": (lambda p, t: jax.lax.scan(lambda c, x: (c + ld.log_prob(p, NET, x), 0), 0.0, t)[0], net, floats),

@@ -1,7 +1,5 @@
 """The speed benchmarks compare like with like: every candidate computes the same numbers. Speed itself is not tested."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,25 +9,11 @@ import logderiv as ld
 from benchmarks import harness, likelihood_speed, peers, structure_speed
 
 
-def here(_, place, *args):
-    """`harness.on_cores` without a process of its own."""
-    return json.loads(json.dumps(harness._plain(harness._named(place)(*args))))
-
-
 @pytest.fixture(autouse=True)
 def as_users_write():
     """What people would write broadcasts and mixes dtypes."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         yield
-
-
-@pytest.fixture
-def at_once(results, monkeypatch):
-    """Without processes of their own and without the machine's floor."""
-    monkeypatch.setattr(harness, "on_cores", here)
-    monkeypatch.setattr(harness, "peak_rss", lambda *_: 2**20)
-    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
-    return results
 
 
 def value_and_gradient(function, params, taus):
@@ -79,10 +63,7 @@ def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
     assert structure_speed.growth_over_root(rows, "plain") > 3  # as T, not as its root
 
 
-@pytest.mark.parametrize(
-    ("make", "arguments"),
-    [("recurrent", [50]), ("tabular", [700]), ("moments", [32, 5])],
-)
+@pytest.mark.parametrize(("make", "arguments"), [("recurrent", [50]), ("tabular", [700]), ("moments", [32, 5])])
 def test_every_form_of_a_structured_gradient_agrees(make, arguments, monkeypatch):
     monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
     calls = getattr(structure_speed, make)(*arguments)
@@ -112,64 +93,16 @@ def test_what_each_point_is_held_to():
         "rows 512": 0.9,
         "rows 64": 2.0,
     }
-    found = {
-        (b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of("1 core", (65536, 1), seconds)
-    }
-    assert found == {
-        ("plain scan", 10): False,
-        ("against the best block", 1.2): True,
-        ("vectorized", 4.0): False,
-        ("torch", 6.0): False,
-    }
-    found = {
-        (b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of("2 cores", (1024, 64), seconds)
-    }
-    assert found == {
-        ("plain scan", 3.5): True,
-        ("against the best block", 1.2): True,
-        ("vectorized", 2.5): True,
-        ("torch", 2.5): True,
-    }
-    small = likelihood_speed.bounds_of("1 core", (1024, 1), seconds)
-    assert [b.name.split(",")[0] for b in small] == ["plain scan", "against the best block"]
 
+    def held(place, point):
+        return {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(place, point, seconds)}
 
-def test_likelihood_speed_runs_and_saves(at_once, monkeypatch, capsys):
-    monkeypatch.setattr(likelihood_speed, "QUICK_POINTS", ((600, 1), (20, 4)))
-    monkeypatch.setattr(likelihood_speed, "ROWS", (256,))
-    monkeypatch.setattr(likelihood_speed, "block_floor", lambda: {"tanh": 1e-3})
-    row = {"compile": 0.1, "temp": 30, "inputs": 21, "vectorized": 900}
-    monkeypatch.setattr(likelihood_speed, "growth", lambda lengths: [row | {"T": t} for t in lengths])
-    errors = likelihood_speed.errors
-    monkeypatch.setattr(likelihood_speed, "errors", lambda _: errors(600))
-    likelihood_speed.main(quick=True)
-    saved = json.loads((at_once / "likelihood_speed.jsonl").read_text())
-    assert saved["figures"]["errors"][0]["logderiv"]["value"] < 1e-6
-    assert (at_once / "likelihood_speed.png").stat().st_size > 10_000
-    assert "kept    relative error of the gradient" in capsys.readouterr().out
-
-
-def test_structure_speed_runs_and_saves(at_once, monkeypatch, capsys):
-    monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
-    small = {"recurrent": lambda _: {}, "tabular": structure_speed.tabular, "moments": lambda *_: {}}
-    tabular, measure = small["tabular"](60), structure_speed.measure
-    monkeypatch.setattr(structure_speed, "tabular", lambda _: tabular)
-    row = {"seconds": 1.0, "temp_mib": 1.0}
-    forms = ("logderiv", "plain scan", "streamed", "vmap(grad)", "16 group means", "batch gradient")
-    given = dict.fromkeys(forms, row)
-    monkeypatch.setattr(
-        structure_speed, "measure", lambda name, *rest: measure(name, *rest) if name == "tabular" else given
-    )
-    row = {"ours, value": 20, "plain": 90, "plain, value": 0}
-    memory = [{"T": 100, "ours": 30, **row}, {"T": 400, "ours": 40, **row}]
-    monkeypatch.setattr(structure_speed, "recurrent_memory", lambda _: memory)
-    structure_speed.main(quick=True)
-    saved = json.loads((at_once / "structure_speed.jsonl").read_text())
-    assert {b["name"].split(":")[0] for b in saved["bounds"]} >= {"GRU", "table"}
-    assert (
-        "kept    GRU: growth of what the gradient adds to memory over that of sqrt(T): 1 <= 1.25"
-        in capsys.readouterr().out
-    )
+    scan, block, vectorized, torch = "plain scan", "against the best block", "vectorized", "torch"
+    found = held("1 core", (65536, 1))
+    assert found == {(scan, 10): False, (block, 1.2): True, (vectorized, 4.0): False, (torch, 6.0): False}
+    found = held("2 cores", (1024, 64))
+    assert found == {(scan, 3.5): True, (block, 1.2): True, (vectorized, 2.5): True, (torch, 2.5): True}
+    assert [name for name, _ in held("1 core", (1024, 1))] == [scan, block]
 
 
 def test_a_call_on_fewer_cores_comes_back():

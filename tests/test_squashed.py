@@ -143,18 +143,18 @@ def test_entropy_and_its_slope_agree_with_adaptive_quadrature(loc, scale, rtol):
 
 
 def test_heads_and_free_outputs():
-    mlp = ld.MLP(4, hidden=(3,), head=ld.TanhNormalHead(-2.0, (1.0, 2.0)), free=2)
+    mlp = ld.MLP(4, hidden=(3,), head=ld.policies.TanhNormalHead(-2.0, (1.0, 2.0)), state_independent=2)
     params = mlp.init(jax.random.key(0), jnp.zeros(5))
     assert params[-1]["weight"].shape == (3, 2)
-    np.testing.assert_array_equal(params[-1]["free"], jnp.zeros(2))
-    params[-1]["free"] = jnp.log(jnp.array([0.5, 3.0]))
+    np.testing.assert_array_equal(params[-1]["state_independent"], jnp.zeros(2))
+    params[-1]["state_independent"] = jnp.log(jnp.array([0.5, 3.0]))
     apply = jax.jit(mlp.apply)
     for x in (jnp.zeros(5), jnp.ones(5)):
         np.testing.assert_allclose(apply(params, x).scale, [0.5, 3.0], rtol=1e-14)
     assert (apply(params, jnp.ones(5)).loc != apply(params, jnp.zeros(5)).loc).all()
     score = jax.jit(jax.grad(lambda p: mlp.apply(p, jnp.ones(5)).log_prob(jnp.array([0.1, -0.2]))))(params)
-    assert (score[-1]["free"] != 0).all()
-    assert ld.tanh_normal_head(jnp.zeros(2)).high == 1
+    assert (score[-1]["state_independent"] != 0).all()
+    assert ld.policies.tanh_normal_head(jnp.zeros(2)).high == 1
     for free in (4, -1):
-        with pytest.raises(ValueError, match="free: expected"):
-            ld.MLP(4, free=free)
+        with pytest.raises(ValueError, match="state_independent: expected"):
+            ld.MLP(4, state_independent=free)

@@ -15,13 +15,13 @@ from tests.worlds import TERMINATING_LOGITS, terminating, two_states
 
 GAMMA = 0.9
 VALUES = jnp.array([0.7, -0.3, 0.4])
-GIVEN = ld.baseline_value(lambda state: VALUES[state])
+GIVEN = ld.baselines.Value(lambda state: VALUES[state])
 collect = jax.jit(ld.collect, static_argnames=("num_steps", "horizon"))
 
 
 def _streams(
     num_environments: int = 5, num_steps: int = 12, horizon: int | None = 4
-) -> tuple[ld.Stream, ld.StreamState]:
+) -> tuple[ld.Stream, ld.sampling.StreamState]:
     mdp = terminating()
     start = ld.start_streams(jax.random.key(0), mdp, num_environments)
     return collect(
@@ -71,10 +71,9 @@ def _pieces(stream: ld.Stream) -> list[tuple[int, slice, ld.Trajectory]]:
 @pytest.mark.parametrize("gamma_t", [True, False])
 def test_weights_of_a_stream_are_those_of_its_episodes_cut_by_hand(lambda_, gamma_t):
     """To 1e-12. The twin that does not cut the recursion where an episode was truncated is rejected."""
-    make = ld.score_function if gamma_t else ld.score_function_without_gamma_t
-    estimator = make(credit=ld.gae(lambda_), baseline=GIVEN, discount=GAMMA)
+    estimator = ld.ScoreFunction(ld.advantages.GAE(lambda_, GIVEN), discount=GAMMA, gamma_t=gamma_t)
     stream, _ = jax.tree.map(np.asarray, _streams())
-    weigh = jax.jit(lambda tau: estimator.weigh(TERMINATING_LOGITS, (), ld.tabular_softmax, tau)[0])
+    weigh = jax.jit(lambda tau: estimator.advantages(TERMINATING_LOGITS, (), ld.tabular_softmax, tau)[0])
     ours = weigh(stream)
     assert ours.shape == (5, 12, 1)
     longest = max(s.stop - s.start for _, s, _ in _pieces(stream))
@@ -93,7 +92,7 @@ def test_weights_of_a_stream_are_those_of_its_episodes_cut_by_hand(lambda_, gamm
     assert (np.abs(twin - ours).max() > 1e-3) == (lambda_ > 0)
 
 
-def _exact_values(horizonless: ld.TabularMDP) -> tuple[np.ndarray, np.ndarray]:
+def _exact_values(horizonless: ld.environments.TabularMDP) -> tuple[np.ndarray, np.ndarray]:
     """V and Q of the world without a limit, discounted, by a linear solve."""
     policy = np.asarray(jax.nn.softmax(TERMINATING_LOGITS))
     transition, reward = np.asarray(horizonless.transition), np.asarray(horizonless.reward)
@@ -111,8 +110,8 @@ def test_the_expected_update_on_a_stream_is_the_discounted_gradient_at_the_state
     mdp, n, steps = terminating(), 20_000, 4
     values, q_values = _exact_values(mdp)
     table = jnp.asarray(values)
-    estimator = ld.score_function_without_gamma_t(
-        credit=ld.gae(0.8), baseline=ld.baseline_value(lambda s: table[s]), discount=GAMMA
+    estimator = ld.ScoreFunction(
+        ld.advantages.GAE(0.8, ld.baselines.Value(lambda s: table[s])), discount=GAMMA, gamma_t=False
     )
     start = ld.start_streams(jax.random.key(3), mdp, n)
     stream, _ = collect(
@@ -121,7 +120,7 @@ def test_the_expected_update_on_a_stream_is_the_discounted_gradient_at_the_state
 
     @jax.jit
     def samples(stream):
-        weights, _ = estimator.weigh(TERMINATING_LOGITS, (), ld.tabular_softmax, stream)
+        weights, _ = estimator.advantages(TERMINATING_LOGITS, (), ld.tabular_softmax, stream)
         policy = jax.nn.softmax(TERMINATING_LOGITS)
         states, actions = stream.steps.observations[..., 0], stream.steps.actions[..., 0]
         scores = jax.nn.one_hot(actions, 2) - policy[states]
@@ -153,7 +152,7 @@ def test_the_first_steps_of_streams_have_the_law_of_trajectories():
             .tolist()
         ]
 
-    nexts = np.asarray(ld.next_observations(every))
+    nexts = np.asarray(ld.types.next_observations(every))
     index = {name: i for i, name in enumerate(names(every.observations, every.actions, nexts, every.valid))}
     assert len(index) == len(probs) == 191
     steps = jax.tree.map(np.asarray, stream.steps)
@@ -175,13 +174,13 @@ def test_the_first_steps_of_streams_have_the_law_of_trajectories():
 
 def test_info_of_a_stream_counts_the_episodes_that_ended():
     stream, _ = _streams()
-    info = ld.batch_info(stream)
+    info = ld.types.batch_info(stream)
     ends = np.asarray(stream.ends)
     assert info.num_episodes == ends.sum() > 0
     assert info.num_steps == 60
     np.testing.assert_allclose(info.mean_return, np.asarray(stream.returns)[ends].mean(), rtol=1e-14)
     np.testing.assert_allclose(info.truncated_fraction, 1 - ends[:, -1].mean())
-    none = ld.batch_info(stream._replace(ends=jnp.zeros_like(stream.ends)))
+    none = ld.types.batch_info(stream._replace(ends=jnp.zeros_like(stream.ends)))
     assert jnp.isnan(none.mean_return)
     assert none.num_episodes == 0
 
@@ -239,6 +238,6 @@ def test_bad_streams_are_refused():
     with pytest.raises(TypeError, match="memory"):
         ld.collect({}, key, ld.GRU(2), mdp, start, num_steps=1)
     stream, _ = _streams()
-    for estimator in (ld.score_function(), ld.rloo(), ld.vtrace_gradient(baseline=GIVEN)):
+    for estimator in (ld.ScoreFunction(), ld.RLOO(), ld.ScoreFunction(ld.advantages.VTrace(GIVEN))):
         with pytest.raises(TypeError, match="needs whole episodes, received a Stream"):
             estimator.estimate(TERMINATING_LOGITS, estimator.init(None), ld.tabular_softmax, stream)

@@ -16,6 +16,8 @@ import pytest
 import logderiv as ld
 from logderiv.environments import ActionSpace, as_environment
 
+LOO = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+
 
 def suite(name):
     """A suite, or a skip where it is missing or does not import beside this JAX. Importing some of them warns."""
@@ -73,14 +75,8 @@ def check(environment, policy, observations, *, terminated=False):
 
     @jax.jit
     def draw(resets):
-        return ld.rollout(
-            jnp.float32(0),
-            jax.random.key(0),
-            policy,
-            Started(environment),
-            horizon=steps + 2,
-            environment_params=resets,
-        )
+        options = {"horizon": steps + 2, "environment_params": resets}
+        return ld.rollout(jnp.float32(0), jax.random.key(0), policy, Started(environment), **options)
 
     tau, twin = draw(False), draw(True)
     assert tau.valid.sum() == steps
@@ -109,14 +105,14 @@ def test_gymnax_is_cut_with_its_own_last_observation(as_shipped):
     for _ in range(4):
         observation, state, *_ = environment.step_env(jax.random.key(0), state, jnp.full(1, 0.5), params)
         observations.append(observation)
-    check(ld.Gymnax(environment, params), constant([0.5]), stacked(observations))
+    check(ld.environments.Gymnax(environment, params), constant([0.5]), stacked(observations))
 
 
 def test_brax_is_cut_with_its_own_last_observation(as_shipped):
     envs = suite("brax.envs")
     raw = envs.get_environment("fast")
     adapter = as_environment(envs.create("fast", episode_length=4))  # inside AutoReset and Episode
-    assert isinstance(adapter, ld.Brax)
+    assert isinstance(adapter, ld.environments.Brax)
     assert adapter.horizon == 4
     assert type(adapter.environment) is type(raw)
     assert as_environment(raw).horizon == 1000
@@ -127,24 +123,16 @@ def test_brax_is_cut_with_its_own_last_observation(as_shipped):
         observations.append(state.obs)
     check(adapter, constant([1.0]), stacked(observations))
     with pytest.raises(ValueError, match="action_repeat"):
-        ld.Brax(envs.create("fast", action_repeat=2))
+        ld.environments.Brax(envs.create("fast", action_repeat=2))
 
 
 @pytest.mark.filterwarnings("ignore:Brax System:UserWarning", "ignore:Accessing .* directly:DeprecationWarning")
 def test_brax_physics_trains_a_squashed_policy(as_shipped):
     envs = suite("brax.envs")
-    environment = ld.Brax(envs.get_environment("inverted_pendulum", backend="generalized"), horizon=20)
-    policy = ld.linear(2, head=ld.tanh_normal_head, free=1)
-    result = ld.train(
-        policy.init(jax.random.key(0), jnp.zeros(4)),
-        jax.random.key(1),
-        policy,
-        environment,
-        estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
-        optimizer=ld.maximize(optax.adam(1e-1)),
-        num_updates=12,
-        num_trajectories=16,
-    )
+    environment = ld.environments.Brax(envs.get_environment("inverted_pendulum", backend="generalized"), horizon=20)
+    policy = ld.MLP(2, hidden=(), head=ld.policies.tanh_normal_head, state_independent=1)
+    params, options = policy.init(jax.random.key(0), jnp.zeros(4)), {"estimator": LOO, "optimizer": optax.adam(1e-1)}
+    result = ld.train(params, jax.random.key(1), policy, environment, ld.Episodes(16), num_updates=12, **options)
     returns = np.asarray(result.metrics.mean_return)
     assert returns[-3:].mean() > returns[:3].mean() + 1
 
@@ -152,7 +140,7 @@ def test_brax_physics_trains_a_squashed_policy(as_shipped):
 def test_jumanji_terminates_with_its_own_last_observation(as_shipped):
     jumanji = suite("jumanji")
     environment = jumanji.make("Snake-v1", time_limit=3)
-    assert isinstance(as_environment(environment), ld.Jumanji)
+    assert isinstance(as_environment(environment), ld.environments.Jumanji)
     assert as_environment(environment).horizon == 3
     tsp = suite("jumanji.wrappers").AutoResetWrapper(jumanji.make("TSP-v1"))
     assert as_environment(tsp).environment is tsp.unwrapped
@@ -187,13 +175,13 @@ def test_jumanji_is_cut_where_it_says_so(as_shipped):
     check(as_environment(Clock()), constant(0), np.arange(4))
     Clock.agents = (2,)
     with pytest.raises(ValueError, match="MultiToSingleWrapper"):
-        check(ld.Jumanji(Clock()), constant(0), np.arange(4))
+        check(ld.environments.Jumanji(Clock()), constant(0), np.arange(4))
 
 
 def test_craftax_is_recognized(as_shipped):
     craftax = suite("craftax.craftax_env")
     adapter = as_environment(craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=True))
-    assert isinstance(adapter, ld.Gymnax)
+    assert isinstance(adapter, ld.environments.Gymnax)
     assert adapter.horizon == 10_000
     assert adapter.action_space == ActionSpace((), True, 17, "17 actions")
 
@@ -210,7 +198,7 @@ def test_craftax_is_cut_with_its_own_last_observation(as_shipped):
         observation, state, *_ = step(jax.random.key(0), state, jnp.int32(0), params)
         observations.append(observation)
 
-    class SameKey(ld.Gymnax):
+    class SameKey(ld.environments.Gymnax):
         def step(self, key, state, action, params=None):
             return super().step(jax.random.key(0), state, action, params)
 
@@ -243,23 +231,16 @@ class Stairs:
 
 
 def test_a_masked_policy_trains_and_never_takes_what_is_not_allowed(standard_promotion):
-    network = ld.linear(4)
+    network = ld.MLP(4, hidden=())
 
     def policy(params, board):
         return ld.Categorical(ld.masked(network.apply(params, board.position).logits, board.action_mask))
 
     def train(policy):
-        return ld.train(
-            network.init(jax.random.key(0), jnp.zeros(4)),
-            jax.random.key(1),
-            ld.FunctionPolicy(policy),
-            Stairs(),
-            estimator=ld.score_function(credit=ld.reward_to_go, baseline=ld.baseline_leave_one_out()),
-            optimizer=ld.maximize(optax.adam(0.3)),
-            num_updates=20,
-            num_trajectories=16,
-            horizon=6,  # the last two steps of every row are padding on which nothing is allowed
-        )
+        params, policy = network.init(jax.random.key(0), jnp.zeros(4)), ld.FunctionPolicy(policy)
+        batch = ld.Episodes(16, horizon=6)  # the last two steps of every row are padding on which nothing is allowed
+        options = {"estimator": LOO, "optimizer": optax.adam(0.3), "num_updates": 20}
+        return ld.train(params, jax.random.key(1), policy, Stairs(), batch, **options)
 
     returns = train(policy).metrics.mean_return
     assert 1 < returns[0] < 3
@@ -302,4 +283,4 @@ def test_spaces_of_gymnax_are_read():
     ):
         assert as_environment(gymnax.make(name)[0]).action_space == space
     with pytest.raises(TypeError, match="environment_params: brax"):
-        ld.Brax(Stairs()).reset(jax.random.key(0), 3)
+        ld.environments.Brax(Stairs()).reset(jax.random.key(0), 3)

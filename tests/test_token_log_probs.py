@@ -39,7 +39,7 @@ def reference(unembedding, hidden, tokens, *, temperature=1.0, soft_cap=None, al
     if allowed is not None:
         logits = jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -jnp.inf)
     distribution = ld.Categorical(logits)
-    return ld.TokenLogProbs(distribution.log_prob(tokens), distribution.entropy())
+    return ld.likelihood.TokenLogProbs(distribution.log_prob(tokens), distribution.entropy())
 
 
 def close(ours, expected, tolerance=1e-12):
@@ -76,8 +76,7 @@ def test_values_and_derivatives_equal_the_plain_form(name, size):
     @jax.jit
     def check(unembedding, hidden):
         def everything(function):
-            value = scalar(function, options)
-            primals = (unembedding, hidden)
+            value, primals = scalar(function, options), (unembedding, hidden)
             gradient = jax.grad(value, (0, 1))
             return {
                 "values": function(unembedding, hidden, TOKENS, **options),
@@ -123,11 +122,7 @@ def test_a_pair_of_tokens_by_hand():
     # Logits 0 and 2, capped at 1: 0 and tanh(2); at temperature 1/2: 0 and 2 tanh(2).
     unembedding, hidden = jnp.array([[0.0], [1.0]]), jnp.array([[2.0]])
     capped: Any = {"soft_cap": 1.0}
-    for options, logit in (
-        ({}, 2.0),
-        (capped, math.tanh(2)),
-        (capped | {"temperature": 0.5}, 2 * math.tanh(2)),
-    ):
+    for options, logit in (({}, 2.0), (capped, math.tanh(2)), (capped | {"temperature": 0.5}, 2 * math.tanh(2))):
         p = 1 / (1 + math.exp(-logit))
         found = ld.token_log_probs(unembedding, hidden, jnp.array([1]), entropy=True, **options)
         close(tuple(found), (np.array([math.log(p)]), np.array([-p * math.log(p) - (1 - p) * math.log(1 - p)])))
@@ -146,22 +141,17 @@ def test_batch_axes_and_vmap_agree_with_one_row_at_a_time():
         def total(function):
             return lambda w, h: jnp.sum(jnp.cos(function(w, h, tokens).log_probs))
 
+        def of_a_row(function):
+            return lambda w, h, t: jax.grad(lambda w, h: jnp.sum(function(w, h, t).log_probs), (0, 1))(w, h)
+
         grads = [jax.grad(total(f), (0, 1))(UNEMBEDDING, hidden) for f in (ours, reference)]
         over_rows = jax.vmap(ours, (None, 0, 0))
         return {
             "batch axes": (ours(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
             "gradients": tuple(grads),
             "vmap": (over_rows(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
-            "vmap of gradients": tuple(
-                jax.vmap(lambda w, h, t, f=f: jax.grad(lambda w, h: jnp.sum(f(w, h, t).log_probs), (0, 1))(w, h))(
-                    stacked, hidden, tokens
-                )
-                for f in (ours, reference)
-            ),
-            "one token": (
-                ours(UNEMBEDDING, hidden[0, 0], tokens[0, 0]).log_probs,
-                ours(UNEMBEDDING, hidden, tokens)[0][0, 0],
-            ),
+            "vmap of gradients": tuple(jax.vmap(of_a_row(f))(stacked, hidden, tokens) for f in (ours, reference)),
+            "one token": (ours(UNEMBEDDING, hidden[0, 0], tokens[0, 0])[0], ours(UNEMBEDDING, hidden, tokens)[0][0, 0]),
         }
 
     for ours, expected in check(stacked, hidden).values():
@@ -237,10 +227,8 @@ def test_integers_of_any_width_are_tokens():
 
 
 def test_half_precision_inputs_are_accumulated_in_single_precision():
-    num, width, vocabulary = 1024, 8, 64
-    unembedding = normal(0, vocabulary, width).astype(jnp.bfloat16)
-    hidden = normal(1, num, width).astype(jnp.bfloat16) + jnp.bfloat16(0.5)
-    tokens = jnp.zeros(num, jnp.int32)
+    unembedding = normal(0, 64, 8).astype(jnp.bfloat16)
+    hidden, tokens = normal(1, 1024, 8).astype(jnp.bfloat16) + jnp.bfloat16(0.5), jnp.zeros(1024, jnp.int32)
 
     def plain(unembedding, hidden, tokens):
         return reference(unembedding, hidden, tokens).log_probs
@@ -271,17 +259,13 @@ def test_half_precision_inputs_are_accumulated_in_single_precision():
 
 
 def temporary_bytes(function, num, width, vocabulary):
-    shapes = [
-        ((vocabulary, width), jnp.float32),
-        ((num, width), jnp.float32),
-        ((num,), jnp.int32),
-        ((num,), jnp.float32),
-    ]
+    shapes = (vocabulary, width), (num, width), (num,), (num,)
+    dtypes = jnp.float32, jnp.float32, jnp.int32, jnp.float32
 
     def value(unembedding, hidden, tokens, weights):
         return jnp.vdot(weights, function(unembedding, hidden, tokens).log_probs)
 
-    arguments = [jax.ShapeDtypeStruct(*s) for s in shapes]
+    arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
     analysis: Any = jax.jit(jax.value_and_grad(value, (0, 1))).lower(*arguments).compile().memory_analysis()
     return analysis.temp_size_in_bytes
 
@@ -321,21 +305,17 @@ def test_the_default_block_divides_the_vocabulary_where_it_can(tokens, vocabular
 @pytest.mark.parametrize(
     ("error", "message", "change"),
     [
-        (
-            ValueError,
-            r"hidden: expected .* = \(5, 23\), received \(5, 3\); .*unembedding.T",
-            {"unembedding": UNEMBEDDING.T},
-        ),
+        (ValueError, r"hidden: .* \(5, 23\), received \(5, 3\); .*unembedding.T", {"unembedding": UNEMBEDDING.T}),
         (ValueError, r"hidden: expected .* = \(4, 3\), received \(5, 3\)\.", {"tokens": TOKENS[:4]}),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(23,\)", {"unembedding": UNEMBEDDING[:, 0]}),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(0, 3\)", {"unembedding": UNEMBEDDING[:0]}),
         (ValueError, r"allowed: expected shape \(23,\), received \(5,\)", {"allowed": jnp.ones(5, bool)}),
         (ValueError, r"valid: expected shape \(5,\), received \(5, 1\)", {"valid": jnp.ones((5, 1), bool)}),
         (ValueError, r"allowed: expected at least one", {"allowed": jnp.zeros(VOCABULARY, bool)}),
-        (ValueError, r"block_size: expected at least 1 .* received 0", {"block_size": 0}),
-        (ValueError, r"temperature: expected one positive number, received 0", {"temperature": 0}),
-        (ValueError, r"temperature: expected one positive", {"temperature": jnp.ones(5)}),
-        (ValueError, r"soft_cap: expected one positive number, received -1", {"soft_cap": -1.0}),
+        (ValueError, r"block_size: expected a whole number >= 1, received 0", {"block_size": 0}),
+        (ValueError, r"temperature: expected a positive number, received 0", {"temperature": 0}),
+        (ValueError, r"temperature: expected shape \(\), received \(5,\)", {"temperature": jnp.ones(5)}),
+        (ValueError, r"soft_cap: expected a positive number, received -1", {"soft_cap": -1.0}),
         (TypeError, r"tokens: expected dtype integer, received float64", {"tokens": TOKENS.astype(float)}),
         (TypeError, r"hidden: expected dtype floating, received int64", {"hidden": jnp.ones((5, 3), int)}),
         (TypeError, r"valid: expected dtype bool, received int64", {"valid": jnp.ones(5, int)}),
@@ -375,10 +355,7 @@ def answers(vocabulary=11, num=4, length=6):
     valid = jnp.arange(length)[None] < lengths[:, None]
     rewards = jnp.where(jnp.arange(length)[None] == lengths[:, None] - 1, jax.random.normal(keys[1], (num, 1)), 0.0)
     before = jnp.concatenate([jnp.zeros((num, 1), tokens.dtype), tokens[:, :-1]], axis=1)
-    params = {
-        "embedding": jax.random.normal(keys[2], (vocabulary, 3)),
-        "mix": jax.random.normal(keys[3], (3, 3)),
-    }
+    params = {"embedding": jax.random.normal(keys[2], (vocabulary, 3)), "mix": jax.random.normal(keys[3], (3, 3))}
     return params, ld.Trajectory(
         observations=jnp.where(valid, before, -5),
         actions=jnp.where(valid, tokens, 99),
@@ -392,7 +369,7 @@ def answers(vocabulary=11, num=4, length=6):
 
 def test_sequence_likelihoods_feed_the_estimators():
     params, taus = answers()
-    estimators = {"rloo": ld.rloo(), "grpo": ld.grpo(group_size=4), "dr_grpo": ld.dr_grpo(group_size=2)}
+    estimators = {"rloo": ld.RLOO(), "grpo": ld.GRPO(group_size=4), "dr_grpo": ld.estimators.DrGRPO(group_size=2)}
 
     @jax.jit
     def everything(params):

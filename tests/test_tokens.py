@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import logderiv as ld
 from tests.worlds import cast
 
 LOGITS = jnp.array([0.3, -0.2, 0.5])
+BIGRAM = ld.MLP(3, hidden=())
 
 
 def reward(tokens, length):
@@ -27,9 +29,13 @@ def moved(params, scale=0.4):
     return unravel(flat + scale * jax.random.normal(jax.random.key(3), flat.shape))
 
 
+def of_three(network: Any = BIGRAM, reward=reward, **options):
+    return ld.processes.TokenModel(network, reward, **{"vocabulary": 3, "end": 0, "horizon": 3, **options})
+
+
 @functools.cache
 def bigram(**options):
-    model = ld.processes.TokenModel(ld.linear(3), reward, **{"vocabulary": 3, "end": 0, "horizon": 3, **options})
+    model = of_three(**options)
     return model, moved(model.policy.init(jax.random.key(0)))
 
 
@@ -103,10 +109,8 @@ def test_value_and_gradient_are_the_sum_over_every_sequence_by_hand():
         pairs = [list(zip((3, *text[:-1]), text, strict=True)) for text in every]
         return sum(r * jnp.exp(sum(logs[pair] for pair in row)) for r, row in zip(rewards, pairs, strict=True))
 
-    policy, mdp, tokens = model.tree()
-    assert tokens.shape == (1 + 2 + 4 + 8 + 1, 4)
-    assert ld.exact.count_trajectories(mdp, 4) == len(every)
-    value = jax.jit(lambda p: ld.exact.value(p, policy, mdp, horizon=4))
+    assert ld.exact.count_trajectories(model, 4) == len(every)
+    value = jax.jit(lambda p: ld.exact.value(p, model.policy, model, horizon=4))
     np.testing.assert_allclose(value(params), by_hand(params), rtol=1e-13)
     exact, expected = jax.jit(jax.grad(value))(params), jax.jit(jax.grad(by_hand))(params)
     assert np.abs(expected[0]["weight"]).max() > 0.05
@@ -117,40 +121,37 @@ def test_leave_one_out_is_unbiased_over_every_pair_of_sequences_of_a_gru():
     """Vocabulary 5, length 4: 341 sequences, 116 281 pairs."""
     model = ld.processes.TokenModel(ld.GRU(5, hidden=3), reward, vocabulary=5, end=0, horizon=4)
     params = moved(model.policy.init(jax.random.key(0)), 0.3)
-    policy, mdp, _ = model.tree()
-    assert ld.exact.count_trajectories(mdp, 4) == 341
-    moments = ld.exact.estimator_moments(ld.rloo(), params, policy, mdp, horizon=4, num_trajectories=8)
+    assert ld.exact.count_trajectories(model, 4) == 341
+    moments = ld.exact.moments(params, model.policy, model, ld.RLOO(), horizon=4, num_trajectories=8)
     assert moments.method == "degree"
-    assert np.abs(ravel_pytree(moments.gradient)[0]).max() > 0.1
+    assert np.abs(ravel_pytree(moments.exact)[0]).max() > 0.1
     assert np.abs(ravel_pytree(moments.bias)[0]).max() < 1e-12
 
 
 def test_group_relative_estimators_have_the_bias_that_is_computed():
     """Group means leave 1 - 1/G of the gradient; dividing by deviation and length changes its direction too."""
     model, params = bigram()
-    policy, mdp, _ = model.tree()
 
     def moments(estimator):
-        found = ld.exact.estimator_moments(estimator, params, policy, mdp, horizon=3, num_trajectories=3)
-        return ravel_pytree(found.mean)[0], ravel_pytree(found.gradient)[0]
+        found = ld.exact.moments(params, model.policy, model, estimator, horizon=3, num_trajectories=3)
+        return ravel_pytree(found.mean)[0], ravel_pytree(found.exact)[0]
 
     def cosine(a, b):
         return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
 
-    mean, gradient = moments(ld.dr_grpo(group_size=3))
+    mean, gradient = moments(ld.estimators.DrGRPO(group_size=3))
     np.testing.assert_allclose(mean, gradient * 2 / 3, atol=1e-12)
-    normalized, _ = moments(ld.grpo(group_size=3, normalizer="per_trajectory"))
-    divided, _ = moments(ld.grpo(group_size=3))
+    normalized, _ = moments(ld.GRPO(group_size=3, normalizer="per_trajectory"))
+    divided, _ = moments(ld.GRPO(group_size=3))
     assert cosine(mean, gradient) > 1 - 1e-12
     assert 0.9 < cosine(normalized, gradient) < 1 - 1e-4
     assert cosine(divided, gradient) < cosine(normalized, gradient) - 1e-3
 
 
-def test_the_tree_gives_each_sequence_the_probability_that_the_model_does(prompted):
+def test_the_list_gives_each_sequence_the_probability_and_the_reward_that_the_model_does(prompted):
     model, params, taus = prompted
-    policy, mdp, tokens = model.tree()
-    every = ld.exact.enumerate_trajectories(mdp, horizon=4)
-    logs = jax.jit(lambda p: (ld.log_prob(p, policy, every), ld.prob(p, policy, every, environment=mdp)))(params)
+    policy, every = model.policy, ld.exact.enumerate_trajectories(model, horizon=4)
+    logs = jax.jit(lambda p: (ld.log_prob(p, policy, every), ld.prob(p, policy, every, environment=model)))(params)
     np.testing.assert_allclose(np.sum(logs[1]), 1, rtol=1e-13)
     sequence = np.where(every.valid, every.actions, -1)
     listed = {tuple(row): (x, r) for row, x, r in zip(sequence, logs[0], every.rewards.sum(1), strict=True)}
@@ -158,7 +159,8 @@ def test_the_tree_gives_each_sequence_the_probability_that_the_model_does(prompt
     drawn = np.where(taus.valid, taus.actions, -1)
     for row, x, r in list(zip(drawn, own, taus.rewards.sum(1), strict=True))[:200]:
         np.testing.assert_allclose(listed[tuple(row)], (x, r), rtol=1e-12)
-    assert {tuple(row) for row in tokens} >= {(-1,) * 4, (1, -1, -1, -1), (1, 0, -1, -1), (2, -1, -1, -1)}
+    np.testing.assert_array_equal(sequence[np.asarray(every.observations.forced[:, 0] == 1)][0], (0, -1, -1, -1))
+    assert every.rewards[0].sum() == 0  # contradicts its prompt
 
 
 def test_prompts_are_forced_and_the_end_token_of_a_prompt_does_not_end(prompted):
@@ -182,18 +184,27 @@ def test_prompts_are_forced_and_the_end_token_of_a_prompt_does_not_end(prompted)
 
 def test_sampled_mean_reward_is_the_exact_value_and_unfinished_the_chance_of_no_end(prompted):
     model, params, taus = prompted
-    policy, mdp, _ = model.tree()
-    every = ld.exact.enumerate_trajectories(mdp, horizon=4)
-    probability = jax.jit(lambda p: ld.prob(p, policy, every, environment=mdp))(params)
+    every = ld.exact.enumerate_trajectories(model, horizon=4)
+    probability = jax.jit(lambda p: ld.prob(p, model.policy, every, environment=model))(params)
     returns = np.asarray(taus.rewards.sum(1))
-    exact = float(jax.jit(lambda p: ld.exact.value(p, policy, mdp, horizon=4))(params))
+    exact = float(ld.exact.value(params, model.policy, model, horizon=4))
     sem = returns.std(ddof=1) / np.sqrt(len(returns))
     assert abs(returns.mean() - exact) < 4.5 * sem
     assert abs(returns[np.asarray(taus.actions[:, 0] == 1)].mean() - exact) > 4.5 * sem
     cut = float(probability @ (every.valid[:, -1] & (every.actions[:, -1] != 0)).astype(float))
     assert 0.1 < cut < 0.4
-    info = ld.batch_info(taus)
+    info = ld.types.batch_info(taus)
     assert abs(float(info.truncated_fraction) - cut) < 4.5 * np.sqrt(cut * (1 - cut) / len(returns))
+
+
+def test_prompts_that_are_listed_twice_are_drawn_twice_as_often():
+    model, params = bigram(horizon=4, prompts=((1, 0), (2, -1), (2, -1)))
+    every = ld.exact.enumerate_trajectories(model, horizon=4)
+    probability = jax.jit(lambda p: ld.prob(p, model.policy, every, environment=model))(params)
+    np.testing.assert_allclose(probability.sum(), 1, rtol=1e-13)
+    np.testing.assert_allclose(probability[np.asarray(every.observations.forced[:, 0] == 2)].sum(), 2 / 3, rtol=1e-13)
+    value = ld.exact.value(params, model.policy, model, horizon=4)
+    np.testing.assert_allclose(value, probability @ every.rewards.sum(1), rtol=1e-13)
 
 
 def test_a_prompt_can_be_given():
@@ -210,20 +221,16 @@ def test_a_prompt_can_be_given():
     np.testing.assert_array_equal(taus.actions[0, :, :2], [[1, 0]] * 5)
     np.testing.assert_array_equal(taus.actions[1, :, 0], 2)
     batch = jax.tree.map(lambda x: x.reshape(10, *x.shape[2:]), taus)
-    estimate, _ = jax.jit(ld.rloo(group_size=5).estimate)(params, (), model.policy, batch)
+    estimate, _ = jax.jit(ld.RLOO(group_size=5).estimate)(params, (), model.policy, batch)
     assert jax.tree.all(jax.tree.map(lambda g: jnp.isfinite(g).all(), estimate.grads))
     whole = jax.jit(jax.grad(lambda p: ld.log_prob(p, model.policy, batch).sum()))(params)
-    seen = whole[0][
-        "weight"
-    ]  # rows: one-hot of the last token, then the start, which is always followed by a forced one
+    seen = whole[0]["weight"]  # rows: one-hot of the last token, then the start, always followed by a forced one
     np.testing.assert_array_equal(seen[3], 0)
     assert jnp.abs(seen[0]).max() > 0.1
 
 
 def test_a_longer_context_is_an_n_gram_model_and_padding_never_matters():
-    model = ld.processes.TokenModel(
-        ld.MLP(3, hidden=(4,)), reward, vocabulary=3, end=0, horizon=4, prompts=(2,), context=2
-    )
+    model = of_three(ld.MLP(3, hidden=(4,)), horizon=4, prompts=(2,), context=2)
     params = moved(model.policy.init(jax.random.key(0)))
     assert params[0]["weight"].shape == (2 * 4, 4)
     taus = jax.jit(lambda p: ld.rollout(p, jax.random.split(jax.random.key(2), 4), model.policy, model))(params)
@@ -231,7 +238,7 @@ def test_a_longer_context_is_an_n_gram_model_and_padding_never_matters():
     expected = jnp.stack([padded[:, :-2], padded[:, 1:-1]], axis=-1)
     np.testing.assert_array_equal(taus.observations.context[taus.valid], expected[taus.valid])
     assert not taus.valid.all()
-    ld.testing.check_padding(lambda p, t: ld.log_prob(p, model.policy, t), params, taus, num_extra=0)
+    ld.testing.check_padding(params, lambda p, t: ld.log_prob(p, model.policy, t), taus, num_extra=0)
 
 
 def test_float32():
@@ -263,19 +270,19 @@ def test_float32():
 )
 def test_bad_models(options, message):
     with pytest.raises(ValueError, match=message):
-        ld.processes.TokenModel(ld.linear(3), reward, **{"vocabulary": 3, "end": 0, "horizon": 3, **options})
+        of_three(**options)
 
 
 def test_other_bad_input():
     with pytest.raises(TypeError, match="prompts: expected integers"):
-        ld.processes.TokenModel(ld.linear(3), reward, vocabulary=3, end=0, horizon=3, prompts=[0.5])
+        of_three(prompts=[0.5])
     with pytest.raises(TypeError, match="expected a policy"):
-        ld.processes.TokenModel(3, reward, vocabulary=3, end=0, horizon=3)
-    vector = ld.processes.TokenModel(ld.linear(3), lambda t, n: t, vocabulary=3, end=0, horizon=3)
+        of_three(3)
+    vector = of_three(reward=lambda t, n: t)
     params = vector.policy.init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"reward: expected a scalar for one sample, received shape \(3,\)"):
         ld.rollout(params, jax.random.key(0), vector.policy, vector)
-    whole = ld.processes.TokenModel(ld.linear(3), lambda t, n: n, vocabulary=3, end=0, horizon=3)  # an integer reward
+    whole = of_three(reward=lambda t, n: n)  # an integer reward
     taus = ld.rollout(params, jax.random.key(0), whole.policy, whole)
     assert float(taus.rewards.sum()) == int(taus.valid.sum())
     model, params = bigram()
@@ -284,6 +291,6 @@ def test_other_bad_input():
     assert ld.log_prob(params, model.policy, outside) == -jnp.inf
     with pytest.raises(ValueError, match=r"environment_params: expected the number of a prompt, 0 .. 0, received 1"):
         ld.rollout(params, jax.random.key(0), model.policy, model, environment_params=1)
-    narrow = ld.processes.TokenModel(ld.linear(2), reward, vocabulary=3, end=0, horizon=3)
+    narrow = of_three(ld.MLP(2, hidden=()))
     with pytest.raises(ValueError, match="network: expected a distribution over the 3 tokens of the vocabulary"):
         ld.rollout(narrow.policy.init(jax.random.key(0)), jax.random.key(0), narrow.policy, narrow)

@@ -19,9 +19,17 @@ import logderiv as ld
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 START = jnp.array([2.0, -2.0])
-ESTIMATOR = ld.score_function(baseline=ld.baseline_leave_one_out())
-ADAM = ld.maximize(optax.adam(5e-2))
+ESTIMATOR = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+ADAM = optax.adam(5e-2)
+CORRIDOR = ld.environments.short_corridor()
 pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def train(
+    num_updates, batch, *, params=START, key=None, policy: Any = ld.shared_softmax, world: Any = CORRIDOR, **options
+):
+    options = {"estimator": ESTIMATOR, "optimizer": ADAM, "num_updates": num_updates, **options}
+    return ld.train(params, jax.random.key(0) if key is None else key, policy, world, batch, **options)
 
 
 def _run_snippet(index: int) -> str:
@@ -53,76 +61,127 @@ def test_the_readmes_training_reaches_475_on_cartpole():
     assert int(found[1]) >= 475
 
 
-def test_maximize_ascends_where_optax_descends():
-    """On reward = probability of action 1, the logit of action 1 rises; without maximize it falls."""
-    bandit = ld.TabularMDP(
+def bandit(optimizer):
+    """One step, reward = probability of action 1."""
+    world = ld.environments.TabularMDP(
         jnp.array([1.0, 0]),
         jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)),
         jnp.array([[0.0, 1], [0, 0]]),
         jnp.array([False, True]),
     )
+    return train(20, ld.Episodes(8, horizon=1), params=jnp.zeros(2), world=world, optimizer=optimizer)
 
-    def trained(optimizer):
-        options = {"estimator": ESTIMATOR, "num_updates": 20, "num_trajectories": 8, "horizon": 1}
-        return ld.train(jnp.zeros(2), jax.random.key(0), ld.shared_softmax, bandit, optimizer=optimizer, **options)
 
-    up, down = trained(ld.maximize(optax.sgd(0.5))), trained(optax.sgd(0.5))
-    assert up.params[1] > 0.5 > -0.5 > down.params[1]
-    assert up.metrics.mean_return[-5:].mean() > 0.7 > 0.3 > down.metrics.mean_return[-5:].mean()
+def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
+    up = bandit(optax.sgd(0.5))
+    assert up.params[1] > 0.5
+    assert up.metrics.mean_return[-5:].mean() > 0.7
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        lambda inner: inner,
+        lambda inner: optax.chain(optax.clip_by_global_norm(1.0), inner),
+        lambda inner: optax.apply_if_finite(optax.chain(inner), 3),
+        lambda inner: optax.inject_hyperparams(lambda rate: optax.chain(inner, optax.scale(rate)))(rate=1.0),
+        lambda inner: optax.multi_transform({"all": inner}, "all"),
+        lambda inner: optax.masked(inner, True),
+        lambda inner: optax.MultiSteps(inner, 2),
+    ],
+)
+def test_an_optimizer_that_is_turned_round_is_refused_at_any_nesting(nested):
+    bandit(nested(optax.sgd(0.5)))
+    with pytest.raises(ValueError, match="leave maximize out"):
+        bandit(nested(ld.maximize(optax.sgd(0.5))))
 
 
 def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
-    """p(right) = 2 - sqrt 2 = 0.586 at the optimum, J = -11.66; eight seeds by vmap."""
-
-    def seed(key):
-        return ld.train(
-            START,
-            key,
-            ld.shared_softmax,
-            ld.short_corridor(horizon=100),
-            estimator=ESTIMATOR,
-            optimizer=ADAM,
-            num_updates=150,
-            num_trajectories=16,
-        )
-
-    result = jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(0), 8))
-    value = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, ld.short_corridor(), horizon=2000))
+    """p(right) = 2 - sqrt 2 = 0.586 at the optimum, J = -11.66; eight seeds by eight keys."""
+    keys = jax.random.split(jax.random.key(0), 8)
+    result = train(150, ld.Episodes(16, horizon=100), params=jnp.tile(START, (8, 1)), key=keys)
+    value = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, CORRIDOR, horizon=2000))
     values = jax.jit(value)(result.params)
     assert result.metrics.mean_return.shape == (8, 150)
     assert (values > -12.5).all()
     assert (result.metrics.mean_return[:, 0] < -60).all()
 
 
-def test_training_compiles_once():
-    """A second call with new parameters and another key traces nothing, however often the parts are rebuilt."""
-    traces = 0
+class Traced:
+    """A policy that counts how often it is traced."""
 
-    def apply(params, observation):
-        nonlocal traces
-        traces += 1
+    def __init__(self):
+        self.count = 0
+        self.policy = ld.FunctionPolicy(self._apply)
+
+    def _apply(self, params, observation):
+        self.count += 1
         del observation
         return ld.Categorical(params)
 
-    def run(key, start):
-        estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
-        return ld.train(
-            start,
-            key,
-            ld.FunctionPolicy(apply),
-            ld.short_corridor(horizon=5),
-            estimator=estimator,
-            optimizer=ADAM,
-            num_updates=4,
-            num_trajectories=3,
-        )
 
-    first = run(jax.random.key(0), START)
-    count = traces
+class Ignoring:
+    """A reporter that looks at nothing."""
+
+    def check(self, names): ...
+
+    def open(self, past, total):
+        return contextlib.nullcontext(lambda updates, rows: None)
+
+
+@pytest.mark.parametrize("options", [{}, {"reporters": [Ignoring()]}], ids=["one piece", "pieces"])
+@pytest.mark.parametrize("seeds", [(), (3,)], ids=["one seed", "seeds"])
+def test_training_and_evaluation_compile_once(options, seeds):
+    """A second call with new parameters and another key traces nothing, however often the parts are rebuilt."""
+    traced = Traced()
+
+    def run(seed, scale):
+        key = jax.random.split(jax.random.key(seed), seeds)
+        world, play = ld.environments.short_corridor(horizon=5), jax.random.key(seed)
+        parts = {
+            "estimator": ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9),
+            "evaluation": ld.Evaluation(every=2, num_episodes=2, stop_at=scale),
+        }
+        start = scale * jnp.broadcast_to(START, (*seeds, 2))
+        result = train(4, ld.Episodes(3), params=start, key=key, policy=traced.policy, world=world, **parts, **options)
+        ld.evaluate(result.params.reshape(-1, 2)[0], play, traced.policy, world, num_episodes=2)
+        return result
+
+    first, count = run(0, 1.0), traced.count
     assert count > 0
-    second = run(jax.random.key(1), 2 * START)
-    assert traces == count
+    second = run(1, 2.0)
+    assert traced.count == count
     assert not np.array_equal(first.params, second.params)
+
+
+def test_a_sweep_over_learning_rates_is_one_program():
+    """A traced rate, closed over by the optimizer, under `jit` and `vmap`; the same as runs one by one."""
+    traced = Traced()
+
+    def run(rate):
+        return train(3, ld.Episodes(4, 6), policy=traced.policy, optimizer=optax.adam(rate))
+
+    rates = jnp.array([0.0, 0.1, 0.3])
+    sweep = jax.jit(jax.vmap(run))
+    found = sweep(rates)
+    count = traced.count
+    np.testing.assert_array_equal(sweep(rates).params, found.params)
+    assert traced.count == count
+    for rate, params in zip(rates, found.params, strict=True):
+        np.testing.assert_allclose(params, run(float(rate)).params, rtol=1e-12)
+    np.testing.assert_allclose(jax.vmap(run)(rates).params, found.params, rtol=1e-12)
+
+
+@pytest.mark.parametrize("how", [jax.jit, lambda run: lambda x: jax.vmap(run)(x[None])], ids=["jit", "vmap"])
+@pytest.mark.parametrize("name", ["reporters", "progress", "checkpoints"])
+def test_what_the_host_does_is_refused_by_name_inside_jit_and_vmap(how, name, tmp_path):
+    asked = {"reporters": [Ignoring()], "progress": True, "checkpoints": ld.Checkpoints(tmp_path, every=1)}
+
+    def run(start):
+        return train(1, ld.Episodes(2, 3), params=start, **{name: asked[name]})
+
+    with pytest.raises(ValueError, match=f"^{name}: inside jax.jit or jax.vmap .* one call with several keys"):
+        how(run)(START)
 
 
 def test_an_estimate_is_not_retraced_by_a_rebuilt_estimator():
@@ -135,57 +194,26 @@ def test_an_estimate_is_not_retraced_by_a_rebuilt_estimator():
         return estimator.estimate(params, estimator.init(params), ld.shared_softmax, taus)[0].grads
 
     for seed in range(3):
-        taus = ld.rollout(
-            START,
-            jax.random.split(jax.random.key(seed), 4),
-            ld.shared_softmax,
-            ld.short_corridor(),
-            horizon=6,
-        )
-        estimate(START, ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9), taus)
+        keys = jax.random.split(jax.random.key(seed), 4)
+        taus = ld.rollout(START, keys, ld.shared_softmax, CORRIDOR, horizon=6)
+        estimate(START, ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9), taus)
     assert traces == 1
 
 
 def test_metrics_count_real_steps_and_unfinished_episodes():
-    result = ld.train(
-        jnp.zeros(2),
-        jax.random.key(0),
-        ld.shared_softmax,
-        ld.short_corridor(),
-        estimator=ESTIMATOR,
-        optimizer=optax.sgd(0.0),
-        num_updates=3,
-        num_trajectories=16,
-        horizon=7,
-    )
+    result = train(3, ld.Episodes(16, horizon=7), params=jnp.zeros(2), optimizer=optax.sgd(0.0))
     np.testing.assert_array_equal(result.params, jnp.zeros(2))
     np.testing.assert_allclose(-result.metrics.mean_return * 16, result.metrics.num_steps)  # -1 per real step
     assert (result.metrics.truncated_fraction > 0).any()
     assert (result.metrics.grad_norm > 0).all()
 
 
-@pytest.mark.parametrize("seeds", [None, 3])
+@pytest.mark.parametrize("seeds", [(), (3,)])
 def test_the_progress_bar_shows_the_last_update_and_return(seeds):
     pytest.importorskip("tqdm")
-
-    def run(key):
-        return ld.train(
-            START,
-            key,
-            ld.shared_softmax,
-            ld.short_corridor(),
-            estimator=ESTIMATOR,
-            optimizer=ADAM,
-            num_updates=7,
-            num_trajectories=2,
-            horizon=3,
-            progress=True,
-        )
-
+    key, start = jax.random.split(jax.random.key(0), seeds), jnp.broadcast_to(START, (*seeds, 2))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
-        keys = jax.random.key(0) if seeds is None else jax.random.split(jax.random.key(0), seeds)
-        jax.block_until_ready(run(keys) if seeds is None else jax.vmap(run)(keys))
-        jax.effects_barrier()
+        train(7, ld.Episodes(2, horizon=3), params=start, key=key, progress=True)
     text = shown.getvalue()
     assert "7/7" in text
     assert "return -3" in text
@@ -195,22 +223,11 @@ def test_the_progress_bar_shows_the_last_update_and_return(seeds):
 def test_a_progress_bar_without_tqdm_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match=r"logderiv\[progress\]"):
-        ld.train(
-            START,
-            jax.random.key(0),
-            ld.shared_softmax,
-            ld.short_corridor(),
-            estimator=ESTIMATOR,
-            optimizer=ADAM,
-            num_updates=1,
-            num_trajectories=2,
-            horizon=2,
-            progress=True,
-        )
+        train(1, ld.Episodes(2, horizon=2), progress=True)
 
 
 def test_policies_start_near_uniform_and_are_differentiable():
-    policies: list[Any] = [ld.MLP(3, hidden=(8, 8)), ld.linear(3), ld.GRU(3, hidden=4)]
+    policies: list[Any] = [ld.MLP(3, hidden=(8, 8)), ld.MLP(3, hidden=()), ld.GRU(3, hidden=4)]
     for policy in policies:
         params = policy.init(jax.random.key(0), {"a": jnp.ones(2), "b": jnp.ones((), int)})
         observation = {"a": jnp.array([0.5, -1.0]), "b": jnp.asarray(2)}
@@ -234,19 +251,9 @@ def test_a_gaussian_policy_climbs_a_quadratic():
         def step(self, key, state, action, params=None):
             return jnp.ones(1), (), -jnp.sum((action - 2) ** 2), jnp.array(True), jnp.array(False)
 
-    policy = ld.linear(2, head=ld.normal_head)
+    policy = ld.MLP(2, hidden=(), head=ld.normal_head)
     params = policy.init(jax.random.key(0), jnp.ones(1))
-    run = jax.jit(
-        lambda key: ld.train(
-            params,
-            key,
-            policy,
-            Target(),
-            estimator=ESTIMATOR,
-            optimizer=ld.maximize(optax.adam(3e-2)),
-            num_updates=300,
-            num_trajectories=32,
-        )
-    )
-    mean = policy.apply(run(jax.random.key(1)).params, jnp.ones(1)).loc
+    options: Any = {"params": params, "policy": policy, "world": Target(), "optimizer": optax.adam(3e-2)}
+    result = jax.jit(lambda key: train(300, ld.Episodes(32), key=key, **options))(jax.random.key(1))
+    mean = policy.apply(result.params, jnp.ones(1)).loc
     np.testing.assert_allclose(mean, 2, atol=0.15)

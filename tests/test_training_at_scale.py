@@ -1,5 +1,7 @@
 """Training as it is run overnight: streams, epochs, evaluation, early stop, skipped updates, seeds; errors."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,20 +15,20 @@ from tests.worlds import TERMINATING_LOGITS, terminating
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 MDP = terminating()
-SGD = ld.maximize(optax.sgd(0.3))
-LOO = ld.score_function(baseline=ld.baseline_leave_one_out())
-GIVEN = ld.baseline_value(lambda s: jnp.array([1.5, 1.0, 0.0])[s])
-SHARED = ld.baseline_shared_value(lambda params, s: params[s, 0])
-A2C = ld.score_function_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
-PPO = ld.ppo_without_gamma_t(credit=ld.gae(0.9), baseline=GIVEN, discount=0.9)
-STREAM = {"num_environments": 8, "num_steps": 4, "horizon": 6}
+SGD = optax.sgd(0.3)
+LOO = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
+Loose: Any = ld.Episodes  # of any number
+GIVEN = ld.baselines.Value(lambda s: jnp.array([1.5, 1.0, 0.0])[s])
+TOGO = ld.advantages.ToGo(ld.baselines.SharedValue())
+A2C = ld.ScoreFunction(ld.advantages.GAE(0.9, GIVEN), discount=0.9, gamma_t=False)
+PPO = ld.PPO(ld.advantages.GAE(0.9, GIVEN), discount=0.9, gamma_t=False)
+STREAM = {"batch": ld.Steps(8, 4, horizon=6)}
 
 
-def _train(estimator=LOO, key=0, params=TERMINATING_LOGITS, **options) -> ld.Training:
-    options = {"optimizer": SGD, "num_updates": 6, **options}
-    if "num_environments" not in options:
-        options = {"num_trajectories": 6, "horizon": 5, **options}
-    return ld.train(params, jax.random.key(key), ld.tabular_softmax, MDP, estimator=estimator, **options)
+def _train(estimator: Any = LOO, key: Any = 0, params=TERMINATING_LOGITS, **options) -> ld.training.Training:
+    options = {"optimizer": SGD, "num_updates": 6, "batch": ld.Episodes(6, horizon=5), **options}
+    key = jax.random.key(key) if isinstance(key, int) else key
+    return ld.train(params, key, ld.tabular_softmax, MDP, estimator=estimator, **options)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4, 50])
@@ -35,7 +37,9 @@ def test_a_rollout_in_chunks_draws_the_same_trajectories(chunk):
     keys = jax.random.split(jax.random.key(0), 12).reshape(3, 4)
 
     ordinary = jax.jit(lambda k: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=10))(keys)
-    chunked = jax.jit(lambda k: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=10, chunk=chunk))
+    chunked = jax.jit(
+        lambda k: ld.rollout(TERMINATING_LOGITS, k, ld.tabular_softmax, MDP, horizon=10, block_size=chunk)
+    )
     taus = chunked(jax.random.clone(keys))
     valid = np.asarray(ordinary.valid)
     np.testing.assert_array_equal(taus.valid, valid)
@@ -47,8 +51,9 @@ def test_a_rollout_in_chunks_draws_the_same_trajectories(chunk):
         )
 
 
-def test_training_stops_a_rollout_with_its_last_episode():
-    """A world that ends after two steps, with a horizon of 10 000: steps are counted on the host."""
+@pytest.mark.parametrize("devices", [None, 1])
+def test_training_stops_a_rollout_with_its_last_episode(devices):
+    """A world that ends after two steps, with a horizon of 10 000: steps are counted on the host. It is no pytree, also on a mesh."""
     calls = []
 
     class Short:
@@ -62,16 +67,9 @@ def test_training_stops_a_rollout_with_its_last_episode():
             return jnp.zeros(1), state + 1, jnp.ones(()), state >= 1, jnp.zeros((), bool)
 
     policy = ld.FunctionPolicy(lambda params, _: ld.Categorical(params))
-    result = ld.train(
-        jnp.zeros(2),
-        jax.random.key(0),
-        policy,
-        Short(),
-        estimator=LOO,
-        optimizer=SGD,
-        num_updates=1,
-        num_trajectories=2,
-    )
+    mesh = None if devices is None else ld.make_mesh(devices)
+    options = {"estimator": LOO, "optimizer": SGD, "num_updates": 1, "mesh": mesh}
+    result = ld.train(jnp.zeros(2), jax.random.key(0), policy, Short(), ld.Episodes(2), **options)
     jax.block_until_ready(result)
     jax.effects_barrier()
     assert result.metrics.num_steps[0] == 4
@@ -88,9 +86,9 @@ def test_a_group_starts_alike_and_goes_on_differently():
     assert len(set(first[:, 0].tolist())) == 2
     assert len({tuple(row) for row in np.asarray(taus.actions)[:4].tolist()}) > 1
     again = {"horizon": 2, "start_key": jax.random.clone(starts)[:3]}
-    with pytest.raises(ValueError, match=r"start_key: expected the shape of key, \(40,\), received \(3,\)"):
+    with pytest.raises(ValueError, match=r"start_key: expected shape \(40,\), received \(3,\)"):
         ld.rollout(TERMINATING_LOGITS, jax.random.clone(keys), ld.tabular_softmax, MDP, **again)
-    result = _train(ld.rloo(group_size=2), num_trajectories=6, group_size=2)
+    result = _train(ld.RLOO(group_size=2), batch=ld.Groups(3, 2, horizon=5))
     assert np.isfinite(result.params).all()
 
 
@@ -101,7 +99,8 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
 
     @jax.jit
     def by_hand(params, key):
-        opt_state = SGD.init(params)
+        climb = ld.maximize(SGD)
+        opt_state = climb.init(params)
         key, key_start = jax.random.split(key)
         streams = ld.start_streams(key_start, MDP, 8)
         returns = []
@@ -109,7 +108,7 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
             key, key_batch, _ = jax.random.split(key, 3)
             stream, streams = ld.collect(params, key_batch, ld.tabular_softmax, MDP, streams, num_steps=4, horizon=6)
             estimate, _ = A2C.estimate(params, (), ld.tabular_softmax, stream)
-            updates, opt_state = SGD.update(estimate.grads, opt_state, params)
+            updates, opt_state = climb.update(estimate.grads, opt_state, params)
             params = optax.apply_updates(params, updates)
             returns.append(estimate.info.mean_return)
         return params, streams, jnp.stack(returns)
@@ -121,18 +120,24 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
     assert result.metrics.num_steps.tolist() == [32, 32]
 
 
-def test_seeds_under_vmap_equal_seeds_one_by_one():
+def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
     keys = jax.random.split(jax.random.key(5), 3)
+    options: Any = {"estimator": PPO, "optimizer": SGD, "num_updates": 4, "epochs": 2, "minibatches": 2, **STREAM}
 
-    def seed(key):
-        options: Any = {"estimator": PPO, "optimizer": SGD, "num_updates": 4, "epochs": 2, "minibatches": 2, **STREAM}
-        return ld.train(TERMINATING_LOGITS, key, ld.tabular_softmax, MDP, **options)
+    def seed(params, key):
+        return ld.train(params, key, ld.tabular_softmax, MDP, **options)
 
-    together = jax.jit(jax.vmap(seed))(keys)
+    starts = jnp.stack([TERMINATING_LOGITS, -TERMINATING_LOGITS, 2 * TERMINATING_LOGITS])
+    mapped = jax.jit(jax.vmap(seed))(starts, keys)
+    together = seed(starts, jax.random.clone(keys))
+    assert jax.tree.map(jnp.shape, mapped) == jax.tree.map(jnp.shape, together)
     for i in range(3):
-        alone = seed(jax.random.clone(keys)[i])
-        np.testing.assert_allclose(together.params[i], alone.params, rtol=1e-11)
-        np.testing.assert_allclose(together.metrics.mean_return[i], alone.metrics.mean_return, rtol=1e-11)
+        alone = seed(starts[i], jax.random.clone(keys)[i])
+        for several in (mapped, together):
+            one = jax.tree.map(lambda x, i=i: x[i], several.state)
+            for a, b in zip(one[:-3], alone.state[:-3], strict=True):  # all but the key and two counts
+                jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11), a, b)
+            np.testing.assert_allclose(several.metrics.mean_return[i], alone.metrics.mean_return, rtol=1e-11)
 
 
 def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
@@ -154,17 +159,19 @@ def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
     np.testing.assert_array_equal(never.params, plain.params)
 
 
-def test_seeds_under_vmap_stop_each_at_its_own_evaluation():
+@pytest.mark.parametrize("how", ["keys", "vmap"])
+def test_seeds_stop_each_at_its_own_evaluation(how):
     """On streams with rewards in float32, while the library's default is float64: both report one dtype."""
     world = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, MDP)
     assert world.reset(jax.random.key(0))[0].dtype == MDP.reset(jax.random.key(0))[0].dtype
     evaluation = ld.Evaluation(every=2, num_episodes=16, stop_at=2.5)
 
-    def seed(key):
+    def seed(params, key):
         options: Any = {"estimator": A2C, "optimizer": SGD, "num_updates": 6, "evaluation": evaluation, **STREAM}
-        return ld.train(TERMINATING_LOGITS, key, ld.tabular_softmax, world, **options)
+        return ld.train(params, key, ld.tabular_softmax, world, **options)
 
-    together = jax.jit(jax.vmap(seed))(jax.random.split(jax.random.key(5), 4))
+    train = seed if how == "keys" else jax.jit(jax.vmap(seed))
+    together = train(jnp.tile(TERMINATING_LOGITS, (4, 1, 1)), jax.random.split(jax.random.key(5), 4))
     evaluations, counts = np.asarray(together.metrics.evaluation), np.asarray(together.state.num_updates)
     assert len(set(counts.tolist())) > 1
     for values, count in zip(evaluations[:, 1::2], counts, strict=True):
@@ -179,18 +186,14 @@ def test_greedy_evaluation_takes_the_likeliest_action(memory):
     policy: Any = ld.tabular_softmax
     if memory:
         policy = ld.FunctionPolicy(lambda p, c, s: (ld.Categorical(p[s]), c), lambda p: jnp.zeros(()))
-    run = jax.jit(
-        lambda key, greedy: ld.evaluate(params, key, policy, MDP, num_episodes=4000, horizon=4, greedy=greedy),
-        static_argnames="greedy",
+    greedy, sampled = (
+        ld.evaluate(params, jax.random.key(1 - greedy), policy, MDP, num_episodes=4000, horizon=4, greedy=greedy)
+        for greedy in (True, False)
     )
-    greedy, sampled = run(jax.random.key(0), greedy=True), run(jax.random.key(1), greedy=False)
-    exact = [
-        float(jax.jit(lambda p: ld.exact.value(p, ld.tabular_softmax, MDP, horizon=4))(p))
-        for p in (1e3 * params, params)
-    ]
+    exact = [float(ld.exact.value(p, ld.tabular_softmax, MDP, horizon=4)) for p in (1e3 * params, params)]
     for returns, value in zip((greedy, sampled), exact, strict=True):
-        assert abs(returns.mean() - value) < 5 * ld.sem(returns)
-    assert abs(greedy.mean() - exact[1]) > 5 * ld.sem(greedy)
+        assert abs(returns.mean() - value) < 5 * ld.diagnostics.sem(returns)
+    assert abs(greedy.mean() - exact[1]) > 5 * ld.diagnostics.sem(greedy)
 
     class NoMode:
         def log_prob(self, action):
@@ -218,16 +221,8 @@ def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
             return jnp.zeros((), int), state, reward, jnp.zeros((), bool), jnp.zeros((), bool)
 
     def run(optimizer):
-        return ld.train(
-            jnp.zeros((3, 2)),
-            jax.random.key(3),
-            ld.tabular_softmax,
-            Poisoned(),
-            estimator=ld.score_function(),
-            optimizer=ld.maximize(optimizer),
-            num_updates=8,
-            num_trajectories=2,
-        )
+        options = {"estimator": ld.ScoreFunction(), "optimizer": optimizer, "num_updates": 8}
+        return ld.train(jnp.zeros((3, 2)), jax.random.key(3), ld.tabular_softmax, Poisoned(), ld.Episodes(2), **options)
 
     with pytest.warns(UserWarning, match="gradients were not finite"):
         skipped = run(optax.apply_if_finite(optax.sgd(0.1), max_consecutive_errors=5))
@@ -242,49 +237,56 @@ def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
 def test_schedules_and_clipping_are_optaxs():
     """A rate of zero from the third update on; gradients of norm one move the parameters by the rate."""
     schedule = optax.piecewise_constant_schedule(0.5, {2: 0.0})
-    rate = ld.maximize(optax.chain(optax.scale_by_learning_rate(schedule)))
+    rate = optax.chain(optax.scale_by_learning_rate(schedule))
     two, six = (_train(optimizer=rate, num_updates=n).params for n in (2, 6))
     np.testing.assert_array_equal(two, six)
-    clipped = ld.maximize(optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0)))
+    clipped = optax.chain(optax.clip_by_global_norm(1e-3), optax.sgd(1.0))
     moved = _train(optimizer=clipped, num_updates=1).params - TERMINATING_LOGITS
     np.testing.assert_allclose(jnp.linalg.norm(moved), 1e-3, rtol=1e-6)
 
 
 def test_the_natural_gradient_trains():
     """`train` hands the batch to the optimizer; the first step solves the damped system."""
-    natural = ld.maximize(optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(1.0)))
-    result = _train(optimizer=natural, num_updates=20, num_trajectories=16)
+    natural = optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(1.0))
+    result = _train(optimizer=natural, num_updates=20, batch=ld.Episodes(16, horizon=5))
     before, after = result.metrics.mean_return[:5].mean(), result.metrics.mean_return[-5:].mean()
     assert after > before + 0.3
 
 
 def test_bad_plans_are_refused():
-    cases: list[tuple[type, str, dict[str, Any]]] = [
-        (ValueError, "num_trajectories .whole episodes. or num_environments", {"num_trajectories": None}),
-        (ValueError, "num_trajectories .whole episodes. or num_environments", {"num_trajectories": 4, **STREAM}),
-        (ValueError, "num_steps: expected the steps", {"estimator": A2C, "num_environments": 4}),
-        (TypeError, "ScoreFunction needs whole episodes", STREAM),
-        (ValueError, "num_steps = 4, received 3", {"estimator": PPO, "minibatches": 3, **STREAM}),
-        (ValueError, "num_trajectories = 6, received 4", {"estimator": ld.ppo(), "minibatches": 4}),
-        (ValueError, "parameters that drew the batch only", {"epochs": 2}),
-        (ValueError, "parameters that drew the batch only", {"minibatches": 2}),
-        (ValueError, "epochs: expected a whole number >= 1, received 0", {"epochs": 0}),
-        (ValueError, "group_size: expected a divisor of num_trajectories = 6, received 4", {"group_size": 4}),
-        (ValueError, "wrap this one in it", {"estimator": ld.score_function(baseline=SHARED)}),
-        (ValueError, "wrap this one in it", {"estimator": ld.ppo(baseline=ld.baseline_biased_standardized(SHARED))}),
-        (ValueError, "num_updates", {"num_updates": 0}),
-        (ValueError, "num_updates: expected a whole number >= 1, received 2.5", {"num_updates": 2.5}),
-        (ValueError, "minibatches: expected a whole number >= 1, received 0", {"minibatches": 0}),
-        (ValueError, "group_size: expected a whole number >= 1, received 0", {"group_size": 0}),
-        (ValueError, "num_trajectories: expected a whole number >= 1, received 6.0", {"num_trajectories": 6.0}),
-        (ValueError, "horizon: expected a whole number >= 1, received 0", {"estimator": A2C, **STREAM, "horizon": 0}),
-        (ValueError, "num_steps: expected with num_environments only", {"num_steps": 4}),
-        (ValueError, "group_size: expected 1 on a stream", {"estimator": A2C, "group_size": 2, **STREAM}),
+    def stream(*sizes, **options):
+        return {"estimator": A2C, "batch": ld.Steps(*sizes, **options)}
+
+    def keys(*shape):
+        return {"key": jax.random.split(jax.random.key(0), shape)}
+
+    cases: list[tuple[type, str, Callable[[], Any]]] = [
+        (TypeError, "batch: expected logderiv.Episodes, Groups or Steps, received int", lambda: {"batch": 16}),
+        (TypeError, "ScoreFunction needs whole episodes", lambda: STREAM),
+        (ValueError, "num_steps = 4, received 3", lambda: {"estimator": PPO, "minibatches": 3, **STREAM}),
+        (ValueError, "num_trajectories = 6, received 4", lambda: {"estimator": ld.PPO(), "minibatches": 4}),
+        (ValueError, "at least 2 for this estimator, received 1", lambda: {"batch": ld.Episodes(1, horizon=2)}),
+        (ValueError, "parameters that drew the batch only", lambda: {"epochs": 2}),
+        (ValueError, "parameters that drew the batch only", lambda: {"minibatches": 2}),
+        (ValueError, "epochs: expected a whole number >= 1, received 0", lambda: {"epochs": 0}),
+        (ValueError, "value function of its own", lambda: {"estimator": ld.ScoreFunction(TOGO)}),
+        (ValueError, "value function of its own", lambda: {"estimator": ld.PPO(ld.advantages.Standardized(TOGO))}),
+        (ValueError, "num_updates", lambda: {"num_updates": 0}),
+        (ValueError, "num_updates: expected a whole number >= 1, received 2.5", lambda: {"num_updates": 2.5}),
+        (ValueError, "minibatches: expected a whole number >= 1, received 0", lambda: {"minibatches": 0}),
+        (ValueError, "group_size: expected a whole number >= 1, received 0", lambda: {"batch": ld.Groups(3, 0)}),
+        (ValueError, "num_groups: expected a whole number >= 1, received 0", lambda: {"batch": ld.Groups(0, 3)}),
+        (ValueError, r"num_trajectories: expected a whole number >= 1, received 6\.0", lambda: {"batch": Loose(6.0)}),
+        (ValueError, "horizon: expected a whole number >= 1, received 0", lambda: stream(8, 4, horizon=0)),
+        (ValueError, "num_steps: expected a whole number >= 1, received 0", lambda: stream(8, 0)),
+        (ValueError, "num_environments: expected a whole number >= 1, received 0", lambda: stream(0, 4)),
+        (ValueError, r"params: expected the leading axis \(4,\)", lambda: keys(4)),
+        (ValueError, "keys of shape", lambda: keys(2, 3)),
     ]
     for error, match, options in cases:
         with pytest.raises(error, match=match):
-            _train(**options)
+            _train(**options())
     with pytest.raises(ValueError, match="num_episodes: expected a whole number >= 1, received 0"):
         ld.Evaluation(num_episodes=0)
-    with pytest.raises(ValueError, match="chunk: expected a whole number >= 1, received 0"):
-        ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, MDP, horizon=2, chunk=0)
+    with pytest.raises(ValueError, match="block_size: expected a whole number >= 1, received 0"):
+        ld.rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, MDP, horizon=2, block_size=0)

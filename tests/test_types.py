@@ -16,7 +16,7 @@ def test_next_observations_ends_in_the_final_observation_and_not_in_padding():
     valid = jnp.array([[True] * 4, [True, True, False, False]])
     tau = tau._replace(observations=observations, valid=valid, final_observation=jnp.array([[14.0], [22]]))
     expected = [[11, 12, 13, 14], [21, 22, 22, 22]]
-    assert ld.next_observations(tau)[..., 0].tolist() == expected
+    assert ld.types.next_observations(tau)[..., 0].tolist() == expected
 
 
 def test_raw_and_typed_keys_draw_the_same():
@@ -26,7 +26,7 @@ def test_raw_and_typed_keys_draw_the_same():
         jnp.zeros(2),
         jax.random.split(jax.random.PRNGKey(3), 4),
         ld.shared_softmax,
-        ld.short_corridor(horizon=5),
+        ld.environments.short_corridor(horizon=5),
     )
     assert taus.rewards.shape == (4, 5)
     with pytest.raises(TypeError, match=r"jax\.random\.key"):
@@ -51,15 +51,15 @@ def test_policies_rebuilt_from_the_same_fields_do_not_retrace():
     assert traces == count
     assert hash(ld.MLP(2, hidden=(8,))) == hash(ld.MLP(2, hidden=(8,)))
     assert ld.MLP(2, hidden=(8,)) == ld.MLP(2, hidden=(8,))
-    assert ld.score_function(discount=0.9) == ld.score_function(discount=0.9)
+    assert ld.ScoreFunction(discount=0.9) == ld.ScoreFunction(discount=0.9)
 
 
 def test_batch_info_counts_what_the_horizon_cut():
     tau = batch(jax.random.key(0), (4, 3))
     valid = jnp.array([[True, True, True], [True, True, True], [True, False, False], [False, False, False]])
     discounts = jnp.array([[1.0, 1, 1], [1, 1, 0], [0, 1, 1], [1, 1, 1]])
-    info = ld.batch_info(tau._replace(valid=valid, discounts=discounts, rewards=jnp.where(valid, 1.0, jnp.nan)))
+    info = ld.types.batch_info(tau._replace(valid=valid, discounts=discounts, rewards=jnp.where(valid, 1.0, jnp.nan)))
     assert info.truncated_fraction == 0.25
-    assert info.empty == 1
+    assert info.num_empty == 1
     assert info.num_steps == 7
     np.testing.assert_allclose(info.mean_return, 7 / 4)

@@ -56,21 +56,8 @@ def test_every_epoch_sees_every_step_once_in_parts_of_equal_size(stream):
         return optax.GradientTransformation(lambda params: (), update)
 
     weights = jnp.ones(as_steps(data).valid.shape) / size
-    run = jax.jit(
-        lambda key: improve(
-            jnp.ones(size),
-            (),
-            key,
-            None,
-            data,
-            weights,
-            estimator=Sums(size),
-            optimizer=logging(),
-            epochs=2,
-            minibatches=parts,
-        )
-    )
-    run(jax.random.key(1))
+    options = {"estimator": Sums(size), "optimizer": logging(), "epochs": 2, "minibatches": parts}
+    jax.jit(lambda key: improve(jnp.ones(size), (), key, None, data, weights, **options))(jax.random.key(1))
     jax.effects_barrier()
     seen = [sorted(s) for s in steps]
     assert len(seen) == 6
@@ -87,16 +74,14 @@ def test_every_epoch_sees_every_step_once_in_parts_of_equal_size(stream):
 def test_one_gradient_step_is_the_estimate():
     """Bit for bit the update that `estimate` gives, and its norm."""
     mdp, optimizer = terminating(), ld.maximize(optax.sgd(0.1))
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     @jax.jit
     def check(params, key):
         taus = ld.rollout(params, jax.random.split(key, 6), ld.tabular_softmax, mdp, horizon=4)
-        weights, _ = estimator.weigh(params, (), ld.tabular_softmax, taus)
-        opt_state = optimizer.init(params)
-        ours = improve(
-            params, opt_state, key, ld.tabular_softmax, taus, weights, estimator=estimator, optimizer=optimizer
-        )
+        weights, _ = estimator.advantages(params, (), ld.tabular_softmax, taus)
+        options = {"estimator": estimator, "optimizer": optimizer}
+        ours = improve(params, optimizer.init(params), key, ld.tabular_softmax, taus, weights, **options)
         grads = estimator.estimate(params, (), ld.tabular_softmax, taus)[0].grads
         return ours[0], params + 0.1 * grads, ours[2], jnp.linalg.norm(grads)
 
@@ -110,7 +95,7 @@ def test_the_optimizer_receives_the_part_of_the_batch():
     """Natural gradients of a stream's minibatches: each preconditions by the Fisher matrix of its own steps."""
     mdp = terminating()
     values = jnp.array([0.3, 0.1, 0.0])
-    estimator = ld.ppo(credit=ld.gae(0.9), baseline=ld.baseline_value(lambda s: values[s]), discount=0.9)
+    estimator = ld.PPO(ld.advantages.GAE(0.9, ld.baselines.Value(lambda s: values[s])), discount=0.9)
     optimizer = ld.maximize(optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(0.2)))
 
     @jax.jit
@@ -118,19 +103,11 @@ def test_the_optimizer_receives_the_part_of_the_batch():
         keys = jax.random.split(key, 3)
         start = ld.start_streams(keys[0], mdp, 5)
         stream, _ = ld.collect(params, keys[1], ld.tabular_softmax, mdp, start, num_steps=6)
-        weights, _ = estimator.weigh(params, (), ld.tabular_softmax, stream)
-        ours = improve(
-            params,
-            optimizer.init(params),
-            keys[2],
-            ld.tabular_softmax,
-            stream,
-            weights,
-            estimator=estimator,
-            optimizer=optimizer,
-        )
+        weights, _ = estimator.advantages(params, (), ld.tabular_softmax, stream)
+        options = {"estimator": estimator, "optimizer": optimizer}
+        ours = improve(params, optimizer.init(params), keys[2], ld.tabular_softmax, stream, weights, **options)
         flat = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), stream.steps)
-        fisher = ld.fisher_matrix(params, ld.tabular_softmax, flat)
+        fisher = ld.likelihood.fisher_matrix(params, ld.tabular_softmax, flat)
         grads = jax.grad(estimator.objective)(params, ld.tabular_softmax, stream.steps, weights)
         step = jnp.linalg.solve(fisher + 0.1 * jnp.eye(6), grads.reshape(-1)).reshape(3, 2)
         return ours[0], params + 0.2 * step
@@ -144,15 +121,6 @@ def test_a_batch_that_does_not_divide_is_refused():
     for stream, name in ((False, "num_trajectories = 5"), (True, "num_steps = 4")):
         data = _labeled(5, 4, stream)
         weights = jnp.ones(as_steps(data).valid.shape)
+        options = {"estimator": Sums(20), "optimizer": optax.sgd(0.1), "minibatches": 3}
         with pytest.raises(ValueError, match=f"minibatches: expected a divisor of {name}, received 3"):
-            improve(
-                jnp.ones(20),
-                (),
-                jax.random.key(0),
-                None,
-                data,
-                weights,
-                estimator=Sums(20),
-                optimizer=optax.sgd(0.1),
-                minibatches=3,
-            )
+            improve(jnp.ones(20), (), jax.random.key(0), None, data, weights, **options)

@@ -9,7 +9,7 @@ import pytest
 
 import logderiv as ld
 from logderiv.likelihood.counting import from_visits
-from tests.worlds import TERMINATING_LOGITS, rollout, terminating
+from tests.worlds import TERMINATING_LOGITS, rollout, terminating, trajectory
 
 # The same two policies without a table: every step is taken on its own.
 STEPWISE = ld.FunctionPolicy(ld.tabular_softmax.apply)
@@ -29,19 +29,16 @@ def _batch(key, num, length, states=3, actions=2):
 def test_counts_by_hand_and_what_is_outside_is_dropped():
     states, actions = jnp.array([0, 1, 1, 2, -1, 0, 1]), jnp.array([0, 1, 0, 0, 0, -1, 1])
     weights = jnp.array([True, True, True, True, True, True, False])
-    assert ld.visit_counts(states, actions, weights, (2, 2)).tolist() == [[1, 0], [1, 1]]
-    weighted = ld.visit_counts(states, actions, jnp.array([0.5, 2.0, 3.0, 7.0, 7.0, 7.0, 4.0]), (2, 2))
+    assert ld.likelihood.visit_counts(states, actions, weights, (2, 2)).tolist() == [[1, 0], [1, 1]]
+    weighted = ld.likelihood.visit_counts(states, actions, jnp.array([0.5, 2.0, 3.0, 7.0, 7.0, 7.0, 4.0]), (2, 2))
     assert weighted.tolist() == [[0.5, 0.0], [3.0, 6.0]]
     with pytest.raises(ValueError, match="one shape"):
-        ld.visit_counts(states, actions[:-1], weights, (2, 2))
+        ld.likelihood.visit_counts(states, actions[:-1], weights, (2, 2))
 
 
 @pytest.mark.parametrize(
     ("policy", "stepwise", "logits"),
-    [
-        (ld.tabular_softmax, STEPWISE, TERMINATING_LOGITS),
-        (ld.shared_softmax, SHARED_STEPWISE, TERMINATING_LOGITS[1]),
-    ],
+    [(ld.tabular_softmax, STEPWISE, TERMINATING_LOGITS), (ld.shared_softmax, SHARED_STEPWISE, TERMINATING_LOGITS[1])],
     ids=["tabular", "shared"],
 )
 def test_counting_equals_taking_every_step_at_every_order(policy, stepwise, logits):
@@ -65,8 +62,7 @@ def test_counting_equals_taking_every_step_at_every_order(policy, stepwise, logi
 def test_the_score_is_counts_minus_what_was_expected():
     states, actions = jnp.array([0, 0, 1, 0, 1]), jnp.array([1, 1, 0, 0, 0])
     logits = jnp.array([[0.3, -0.2], [1.0, 0.5]])
-    one = jnp.ones(5)
-    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[-1])
+    tau = trajectory(observations=states, actions=actions)
     expected = jnp.array([[1.0, 2.0], [2.0, 0.0]]) - jnp.array([[3.0], [2.0]]) * jax.nn.softmax(logits)
     np.testing.assert_allclose(jax.jit(jax.grad(ld.log_prob))(logits, ld.tabular_softmax, tau), expected, rtol=1e-13)
 
@@ -77,10 +73,10 @@ def test_counting_is_what_log_prob_does(monkeypatch):
     def refuse(*_, **__):
         raise AssertionError("a step was taken on its own")
 
-    monkeypatch.setattr("logderiv.likelihood.log_factors", refuse)
-    monkeypatch.setattr("logderiv.likelihood.sum_rows", refuse)
+    monkeypatch.setattr("logderiv.likelihood.steps.map_rows", refuse)
+    monkeypatch.setattr("logderiv.likelihood.steps.sum_rows", refuse)
     taus = _batch(jax.random.key(2), 4, 30)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out())
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
     @jax.jit
     def both(logits):  # a function of its own: nothing that was traced before the routes were taken away
@@ -113,8 +109,7 @@ def test_out_of_range_is_never_another_action_or_state():
         moved = states.at[0].set(state)
         assert np.isnan(from_visits(logits, moved, jnp.zeros(3, int), weights))
         assert np.isnan(ld.tabular_softmax.apply(logits, jnp.asarray(state)).log_prob(jnp.asarray(0)))
-    one = jnp.ones(3)
-    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[-1])
+    tau = trajectory(observations=states, actions=actions)
     with pytest.raises(ValueError, match=r"0 \.\. 1, received 2 at index \(2,\)"):
         ld.log_prob(logits, ld.tabular_softmax, tau)
 
@@ -123,7 +118,7 @@ def test_float32_counts_do_not_drift():
     """One state, one action taken 2^24 + 2^20 times: a running float32 sum stops at 2^24."""
     length = 2**24 + 2**20
     zeros = jnp.zeros(length, jnp.int32)
-    count = jax.jit(lambda w: ld.visit_counts(zeros, zeros, w, (1, 1)))
+    count = jax.jit(lambda w: ld.likelihood.visit_counts(zeros, zeros, w, (1, 1)))
     assert count(jnp.ones(length, bool)).item() == length
     assert count(jnp.ones(length, jnp.float32)).item() == pytest.approx(length, rel=1e-7)
 
@@ -135,11 +130,10 @@ def test_float32_counts_do_not_drift():
 def test_the_width_of_the_integers_does_not_matter(states, actions, shape):
     """`S` and `A`, or the index `s A + a`, do not fit into them."""
     s, a = jnp.array([0, shape[0] - 1, 90], states), jnp.array([1, 2, 2], actions)
-    counts = ld.visit_counts(s, a, jnp.ones(3, bool), shape)
+    counts = ld.likelihood.visit_counts(s, a, jnp.ones(3, bool), shape)
     assert counts.sum() == 3
     assert [int(counts[i, j]) for i, j in zip(s.tolist(), a.tolist(), strict=True)] == [1, 1, 1]
-    logits, one = jnp.zeros(shape), jnp.ones(3)
-    tau = ld.Trajectory(s, a, one, one, one > 0, one, s[-1])
+    logits, one, tau = jnp.zeros(shape), jnp.ones(3), trajectory(observations=s, actions=a)
     for policy in (ld.tabular_softmax, STEPWISE):
         assert ld.log_prob(logits, policy, tau) == pytest.approx(-3 * np.log(shape[1]), rel=1e-12)
     assert from_visits(logits, s, a, one > 0) == pytest.approx(-3 * np.log(shape[1]), rel=1e-12)
@@ -149,7 +143,7 @@ def test_the_width_of_the_integers_does_not_matter(states, actions, shape):
 def test_counts_are_not_kept_in_the_width_of_the_weights(dtype):
     """2^17 steps of one action: more than int8 and float16 hold, and than bfloat16 counts."""
     zeros, weights = jnp.zeros(2**17, jnp.int32), jnp.ones(2**17, dtype)
-    assert ld.visit_counts(zeros, zeros, weights, (1, 2)).tolist() == [[2**17, 0]]
+    assert ld.likelihood.visit_counts(zeros, zeros, weights, (1, 2)).tolist() == [[2**17, 0]]
     assert from_visits(jnp.zeros((1, 2)), zeros, zeros, weights) == pytest.approx(-(2**17) * np.log(2), rel=1e-12)
 
 
@@ -165,8 +159,7 @@ def test_logits_that_are_no_table_are_refused():
 def test_an_impossible_step_of_weight_zero_does_not_count(policy):
     logits = jnp.array([[0.0, -jnp.inf], [0.5, 0.2]])
     states, actions = jnp.array([[0, 1, 1, 0]]), jnp.array([[1, 0, 1, 0]])
-    one = jnp.ones((1, 4))
-    tau = ld.Trajectory(states, actions, one, one, one > 0, one, states[:, -1])
+    tau = trajectory(observations=states, actions=actions)
     total = jax.jit(jax.value_and_grad(lambda p, w: ld.weighted_log_prob(p, policy, tau, w)))
     value, grad = total(logits, jnp.array([[0.0, 1.0, 2.0, 1.0]]))
     logs = jax.nn.log_softmax(logits[1])
@@ -184,7 +177,7 @@ def test_weights_of_another_shape_are_refused():
 def test_an_estimate_is_the_same_with_and_without_counting():
     mdp = terminating()
     taus = rollout(TERMINATING_LOGITS, jax.random.split(jax.random.key(4), 8), ld.tabular_softmax, mdp, horizon=6)
-    estimator = ld.score_function(baseline=ld.baseline_leave_one_out(), discount=0.9)
+    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9)
     estimate = jax.jit(estimator.estimate)
     both = [estimate(TERMINATING_LOGITS, (), p, taus)[0].grads for p in (ld.tabular_softmax, STEPWISE)]
     np.testing.assert_allclose(*both, rtol=1e-12, atol=1e-14)

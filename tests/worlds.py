@@ -1,6 +1,7 @@
 """Small worlds and batches that several tests share."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,9 @@ import logderiv as ld
 rollout = jax.jit(ld.rollout, static_argnames="horizon")  # one program instead of a hundred small ones
 
 
-def two_states() -> ld.TabularMDP:
+def two_states() -> ld.environments.TabularMDP:
     """Two states, two actions, no end; every number given by hand."""
-    return ld.TabularMDP(
+    return ld.environments.TabularMDP(
         initial=jnp.array([0.6, 0.4]),
         transition=jnp.array([[[0.7, 0.3], [0.2, 0.8]], [[0.5, 0.5], [0.9, 0.1]]]),
         reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
@@ -23,16 +24,12 @@ def two_states() -> ld.TabularMDP:
 TWO_STATES_LOGITS = jnp.array([[0.2, -0.1], [0.4, 0.3]])
 
 
-def terminating() -> ld.TabularMDP:
+def terminating() -> ld.environments.TabularMDP:
     """Two live states and a goal that either action may reach; episodes have random length."""
-    return ld.TabularMDP(
+    return ld.environments.TabularMDP(
         initial=jnp.array([0.7, 0.3, 0.0]),
         transition=jnp.array(
-            [
-                [[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]],
-                [[0.4, 0.6, 0.0], [0.2, 0.3, 0.5]],
-                [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]],
-            ]
+            [[[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]], [[0.4, 0.6, 0.0], [0.2, 0.3, 0.5]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]]
         ),
         reward=jnp.array([[1.0, -0.5], [0.25, 2.0], [0.0, 0.0]]),
         terminal=jnp.array([False, False, True]),
@@ -42,10 +39,10 @@ def terminating() -> ld.TabularMDP:
 TERMINATING_LOGITS = jnp.array([[0.2, -0.1], [0.4, -0.3], [0.0, 0.0]])
 
 
-def random_mdp(key: jax.Array, states: int = 3, actions: int = 2) -> ld.TabularMDP:
+def random_mdp(key: jax.Array, states: int = 3, actions: int = 2) -> ld.environments.TabularMDP:
     """Dirichlet tables, no terminal state."""
     keys = jax.random.split(key, 3)
-    return ld.TabularMDP(
+    return ld.environments.TabularMDP(
         initial=jax.random.dirichlet(keys[0], jnp.ones(states)),
         transition=jax.random.dirichlet(keys[1], jnp.ones(states), (states, actions)),
         reward=jax.random.normal(keys[2], (states, actions)),
@@ -53,18 +50,37 @@ def random_mdp(key: jax.Array, states: int = 3, actions: int = 2) -> ld.TabularM
     )
 
 
+def trajectory(**parts: Any) -> ld.Trajectory:
+    """Trajectories, `(*batch, T)`, of which only some parts matter: the named fields of `ld.Trajectory`.
+
+    Of the others the observations, actions and log-probabilities are 0, rewards and discounts 1, every step is valid, and the
+    final observation is the last one. The first of the arrays given below decides shape and dtype.
+    """
+    of_steps = ("rewards", "discounts", "valid", "behavior_log_probs", "actions", "observations")
+    shape = next(jnp.shape(parts[name]) for name in of_steps if name in parts)
+    dtype = next((parts[name].dtype for name in ("rewards", "discounts", "behavior_log_probs") if name in parts), float)
+    ones = jnp.ones(shape, dtype)
+    usual = {
+        "observations": jnp.zeros(shape, int),
+        "actions": jnp.zeros(shape, int),
+        "rewards": ones,
+        "discounts": ones,
+        "valid": jnp.ones(shape, bool),
+        "behavior_log_probs": 0 * ones,
+    }
+    observations = parts.get("observations", usual["observations"])
+    last = jax.tree.map(lambda x: jnp.take(x, -1, axis=len(shape) - 1), observations)
+    return ld.Trajectory(**usual | {"final_observation": last} | parts)
+
+
 @partial(jax.jit, static_argnames=("shape", "size", "actions", "dtype"))
 def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 2, dtype=jnp.float64) -> ld.Trajectory:
     """Random observations and actions with every step valid."""
     keys = jax.random.split(key, 3)
-    ones = jnp.ones(shape, dtype)
-    return ld.Trajectory(
+    return trajectory(
+        rewards=jax.random.normal(keys[2], shape, dtype),
         observations=jax.random.normal(keys[0], (*shape, size), dtype),
         actions=jax.random.randint(keys[1], shape, 0, actions),
-        rewards=jax.random.normal(keys[2], shape, dtype),
-        discounts=ones,
-        valid=jnp.ones(shape, bool),
-        behavior_log_probs=0 * ones,
         final_observation=jnp.ones((*shape[:-1], size), dtype),
     )
 

@@ -1,12 +1,13 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
-import dataclasses
-from collections.abc import Callable, Iterable
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
+
+HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
@@ -53,46 +54,6 @@ def as_keys(key: jax.Array) -> jax.Array:
     raise TypeError(f"key: expected jax.random.key(seed), received {dtype}{jnp.shape(key)}.")
 
 
-def register_dataclass(
-    cls: Any, data: tuple[str, ...], meta: tuple[str, ...] = (), *, visit: Callable[[Any], None] | None = None
-) -> Any:
-    """Register a dataclass as a pytree whose reconstruction skips `__post_init__`.
-
-    Transformations rebuild pytrees around tracers, axis numbers and placeholders, which must not meet the checks that
-    a user's own constructor call does. `visit` is called with each object that is taken apart.
-    """
-
-    def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        if visit is not None:
-            visit(obj)
-        return tuple(getattr(obj, name) for name in data), tuple(getattr(obj, name) for name in meta)
-
-    def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        children, aux = flatten(obj)
-        return tuple((jax.tree_util.GetAttrKey(k), c) for k, c in zip(data, children, strict=True)), aux
-
-    def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
-        obj = object.__new__(cls)
-        for name, value in zip(data + meta, (*children, *aux), strict=True):
-            object.__setattr__(obj, name, value)
-        return obj
-
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
-    return cls
-
-
-def check_whole(**numbers: Any) -> None:
-    """Raise `ValueError`, naming the first of them, unless each is a whole number from 1."""
-    for name, number in numbers.items():
-        if not isinstance(number, int) or number < 1:
-            raise ValueError(f"{name}: expected a whole number >= 1, received {number!r}.")
-
-
-def tree_size(tree: Any) -> int:
-    """How many numbers a pytree holds."""
-    return sum(jnp.size(x) for x in jax.tree.leaves(tree))
-
-
 def widest(*dtypes: Any) -> Any:
     """The floating dtype with the most bits."""
     return max(dtypes, key=lambda dtype: jnp.finfo(dtype).bits)
@@ -103,22 +64,9 @@ def accumulator_dtype(dtype: Any) -> Any:
     return widest(dtype, jnp.float32)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Held:
-    """An object that is no pytree, as a static argument of `jax.jit`; compared as the object compares."""
-
-    value: Any
-
-
-def hold(obj: Any) -> Any:
-    """`obj` if it is a pytree of arrays, else `Held(obj)`, so that `jax.jit` takes it as an argument."""
-    return Held(obj) if any(leaf is obj for leaf in jax.tree.leaves(obj)) else obj
-
-
-def release(obj: Any) -> Any:
-    """The inverse of `hold`."""
-    return obj.value if isinstance(obj, Held) else obj
+def sum_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
+    """The sum of all valid entries, in float32 at least."""
+    return jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)), dtype=accumulator_dtype(values.dtype))
 
 
 def is_traced(*arrays: Any) -> bool:

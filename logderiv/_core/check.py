@@ -21,19 +21,28 @@ def whole(*, at_least: int = 1, **numbers: Any) -> None:
             raise ValueError(f"{name}: expected a whole number >= {at_least}, received {number!r}.")
 
 
-def between(low: float, high: float, *, open_right: bool = False, **numbers: Any) -> None:
-    """Raise `ValueError` unless each number is in `[low, high]`, or in `[low, high)`."""
-    for name, number in numbers.items():
-        inside = f"[{low:g}, {high:g}" + (")" if open_right else "]")
-        _in_range(
-            name, number, f"a number in {inside}", lambda x: (x >= low) & ((x < high) if open_right else (x <= high))
-        )
+def whole_or_none(**numbers: Any) -> None:
+    """Raise `ValueError`, naming the first of them, unless each is `None` or a whole number from 1."""
+    whole(**{name: number for name, number in numbers.items() if number is not None})
 
 
-def positive(**numbers: Any) -> None:
-    """Raise `ValueError` unless each number is above 0."""
+def between(
+    low: float, high: float, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
+) -> None:
+    """Raise `ValueError` unless each number is in `[low, high]`, or, without an end that is open, in `(low, high]` or `[low, high)`."""
+    inside = ("(" if open_left else "[") + f"{low:g}, {high:g}" + (")" if open_right else "]")
+
+    def holds(x: np.ndarray) -> Any:
+        return ((x > low) if open_left else (x >= low)) & ((x < high) if open_right else (x <= high))
+
     for name, number in numbers.items():
-        _in_range(name, number, "a positive number", lambda x: x > 0)
+        _in_range(name, number, f"a number in {inside}", holds, hint)
+
+
+def positive(*, finite: bool = False, hint: str = "", **numbers: Any) -> None:
+    """Raise `ValueError` unless each number is above 0, and below infinity where `finite`."""
+    for name, number in numbers.items():
+        _in_range(name, number, "a positive number", lambda x: (x > 0) & (np.isfinite(x) | (not finite)), hint)
 
 
 def not_negative(**numbers: Any) -> None:
@@ -53,10 +62,14 @@ def one_of(options: Collection[Any], **values: Any) -> None:
 def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:
     """Raise `ValueError` unless each array has this shape."""
     for name, array in arrays.items():
-        if jnp.shape(array) != tuple(expected):
-            raise ValueError(
-                f"{name}: expected shape {tuple(expected)}, received {jnp.shape(array)}{hint and '; ' + hint}."
-            )
+        if jnp.shape(array) != expected:
+            raise ValueError(f"{name}: expected shape {expected}, received {jnp.shape(array)}{hint and '; ' + hint}.")
+
+
+def fields(prefix: str, owner: Any, *, hint: str = "", **expected: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless each of these attributes of `owner` has its shape; `prefix` stands before its name."""
+    for name, wanted in expected.items():
+        shape(wanted, hint=hint, **{prefix + name: getattr(owner, name)})
 
 
 def like(name: str, received: Any, expected: Any, *, hint: str = "") -> None:
@@ -81,10 +94,10 @@ def params(tree: Any) -> None:
             )
 
 
-def _in_range(name: str, number: Any, expected: str, holds: Any) -> None:
+def _in_range(name: str, number: Any, expected: str, holds: Any, hint: str = "") -> None:
     if is_traced(number):
         return
     if isinstance(number, str | bytes) or not np.issubdtype(np.asarray(number).dtype, np.number):
         raise TypeError(f"{name}: expected {expected}, received {number!r}.")
     if not np.all(holds(np.asarray(number))):
-        raise ValueError(f"{name}: expected {expected}, received {number}.")
+        raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")

@@ -10,27 +10,20 @@ import dataclasses
 import functools
 import types
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar, dataclass_transform, overload
+from typing import Any, TypeVar, dataclass_transform
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+_TRACED = (jax.Array, np.ndarray, np.generic, float, complex)
 _PLAIN = (bool, int, str, bytes, type(None), type, np.dtype)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
-@overload
 @dataclass_transform(frozen_default=True)
-def pytree(cls: type[T], /) -> type[T]: ...
-@overload
-@dataclass_transform(frozen_default=True)
-def pytree(
-    *, static: tuple[str, ...] = (), eq: bool = True, visit: Callable[[Any], None] | None = None
-) -> Callable[[type[T]], type[T]]: ...
-def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True, visit: Any = None) -> Any:
+def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True, visit: Any = None) -> Callable[[T], T]:
     """A frozen dataclass as a pytree. Fields named in `static` are compared by `jax.jit`, all others are traced.
 
     Args:
@@ -46,11 +39,7 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
         TypeError: `static` names something that is no field.
     """
     if cls is None:
-        return functools.partial(_register, static=static, eq=eq, visit=visit)
-    return _register(cls, static=static, eq=eq, visit=visit)
-
-
-def _register(cls: Any, *, static: tuple[str, ...], eq: bool, visit: Callable[[Any], None] | None) -> Any:
+        return functools.partial(pytree, static=static, eq=eq, visit=visit)  # pyright: ignore[reportReturnType]
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     names = [field.name for field in dataclasses.fields(cls)]
     if strangers := set(static) - set(names):
@@ -65,7 +54,7 @@ def _register(cls: Any, *, static: tuple[str, ...], eq: bool, visit: Callable[[A
 
     def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         children, aux = flatten(obj)
-        return tuple((jax.tree_util.GetAttrKey(k), c) for k, c in zip(traced, children, strict=True)), aux
+        return tuple(zip(map(jax.tree_util.GetAttrKey, traced), children, strict=True)), aux
 
     def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
         obj = object.__new__(cls)
@@ -86,38 +75,19 @@ def jit(function: F) -> F:
     the same shapes, equal settings and the same function objects compiles nothing.
     """
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def call(static: "_Static", traced: list[Any]) -> Any:
-        args, kwargs = static.join(traced)
+    @functools.partial(jax.jit, static_argnums=(0, 1))
+    def call(tree: Any, static: tuple[Any, ...], traced: list[Any]) -> Any:
+        arrays = iter(traced)
+        args, kwargs = jax.tree.unflatten(tree, [next(arrays) if x is None else x.value for x in static])
         return function(*args, **kwargs)
 
     @functools.wraps(function)
     def compiled(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        static = tuple(_Traced if _is_traced(leaf) else _Compared(leaf) for leaf in leaves)
-        return call(_Static(tree, static), [leaf for leaf in leaves if _is_traced(leaf)])
+        static = tuple(None if isinstance(leaf, _TRACED) else _Compared(leaf) for leaf in leaves)
+        return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, _TRACED)])
 
     return compiled  # pyright: ignore[reportReturnType]
-
-
-def _is_traced(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic, float, complex))
-
-
-class _Traced:
-    """The place of a traced leaf."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Static:
-    """All that is not traced, and where it belongs."""
-
-    tree: Any
-    leaves: tuple[Any, ...]
-
-    def join(self, traced: list[Any]) -> Any:
-        arrays = iter(traced)
-        return jax.tree.unflatten(self.tree, [next(arrays) if x is _Traced else x.value for x in self.leaves])
 
 
 class _Compared:
@@ -143,8 +113,3 @@ class _Compared:
 
 def _by_value(x: Any) -> Any:
     return (type(x), x) if isinstance(x, (*_PLAIN, float, complex)) else id(x)
-
-
-def tree_size(tree: Any) -> int:
-    """How many numbers a pytree holds."""
-    return sum(jnp.size(x) for x in jax.tree.leaves(tree))

@@ -7,6 +7,7 @@ are. Inside `jax.shard_map` the same code would see the trajectories of one devi
 
 import contextlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,9 +43,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
             f"received {num_devices!r}{hint}."
         )
     if jax.process_count() > 1 and num_devices < there:
-        raise ValueError(
-            f"num_devices: expected all {there} of {jax.process_count()} processes, received {num_devices}."
-        )
+        raise ValueError(f"num_devices: expected all {there} devices of all processes, received {num_devices}.")
     return Mesh(np.array(jax.devices()[:num_devices]), ("batch",), axis_types=(AxisType.Auto,))
 
 
@@ -55,15 +54,13 @@ def as_mesh(mesh: Any) -> Mesh:
         TypeError: Not a mesh.
     """
     if not isinstance(mesh, Mesh):
-        raise TypeError(
-            f"mesh: expected a jax.sharding.Mesh, as from logderiv.make_mesh(), received {type(mesh).__name__}."
-        )
+        raise TypeError(f"mesh: expected a jax.sharding.Mesh, as of make_mesh(), received {type(mesh).__name__}.")
     return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
 
 
-def check_divides(number: int, mesh: Mesh, name: str) -> None:
-    """Raise `ValueError` unless `number` trajectories or environments divide over the mesh."""
-    if number % mesh.size:
+def check_divides(number: int, mesh: Mesh | None, name: str) -> None:
+    """Raise `ValueError` unless `number` trajectories or environments divide over the mesh, where there is one."""
+    if mesh is not None and number % mesh.size:
         raise ValueError(
             f"{name}: expected a multiple of the {mesh.size} devices of the mesh, received {number}; "
             f"take {number + -number % mesh.size}."
@@ -80,8 +77,11 @@ def check_auto(x: Any, name: str) -> None:
         )
 
 
+_NUMBERS: Any = (jax.Array, np.ndarray, np.generic, float, complex)
+
+
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    """The arrays of `tree`, whole on every device of the mesh, in every process.
+    """The arrays and real numbers of `tree`, whole on every device of the mesh, in every process; other leaves as they are.
 
     Raises:
         AssertionError: They are not the same in all processes.
@@ -89,6 +89,8 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def put(x: Any) -> Any:
+        if not isinstance(x, _NUMBERS):
+            return x
         if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not is_traced(x):
             return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
         if isinstance(x, jax.Array) and not is_traced(x) and x.is_fully_addressable and not whole.is_fully_addressable:
@@ -103,10 +105,28 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def num_shards(number: int) -> int:
-    """Into how many parts `spread` divides a leading axis of this length; 1 where it does not divide."""
+def by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
+    """`function(params, inputs)` of the trajectories of each device, where their axis is spread over a mesh in use.
+
+    Each device has its own copy of `params`, whose derivatives are added up over the devices at the very end: a sum inside
+    the loops over blocks or steps would make the devices wait for each other every time around.
+
+    Args:
+        function: From `params` and `inputs` to a pytree with a leading axis.
+        params: Shared.
+        inputs: Leading axis of trajectories.
+
+    Returns:
+        What `function` returns, the leading axes of the devices as one.
+    """
+    num = jax.tree.leaves(inputs)[0].shape[0]
     size = _size()
-    return size if number % size == 0 else 1
+    if size == 1 or num % size:
+        return function(params, inputs)
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), params)
+    parts = jax.tree.map(lambda x: x.reshape((size, num // size, *x.shape[1:])), inputs)
+    results = jax.vmap(function)(spread(copies), parts)
+    return jax.tree.map(lambda y: y.reshape((size * y.shape[1], *y.shape[2:])), results)
 
 
 def spread(tree: Any) -> Any:

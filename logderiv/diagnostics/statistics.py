@@ -1,7 +1,7 @@
-r"""Statistics of per-sample gradients: means with standard errors, variances, signal to noise.
+"""Statistics of per-sample gradients: means with standard errors, variances, signal to noise.
 
 *Samples* are a pytree of `params` whose leaves have one more leading axis, `N` independent samples. They come from
-`logderiv.diagnostics.group_gradients` or `per_trajectory_gradients`, or from replicates of a whole estimate. `std` is the
+`logderiv.diagnostics.per_trajectory_gradients`, or from replicates of a whole estimate. `std` is the
 spread of one sample, `sem` the error of their mean.
 """
 
@@ -10,7 +10,90 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, widest
+from logderiv.types import Params
+
+
+class Summary(NamedTuple):
+    """Mean and variance of `N` samples, and what follows from them.
+
+    Attributes:
+        mean: Pytree of `params`.
+        variance: Of one sample, entry by entry, with divisor `N - 1`; pytree of `params`.
+        num_samples: `N`.
+    """
+
+    mean: Any
+    variance: Any
+    num_samples: int
+
+    @property
+    def sem(self) -> Any:
+        """Standard error of the mean, √(Var / N), entry by entry; pytree of `params`."""
+        return jax.tree.map(lambda v: jnp.sqrt(v / jnp.asarray(self.num_samples, v.dtype)), self.variance)
+
+    @property
+    def leaf_variance(self) -> Any:
+        """Variance summed over the entries of each leaf: which part of the parameters is noisy. Pytree of scalars."""
+        return jax.tree.map(jnp.sum, self.variance)
+
+    @property
+    def trace(self) -> jax.Array:
+        """The trace tr Σ of the covariance of one sample: the variances of all entries, summed. A scalar."""
+        return _total(self.variance)
+
+    @property
+    def signal_to_noise(self) -> Any:
+        """|mean| / std of one sample, entry by entry; pytree of `params`.
+
+        The mean of `N` samples has √N times as much. An entry without spread has `inf`, or NaN where it is always 0.
+
+        References:
+            Rainforth et al. (2018), "Tighter variational bounds are not necessarily better", arXiv:1802.04537.
+        """
+        return jax.tree.map(lambda m, v: jnp.abs(m) / jnp.sqrt(v), self.mean, self.variance)
+
+    def noise_scale(self, *, group_size: int = 1) -> jax.Array:
+        """Gradient noise scale tr Σ / |G|²: the batch at which noise and gradient are equally long.
+
+        |G|² is estimated without bias as |mean|² - tr Σ / N, so the result is negative where the samples do not resolve the
+        gradient at all.
+
+        Args:
+            group_size: Trajectories behind each sample (with `num_groups`); the result counts trajectories.
+
+        Returns:
+            A scalar.
+
+        References:
+            McCandlish et al. (2018), arXiv:1812.06162, eq. 2.9, and appendix A.1 for the estimate.
+        """
+        return group_size * self.trace / self._signal
+
+    def samples_needed(self, accuracy: float, *, relative: bool = False, group_size: int = 1) -> jax.Array:
+        """Samples after which the mean's root-mean-square error √(tr Σ / N) is `accuracy`.
+
+        Args:
+            accuracy: Euclidean length over all parameters; positive.
+            relative: `accuracy` is a fraction of the gradient's own length |G| (estimated without bias, |mean|² - tr Σ / N).
+            group_size: Trajectories behind each sample (with `num_groups`); the result counts trajectories.
+
+        Returns:
+            A scalar, rounded up; NaN where `relative` and the samples do not resolve the gradient.
+
+        Raises:
+            ValueError: `accuracy` is not positive.
+        """
+        check.positive(accuracy=accuracy)
+        signal = self._signal if relative else jnp.ones_like(self.trace)
+        needed = jnp.ceil(group_size * self.trace / (accuracy**2 * signal))
+        return jnp.where(signal > 0, needed, jnp.nan)
+
+    @property
+    def _signal(self) -> jax.Array:
+        """Squared length of the mean, without the bias of its noise."""
+        return _squared_norm(self.mean).astype(self.trace.dtype) - self.trace / self.num_samples
 
 
 class VarianceRatio(NamedTuple):
@@ -27,119 +110,67 @@ class VarianceRatio(NamedTuple):
     raised: jax.Array
 
 
-def mean(samples: Any) -> Any:
-    """Mean over the samples; pytree of `params`."""
-    num_samples(samples, at_least=1)
-    return jax.tree.map(lambda x: jnp.mean(x, axis=0), samples)
+def summary(samples: Params) -> Summary:
+    """Mean and variance over the samples.
+
+    Args:
+        samples: Pytree of `params` with a leading axis `N`, at least 2.
+
+    Returns:
+        A `Summary`.
+
+    Raises:
+        ValueError: Fewer than two samples, or leaves with different leading axes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> found = summary(jnp.array([1.0, 3.0]))
+        >>> float(found.mean), float(found.variance), float(found.sem)
+        (2.0, 2.0, 1.0)
+    """
+    num = count(samples)
+    mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), samples)
+    return Summary(mean, jax.tree.map(lambda x: jnp.var(x, axis=0, ddof=1), samples), num)
 
 
-def variance(samples: Any) -> Any:
-    """Variance of one sample, entry by entry, with divisor `N - 1`; pytree of `params`.
+def sem(samples: Params) -> Any:
+    """Standard error of the mean of the samples, √(Var / N), entry by entry.
+
+    Args:
+        samples: Pytree of `params` with a leading axis `N`, at least 2.
+
+    Returns:
+        Pytree of `params`.
 
     Raises:
         ValueError: Fewer than two samples, or leaves with different leading axes.
     """
-    num_samples(samples)
-    return jax.tree.map(lambda x: jnp.var(x, axis=0, ddof=1), samples)
+    return summary(samples).sem
 
 
-def sem(samples: Any) -> Any:
-    r"""Standard error of the mean, $\sqrt{\mathrm{Var}/N}$, entry by entry; pytree of `params`.
-
-    Raises:
-        ValueError: As `variance`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> float(sem(jnp.array([1.0, 3.0])))
-        1.0
-    """
-    num = num_samples(samples)
-    return jax.tree.map(lambda v: jnp.sqrt(v / num), variance(samples))
-
-
-def leaf_variance(samples: Any) -> Any:
-    """Variance summed over the entries of each leaf: which part of the parameters is noisy. Pytree of scalars."""
-    return jax.tree.map(jnp.sum, variance(samples))
-
-
-def covariance_trace(samples: Any) -> jax.Array:
-    r"""$\mathrm{tr}\,\Sigma$ of one sample: the variances of all entries, summed. A scalar."""
-    return _total(variance(samples))
-
-
-def signal_to_noise(samples: Any) -> Any:
-    r"""$|\mathrm{mean}| / \mathrm{std}$ of one sample, entry by entry; pytree of `params`.
-
-    The mean of `N` samples has $\sqrt N$ times as much. An entry without spread has `inf`, or NaN where it is always 0.
-
-    References:
-        Rainforth et al. (2018), "Tighter variational bounds are not necessarily better", arXiv:1802.04537.
-    """
-    return jax.tree.map(lambda m, v: jnp.abs(m) / jnp.sqrt(v), mean(samples), variance(samples))
-
-
-def noise_scale(samples: Any, *, group_size: int = 1) -> jax.Array:
-    r"""Gradient noise scale $\mathrm{tr}\,\Sigma / |G|^2$: the batch at which noise and gradient are equally long.
-
-    $|G|^2$ is estimated without bias as $|\bar g|^2 - \mathrm{tr}\,\Sigma/N$, so the result is negative where the samples do not
-    resolve the gradient at all.
-
-    Args:
-        samples: `N` samples.
-        group_size: Trajectories behind each sample (for `group_gradients`); the result counts trajectories.
-
-    Returns:
-        A scalar.
-
-    References:
-        McCandlish et al. (2018), arXiv:1812.06162, eq. 2.9, and appendix A.1 for the estimate.
-    """
-    trace = covariance_trace(samples)
-    return group_size * trace / _signal(samples, trace)
-
-
-def samples_needed(samples: Any, accuracy: float, *, relative: bool = False, group_size: int = 1) -> jax.Array:
-    r"""Samples after which the mean's root-mean-square error $\sqrt{\mathrm{tr}\,\Sigma / N}$ is `accuracy`.
-
-    Args:
-        samples: A pilot run.
-        accuracy: Euclidean length over all parameters; positive.
-        relative: `accuracy` is a fraction of the gradient's own length $|G|$ (estimated as in `noise_scale`).
-        group_size: As in `noise_scale`.
-
-    Returns:
-        A scalar, rounded up; NaN where `relative` and the pilot does not resolve the gradient.
-
-    Raises:
-        ValueError: `accuracy` is not positive.
-    """
-    if not accuracy > 0:
-        raise ValueError(f"accuracy: expected a positive error to reach, received {accuracy}.")
-    trace = covariance_trace(samples)
-    signal = _signal(samples, trace) if relative else jnp.ones_like(trace)
-    needed = jnp.ceil(group_size * trace / (accuracy**2 * signal))
-    return jnp.where(signal > 0, needed, jnp.nan)
-
-
-def cosine(tree: Any, reference: Any) -> jax.Array:
+def cosine(tree: Params, reference: Params) -> jax.Array:
     """Cosine of the angle between two pytrees of one structure, such as an estimate and the exact gradient.
 
-    NaN where either is zero.
+    Args:
+        tree: Pytree of arrays.
+        reference: Another of the same structure and shapes.
+
+    Returns:
+        A scalar; NaN where either is zero.
 
     Raises:
         ValueError: The structures or shapes differ.
     """
-    check_same(tree, reference, "cosine")
-    products = jax.tree.map(lambda a, b: jnp.sum(_lift(a) * _lift(b).astype(_lift(a).dtype)), tree, reference)
-    return _total(products) / jnp.sqrt(_squared_norm(tree) * _squared_norm(reference).astype(_total(products).dtype))
+    check.like("tree", tree, reference, hint="a cosine is between two pytrees alike")
+    product = _total(jax.tree.map(lambda a, b: _lift(a) * _lift(b).astype(_lift(a).dtype), tree, reference))
+    return product / jnp.sqrt(_squared_norm(tree) * _squared_norm(reference).astype(product.dtype))
 
 
-def variance_ratio(baselined: Any, plain: Any, *, k: float = 3.0) -> VarianceRatio:
-    r"""An alarm for baselines: does this one raise the variance?
+def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> VarianceRatio:
+    """An alarm for baselines: does this one raise the variance?
 
-    $\rho = \mathrm{tr}\,\Sigma_b / \mathrm{tr}\,\Sigma$ with its standard error by the delta method, paired: both samples must come
-    from the same trajectories in the same order, which cancels most of the noise. Group means have the same ratio.
+    ρ = tr Σ_b / tr Σ with its standard error by the delta method, paired: both samples must come from the same trajectories in the
+    same order, which cancels most of the noise. Group means have the same ratio.
 
     Args:
         baselined: Samples with the baseline.
@@ -152,21 +183,17 @@ def variance_ratio(baselined: Any, plain: Any, *, k: float = 3.0) -> VarianceRat
     Raises:
         ValueError: The two differ in structure or shape, or there are fewer than two samples.
     """
-    check_same(baselined, plain, "variance_ratio")
-    num = num_samples(plain)
-    above, below = _squared_deviations(baselined), _squared_deviations(plain)
-    above = above.astype(below.dtype)
+    check.like("baselined", baselined, plain, hint="both from the same trajectories")
+    num = count(plain)
+    below = _squared_deviations(plain)
+    above = _squared_deviations(baselined).astype(below.dtype)
     ratio = jnp.sum(above) / jnp.sum(below)
     error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
 
 
-def num_samples(samples: Any, *, at_least: int = 2) -> int:
-    """`N`, the common leading axis.
-
-    Raises:
-        ValueError: No leaves, leaves without a common leading axis, or fewer than `at_least` samples.
-    """
+def count(samples: Any, *, at_least: int = 2) -> int:
+    """`N`, the common leading axis; raises `ValueError` where there is none, or where it is shorter than `at_least`."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(samples)]
     if not shapes or any(not s for s in shapes) or len({s[0] for s in shapes}) > 1:
         raise ValueError(f"samples: expected leaves with one common leading axis (N, ...), received shapes {shapes}.")
@@ -178,36 +205,10 @@ def num_samples(samples: Any, *, at_least: int = 2) -> int:
     return shapes[0][0]
 
 
-def check_same(first: Any, second: Any, name: str) -> None:
-    """Raise `ValueError` unless two pytrees agree in structure and shapes."""
-    if jax.tree.structure(first) != jax.tree.structure(second):
-        raise ValueError(
-            f"{name}: expected two pytrees of one structure, received {jax.tree.structure(first)} and "
-            f"{jax.tree.structure(second)}."
-        )
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(first), jax.tree.leaves(second), strict=True):
-        if jnp.shape(a) != jnp.shape(b):
-            raise ValueError(
-                f"{name}: expected one shape for leaf {jax.tree_util.keystr(path) or 'of both'}, received {jnp.shape(a)} "
-                f"and {jnp.shape(b)}."
-            )
-
-
-def _signal(samples: Any, trace: jax.Array) -> jax.Array:
-    """Squared length of the mean, without the bias of its noise."""
-    return _squared_norm(mean(samples)).astype(trace.dtype) - trace / num_samples(samples)
-
-
 def _squared_deviations(samples: Any) -> jax.Array:
     """Squared distance of each sample to the mean, over all leaves. Shape `(N,)`."""
-
-    def leaf(x: jax.Array) -> jax.Array:
-        x = _lift(x)
-        return jnp.sum(jnp.square(x - jnp.mean(x, axis=0, keepdims=True)).reshape((x.shape[0], -1)), axis=1)
-
-    parts = [leaf(x) for x in jax.tree.leaves(samples)]
-    dtype = widest(*(x.dtype for x in parts))
-    return sum((x.astype(dtype) for x in parts[1:]), parts[0].astype(dtype))
+    deviations = jax.tree.map(lambda x: _lift(x) - jnp.mean(_lift(x), axis=0, keepdims=True), samples)
+    return jax.vmap(_squared_norm)(deviations)
 
 
 def _squared_norm(tree: Any) -> jax.Array:
@@ -221,6 +222,6 @@ def _total(tree: Any) -> jax.Array:
     return sum((jnp.sum(x).astype(dtype) for x in leaves), jnp.zeros((), dtype))
 
 
-def _lift(x: jax.Array) -> jax.Array:
+def _lift(x: Any) -> jax.Array:
     x = jnp.asarray(x)
     return x.astype(accumulator_dtype(x.dtype))

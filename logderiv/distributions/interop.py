@@ -6,15 +6,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from logderiv._core.arrays import expand, is_traced
-from logderiv.distributions.basic import Categorical, integer_action
+from logderiv.distributions.basic import Categorical, in_range
 
 
 def sample(distribution: Any, key: jax.Array) -> Any:
-    """Draw one action from a distribution of ours, distrax, TensorFlow Probability or numpyro; `key` is consumed.
+    """Draw one action.
 
     The libraries disagree on `sample`: distrax and TFP take `seed=key`, numpyro takes the key first.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        key: Consumed.
+
+    Returns:
+        One action.
     """
     try:
         takes_seed = "seed" in inspect.signature(distribution.sample).parameters
@@ -24,20 +31,37 @@ def sample(distribution: Any, key: jax.Array) -> Any:
 
 
 def log_prob(distribution: Any, action: Any) -> jax.Array:
-    """Scalar log-probability of one action under any library's distribution, checked.
+    """Scalar log-probability of one action, checked.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        action: What one draw of it is; an array, or a pytree where the distribution is of one.
+
+    Returns:
+        Shape `()`; `-inf` for an integer out of the range of a categorical distribution.
 
     Raises:
-        TypeError: As `log_probs`.
+        TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
         ValueError: The log-probability is not a scalar.
     """
-    return _scalar(log_probs(distribution, action), "log_prob")
+    value = log_probs(distribution, action)
+    if jnp.shape(value) != ():
+        raise _not_scalar("log_prob", value)
+    return jnp.asarray(value)
 
 
 def log_probs(distribution: Any, action: Any) -> jax.Array:
-    """Log-probability under any library's distribution, of the shape that the distribution gives it.
+    """Log-probability of an action.
 
     An integer action outside the range of a categorical distribution has log-probability `-inf`; TFP would return 0
     there and numpyro the log-probability of another action.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        action: What one draw of it is; an array, or a pytree where the distribution is of one.
+
+    Returns:
+        Of the shape that the distribution gives it.
 
     Raises:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
@@ -47,7 +71,14 @@ def log_probs(distribution: Any, action: Any) -> jax.Array:
 
 
 def check_distribution(distribution: Any) -> None:
-    """Raise `TypeError` unless this is a distribution: an object with `log_prob`."""
+    """Check that this is a distribution.
+
+    Args:
+        distribution: An object with `log_prob`.
+
+    Raises:
+        TypeError: It has none.
+    """
     if not hasattr(distribution, "log_prob"):
         raise TypeError(
             f"policy: expected it to return a distribution with a log_prob method, received {type(distribution).__name__}; "
@@ -56,17 +87,38 @@ def check_distribution(distribution: Any) -> None:
 
 
 def prob(distribution: Any, action: Any) -> jax.Array:
-    """Scalar probability of one action: `distribution.prob(action)` where it exists, else `exp(log_prob)`."""
-    own = getattr(distribution, "prob", None)
-    if own is None:
+    """Scalar probability of one action: `distribution.prob(action)` where it exists, else `exp(log_prob)`.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        action: What one draw of it is; an array, or a pytree where the distribution is of one.
+
+    Returns:
+        Shape `()`; 0 for an integer out of the range of a categorical distribution.
+
+    Raises:
+        TypeError: `distribution` has neither, or a categorical action is a float.
+        ValueError: The probability is not a scalar.
+    """
+    if not hasattr(distribution, "prob"):
         return jnp.exp(log_prob(distribution, action))
-    return _scalar(_guard(distribution, action, own, 0.0), "prob")
+    value = _guard(distribution, action, distribution.prob, 0.0)
+    if jnp.shape(value) != ():
+        raise _not_scalar("prob", value)
+    return jnp.asarray(value)
 
 
 def num_categories(distribution: Any, action: Any) -> int | None:
-    """The `A` of a categorical distribution over integers of any library, `None` for every other distribution.
+    """The number of categories of a categorical distribution over integers.
 
     Recognized by `logits` or `probs` with one axis more than the action.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        action: What one draw of it is; an array, or a pytree where the distribution is of one.
+
+    Returns:
+        `A`; `None` for every other distribution.
     """
     leaves = jax.tree.leaves(action)
     if len(leaves) != 1:
@@ -78,27 +130,25 @@ def num_categories(distribution: Any, action: Any) -> int | None:
     return None
 
 
-def check_range(distribution: Any, action: Any, actions: Any, valid: jax.Array) -> None:
-    """Raise if a valid one of `actions` is out of the range of a categorical distribution; silent under tracing.
+def check_range(categories: int | None, actions: Any, valid: Any, name: str = "actions") -> None:
+    """Raise if a valid action is out of the range of a categorical distribution; silent where they have no values.
 
     Args:
-        distribution: The distribution of one step.
-        action: One action, for its shape.
-        actions: All actions, leading axes of `valid`.
+        categories: How many there are, as of `num_categories`; nothing is checked where it is `None`.
+        actions: One array, leading axes of `valid`.
         valid: Which of them are real.
+        name: What the message calls them.
 
     Raises:
         ValueError: An action is out of range.
     """
-    categories = num_categories(distribution, action)
-    leaves = [*jax.tree.leaves(actions), valid]
-    if categories is None or is_traced(*leaves):
+    if categories is None or isinstance(actions, Tracer) or isinstance(valid, Tracer):
         return
-    values = np.asarray(leaves[0])
-    outside = np.asarray(expand(valid, leaves[0])) & ((values < 0) | (values >= categories))
+    values, valid = np.asarray(actions), np.asarray(valid)
+    outside = valid[(..., *(None,) * (values.ndim - valid.ndim))] & ((values < 0) | (values >= categories))
     if outside.any():
         raise ValueError(
-            f"actions: expected integers in 0 .. {categories - 1}, received {values[outside][0]} at index "
+            f"{name}: expected integers in 0 .. {categories - 1}, received {values[outside][0]} at index "
             f"{tuple(int(i) for i in np.argwhere(outside)[0])}."
         )
 
@@ -106,18 +156,12 @@ def check_range(distribution: Any, action: Any, actions: Any, valid: jax.Array) 
 def _guard(distribution: Any, action: Any, function: Any, outside: float) -> jax.Array:
     """`function(action)`, with `outside` where a categorical action is out of range."""
     categories = None if isinstance(distribution, Categorical) else num_categories(distribution, action)
-    if categories is None:
-        return function(action)
-    action = integer_action(action)
-    inside = (action >= 0) & (action < categories)
-    return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
+    return function(action) if categories is None else in_range(function, action, categories, outside)
 
 
-def _scalar(value: Any, name: str) -> jax.Array:
-    if jnp.shape(value) != ():
-        raise ValueError(
-            f"policy: expected {name} of one action to be a scalar, received shape {jnp.shape(value)}. Either the policy was "
-            "given, or returned, a whole batch (it is called with one observation), or an event axis is not summed "
-            "(use logderiv.Normal, or the library's Independent)."
-        )
-    return jnp.asarray(value)
+def _not_scalar(name: str, value: Any) -> ValueError:
+    return ValueError(
+        f"policy: expected {name} of one action to be a scalar, received shape {jnp.shape(value)}. Either the policy was "
+        "given, or returned, a whole batch (it is called with one observation), or an event axis is not summed "
+        "(use logderiv.Normal, or the library's Independent)."
+    )

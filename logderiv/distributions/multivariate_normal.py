@@ -1,23 +1,24 @@
 """The multivariate normal distribution, and covariances as unconstrained parameters."""
 
-import dataclasses
-import math
-
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 
-from logderiv._core.arrays import register_dataclass
+from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core.pytrees import pytree
+from logderiv.types import Key
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class MultivariateNormal:
-    r"""$N(\mu, L L^\top)$: $\log p(x) = -\tfrac12 |L^{-1}(x - \mu)|^2 - \sum_i \log L_{ii} - \tfrac n2 \log 2\pi$.
+    """The multivariate normal distribution N(μ, L Lᵀ).
 
-    `sample` is reparameterized, so a score needs a held sample, as for `logderiv.Normal`.
+        log p(x) = -|L⁻¹(x - μ)|² / 2 - Σ_i log L_ii - n log(2π) / 2
+
+    `sample` is reparameterized, so a score needs a detached sample, as for `logderiv.Normal`.
 
     Attributes:
-        loc: Mean, shape `(n,)`.
+        loc: Mean μ, shape `(n,)`.
         scale_tril: Lower-triangular `L` with a positive diagonal, shape `(n, n)`.
     """
 
@@ -25,23 +26,41 @@ class MultivariateNormal:
     scale_tril: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Log-density of `x`, shape `(n,)`."""
+        """Log-density of one vector.
+
+        Args:
+            x: Shape `(n,)`.
+
+        Returns:
+            Shape `()`.
+        """
         standard = solve_triangular(self.scale_tril, x - self.loc, lower=True)
         terms = -0.5 * jnp.square(standard) - jnp.log(jnp.diagonal(self.scale_tril))
-        return jnp.sum(terms - jnp.asarray(0.5 * math.log(2 * math.pi), terms.dtype))
+        return jnp.sum(terms - jnp.asarray(HALF_LOG_2PI, terms.dtype))
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """`loc + scale_tril @ noise`; `key` is consumed."""
+    def sample(self, key: Key) -> jax.Array:
+        """Draw `loc + scale_tril @ noise`.
+
+        Args:
+            key: One key. Consumed.
+
+        Returns:
+            Shape `(n,)`.
+        """
         return self.loc + self.scale_tril @ jax.random.normal(key, self.loc.shape, self.loc.dtype)
 
     def mode(self) -> jax.Array:
-        """The mean."""
+        """The likeliest vector, the mean.
+
+        Returns:
+            `loc`.
+        """
         return self.loc
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree
 class PartlyObserved:
-    r"""The components of a `MultivariateNormal` that are observed: their joint density, the others integrated out.
+    """The components of a `MultivariateNormal` that are observed: their joint density, the others integrated out.
 
     Attributes:
         loc: Mean of all components, shape `(n,)`.
@@ -54,34 +73,54 @@ class PartlyObserved:
     observed: jax.Array
 
     def log_prob(self, x: jax.Array) -> jax.Array:
-        """Log-density of the observed components; 0 where there are none."""
-        x = x.astype(self.loc.dtype)
-        zero = jnp.zeros_like(x)
-        residual = jnp.where(self.observed, x - self.loc, zero)
-        scale = jnp.linalg.cholesky(mask_covariance(self.covariance, self.observed))
-        missing = jnp.sum(~self.observed, dtype=x.dtype)
-        full = MultivariateNormal(zero, scale).log_prob(residual)
-        return full + missing * jnp.asarray(0.5 * math.log(2 * math.pi), x.dtype)
+        """Log-density of the observed components; 0 where there are none.
 
-    def sample(self, key: jax.Array) -> jax.Array:
-        """All components, reparameterized; `key` is consumed."""
+        Args:
+            x: All components, shape `(n,)`; those that are not observed may be anything.
+
+        Returns:
+            Shape `()`.
+        """
+        x, zero = x.astype(self.loc.dtype), jnp.zeros_like(self.loc)
+        scale = jnp.linalg.cholesky(mask_covariance(self.covariance, self.observed))
+        full = MultivariateNormal(zero, scale).log_prob(jnp.where(self.observed, x - self.loc, zero))
+        return full + jnp.sum(~self.observed, dtype=x.dtype) * jnp.asarray(HALF_LOG_2PI, x.dtype)
+
+    def sample(self, key: Key) -> jax.Array:
+        """Draw all components, reparameterized.
+
+        Args:
+            key: One key. Consumed.
+
+        Returns:
+            Shape `(n,)`.
+        """
         return MultivariateNormal(self.loc, jnp.linalg.cholesky(self.covariance)).sample(key)
 
 
-register_dataclass(MultivariateNormal, ("loc", "scale_tril"))
-register_dataclass(PartlyObserved, ("loc", "covariance", "observed"))
-
-
 def mask_covariance(covariance: jax.Array, observed: jax.Array) -> jax.Array:
-    """`covariance` with the rows and columns of unobserved components those of the identity."""
+    """`covariance` with the rows and columns of unobserved components those of the identity.
+
+    Args:
+        covariance: Shape `(n, n)`.
+        observed: Which components are observed, shape `(n,)`, bool.
+
+    Returns:
+        Shape `(n, n)`.
+    """
     both = observed[:, None] & observed[None]
     return jnp.where(both, covariance, jnp.eye(covariance.shape[-1], dtype=covariance.dtype))
 
 
 def covariance_from(log_cholesky: jax.Array) -> jax.Array:
-    r"""$L L^\top$ from an unconstrained square matrix.
+    """L Lᵀ from an unconstrained square matrix.
 
-    Its lower triangle is that of `L`, with the logarithm on the diagonal; its upper triangle is not used.
+    Args:
+        log_cholesky: Its lower triangle is that of L, with the logarithm on the diagonal; its upper triangle is not used. Shape
+            `(n, n)`.
+
+    Returns:
+        A positive definite matrix, shape `(n, n)`.
 
     References:
         Pinheiro & Bates (1996), Statistics and Computing 6, section 2.2, log-Cholesky.
@@ -91,6 +130,13 @@ def covariance_from(log_cholesky: jax.Array) -> jax.Array:
 
 
 def log_cholesky_of(covariance: jax.Array) -> jax.Array:
-    """The parameters of a positive definite covariance: the inverse of `covariance_from`."""
+    """The parameters of a covariance: the inverse of `covariance_from`.
+
+    Args:
+        covariance: Positive definite, shape `(n, n)`.
+
+    Returns:
+        Shape `(n, n)`, 0 above the diagonal.
+    """
     scale = jnp.linalg.cholesky(covariance)
     return jnp.tril(scale, -1) + jnp.diag(jnp.log(jnp.diagonal(scale)))

@@ -1,6 +1,5 @@
 """The tanh-Normal distribution of bounded continuous actions."""
 
-import dataclasses
 import math
 
 import jax
@@ -8,22 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
-from logderiv._core.arrays import accumulator_dtype, register_dataclass
+from logderiv._core.arrays import HALF_LOG_2PI, accumulator_dtype
+from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal, normal_terms, sum_event
 
 Bound = float | tuple[float, ...]
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("low", "high"))
 class TanhNormal:
-    r"""$y = m + h \tanh u$ with $u \sim \mathrm{Normal}(\mu, \sigma)$, diagonal, $m$ and $h$ the middle and half width of `[low, high]`.
+    """y = m + h tanh u with u ~ Normal(μ, σ), diagonal, m and h the middle and half width of `[low, high]`.
 
-    $\log p(y) = \sum_i \log \mathcal N(u_i; \mu_i, \sigma_i) - \log h_i - \log(1 - z_i)(1 + z_i)$, $z = (y - m)/h$, $u = \operatorname{artanh} z$.
+        log p(y) = Σ_i [ log N(u_i; μ_i, σ_i) - log h_i - log (1 - z_i)(1 + z_i) ],   z = (y - m) / h,  u = artanh z
 
     **At the boundary.** A floating-point number near a bound stands for a wide range of `u`, and one on it for
-    half a line. Draws beyond $z = 1 - \epsilon^{2/3}$ (2e-5 short of the bound in float32, 4e-11 in float64) are
+    half a line. Draws beyond z = 1 - ε^(2/3) (2e-5 short of the bound in float32, 4e-11 in float64) are
     therefore put *on* the bound, and there `log_prob` is the log-probability of all of them,
-    $\log\Phi(-(u_\mathrm{max} - \mu)/\sigma)$, as for an action that is clipped. Density inside and the
+    log Φ(-(u_max - μ) / σ), as for an action that is clipped. Density inside and the
     two point masses sum to one, so the score has mean zero however far the policy saturates, value and gradient are finite at
     the bounds, and a draw recomputed from its action alone has the same log-probability. Other libraries give NaN there, or
     clamp the action, whose score is biased. Outside the bounds the log-probability is `-inf`, with zero gradient.
@@ -34,7 +34,7 @@ class TanhNormal:
         loc: Mean of `u`, shape `()` or `(..., D)`.
         scale: Standard deviation of `u`, positive, broadcast against `loc`.
         low: Lower bound, or one for each of the `D` coordinates; static.
-        high: Upper bound; likewise.
+        high: Upper bound, or one for each of the `D` coordinates; static.
 
     Raises:
         ValueError: Bounds that are not finite, or not in order.
@@ -63,7 +63,14 @@ class TanhNormal:
             object.__setattr__(self, name, float(bound) if bound.ndim == 0 else tuple(bound.tolist()))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-density of `action`, log-probability on a bound; the event axis summed."""
+        """Log-density of an action, log-probability on a bound; the event axis summed.
+
+        Args:
+            action: Shape of `loc`, or broadcast against it; between the bounds.
+
+        Returns:
+            The broadcast shape without its last axis, if it has one; `-inf` outside the bounds.
+        """
         dtype = jnp.result_type(self.loc, self.scale, action)
         action, loc, scale = jnp.broadcast_arrays(*(jnp.asarray(x, dtype) for x in (action, self.loc, self.scale)))
         low, high, middle, half, gap, last = self._bounds(action)
@@ -72,22 +79,36 @@ class TanhNormal:
         z_in = jnp.where(inside, z, 0)  # double where: no NaN on the way back
         terms = normal_terms(jnp.arctanh(z_in), loc, scale) - jnp.log(half) - jnp.log1p(-z_in) - jnp.log1p(z_in)
         tail = _log_ndtr((jnp.where(z > 0, loc, -loc) - last) / scale)
-        terms = jnp.where(inside, terms, tail)
-        return sum_event(jnp.where((action < low) | (action > high), -jnp.inf, terms))
+        outside = (action < low) | (action > high)
+        return sum_event(jnp.where(outside, -jnp.inf, jnp.where(inside, terms, tail)))
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """The squashed `loc + scale * noise`, on a bound where it is as good as there; `key` is consumed."""
+        """Draw the squashed `loc + scale * noise`, on a bound where it is as good as there.
+
+        Args:
+            key: One key. Consumed.
+
+        Returns:
+            Shape of `loc` and `scale`, broadcast.
+        """
         return self._squash(Normal(self.loc, self.scale).sample(key))
 
     def mode(self) -> jax.Array:
-        """The squashed mean, which is the median. The density itself may be highest at the bounds."""
+        """The squashed mean, which is the median. The density itself may be highest at the bounds.
+
+        Returns:
+            Shape of `loc`.
+        """
         return self._squash(self.loc)
 
     def entropy(self) -> jax.Array:
-        r"""Differential entropy $H(u) + \mathbb E[\log dy/du]$ in nats, the point masses left aside.
+        """Differential entropy H(u) + E[log dy/du], the point masses left aside.
 
         There is no closed form. The expectation is a trapezoidal sum over 65 points of `u`, deterministic and
         differentiable: right to 1e-14 for scales up to 1, 1e-6 at 3 and 1e-3 at 6.
+
+        Returns:
+            In nats, shape of `loc` without its last axis, if it has one.
         """
         loc, scale = jnp.broadcast_arrays(self.loc, self.scale)
         half = self._bounds(loc)[3]
@@ -104,8 +125,7 @@ class TanhNormal:
 
     def _squash(self, u: jax.Array) -> jax.Array:
         low, high, middle, half, _, last = self._bounds(u)
-        inner = middle + half * jnp.tanh(u)
-        return jnp.where(u > last, high, jnp.where(u < -last, low, inner))
+        return jnp.where(u > last, high, jnp.where(u < -last, low, middle + half * jnp.tanh(u)))
 
     def _bounds(self, like: jax.Array) -> tuple[jax.Array, ...]:
         """`low, high, middle, half`, the gap in `z` that belongs to a bound, and the `u` where it begins."""
@@ -114,18 +134,13 @@ class TanhNormal:
         resolution = float(jnp.finfo(like.dtype).eps) * np.maximum(np.abs(low), np.abs(high)) / half
         gap = np.minimum(resolution ** (2 / 3), 0.5)
         last = 0.5 * np.log((2 - gap) / gap)
-        arrays = (low, high, middle, half, gap, last)
-        return tuple(jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape) for x in arrays)
+        found = (low, high, middle, half, gap, last)
+        return tuple(jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape) for x in found)
 
 
-register_dataclass(TanhNormal, ("loc", "scale"), ("low", "high"))
-
-
-def _log_ndtr_plain(x: jax.Array) -> jax.Array:
+@jax.custom_jvp
+def _log_ndtr(x: jax.Array) -> jax.Array:
     return log_ndtr(x.astype(accumulator_dtype(x.dtype))).astype(x.dtype)
-
-
-_log_ndtr = jax.custom_jvp(_log_ndtr_plain)
 
 
 @_log_ndtr.defjvp
@@ -136,5 +151,5 @@ def _log_ndtr_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tupl
     far = x < (-50 if jnp.finfo(x.dtype).bits == 64 else -10)
     a = 1 / jnp.square(jnp.where(far, x, 1))
     series = -x * (1 + a - 2 * a**2 + 10 * a**3)
-    near = jnp.exp(jnp.where(far, 0, -0.5 * jnp.square(x) - value - 0.5 * math.log(2 * math.pi)))
+    near = jnp.exp(jnp.where(far, 0, -0.5 * jnp.square(x) - value - HALF_LOG_2PI))
     return value, jnp.where(far, series, near) * dx

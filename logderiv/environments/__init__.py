@@ -1,4 +1,4 @@
-"""Worlds with the two-function protocol of `logderiv.types.Environment`, and adapters to public suites."""
+"""Environments with the two-function protocol of `logderiv.types.Environment`, and adapters to public suites."""
 
 from logderiv.environments._detect import as_environment
 from logderiv.environments._spaces import ActionSpace, check_action
@@ -8,14 +8,5 @@ from logderiv.environments.gymnax import Gymnax
 from logderiv.environments.jumanji import Jumanji
 from logderiv.environments.tabular import TabularMDP, short_corridor
 
-__all__ = [
-    "ActionSpace",
-    "Brax",
-    "Gymnasium",
-    "Gymnax",
-    "Jumanji",
-    "TabularMDP",
-    "as_environment",
-    "check_action",
-    "short_corridor",
-]
+__all__ = ["ActionSpace", "Brax", "Gymnasium", "Gymnax", "Jumanji", "TabularMDP", "as_environment", "check_action"]
+__all__ += ["short_corridor"]

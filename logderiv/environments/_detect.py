@@ -20,20 +20,28 @@ def as_environment(environment: Any) -> Any:
 
     No suite is imported for it.
 
+    Args:
+        environment: An object with `reset` and `step` of the protocol, or of one of the suites.
+
+    Returns:
+        The object itself, or its adapter.
+
     Raises:
         TypeError: None of them.
     """
-    if hasattr(environment, "reset_env") and hasattr(environment, "step_env"):
+
+    def has(*names: str) -> bool:
+        return all(hasattr(environment, name) for name in names)
+
+    if has("reset_env", "step_env"):
         return Gymnax(environment)
-    if hasattr(environment, "reset") and hasattr(environment, "step"):
-        if hasattr(environment, "action_size") and hasattr(environment, "observation_size"):
-            return Brax(environment)
-        if hasattr(environment, "action_spec") and hasattr(environment, "observation_spec"):
-            return Jumanji(environment)
-        if is_gymnasium(environment):
-            return Gymnasium.of(environment)
-        return environment
-    raise TypeError(
-        "environment: expected reset(key, params) and step(key, state, action, params), or an environment of gymnax, "
-        f"craftax, brax, jumanji or Gymnasium; received {type(environment).__name__}."
-    )
+    if not has("reset", "step"):
+        raise TypeError(
+            "environment: expected reset(key, params) and step(key, state, action, params), or an environment of gymnax, "
+            f"craftax, brax, jumanji or Gymnasium; received {type(environment).__name__}."
+        )
+    if has("action_size", "observation_size"):
+        return Brax(environment)
+    if has("action_spec", "observation_spec"):
+        return Jumanji(environment)
+    return Gymnasium.of(environment) if is_gymnasium(environment) else environment

@@ -76,7 +76,7 @@ def check_action(environment: Any, distribution: Any, action: Any) -> None:
 
 
 @contextlib.contextmanager
-def own_rules() -> Iterator[None]:
+def standard_promotion() -> Iterator[None]:
     """JAX's standard promotion while a suite's code is traced: suites mix dtypes and ranks, whatever the caller's rules."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

@@ -1,20 +1,19 @@
 """brax, and MuJoCo Playground, whose environments have the same two functions."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from logderiv.environments._spaces import ActionSpace, no_params, own_rules, scalar_reward
-from logderiv.types import Step
+from logderiv._core.pytrees import pytree
+from logderiv.environments._spaces import ActionSpace, no_params, scalar_reward, standard_promotion
+from logderiv.types import Environment, Key, Observation, State, Step
 
 _PEELED = ("AutoResetWrapper", "EpisodeWrapper", "VmapWrapper")
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Brax:
+@pytree(static=("environment", "horizon"))
+class Brax(Environment):
     """A brax environment without its `AutoReset`, `Episode` and `Vmap` wrappers, which are peeled off if they are there.
 
     Those wrappers hide the last observation and start every episode alike. Here the state is `(brax State, t)`, `done`
@@ -36,9 +35,7 @@ class Brax:
         environment, horizon = self.environment, self.horizon
         while type(environment).__name__ in _PEELED:
             if getattr(environment, "action_repeat", 1) != 1:
-                raise ValueError(
-                    "environment: expected action_repeat=1; repeat actions inside the environment instead."
-                )
+                raise ValueError("environment: expected action_repeat=1; repeat actions inside it instead.")
             horizon = horizon or getattr(environment, "episode_length", None)
             environment = environment.env
         object.__setattr__(self, "environment", environment)
@@ -49,20 +46,17 @@ class Brax:
         """What one action is."""
         return ActionSpace((self.environment.action_size,), False, None, f"{self.environment.action_size} real numbers")
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
-        """Draw a start; `key` is consumed, its raw data passed on: brax reads batch sizes off the shape of keys."""
+    def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
         no_params(params, "brax")
-        with own_rules():
-            state = self.environment.reset(jax.random.key_data(key))
+        with standard_promotion():
+            state = self.environment.reset(jax.random.key_data(key))  # brax reads batch sizes off the shape of keys
         return state.obs, (state, jnp.zeros((), jnp.int32))
 
-    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None) -> Step:
-        """One raw transition, which brax makes without randomness."""
-        del key
+    def step(self, key: Key, state: State, action: jax.Array, params: Any = None) -> Step:
+        del key  # brax steps without randomness
         no_params(params, "brax")
-        state, time = state
-        with own_rules():
-            state = self.environment.step(state, action)
-        time = time + 1
-        reward = scalar_reward(state.reward, "pass the environment of one agent, not vmapped")
-        return Step(state.obs, (state, time), reward, jnp.reshape(state.done, ()) > 0, time >= self.horizon)
+        inner, time = state
+        with standard_promotion():
+            inner, time = self.environment.step(inner, action), time + 1
+        reward = scalar_reward(inner.reward, "pass the environment of one agent, not vmapped")
+        return Step(inner.obs, (inner, time), reward, jnp.reshape(inner.done, ()) > 0, time >= self.horizon)

@@ -1,21 +1,20 @@
 """gymnax of both contracts, and craftax, which keeps the older one."""
 
-import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import is_traced, register_dataclass
-from logderiv.environments._spaces import ActionSpace, action_space, own_rules
-from logderiv.types import Step
+from logderiv._core.arrays import is_traced
+from logderiv._core.pytrees import pytree
+from logderiv.environments._spaces import ActionSpace, action_space, standard_promotion
+from logderiv.types import Environment, Key, Observation, State, Step
 
 _NO_LIMIT = 2**30
 _LIMITS = {"max_steps_in_episode": "time", "max_timesteps": "timestep"}  # of gymnax and of craftax: limit, clock
 
 
-@dataclasses.dataclass(frozen=True)
-class Gymnax:
+@pytree(static=("environment", "horizon"))
+class Gymnax(Environment):
     """A gymnax environment, of the 1.x or the 0.x contract, or a craftax one, without its auto-reset.
 
     Steps through `reset_env` and `step_env`. Where the environment has `is_truncated` (1.x), the two end signals are
@@ -44,34 +43,24 @@ class Gymnax:
         """What one action is."""
         return action_space(self.environment.action_space(self.params))
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
-        """Draw a start; `key` is consumed."""
-        with own_rules():
+    def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
+        with standard_promotion():
             return self.environment.reset_env(key, self.params if params is None else params)
 
-    def step(self, key: jax.Array, state: Any, action: Any, params: Any = None) -> Step:
-        """One raw transition; `key` is consumed."""
+    def step(self, key: Key, state: State, action: Any, params: Any = None) -> Step:
         params = self.params if params is None else params
-        with own_rules():
-            observation, state, reward, terminated, truncated = self._step(key, state, action, params)
-        return Step(
-            observation, state, jnp.asarray(reward), jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        )
-
-    def _step(self, key: jax.Array, state: Any, action: Any, params: Any) -> tuple[Any, ...]:
-        if hasattr(self.environment, "is_truncated"):
-            *new, _ = self.environment.step_env(key, state, action, params)
-            return *new, self.environment.is_truncated(new[1], params)
-        name = _limit_name(params)
-        if name is None:
-            *new, _ = self.environment.step_env(key, state, action, params)
-            return *new, False
-        *new, _ = self.environment.step_env(key, state, action, params.replace(**{name: _NO_LIMIT}))
-        return *new, getattr(new[1], _LIMITS[name]) >= getattr(params, name)
+        own, limit = hasattr(self.environment, "is_truncated"), _limit_name(params)
+        unlimited = params if own or limit is None else params.replace(**{limit: _NO_LIMIT})
+        truncated: Any = False
+        with standard_promotion():
+            observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
+            if own:
+                truncated = self.environment.is_truncated(state, params)
+            elif limit is not None:
+                truncated = getattr(state, _LIMITS[limit]) >= getattr(params, limit)
+        ends = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        return Step(observation, state, jnp.asarray(reward), *ends)
 
 
 def _limit_name(params: Any) -> str | None:
     return next((name for name in _LIMITS if hasattr(params, name)), None)
-
-
-register_dataclass(Gymnax, ("params",), ("environment", "horizon"))

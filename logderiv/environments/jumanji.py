@@ -1,20 +1,19 @@
 """jumanji, whose steps speak the language of dm_env."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from logderiv.environments._spaces import ActionSpace, action_space, no_params, own_rules, scalar_reward
-from logderiv.types import Step
+from logderiv._core.pytrees import pytree
+from logderiv.environments._spaces import ActionSpace, action_space, no_params, scalar_reward, standard_promotion
+from logderiv.types import Environment, Key, Observation, State, Step
 
 _PEELED = ("AutoResetWrapper", "VmapAutoResetWrapper", "VmapWrapper")
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Jumanji:
+@pytree(static=("environment", "horizon"))
+class Jumanji(Environment):
     """A jumanji environment without its auto-reset wrappers, which are peeled off if they are there.
 
     A last step is terminated where its discount is 0 and truncated where it is not. Several of the environments (Snake,
@@ -36,30 +35,28 @@ class Jumanji:
         while type(environment).__name__ in _PEELED:
             environment = environment._env
         object.__setattr__(self, "environment", environment)
-        if self.horizon is None and getattr(environment, "time_limit", None) is not None:
-            object.__setattr__(self, "horizon", int(environment.time_limit))
+        limit = getattr(environment, "time_limit", None)
+        if self.horizon is None and limit is not None:
+            object.__setattr__(self, "horizon", int(limit))
 
     @property
     def action_space(self) -> ActionSpace | None:
         """What one action is."""
         return action_space(self.environment.action_spec)
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
-        """Draw a start; `key` is consumed, its raw data passed on: the state keeps a key, which standing still would use twice."""
+    def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
         no_params(params, "jumanji")
-        with own_rules():
+        # The state keeps the key, which standing still would use twice: its raw data are passed on.
+        with standard_promotion():
             state, timestep = self.environment.reset(jax.random.key_data(key))
         return timestep.observation, state
 
-    def step(self, key: jax.Array, state: Any, action: jax.Array, params: Any = None) -> Step:
-        """One raw transition; jumanji keeps its key in the state."""
-        del key
+    def step(self, key: Key, state: State, action: jax.Array, params: Any = None) -> Step:
+        del key  # jumanji keeps its own in the state
         no_params(params, "jumanji")
-        with own_rules():
+        with standard_promotion():
             state, timestep = self.environment.step(state, action)
             last, discount = timestep.last(), timestep.discount
-        reward = scalar_reward(
-            timestep.reward, "wrap an environment of several agents in jumanji's MultiToSingleWrapper"
-        )
-        over = jnp.all(discount == 0)
+        advice = "wrap an environment of several agents in jumanji's MultiToSingleWrapper"
+        reward, over = scalar_reward(timestep.reward, advice), jnp.all(discount == 0)
         return Step(timestep.observation, state, reward, last & over, last & ~over)

@@ -1,45 +1,42 @@
-"""Estimators of grad E[R], composed from importance, credit, baseline and surrogate."""
+"""Estimators of ∇E[R]: advantage x ratio x term.
 
-from logderiv.estimators.base import Estimator, num_trajectories
-from logderiv.estimators.clipped import Clipped, dr_grpo, grpo, ppo, ppo_without_gamma_t, rloo
-from logderiv.estimators.impala import VTrace, VTraceGradient, vtrace, vtrace_gradient
-from logderiv.estimators.joint import ActorCritic, a2c, actor_critic, ppo_actor_critic
-from logderiv.estimators.optimal import (
-    OptimalPerParameter,
-    optimal_per_parameter,
-    optimal_per_parameter_biased_in_sample,
-)
-from logderiv.estimators.score_function import (
-    Credit,
-    ScoreFunction,
-    Surrogate,
-    score_function,
-    score_function_without_gamma_t,
-)
+The advantage decides what each score is multiplied by, importance ratios make up for another policy's choices, and the term (a
+surrogate) says how the weighted scores are differentiated again.
+"""
+
+from logderiv.estimators.base import Estimator, Weighting
+from logderiv.estimators.declaration import Declaration, Part, Structure, biased
+from logderiv.estimators.importance import Importance
+from logderiv.estimators.joint import ActorCritic
+from logderiv.estimators.least_variance import OptimalPerParameter
+from logderiv.estimators.policy_gradient import PPO, ScoreFunction
+from logderiv.estimators.recipes import A2C, GRPO, RLOO, DrGRPO, PPOActorCritic, Recipe
+from logderiv.estimators.surrogates import DiCE, LoadedDiCE, Score, Surrogate, box, clipped, reduce_steps, step_weights
 
 __all__ = [
+    "A2C",
+    "GRPO",
+    "PPO",
+    "RLOO",
     "ActorCritic",
-    "Clipped",
-    "Credit",
+    "Declaration",
+    "DiCE",
+    "DrGRPO",
     "Estimator",
+    "Importance",
+    "LoadedDiCE",
     "OptimalPerParameter",
+    "PPOActorCritic",
+    "Part",
+    "Recipe",
+    "Score",
     "ScoreFunction",
+    "Structure",
     "Surrogate",
-    "VTrace",
-    "VTraceGradient",
-    "a2c",
-    "actor_critic",
-    "dr_grpo",
-    "grpo",
-    "num_trajectories",
-    "optimal_per_parameter",
-    "optimal_per_parameter_biased_in_sample",
-    "ppo",
-    "ppo_actor_critic",
-    "ppo_without_gamma_t",
-    "rloo",
-    "score_function",
-    "score_function_without_gamma_t",
-    "vtrace",
-    "vtrace_gradient",
+    "Weighting",
+    "biased",
+    "box",
+    "clipped",
+    "reduce_steps",
+    "step_weights",
 ]

@@ -1,72 +1,59 @@
-"""`Bias`: what is known about the expectation of an estimator, as data.
+"""What is known about an estimator: its `Structure`, and its `Declaration`.
 
-Each part of an estimator (credit, importance, baseline, surrogate) declares what it does to the expectation; `&` gives
-the declaration of the whole. A part that declares nothing is not called unbiased: `declared` refuses it with a reason.
+The structure follows from what is static: how many trajectories are needed, and what may be done with a batch. Compiled code,
+`estimate`, `train` and `logderiv.exact` ask for nothing else. The declaration says whose gradient the estimator's expectation
+is, and is computed when it is read, from concrete settings. It belongs to the whole estimator: parts that are harmless alone can
+be biased together (`Weighting.declaration`), so each part only contributes to it.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
+import numpy as np
+
+from logderiv._core.arrays import is_traced
+
+Factor = Callable[[int], float]
+RETURN = "return"  # the finite-horizon discounted return
 
 
-def unit(num_trajectories: int) -> float:
-    """The factor of an unbiased estimator: 1 at every N."""
-    del num_trajectories  # the same at every N
-    return 1.0
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Bias:
-    """What is known about E[g]; declared by each part of an estimator, composed by `&`, and tested exactly.
+class Structure(NamedTuple):
+    """What follows from an estimator's static fields alone.
 
     Attributes:
-        order: Derivatives 1 to `order` of the objective are unbiased; 0 where the gradient itself is biased.
         min_trajectories: Below this many trajectories the estimator is not defined, and raises.
-        factor: Exact `E[g] / grad J` at N trajectories, `None` where no such factor exists.
-        degree: The estimator is the mean over all subsets of this many trajectories of itself (a U-statistic), so that
-            mean and covariance at every N follow from `degree`-tuples; `None` where it has no such structure.
+        degree: The estimator is the mean over all subsets of this many trajectories of itself (a U-statistic), so that mean
+            and covariance at every N follow from `degree`-tuples; `None` where it has no such structure.
         symmetric: The estimate does not depend on the order of the trajectories.
-        objective: Whose gradient it estimates.
-        assumes: Conditions that the declaration needs.
-        reasons: Which part spoiled unbiasedness, and why.
+        streams: It takes a `Stream`, whose episodes may be cut anywhere.
+        reusable: Several gradients may be taken from one batch, at parameters other than those that drew it.
     """
 
-    order: float = math.inf
     min_trajectories: int = 1
-    factor: Callable[[int], float] | None = unit
     degree: int | None = 1
     symmetric: bool = True
-    objective: str = "finite-horizon discounted return"
-    assumes: tuple[str, ...] = ()
-    reasons: tuple[str, ...] = ()
+    streams: bool = False
+    reusable: bool = False
 
-    def __and__(self, other: "Bias") -> "Bias":
-        """The bias of an estimator with both parts.
-
-        Raises:
-            ValueError: The two parts estimate different objectives.
-        """
-        if self.objective != other.objective:
-            raise ValueError(
-                f"bias: the parts estimate different objectives, {self.objective!r} and {other.objective!r}."
-            )
-        return dataclasses.replace(
-            self,
-            order=min(self.order, other.order),
+    def __and__(self, other: "Structure") -> "Structure":
+        """The structure of both parts together; `streams` and `reusable` are those of the first."""
+        return self._replace(
             min_trajectories=max(self.min_trajectories, other.min_trajectories),
-            factor=_product(self.factor, other.factor),
             degree=None if self.degree is None or other.degree is None else max(self.degree, other.degree),
             symmetric=self.symmetric and other.symmetric,
-            assumes=_union(self.assumes, other.assumes),
-            reasons=_union(self.reasons, other.reasons),
         )
 
     def check(self, num_trajectories: int) -> None:
-        """Raise `ValueError` below the minimum number of trajectories."""
+        """Raise `ValueError` below the minimum number of trajectories.
+
+        Args:
+            num_trajectories: N of the batch.
+
+        Raises:
+            ValueError: There are too few.
+        """
         if num_trajectories < self.min_trajectories:
             raise ValueError(
                 f"trajectories: expected at least {self.min_trajectories} for this estimator, received {num_trajectories}; "
@@ -74,42 +61,130 @@ class Bias:
             )
 
 
-def biased(reason: str, **fields: Any) -> Bias:
-    """The declaration of a part that biases the gradient, without a known factor unless one is given."""
-    return Bias(**{"order": 0, "factor": None, "reasons": (reason,), **fields})
+def one(num_trajectories: int) -> float:
+    """The factor of an unbiased estimator, 1.
 
+    Args:
+        num_trajectories: N, on which it does not depend.
 
-def declared(part: Any, known: Mapping[Any, Bias], kind: str) -> Bias:
-    """What a part declares: its attribute `bias`, or what is `known` of a function of the library.
-
-    A part that declares nothing is refused: order 0, with the reason and the remedy, and `degree` None.
+    Returns:
+        1.
     """
-    if isinstance(own := getattr(part, "bias", None), Bias):
-        return own
-    for function, bias in known.items():
-        if part is function:
-            return bias
-    name = getattr(part, "__name__", type(part).__name__)
-    return biased(f"unknown {kind} {name!r}: declare it by an attribute bias = logderiv.Bias(...)", degree=None)
+    del num_trajectories
+    return 1.0
 
 
-def _product(first: Callable | None, second: Callable | None) -> Callable | None:
-    if first is None or second is None:
-        return None
-    if first is unit:
-        return second
-    return first if second is unit else _Product(first, second)
-
-
-@jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
-class _Product:
-    first: Callable
-    second: Callable
+class Declaration:
+    """Which objectives an estimator's expectation is the gradient of, and up to which derivative.
 
-    def __call__(self, num_trajectories: int) -> float:
-        return self.first(num_trajectories) * self.second(num_trajectories)
+    Attributes:
+        objectives: Name of each objective to its exact factor `E[g] / grad J` at N trajectories, a function of N. Without an
+            entry no factor exists.
+        order: Derivatives 1 to `order` of the objective are unbiased; 0 where the gradient itself is biased.
+        assumes: Conditions that the declaration needs.
+        reasons: What spoiled unbiasedness, and why.
+    """
+
+    objectives: Mapping[str, Factor] = dataclasses.field(default_factory=lambda: {RETURN: one})
+    order: float = math.inf
+    assumes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def unbiased(self) -> bool:
+        """Whether the expectation of the gradient is the gradient of the return itself, at every N."""
+        return self.order >= 1 and self.objectives.get(RETURN) is one
+
+    def factor(self, num_trajectories: int, objective: str = RETURN) -> float | None:
+        """The factor of one objective, `E[g] / grad J`.
+
+        Args:
+            num_trajectories: N.
+            objective: Its name.
+
+        Returns:
+            The factor; `None` where the expectation is no multiple of the gradient.
+        """
+        found = self.objectives.get(objective)
+        return None if found is None else found(num_trajectories)
+
+    def __and__(self, other: "Declaration") -> "Declaration":
+        """The declaration of an estimator with both parts, if the two do not meet in any other way."""
+        shared = [name for name in self.objectives if name in other.objectives]
+        return Declaration(
+            {name: _product(self.objectives[name], other.objectives[name]) for name in shared},
+            min(self.order, other.order),
+            tuple(dict.fromkeys(self.assumes + other.assumes)),
+            tuple(dict.fromkeys(self.reasons + other.reasons)),
+        )
 
 
-def _union(first: tuple[str, ...], second: tuple[str, ...]) -> tuple[str, ...]:
-    return first + tuple(x for x in second if x not in first)
+def biased(reason: str, factor: Factor | None = None) -> Declaration:
+    """The declaration of a part that biases the gradient.
+
+    Args:
+        reason: Why.
+        factor: What is left of the gradient, as a function of N, where that is known.
+
+    Returns:
+        A `Declaration` of order 0.
+    """
+    return Declaration({} if factor is None else {RETURN: factor}, order=0, reasons=(reason,))
+
+
+class Part:
+    """Base of what an estimator is composed of. Nothing is assumed of a part that does not say it.
+
+    Attributes:
+        structure: What it asks of a batch, a `Structure`.
+        declaration: What it does to the expectation, a `Declaration`; a part without one is counted as biased.
+    """
+
+    structure: Any = Structure(degree=None)
+    declaration: Any = None
+
+
+def declaration_of(part: Any) -> Declaration:
+    """What a part declares by its attribute `declaration`; one that declares nothing is counted as biased, with the remedy.
+
+    Args:
+        part: A part of an estimator, or a function.
+
+    Returns:
+        Its `Declaration`.
+    """
+    own = getattr(part, "declaration", None)
+    if isinstance(own, Declaration):
+        return own
+    name = getattr(part, "__name__", type(part).__name__)
+    return biased(
+        f"unknown part {name!r}: declare it by an attribute declaration = logderiv.estimators.Declaration(...)"
+    )
+
+
+def concrete(name: str, setting: Any) -> np.ndarray:
+    """A setting as a number, or an array of numbers, to decide a declaration.
+
+    Args:
+        name: Its name.
+        setting: Its value.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: It is traced; the message names it.
+    """
+    if is_traced(setting):
+        raise ValueError(
+            f"{name}: expected a concrete number to read the declaration, received a traced one; read it outside of jax.jit "
+            "and jax.vmap. What compiled code needs is in `structure`."
+        )
+    return np.asarray(setting)
+
+
+def _product(first: Factor, second: Factor) -> Factor:
+    if first is one or second is one:
+        return second if first is one else first
+    return lambda num_trajectories: first(num_trajectories) * second(num_trajectories)

@@ -1,66 +1,50 @@
-r"""Off-policy weights: estimating a policy's gradient from trajectories that another policy drew.
+"""Off-policy weights: estimating a policy's gradient from trajectories that another policy drew.
 
-Everything starts from per-step log-ratios $\ell_t - \ell^b_t = \log\pi_\theta(a_t|s_t) - \log b(a_t|s_t)$, taken as differences step by step and then
-summed: the difference of two sums would lose what matters. The weights are exponentials of those sums,
+Everything starts from per-step log-ratios log π(a_t|s_t) − log b(a_t|s_t) of the policy π and the behavior policy b, taken as
+differences step by step and then summed: the difference of two sums would lose what matters. The weights ρ are exponentials of
+those sums, and enter the rewards *before* credit is given; a baseline is multiplied by them too. Applied afterwards they are
+biased. They are detached: no gradient flows through them.
 
-| | weight of step `t` | |
-|---|---|---|
-| per decision | $\rho_{\le t} = \prod_{s \le t} \pi/b$ | only the choices that a reward follows from |
-| trajectory | $\rho_{\le T}$ at every step | the whole product |
-| self-normalized | $N \rho_n / \sum_m \rho_m$ | bounded by N; biased, consistent |
-| truncated | $\min(\rho, c)$ | bounded by c; biased |
+Up to each step (`per="step"`) they have the lower variance without a baseline, and are exact where a weight contains later
+rewards only (`advantages.ToGo`, `GAE`). A weight that contains earlier rewards too (`advantages.Return`) needs the whole product
+(`per="trajectory"`): an earlier reward carries the ratios up to its own step, and meets the score of a later choice, whose ratio
+is missing. A state value as baseline predicts the sum of later rewards with *one* weight, so with ratios per step give it the
+residuals (`advantages.GAE(1.0)`), or take the trajectory's weight.
 
-and enter the rewards *before* credit; a baseline is multiplied by them too. Applied after credit they are biased. Weights
-are held: no gradient flows through them.
-
-Per decision has the lower variance without a baseline. A state value as baseline is different: what it predicts is then the
-sum of rewards with *one* weight, so give it the residuals (`credit=gae(1.0)`), or take the trajectory's weight.
-
-They are exactly 1, bit for bit, when `behavior_log_probs` are the very numbers that `log_factors` returns. A rollout stores
+Ratios are exactly 1, bit for bit, when `behavior_log_probs` are the very numbers that `log_factors` returns. A rollout stores
 what it computed one step at a time, which may differ in the last bit; `with_behavior` refreshes them.
 """
-
-import dataclasses
-from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv.estimators.declaration import Bias, biased
+from logderiv._core import check
+from logderiv._core.pytrees import pytree
+from logderiv.estimators.declaration import Declaration, Part, Structure, biased
 from logderiv.likelihood.factors import log_factors
-from logderiv.types import Trajectory
+from logderiv.types import Params, Per, Policy, Trajectory
 
-Product = Literal["decision", "trajectory"]
 _COVERS = (
     "every choice that the policy can make can be made by the behavior policy",
     "behavior_log_probs are those of the policy that drew the batch",
 )
 
 
-class Importance(Protocol):
-    """A weighting of off-policy steps."""
-
-    @property
-    def bias(self) -> Bias:
-        """What it does to the expectation."""
-        ...
-
-    def ratios(self, log_ratios: jax.Array) -> jax.Array:
-        """Weights of a batch from its per-step log-ratios, both `(N, T)`; log-ratios are 0 on invalid steps."""
-        ...
-
-
-def log_ratios(params: Any, policy: Any, trajectories: Trajectory) -> jax.Array:
-    r"""$\log\pi_\theta(a_t|s_t) - \log b(a_t|s_t)$ for every step; 0 on invalid steps.
+def log_ratios(params: Params, policy: Policy, trajectories: Trajectory) -> jax.Array:
+    """Logarithm of policy over behavior policy for every step, log π(a_t|s_t) − log b(a_t|s_t); 0 on invalid steps.
 
     Args:
         params: Parameters of the policy.
-        policy: As in `log_factors`.
+        policy: A policy, or a function `(params, observation) -> distribution`.
         trajectories: Leading axes `(*batch, T)`, with `behavior_log_probs`.
 
     Returns:
         Shape `(*batch, T)`.
+
+    Raises:
+        ValueError: The shapes of the trajectories disagree, or an action is out of range.
+        TypeError: Not a policy, or it does not return a distribution.
 
     Gradients: flow through `params`. Nothing is detached.
     """
@@ -69,7 +53,7 @@ def log_ratios(params: Any, policy: Any, trajectories: Trajectory) -> jax.Array:
     return logs - behavior
 
 
-def with_behavior(params: Any, policy: Any, trajectories: Trajectory) -> Trajectory:
+def with_behavior(params: Params, policy: Policy, trajectories: Trajectory) -> Trajectory:
     """The trajectories with `behavior_log_probs` recomputed for the policy that drew them.
 
     Ratios of the same parameters are then exactly 1. Both are computed by `log_factors`: call it in the same compiled
@@ -79,23 +63,20 @@ def with_behavior(params: Any, policy: Any, trajectories: Trajectory) -> Traject
         params: Parameters *of the policy that drew the trajectories*.
         policy: That policy.
         trajectories: Leading axes `(*batch, T)`.
+
+    Returns:
+        The trajectories; their `behavior_log_probs` are detached.
+
+    Raises:
+        ValueError: The shapes of the trajectories disagree, or an action is out of range.
+        TypeError: Not a policy, or it does not return a distribution.
     """
     logs = lax.stop_gradient(log_factors(params, policy, trajectories))
     return trajectories._replace(behavior_log_probs=logs)
 
 
-def per_decision_ratios(log_ratios: jax.Array) -> jax.Array:
-    r"""$\rho_{\le t} = \exp \sum_{s \le t} (\ell_s - \ell^b_s)$. Shape `(*batch, T)` in and out."""
-    return jnp.exp(_sums(log_ratios))
-
-
-def trajectory_ratios(log_ratios: jax.Array) -> jax.Array:
-    r"""The whole product $\rho_{\le T}$ at every step. Shape `(*batch, T)` in and out."""
-    return jnp.broadcast_to(jnp.exp(jnp.sum(log_ratios, axis=-1, keepdims=True)), log_ratios.shape)
-
-
 def effective_sample_size(log_weights: jax.Array) -> jax.Array:
-    r"""How many equally weighted samples the weights are worth, $(\sum_n w_n)^2 / \sum_n w_n^2$, between 1 and N.
+    """How many equally weighted samples the weights are worth, (Σ_n w_n)² / Σ_n w_n², between 1 and N.
 
     Args:
         log_weights: Logarithms of the weights, up to a constant: for trajectories the sum of `log_ratios` over time.
@@ -116,126 +97,74 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     return jnp.square(jnp.sum(weights, axis=-1)) / jnp.sum(jnp.square(weights), axis=-1)
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Plain:
-    """See `importance_per_decision` and `importance_trajectory`."""
+@pytree(static=("per", "normalize"))
+class Importance(Part):
+    """Weights of off-policy steps from their ratios π/b.
 
-    product: Product = "decision"
+    | `per` | weight of step t | |
+    |---|---|---|
+    | `"step"` | ρ_t = Π_{s≤t} π/b | the choices that a reward follows from; exact with `ToGo` and `GAE` |
+    | `"trajectory"` | Π_s π/b over all steps, at every step | exact with any advantage; its variance grows exponentially with T |
 
-    bias = Bias(assumes=_COVERS)
+    Truncated weights, min(ρ, c), are bounded by c, and biased unless no ratio exceeds it. Normalized ones,
+    N ρ_n / Σ_m ρ_m (per step: of the products up to that step; one that has ended keeps its last), are bounded by N, biased by
+    order 1/N, and consistent.
 
-    def ratios(self, log_ratios: jax.Array) -> jax.Array:
-        """The products themselves."""
-        return jnp.exp(log_products(log_ratios, self.product))
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class SelfNormalized:
-    """See `importance_self_normalized`."""
-
-    product: Product = "decision"
-
-    def __post_init__(self) -> None:
-        _check_product(self.product)
-
-    @property
-    def bias(self) -> Bias:
-        """No factor: a ratio of two random sums."""
-        reason = "self-normalized weights: divided by a random sum that contains the own weight"
-        return biased(reason, min_trajectories=2, degree=None, assumes=_COVERS)
-
-    def ratios(self, log_ratios: jax.Array) -> jax.Array:
-        """The products, divided by their mean over the batch; an ended trajectory keeps its last one."""
-        logs = log_products(log_ratios, self.product)
-        weights = jnp.exp(logs - jnp.max(logs, axis=0, keepdims=True))
-        return weights / jnp.mean(weights, axis=0, keepdims=True)
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Truncated:
-    """See `importance_truncated`."""
-
-    threshold: float
-    product: Product = "decision"
-
-    def __post_init__(self) -> None:
-        _check_product(self.product)
-        if not self.threshold > 0:
-            raise ValueError(f"threshold: expected a positive number, received {self.threshold}.")
-
-    @property
-    def bias(self) -> Bias:
-        """No factor: what lies above the threshold is cut off."""
-        return biased(f"ratios truncated at {self.threshold}", assumes=_COVERS)
-
-    def ratios(self, log_ratios: jax.Array) -> jax.Array:
-        """The products, at most the threshold."""
-        return jnp.minimum(jnp.exp(log_products(log_ratios, self.product)), self.threshold)
-
-
-def log_products(log_ratios: jax.Array, product: Product) -> jax.Array:
-    """Logarithm of the product up to each step, or of the whole at every step."""
-    if product == "decision":
-        return _sums(log_ratios)
-    return jnp.broadcast_to(jnp.sum(log_ratios, axis=-1, keepdims=True), log_ratios.shape)
-
-
-def importance_per_decision() -> Plain:
-    r"""The product of the ratios up to each step: $\sum_t \rho_{\le t} \gamma^t r_t$ has the return's expectation under the policy.
-
-    Unbiased at every order with any credit and any legal baseline.
-
-    References:
-        Precup, Sutton & Singh (2000), "Eligibility traces for off-policy policy evaluation".
-    """
-    return Plain("decision")
-
-
-def importance_trajectory() -> Plain:
-    """The whole trajectory's ratio at every step. Unbiased at every order; its variance grows exponentially with T."""
-    return Plain("trajectory")
-
-
-def importance_self_normalized(*, product: Product = "decision") -> SelfNormalized:
-    r"""Ratios divided by their mean over the batch, $N \rho_n / \sum_m \rho_m$ (per step: of the products up to that step).
-
-    Biased by order 1/N, consistent, and never larger than N. Needs two trajectories: with one the weight is always 1.
-
-    Args:
-        product: 'decision' for products up to each step, 'trajectory' for the whole.
+    Attributes:
+        per: "step" or "trajectory".
+        normalize: Divide by the mean over the batch. Needs two trajectories: with one the weight is always 1.
+        truncate: c > 0; `None` does not truncate.
 
     Raises:
-        ValueError: `product` is neither.
+        ValueError: `per` is neither of the two, or `truncate` is not positive.
 
     References:
-        Owen (2013), Monte Carlo theory, methods and examples, section 9.2.
+        Precup, Sutton & Singh (2000), "Eligibility traces for off-policy policy evaluation", for products per step; Owen (2013),
+        Monte Carlo theory, methods and examples, section 9.2, for normalized weights; Ionides (2008), J. Comput. Graph. Statist.
+        17, "Truncated importance sampling".
     """
-    return SelfNormalized(product)
 
+    per: Per = "step"
+    normalize: bool = False
+    truncate: float | None = None
 
-def importance_truncated(threshold: float, *, product: Product = "decision") -> Truncated:
-    r"""Ratios of at most `threshold`, $\min(\rho, c)$. Biased, unless no ratio exceeds it; bounded.
+    def __post_init__(self) -> None:
+        check.one_of(("step", "trajectory"), per=self.per)
+        if self.truncate is not None:
+            check.positive(truncate=self.truncate)
 
-    Args:
-        threshold: $c > 0$.
-        product: As in `importance_self_normalized`.
+    @property
+    def structure(self) -> Structure:
+        """Normalized weights tie the batch together."""
+        return Structure(min_trajectories=2, degree=None) if self.normalize else Structure()
 
-    Raises:
-        ValueError: `threshold` not positive, or `product` neither.
+    @property
+    def declaration(self) -> Declaration:
+        """Exact at every order as they are; without a factor if truncated or normalized."""
+        declared = Declaration(assumes=_COVERS)
+        if self.truncate is not None:
+            declared &= biased(f"ratios truncated at {self.truncate}")
+        if self.normalize:
+            declared &= biased("normalized weights: divided by a random sum that contains the own weight")
+        return declared
 
-    References:
-        Ionides (2008), J. Comput. Graph. Statist. 17, "Truncated importance sampling".
-    """
-    return Truncated(threshold, product)
+    def ratios(self, log_ratios: jax.Array) -> jax.Array:
+        """Weights of a batch from its per-step log-ratios.
 
+        Args:
+            log_ratios: Shape `(N, T)`, 0 on invalid steps.
 
-def _sums(log_ratios: jax.Array) -> jax.Array:
-    return lax.associative_scan(jnp.add, log_ratios, axis=log_ratios.ndim - 1)
+        Returns:
+            Shape `(N, T)`.
 
-
-def _check_product(product: str) -> None:
-    if product not in ("decision", "trajectory"):
-        raise ValueError(f"product: expected 'decision' or 'trajectory', received {product!r}.")
+        Gradients: flow through; an estimator detaches them.
+        """
+        if self.per == "step":
+            logs = lax.associative_scan(jnp.add, log_ratios, axis=log_ratios.ndim - 1)
+        else:
+            logs = jnp.broadcast_to(jnp.sum(log_ratios, axis=-1, keepdims=True), log_ratios.shape)
+        peak = jnp.max(logs, axis=0, keepdims=True) if self.normalize else jnp.zeros((), logs.dtype)
+        weights = jnp.exp(logs - peak)
+        if self.truncate is not None:
+            weights = jnp.minimum(weights, jnp.asarray(self.truncate, logs.dtype) * jnp.exp(-peak))
+        return weights / jnp.mean(weights, axis=0, keepdims=True) if self.normalize else weights

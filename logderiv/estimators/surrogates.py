@@ -1,13 +1,12 @@
-r"""Surrogates: scalars whose derivatives are the estimates.
+"""Surrogates: scalars whose derivatives are the estimates.
 
-An estimator is a weighting of per-step scores. With log-factors $\ell_{n,t} = \log\pi_\theta(a_{n,t}|s_{n,t})$ and weights $w_{n,t}$,
-held constant, the score surrogate is $\tfrac1N \sum_n \sum_t w\,\ell$. DiCE changes only how the weighted scores are
-differentiated again, the clipped surrogate only what a second step on the same batch may do. The value means nothing.
+An estimator is a weighting of per-step scores. With log-factors l = log π(a_t|s_t) of N trajectories and weights w, detached, the
+score surrogate is the mean over trajectories of Σ_t w_t l_t. DiCE changes only how the weighted scores are differentiated again,
+the clipped surrogate only what a second step on the same batch may do. The value means nothing.
 
 Reductions are sum over time, mean over trajectories. Others have names (`reduce_steps`) and are biased.
 """
 
-import dataclasses
 import math
 from typing import Any, Literal
 
@@ -15,219 +14,250 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv.estimators.declaration import Bias, biased, declared
+from logderiv._core import check
+from logderiv._core.pytrees import pytree
+from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
 
-Normalizer = Literal["per_trajectory", "per_own_token", "per_token"]
+Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
+_NORMALIZERS = ("per_trajectory", "per_step_of_trajectory", "per_step_of_batch")
 
 
-def score_surrogate(log_factors: jax.Array, weights: jax.Array) -> jax.Array:
-    r"""$\tfrac1N \sum_n \sum_t w_{n,t}\, \ell_{n,t}$: right at order one only.
+class Surrogate(Part):
+    """Base of surrogates whose weights are detached: L = 1/N Σ_n Σ_t w_{n,t} y_{n,t}, where y decides what they multiply.
 
-    Differentiated twice it yields $\mathbb{E} \sum w\, \nabla^2\ell$ and lacks every product of scores.
-
-    Args:
-        log_factors: Shape `(*batch, T)`, 0 on invalid steps.
-        weights: Same shape; cast to the dtype of `log_factors` and detached.
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: The shapes differ.
+    One of your own inherits from this one, with `steps` and the attribute `declaration`, without which it is counted as biased.
     """
-    return _mean_of_sums(_held(log_factors, weights) * log_factors)
+
+    structure = Structure()
+
+    def steps(self, log_factors: jax.Array) -> jax.Array:
+        """What the weight of each step multiplies.
+
+        Args:
+            log_factors: Shape `(*batch, T)`, 0 on invalid steps.
+
+        Returns:
+            y, same shape.
+        """
+        raise NotImplementedError
+
+    def __call__(self, log_factors: jax.Array, weights: jax.Array) -> jax.Array:
+        """The surrogate of a batch.
+
+        Args:
+            log_factors: Shape `(*batch, T)`, 0 on invalid steps.
+            weights: Same shape; cast to the dtype of `log_factors`.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: The shapes differ.
+
+        Gradients: flow through `log_factors`; the weights are detached.
+        """
+        if log_factors.shape != weights.shape or log_factors.ndim == 0:
+            raise ValueError(
+                f"surrogate: expected log_factors and weights of one shape (*batch, T), received {log_factors.shape} and "
+                f"{weights.shape}; a (N, 1) against a (N,) would broadcast to (N, N)."
+            )
+        weights = lax.stop_gradient(weights).astype(log_factors.dtype)
+        return jnp.mean(jnp.sum(weights * self.steps(log_factors), axis=-1))
 
 
-def dice_surrogate(log_factors: jax.Array, weights: jax.Array) -> jax.Array:
-    r"""$\tfrac1N \sum_n \sum_t w_{n,t}\, (\square(\ell_{\le t}) - \square(\ell_{<t}))$ with $\square(x) = \exp(x - \bot(x))$: right at every order.
+@pytree
+class Score(Surrogate):
+    """The score surrogate, right at order one only.
 
-    $\bot$ stops the gradient. The same weights serve as in `score_surrogate`: reward-to-go minus any legal baseline. The
-    k-th derivative is unbiased for the k-th derivative of the objective; in float64, since the box sums log-factors.
+        L = 1/N Σ_n Σ_t w_{n,t} l_{n,t}
 
-    Args:
-        log_factors: Shape `(*batch, T)`, 0 on invalid steps.
-        weights: Same shape; cast to the dtype of `log_factors` and detached.
+    Differentiated twice it yields E Σ w ∇²l and lacks every product of scores.
+    """
 
-    Returns:
-        A scalar.
+    declaration = Declaration(order=1)
 
-    Raises:
-        ValueError: The shapes differ.
+    def steps(self, log_factors: jax.Array) -> jax.Array:
+        return log_factors
+
+
+@pytree
+class DiCE(Surrogate):
+    """The infinitely differentiable Monte-Carlo estimator: right at every order.
+
+        L = 1/N Σ_n Σ_t w_{n,t} (□(l_{n,≤t}) − □(l_{n,<t})),  □(x) = exp(x − detached x)
+
+    The same weights serve as for `Score`: reward-to-go minus any legal baseline. The k-th derivative is unbiased for the k-th
+    derivative of the objective; in float64, since the box sums log-factors.
 
     References:
         Foerster et al. (2018), arXiv:1802.05098, eqs. 5-6; Mao et al. (2019), arXiv:1904.09664, for the baseline.
     """
-    weights = _held(log_factors, weights)
-    up_to = jnp.cumsum(log_factors, axis=-1)
-    return _mean_of_sums(weights * (box(up_to) - box(up_to - log_factors)))
+
+    declaration = Declaration()
+
+    def steps(self, log_factors: jax.Array) -> jax.Array:
+        return _own_share(log_factors, jnp.cumsum(log_factors, axis=-1))
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class LoadedDice:
-    """See `loaded_dice`."""
+@pytree
+class LoadedDiCE(Surrogate):
+    """DiCE whose dependence on earlier choices decays: l_{≤t} becomes Σ_{s≤t} λ^{t−s} l_s.
 
-    lambda_: float
+        L = 1/N Σ_n Σ_t w_{n,t} (□(Σ_{s≤t} λ^{t−s} l_s) − □(Σ_{s<t} λ^{t−s} l_s))
 
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.lambda_ <= 1.0:
-            raise ValueError(f"lambda_: expected a number in [0, 1], received {self.lambda_}.")
+    `lambda_` = 1 is `DiCE`, exact at every order. Below 1 the gradient is the same, exactly, and higher derivatives trade bias
+    for variance; 0 keeps each step's own choice only.
 
-    @property
-    def bias(self) -> Bias:
-        """Every order at `lambda_ = 1`, else order one."""
-        if self.lambda_ == 1.0:
-            return Bias()
-        return Bias(
-            order=1, reasons=(f"Loaded DiCE forgets earlier choices at lambda = {self.lambda_} from order 2 on",)
-        )
-
-    def __call__(self, log_factors: jax.Array, weights: jax.Array) -> jax.Array:
-        """As `dice_surrogate`, with sums of log-factors that decay."""
-        weights = _held(log_factors, weights)
-        decays = jnp.full_like(log_factors, self.lambda_)
-        up_to = _decayed_sums(log_factors, decays)
-        return _mean_of_sums(weights * (box(up_to) - box(up_to - log_factors)))
-
-
-def loaded_dice(lambda_: float) -> LoadedDice:
-    r"""DiCE whose dependence on earlier choices decays: $\ell_{\le t}$ becomes $\sum_{s \le t} \lambda^{t-s} \ell_s$.
-
-    $\tfrac1N \sum_n \sum_t w_{n,t}\, (\square(\textstyle\sum_{s \le t} \lambda^{t-s} \ell_s) - \square(\sum_{s < t} \lambda^{t-s} \ell_s))$
-
-    `lambda_=1` is `dice_surrogate`, exact at every order with step-wise baselines. Below 1 the gradient is the same, exactly, and
-    higher derivatives trade bias for variance; `lambda_=0` keeps each step's own choice only.
-
-    Args:
-        lambda_: In [0, 1].
-
-    Returns:
-        A surrogate `(log_factors, weights) -> scalar`.
+    Attributes:
+        lambda_: λ in [0, 1].
 
     Raises:
-        ValueError: `lambda_` outside [0, 1].
+        ValueError: `lambda_` is outside [0, 1].
 
     References:
         Farquhar, Whiteson & Foerster (2019), arXiv:1909.10549, section 4 (Loaded DiCE).
     """
-    return LoadedDice(lambda_)
+
+    lambda_: float
+
+    def __post_init__(self) -> None:
+        check.between(0, 1, lambda_=self.lambda_)
+
+    @property
+    def declaration(self) -> Declaration:
+        """Every order at `lambda_` = 1, else order one."""
+        lambda_ = concrete("lambda_", self.lambda_)
+        if (lambda_ == 1).all():
+            return Declaration()
+        reason = f"Loaded DiCE forgets earlier choices at lambda = {lambda_} from order 2 on"
+        return Declaration(order=1, reasons=(reason,))
+
+    def steps(self, log_factors: jax.Array) -> jax.Array:
+        def combine(earlier: Any, later: Any) -> tuple[jax.Array, jax.Array]:
+            return later[0] + later[1] * earlier[0], later[1] * earlier[1]
+
+        decays = jnp.full_like(log_factors, self.lambda_)
+        return _own_share(
+            log_factors, lax.associative_scan(combine, (log_factors, decays), axis=log_factors.ndim - 1)[0]
+        )
 
 
-def clipped_terms(log_ratios: jax.Array, weights: jax.Array, clip: float | None) -> jax.Array:
-    r"""$\min(\rho\, w,\ \mathrm{clip}(\rho, 1 - \epsilon, 1 + \epsilon)\, w)$ per step, with $\rho = \exp(\ell - \ell^b)$.
+def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | None) -> jax.Array:
+    """The clipped surrogate of one step, or of arrays of steps.
 
-    At $\rho = 1$ its gradient is $w \nabla\ell$; it is flat where a step has already moved by more than $\epsilon$ in the direction that
-    its weight asks for.
+        min(ρ w, clip(ρ, 1 − ε, 1 + ε) w),  ρ = exp(l − l_b)
+
+    At ρ = 1 its gradient is w ∇l; it is flat where a step has already moved by more than ε in the direction that its weight asks
+    for.
 
     Args:
-        log_ratios: $\ell - \ell^b$ per step, 0 on invalid steps. Shape `(*batch, T)`.
-        weights: Advantages, same shape; cast and detached.
-        clip: $\epsilon > 0$; `None` does not clip.
+        log_ratio: l − l_b, of policy over behavior policy. Any shape.
+        weight: Advantage, same shape; cast to the dtype of `log_ratio`.
+        clip: ε > 0; `None` does not clip.
 
     Returns:
-        Shape `(*batch, T)`; reduce it by `reduce_steps`.
+        Shape of `log_ratio`; a batch of them is reduced by `reduce_steps`.
 
     Raises:
         ValueError: The shapes differ.
 
+    Gradients: flow through `log_ratio`; the weight is detached.
+
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
-    return clipped_step(log_ratios, _held(log_ratios, weights), clip)
-
-
-def clipped_step(log_ratio: jax.Array, weight: jax.Array, clip: float | None) -> jax.Array:
-    """As `clipped_terms`, of arrays of any shape, or of one step; the weight is held already."""
-    ratio = jnp.exp(log_ratio)
+    check.shape(log_ratio.shape, hint="a (N, 1) against a (N,) would broadcast to (N, N)", weight=weight)
+    weight, ratio = lax.stop_gradient(weight).astype(log_ratio.dtype), jnp.exp(log_ratio)
     if clip is None:
         return ratio * weight
+    clip = jnp.asarray(clip, ratio.dtype)
     return jnp.minimum(ratio * weight, jnp.clip(ratio, 1 - clip, 1 + clip) * weight)
 
 
 def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> jax.Array:
-    r"""One number from per-step terms, with the normalizer named.
+    """One number from per-step terms x, with the normalizer named.
 
     | normalizer | | |
     |---|---|---|
-    | `per_trajectory` | $\tfrac1N \sum_n \sum_t x_{n,t}$ | ours, Dr. GRPO; leaves the gradient unbiased |
-    | `per_own_token` | $\tfrac1N \sum_n \tfrac{1}{T_n} \sum_t x_{n,t}$ | GRPO; weighs a step less in a long trajectory |
-    | `per_token` | $\sum_n \sum_t x_{n,t} / \sum_n T_n$ | DAPO; divides by a random number |
+    | `per_trajectory` | 1/N Σ_n Σ_t x_{n,t} | ours, Dr. GRPO; leaves the gradient unbiased |
+    | `per_step_of_trajectory` | 1/N Σ_n 1/T_n Σ_t x_{n,t} | GRPO; weighs a step less in a long trajectory |
+    | `per_step_of_batch` | Σ_n Σ_t x_{n,t} / Σ_n T_n | DAPO; divides by a random number |
 
     Args:
-        terms: Shape `(*batch, T)`, 0 on invalid steps; `N` is the number of trajectories in all.
-        valid: Same shape; $T_n$ counts it, and is taken as at least 1.
+        terms: Shape `(*batch, T)`, 0 on invalid steps; N is the number of trajectories in all.
+        valid: Same shape; T_n counts it, and is taken as at least 1.
         normalizer: One of the three.
+
+    Returns:
+        A scalar.
 
     Raises:
         ValueError: None of the three.
+
+    Gradients: flow through `terms`.
     """
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
 
 
 def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Array:
-    """What each step counts in `reduce_steps`, whatever the leading axes; shape of `valid`, invalid steps included."""
+    """What each step counts in `reduce_steps`.
+
+    Args:
+        valid: Shape `(*batch, T)`.
+        normalizer: One of the three of `reduce_steps`.
+        dtype: Of the result.
+
+    Returns:
+        Shape of `valid`, invalid steps included.
+
+    Raises:
+        ValueError: None of the three.
+    """
+    check.one_of(_NORMALIZERS, normalizer=normalizer)
     num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=-1, keepdims=True).astype(dtype)
     if normalizer == "per_trajectory":
         divisors = jnp.full_like(lengths, num)
-    elif normalizer == "per_own_token":
+    elif normalizer == "per_step_of_trajectory":
         divisors = num * jnp.maximum(lengths, 1)
-    elif normalizer == "per_token":
-        divisors = jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1))
     else:
-        raise _unknown(normalizer)
+        divisors = jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1))
     return jnp.broadcast_to(1 / divisors, valid.shape)
 
 
-def normalizer_bias(normalizer: Normalizer) -> Bias:
-    """What a normalizer does to the expectation.
+def normalizer_declaration(normalizer: Normalizer) -> tuple[Structure, Declaration]:
+    """What a normalizer asks of a batch, and what it does to the expectation.
+
+    Args:
+        normalizer: One of the three of `reduce_steps`.
+
+    Returns:
+        `(Structure, Declaration)`.
 
     Raises:
-        ValueError: None of the three of `reduce_steps`.
+        ValueError: None of the three.
     """
+    check.one_of(_NORMALIZERS, normalizer=normalizer)
     if normalizer == "per_trajectory":
-        return Bias()
-    if normalizer == "per_own_token":
-        return biased("per_own_token: each trajectory is divided by its own random length")
-    if normalizer == "per_token":
-        return biased("per_token: divided by the random number of steps in the batch", degree=None)
-    raise _unknown(normalizer)
-
-
-def surrogate_bias(surrogate: object) -> Bias:
-    """What a surrogate does to the expectation; one that does not declare it is refused (see `logderiv.bias.declared`)."""
-    return declared(surrogate, {score_surrogate: Bias(order=1), dice_surrogate: Bias()}, "surrogate")
+        return Structure(), Declaration()
+    if normalizer == "per_step_of_trajectory":
+        return Structure(), biased("per_step_of_trajectory: each trajectory is divided by its own random length")
+    return Structure(degree=None), biased("per_step_of_batch: divided by the random number of steps in the batch")
 
 
 def box(x: jax.Array) -> jax.Array:
-    r"""$\square(x) = \exp(x - \bot(x))$: 1, with the derivatives of $e^x$ at 0."""
+    """□(x) = exp(x − detached x): 1, with the derivatives of exp at 0.
+
+    Args:
+        x: Any shape.
+
+    Returns:
+        Ones of that shape.
+
+    Gradients: those of exp(x − x₀) at x = x₀, at every order.
+    """
     return jnp.exp(x - lax.stop_gradient(x))
 
 
-def _unknown(normalizer: object) -> ValueError:
-    return ValueError(
-        f"normalizer: expected 'per_trajectory', 'per_own_token' or 'per_token', received {normalizer!r}."
-    )
-
-
-def _decayed_sums(terms: jax.Array, decays: jax.Array) -> jax.Array:
-    """$y_t = x_t + c_t y_{t-1}$ along the last axis, by an associative scan."""
-
-    def combine(
-        earlier: tuple[jax.Array, jax.Array], later: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
-        return later[0] + later[1] * earlier[0], later[1] * earlier[1]
-
-    return lax.associative_scan(combine, (terms, decays), axis=terms.ndim - 1)[0]
-
-
-def _held(log_factors: jax.Array, weights: jax.Array) -> jax.Array:
-    if log_factors.shape != weights.shape or log_factors.ndim == 0:
-        raise ValueError(
-            f"surrogate: expected log_factors and weights of one shape (*batch, T), received {log_factors.shape} and "
-            f"{weights.shape}; a (N, 1) against a (N,) would broadcast to (N, N)."
-        )
-    return lax.stop_gradient(weights).astype(log_factors.dtype)
-
-
-def _mean_of_sums(terms: jax.Array) -> jax.Array:
-    return jnp.mean(jnp.sum(terms, axis=-1))
+def _own_share(log_factors: jax.Array, up_to: jax.Array) -> jax.Array:
+    """What a step adds to the box of the log-factors up to it."""
+    return box(up_to) - box(up_to - log_factors)

@@ -1,124 +1,168 @@
-"""Value of a policy in a finite decision process, and its derivatives, exactly."""
+"""Value of a policy in a finite environment, and its derivatives, exactly."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._core.arrays import check_whole
+from logderiv._core import check
+from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
-from logderiv.exact.enumeration import expected_return
-from logderiv.types import as_policy, check_params
+from logderiv.exact.enumeration import Listing, list_trajectories, returns
+from logderiv.likelihood.probability import prob
+from logderiv.policies import as_policy
+from logderiv.types import Params
 
-Method = Literal["dynamic", "enumeration"]
+Method: TypeAlias = Literal["dynamic", "enumeration"] | None
 
 
 def value(
-    params: Any,
-    policy: Any,
-    mdp: TabularMDP,
-    *,
-    horizon: int,
-    discount: float = 1.0,
-    method: Method | None = None,
+    params: Params, policy: Any, environment: Any, *, horizon: int, discount: Any = 1.0, method: Method = None
 ) -> jax.Array:
-    r"""$J(\theta) = \mathbb{E} \sum_{t<T} \gamma^t r_t$, exactly.
+    """J(θ) = E[sum_{t<T} γ^t r_t], exactly.
 
-    `"dynamic"`: $\rho_0^\top V_0$ of `state_values`, $O(T S^2 A)$, for a policy of the state alone. `"enumeration"`: the sum
-    over every trajectory, for any policy.
+    `"dynamic"`: the mean over starts of `state_values`, O(T S² A), for tables and a policy of the state alone.
+    `"enumeration"`: sum_τ P(τ|θ) R(τ) over every trajectory, each product P multiplied out, for any policy.
 
     Args:
         params: Parameters of the policy.
-        policy: A policy on states.
-        mdp: The decision process; concrete for `"enumeration"`.
+        policy: A policy on the environment's observations.
+        environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
         horizon: `T`.
-        discount: $\gamma$ in [0, 1].
-        method: `None` takes dynamic programming unless the policy has memory.
+        discount: γ in [0, 1].
+        method: `None` takes dynamic programming for tables, unless the policy has memory.
 
     Returns:
-        A scalar. Differentiable in `params` at any order; by dynamic programming also in `mdp`.
+        A scalar.
 
     Raises:
         ValueError: Dynamic programming with memory; too many trajectories to enumerate; `horizon` or `discount` out of
-            range; the policy does not choose between the actions of `mdp`.
+            range; the policy does not choose between the actions of the environment.
+        TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced.
+
+    Gradients: flow to `params` and `discount`, at any order; by dynamic programming also to the tables.
     """
-    if method not in (None, "dynamic", "enumeration"):
-        raise ValueError(f"method: expected 'dynamic', 'enumeration' or None, received {method!r}.")
-    if method == "enumeration" or (method is None and has_memory(policy)):
-        check_discount(discount)
-        return expected_return(params, policy, mdp, horizon=horizon, discount=discount)
-    values = state_values(params, policy, mdp, horizon=horizon, discount=discount)[0]
-    return mdp.initial.astype(values.dtype) @ values
+    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 0)
 
 
 def gradient(
-    params: Any,
-    policy: Any,
-    mdp: TabularMDP,
-    *,
-    horizon: int,
-    discount: float = 1.0,
-    method: Method | None = None,
+    params: Params, policy: Any, environment: Any, *, horizon: int, discount: Any = 1.0, method: Method = None
 ) -> Any:
-    r"""$\nabla J(\theta)$ of `value`, exactly; pytree of `params`."""
-    check_params(params)
-    return jax.grad(value)(params, policy, mdp, horizon=horizon, discount=discount, method=method)
+    """∇J(θ) of `value`, exactly.
+
+    Args:
+        params: Parameters of the policy, floating point.
+        policy: A policy on the environment's observations.
+        environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
+        horizon: `T`.
+        discount: γ in [0, 1].
+        method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
+            policy has memory.
+
+    Returns:
+        A pytree of `params`.
+
+    Raises:
+        ValueError: Dynamic programming with memory; too many trajectories to enumerate; `horizon` or `discount` out of
+            range; the policy does not choose between the actions of the environment.
+        TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
+            floating point.
+    """
+    check.params(params)
+    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 1)
 
 
 def hessian(
-    params: Any,
-    policy: Any,
-    mdp: TabularMDP,
-    *,
-    horizon: int,
-    discount: float = 1.0,
-    method: Method | None = None,
+    params: Params, policy: Any, environment: Any, *, horizon: int, discount: Any = 1.0, method: Method = None
 ) -> Any:
-    r"""$\nabla^2 J(\theta)$ of `value`, exactly; a pytree of `params` within each leaf of `params`, as `jax.hessian`."""
-    check_params(params)
-    return jax.hessian(value)(params, policy, mdp, horizon=horizon, discount=discount, method=method)
+    """∇²J(θ) of `value`, exactly.
+
+    Args:
+        params: Parameters of the policy, floating point.
+        policy: A policy on the environment's observations.
+        environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
+        horizon: `T`.
+        discount: γ in [0, 1].
+        method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
+            policy has memory.
+
+    Returns:
+        A pytree of `params` within each leaf of `params`, like that of `jax.hessian`.
+
+    Raises:
+        ValueError: Dynamic programming with memory; too many trajectories to enumerate; `horizon` or `discount` out of
+            range; the policy does not choose between the actions of the environment.
+        TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
+            floating point.
+    """
+    check.params(params)
+    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 2)
 
 
-def state_values(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, discount: float = 1.0) -> jax.Array:
-    r"""$V_t(s)$: expected reward from step `t` on in state `s`, discounted from there.
+def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, discount: Any = 1.0) -> jax.Array:
+    """V_t(s): expected reward from step `t` on in state `s`, discounted from there.
 
-    $V_t(s) = \sum_a \pi(a|s) (r(s,a) + \gamma \sum_{s'} p(s'|s,a) V_{t+1}(s'))$, zero on terminal states and for $t = T$.
+        V_t(s) = sum_a π(a|s) (r(s,a) + γ sum_s' p(s'|s,a) V_{t+1}(s')),
+
+    zero on terminal states and for t = T.
 
     Args:
         params: Parameters of the policy.
         policy: A policy of the state alone.
         mdp: The decision process.
         horizon: `T`.
-        discount: $\gamma$ in [0, 1].
+        discount: γ in [0, 1].
 
     Returns:
         Shape `(T, S)`.
 
     Raises:
-        ValueError: As `value`.
+        ValueError: The policy has memory, or does not choose between the actions of `mdp`; `horizon` or `discount` out of range.
+
+    Gradients: flow to `params`, `mdp` and `discount`.
 
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 4.5.
     """
-    check_whole(horizon=horizon)
-    check_discount(discount)
+    check.whole(horizon=horizon)
+    check.between(0, 1, discount=discount)
+    return _state_values(params, policy, mdp, horizon, discount)
+
+
+@jit
+def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, discount: Any) -> jax.Array:
     table = choices(params, policy, mdp, distributions.prob)
     transition, reward = live_tables(mdp, table.dtype)
 
     def backup(values: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        values = jnp.sum(table * (reward + discount * transition @ values), axis=-1)
-        values = jnp.where(mdp.terminal, 0, values)
+        values = jnp.where(mdp.terminal, 0, jnp.sum(table * (reward + discount * transition @ values), axis=-1))
         return values, values
 
     return lax.scan(backup, jnp.zeros(mdp.num_states, table.dtype), None, length=horizon, reverse=True)[1]
 
 
-def occupancy(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
-    r"""$P(s_t = s,\ \text{step } t \text{ is taken})$, shape `(T, S)`; 0 on terminal states."""
-    check_whole(horizon=horizon)
+@jit
+def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
+    """P(s_t = s, step t is taken) for every step and state.
+
+    Args:
+        params: Parameters of the policy.
+        policy: A policy of the state alone.
+        mdp: The decision process.
+        horizon: `T`.
+
+    Returns:
+        Shape `(T, S)`; 0 on terminal states.
+
+    Raises:
+        ValueError: The policy has memory, or does not choose between the actions of `mdp`; `horizon` below 1.
+
+    Gradients: flow to `params` and `mdp`.
+    """
+    check.whole(horizon=horizon)
     table = choices(params, policy, mdp, distributions.prob)
     transition, _ = live_tables(mdp, table.dtype)
 
@@ -128,17 +172,61 @@ def occupancy(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax
     return lax.scan(advance, mdp.initial.astype(table.dtype), None, length=horizon)[1]
 
 
-def policy_table(params: Any, policy: Any, mdp: TabularMDP) -> jax.Array:
-    r"""$\pi_\theta(a|s)$ for every state and action, shape `(S, A)`.
+@jit
+def policy_table(params: Params, policy: Any, mdp: TabularMDP) -> jax.Array:
+    """π_θ(a|s) for every state and action.
+
+    Args:
+        params: Parameters of the policy.
+        policy: A policy of the state alone.
+        mdp: The decision process, for the numbers of its states and actions.
+
+    Returns:
+        Shape `(S, A)`.
 
     Raises:
         ValueError: The policy has memory, or is a whole-sequence model: its choices are no function of the state; or it
             does not choose between the actions of `mdp`.
+
+    Gradients: flow to `params`.
     """
     return _tabulate(params, policy, mdp, distributions.prob, jnp.arange(mdp.num_states, dtype=jnp.int32))
 
 
-def choices(params: Any, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
+def problem(policy: Any, environment: Any, horizon: int, discount: Any, method: Method = None) -> TabularMDP | Listing:
+    """What a value is computed from: the tables themselves, for dynamic programming, or every trajectory."""
+    check.whole(horizon=horizon)
+    check.between(0, 1, discount=discount)
+    check.one_of(("dynamic", "enumeration", None), method=method)
+    tables = isinstance(environment, TabularMDP)
+    if method == "dynamic" and not tables:
+        raise TypeError(
+            f"environment: dynamic programming needs a TabularMDP, received {type(environment).__name__}; use 'enumeration'."
+        )
+    if method == "enumeration" or not tables or (method is None and has_memory(policy)):
+        return list_trajectories(environment, horizon)
+    return environment
+
+
+def evaluate(params: Params, policy: Any, problem: TabularMDP | Listing, horizon: int, discount: Any) -> jax.Array:
+    """J(θ) from what `problem` returned."""
+    if isinstance(problem, Listing):
+        probabilities = prob(params, policy, problem.trajectories)
+        rewards = returns(problem.trajectories, discount).astype(probabilities.dtype)
+        return (probabilities * problem.weights.astype(probabilities.dtype)) @ rewards
+    values = _state_values(params, policy, problem, horizon, discount)[0]
+    return problem.initial.astype(values.dtype) @ values
+
+
+@jit
+def _derivative(params: Params, policy: Any, problem: Any, horizon: int, discount: Any, order: int) -> Any:
+    def function(params: Params) -> jax.Array:
+        return evaluate(params, policy, problem, horizon, discount)
+
+    return (function, jax.grad(function), jax.hessian(function))[order](params)
+
+
+def choices(params: Params, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
     """`function(distribution, action)` in every state, shape `(S, A)`; never in a terminal one.
 
     Nothing is ever chosen in a terminal state and a policy need not be defined there: the first live state takes its
@@ -152,25 +240,16 @@ def choices(params: Any, policy: Any, mdp: TabularMDP, function: Callable[[Any, 
 def live_tables(mdp: TabularMDP, dtype: Any) -> tuple[jax.Array, jax.Array]:
     """Transition `(S, A, S)` and reward `(S, A)`, zero where they leave a terminal state."""
     ended = mdp.terminal[:, None]
-    return (
-        jnp.where(ended[..., None], 0, mdp.transition.astype(dtype)),
-        jnp.where(ended, 0, mdp.reward.astype(dtype)),
-    )
+    return (jnp.where(ended[..., None], 0, mdp.transition.astype(dtype)), jnp.where(ended, 0, mdp.reward.astype(dtype)))
 
 
 def has_memory(policy: Any) -> bool:
     """Whether the policy's choices are no function of the state alone."""
     policy = as_policy(policy)
-    return policy.initial_carry is not None or policy.log_factors is not None
+    return policy.has_memory or policy.takes_sequences
 
 
-def check_discount(discount: Any) -> None:
-    """Raise unless `discount` is in [0, 1]."""
-    if isinstance(discount, int | float) and not 0.0 <= discount <= 1.0:
-        raise ValueError(f"discount: expected a number in [0, 1], received {discount}.")
-
-
-def _tabulate(params: Any, policy: Any, mdp: TabularMDP, function: Callable, states: jax.Array) -> jax.Array:
+def _tabulate(params: Params, policy: Any, mdp: TabularMDP, function: Callable, states: jax.Array) -> jax.Array:
     policy = as_policy(policy)
     if has_memory(policy):
         raise ValueError(
@@ -179,7 +258,7 @@ def _tabulate(params: Any, policy: Any, mdp: TabularMDP, function: Callable, sta
         )
 
     def entry(state: jax.Array, action: jax.Array) -> jax.Array:
-        distribution = policy.apply(params, state)
+        distribution, _ = policy.step(params, (), state)
         categories = distributions.num_categories(distribution, action)
         if categories not in (None, mdp.num_actions):
             raise ValueError(

@@ -1,122 +1,113 @@
-"""Every trajectory of a finite decision process."""
+"""Every trajectory of a finite environment: of one that is a table, or of any deterministic function of its choices.
 
-from typing import Any
+Both are first read as a graph of what can follow what. A table's nodes are its states; a deterministic environment is replayed
+for every choice, so that each beginning of a trajectory is a node of its own. The trajectories are the paths of the graph.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import check_whole, is_traced
-from logderiv._core.compiled import compiled
+from logderiv._core import check
+from logderiv._core.arrays import floating, is_traced, scalar_cost
+from logderiv._core.pytrees import jit
+from logderiv.environments import as_environment
 from logderiv.environments.tabular import TabularMDP
-from logderiv.estimators.credit import discount_factors
+from logderiv.estimators.returns import discount_factors
 from logderiv.likelihood.factors import log_factors
-from logderiv.likelihood.probability import prob
-from logderiv.types import Trajectory
+from logderiv.types import Params, Step, Trajectory
 
 LIMIT = 2**20
 
 
-def count_trajectories(mdp: TabularMDP, horizon: int) -> int:
-    """Number of trajectories that the start and the dynamics allow, whatever the policy; exact, however large."""
-    initial, transition, _, terminal = _tables(mdp)
-    successors = [[np.flatnonzero(row) for row in table] for table in transition]
-    counts = [1] * mdp.num_states
-    for _ in range(horizon):
-        counts = [
-            1 if terminal[s] else sum(counts[new] for row in successors[s] for new in row)
-            for s in range(mdp.num_states)
-        ]
-    return sum(counts[s] for s in np.flatnonzero(initial))
+class Listing(NamedTuple):
+    """Every trajectory `(K, T)`, and what of its probability does not depend on the policy: start times transitions, `(K,)`."""
+
+    trajectories: Trajectory
+    weights: jax.Array
+
+
+def count_trajectories(environment: Any, horizon: int) -> int:
+    """Number of trajectories that start and transitions allow, whatever the policy; exact, however large, for tables.
+
+    Args:
+        environment: A `TabularMDP`, or a deterministic function of its choices, which `enumerate_trajectories` describes;
+            concrete, not traced.
+        horizon: `T`.
+
+    Returns:
+        A Python integer.
+
+    Raises:
+        ValueError: The environment is replayed, and has more than 2^20 trajectories or is random; `horizon` below 1.
+        TypeError: The environment is traced, or cannot be listed.
+    """
+    return _count(_graph(environment, horizon, LIMIT), horizon)
 
 
 def enumerate_trajectories(
-    mdp: TabularMDP, *, horizon: int, params: Any = None, policy: Any = None, limit: int = LIMIT
+    environment: Any, *, horizon: int, params: Params | None = None, policy: Any = None, limit: int = LIMIT
 ) -> Trajectory:
-    r"""Every trajectory of at most `horizon` steps that the start and the dynamics allow.
+    """Every trajectory of at most `horizon` steps that start and transitions allow.
 
-    Weigh them by `logderiv.prob(params, policy, trajectories, environment=mdp)`, which sums to one.
+    Weigh them by `logderiv.prob(params, policy, trajectories, environment=environment)`, which sums to one.
 
     Args:
-        mdp: The decision process; concrete, not traced.
+        environment: A `TabularMDP`, or any environment that is a deterministic function of its choices and has the attribute
+            `num_actions`: actions are the integers below it. One whose start is drawn has also the attribute `starts`, a pair of
+            the `environment_params` of every start, stacked, and their probabilities `(M,)`. Concrete, not traced.
         horizon: `T`.
         params: Parameters of the policy that is thought to have drawn them.
         policy: With it `behavior_log_probs` are its log-factors; without it they are zero.
         limit: Refuse to list more.
 
     Returns:
-        A `Trajectory` of shape `(K, T)`. Steps after termination are invalid.
+        A `Trajectory` of shape `(K, T)`. Steps after the end of an episode are invalid.
 
     Raises:
-        ValueError: There are more than `limit`, or `horizon` is below 1.
-        TypeError: `mdp` is traced.
+        ValueError: There are more than `limit`; `horizon` is below 1; an environment that is no table draws something.
+        TypeError: The environment is traced, or is neither a table nor has `num_actions`.
 
     Example:
         >>> import logderiv as ld
-        >>> enumerate_trajectories(ld.short_corridor(), horizon=3).valid.shape
+        >>> enumerate_trajectories(ld.environments.short_corridor(), horizon=3).valid.shape
         (8, 3)
     """
-    check_whole(horizon=horizon)
-    count = count_trajectories(mdp, horizon)
-    if count > limit:
-        raise ValueError(
-            f"mdp: {mdp.num_states} states and {mdp.num_actions} actions have {readable(count)} trajectories of {horizon} steps, more than "
-            f"limit={limit}. Lower the horizon, or use what costs O(T S^2 A): logderiv.exact.value, gradient, hessian, fisher "
-            "and weighted_score_moments, with a policy of the state alone."
-        )
-    initial, transition, reward, terminal = _tables(mdp)
-    edges = np.argwhere(transition > 0)  # rows (s, a, s')
-    by_state = [edges[edges[:, 0] == s] for s in range(mdp.num_states)]
-    paths = np.flatnonzero(initial)[:, None]  # states visited; -1 after the end
-    actions = np.zeros((len(paths), 0), int)
-    for _ in range(horizon):
-        last = paths[:, -1]
-        ended = (last < 0) | terminal[last]
-        choices = [np.array([[0, 0, -1]]) if end else by_state[s] for s, end in zip(last, ended, strict=True)]
-        repeats = [len(c) for c in choices]
-        rows = np.concatenate(choices)
-        paths = np.concatenate([np.repeat(paths, repeats, axis=0), rows[:, 2:]], axis=1)
-        actions = np.concatenate([np.repeat(actions, repeats, axis=0), rows[:, 1:2]], axis=1)
+    every = list_trajectories(environment, horizon, limit).trajectories
+    return every if policy is None else every._replace(behavior_log_probs=behavior_log_probs(params, policy, every))
 
-    valid = paths[:, 1:] >= 0
-    states = np.where(valid, paths[:, :-1], 0)
-    length = valid.sum(axis=1)
-    final = np.take_along_axis(paths, length[:, None], axis=1)[:, 0]
-    terminates = valid & (np.arange(horizon) == length[:, None] - 1) & terminal[final][:, None]
-    dtype = mdp.reward.dtype
-    every = Trajectory(
-        observations=jnp.asarray(states, jnp.int32),
-        actions=jnp.asarray(actions, jnp.int32),
-        rewards=jnp.asarray(np.where(valid, reward[states, actions], 0), dtype),
-        discounts=jnp.asarray(np.where(terminates, 0, 1), dtype),
-        valid=jnp.asarray(valid),
-        behavior_log_probs=jnp.zeros(valid.shape, dtype),
-        final_observation=jnp.asarray(final, jnp.int32),
+
+def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Listing:
+    """What `enumerate_trajectories` lists, and the probability of start and transitions."""
+    graph = _graph(environment, horizon, limit)
+    if (count := _count(graph, horizon)) > limit:
+        raise _too_many(environment, readable(count), horizon, limit)
+    start, edges = _paths(graph, horizon)
+    valid, dtype = edges >= 0, graph.reward.dtype
+    edges = np.where(valid, edges, 0)
+    final = graph.target[np.take_along_axis(edges, valid.sum(axis=1, keepdims=True) - 1, axis=1)[:, 0]]
+    source = np.where(valid, graph.source[edges], 0)
+    weights = graph.start_probability[start] * np.prod(graph.probability[edges], axis=1, where=valid)
+    every: Any = dict(
+        observations=jax.tree.map(lambda x: x[source], graph.observations),
+        actions=np.where(valid, graph.action[edges], 0).astype(np.int32),
+        rewards=np.where(valid, graph.reward[edges], 0).astype(dtype),
+        discounts=np.where(valid & graph.terminated[edges], 0, 1).astype(dtype),
+        valid=valid,
+        behavior_log_probs=np.zeros(valid.shape, dtype),
+        final_observation=jax.tree.map(lambda x: x[final], graph.observations),
     )
-    if policy is None:
-        return every
-    return every._replace(behavior_log_probs=compiled(log_factors, params, policy, every))
+    with jax.ensure_compile_time_eval():
+        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), floating(weights))
 
 
-def returns(trajectories: Trajectory, discount: float = 1.0) -> jax.Array:
-    r"""$\sum_t \gamma^t r_t$ over the valid steps, shape `(*batch,)`."""
+def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
+    """sum_t γ^t r_t over the valid steps, shape `(*batch,)`."""
     rewards = jnp.where(trajectories.valid, trajectories.rewards, 0)
-    return rewards @ discount_factors(discount, rewards.shape[-1], rewards.dtype)
-
-
-def expected_return(
-    params: Any, policy: Any, mdp: TabularMDP, *, horizon: int, discount: float = 1.0, limit: int = LIMIT
-) -> jax.Array:
-    r"""$\sum_\tau P(\tau|\theta) \sum_t \gamma^t r_t$ over every trajectory: `value` by enumeration, for any policy.
-
-    Differentiable in `params` at any order; the products P are differentiated directly. `mdp` must be concrete.
-
-    Raises:
-        ValueError: As `enumerate_trajectories`.
-    """
-    every = enumerate_trajectories(mdp, horizon=horizon, limit=limit)
-    probabilities = prob(params, policy, every, environment=mdp)
-    return probabilities @ returns(every, discount).astype(probabilities.dtype)
+    return rewards @ discount_factors(discount, jnp.arange(rewards.shape[-1]), rewards.dtype)
 
 
 def readable(count: int) -> str:
@@ -124,15 +115,142 @@ def readable(count: int) -> str:
     return str(count) if count < 10**9 else f"about 10^{len(str(count)) - 1}"
 
 
-def _tables(mdp: TabularMDP) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    if is_traced(mdp.initial, mdp.transition, mdp.reward, mdp.terminal):
+behavior_log_probs = jit(log_factors)
+
+
+class _Graph(NamedTuple):
+    """Nodes, each with an observation, and edges, sorted by the node that they leave. NumPy arrays."""
+
+    observations: Any
+    start: np.ndarray
+    start_probability: np.ndarray
+    source: np.ndarray
+    action: np.ndarray
+    target: np.ndarray
+    probability: np.ndarray
+    reward: np.ndarray
+    terminated: np.ndarray
+    ended: np.ndarray
+
+
+def _graph(environment: Any, horizon: int, limit: int) -> _Graph:
+    check.whole(horizon=horizon)
+    if is_traced(*jax.tree.leaves(environment)):
         raise TypeError(
-            "mdp: expected a concrete decision process to enumerate, received one that is traced; build it outside the function "
+            "environment: expected a concrete one to enumerate, received one that is traced; build it outside the function "
             "that is compiled, or use dynamic programming."
         )
-    return (
-        np.asarray(mdp.initial),
-        np.asarray(mdp.transition),
-        np.asarray(mdp.reward),
-        np.asarray(mdp.terminal),
+    if isinstance(environment, TabularMDP):
+        return _of_tables(environment)
+    with jax.ensure_compile_time_eval():
+        return _replayed(environment, horizon, limit)
+
+
+def _of_tables(mdp: TabularMDP) -> _Graph:
+    initial, transition, reward, terminal = map(np.asarray, (mdp.initial, mdp.transition, mdp.reward, mdp.terminal))
+    source, action, target = np.nonzero(transition > 0)
+    states, ended = np.arange(mdp.num_states, dtype=np.int32), terminal[target]
+    steps = action, target, transition[source, action, target], reward[source, action], ended, ended
+    return _Graph(states, np.flatnonzero(initial), initial[initial != 0], source, *steps)
+
+
+def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
+    """The tree of all choices, grown by one level after the other; every action adds a node."""
+    actions = getattr(environment, "num_actions", None)
+    if actions is None:
+        raise TypeError(
+            "environment: expected a TabularMDP, or an attribute num_actions, so that the sequences of actions "
+            f"0 .. num_actions - 1 can be replayed; received {type(environment).__name__}."
+        )
+    stepper = as_environment(environment)
+    inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
+    observations, states = _deterministic(_reset(stepper, inputs, len(starts)))
+    nodes, levels = [observations], []
+    live, first, finished, size = np.arange(len(starts), dtype=np.int32), 0, 0, len(starts)
+    while len(live) > 0 and len(levels) < horizon:
+        if finished + len(live) * actions > limit:
+            raise _too_many(environment, "too many", horizon, limit)
+        source = first + np.repeat(live, actions)
+        new, inputs = _deterministic(_step(stepper, states, inputs, live, actions))
+        states, first, size = new.state, first + size, len(source)
+        ended = np.asarray(new.terminated | new.truncated)
+        live, finished = np.flatnonzero(~ended).astype(np.int32), finished + ended.sum()
+        nodes.append(new.observation)
+        levels.append((source, new.reward, new.terminated, ended))
+    source, reward, terminated, ended = map(np.concatenate, zip(*levels, strict=True))
+    edge, observations = np.arange(len(source)), jax.tree.map(lambda *x: np.concatenate(x), *nodes)
+    steps = edge % actions, len(starts) + edge, np.ones(len(edge)), reward, terminated, ended
+    return _Graph(observations, np.arange(len(starts)), np.asarray(starts), source, *steps)
+
+
+@jit
+def _reset(environment: Any, inputs: Any, number: int) -> tuple[Any, jax.Array]:
+    return _alike(lambda keys: jax.vmap(environment.reset)(keys, inputs), number)
+
+
+@jit
+def _step(environment: Any, states: Any, inputs: Any, live: Any, actions: int) -> tuple[Any, jax.Array]:
+    """Every action in each of the live states."""
+    rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
+    states, inputs = jax.tree.map(lambda x: x[rows], (states, inputs))
+
+    def step(key: jax.Array, state: Any, action: jax.Array, inputs: Any) -> Step:
+        new = Step(*environment.step(key, state, action, inputs))
+        return new._replace(reward=scalar_cost(new.reward, "reward"))
+
+    new, alike = _alike(lambda keys: jax.vmap(step)(keys, states, action, inputs), rows.shape[0])
+    return (new, inputs), alike
+
+
+def _alike(function: Callable[[jax.Array], Any], number: int) -> tuple[Any, jax.Array]:
+    """`function(keys)`, and whether it is the same for other keys, more of them where there are few."""
+    several = jax.vmap(function)(jax.random.split(jax.random.key(0), (max(2, 64 // number), number)))
+    leaves = [x for x in jax.tree.leaves(several) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
+    same = [jnp.all((x == x[:1]) | (x != x)) for x in leaves]
+    return jax.tree.map(lambda x: x[0], several), jnp.all(jnp.stack(same))
+
+
+def _deterministic(found: tuple[Any, jax.Array]) -> Any:
+    result, alike = found
+    if not alike:
+        raise ValueError(
+            "environment: expected one without randomness of its own to replay, received one that depends on the key; give the "
+            "tables (logderiv.environments.TabularMDP), or the attribute starts where only the start is drawn."
+        )
+    return result
+
+
+def _count(graph: _Graph, horizon: int) -> int:
+    nodes = jax.tree.leaves(graph.observations)[0].shape[0]
+    counts = np.ones(nodes, object)  # of Python's integers: they grow without bound
+    for _ in range(horizon):
+        following = np.zeros(nodes, object)
+        np.add.at(following, graph.source, np.where(graph.ended, 1, counts[graph.target]))
+        counts = following
+    return int(sum(counts[graph.start]))
+
+
+def _paths(graph: _Graph, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+    """The start of every path `(K,)`, as an index into `graph.start`, and its edges `(K, T)`, -1 after the end."""
+    nodes = jax.tree.leaves(graph.observations)[0].shape[0]
+    first = np.searchsorted(graph.source, np.arange(nodes + 1))
+    start, node = np.arange(len(graph.start)), graph.start
+    edges = np.zeros((len(start), 0), int)
+    for _ in range(horizon):
+        ended = node < 0
+        repeats = np.where(ended, 1, np.diff(first)[node])
+        within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        new = np.where(np.repeat(ended, repeats), -1, np.repeat(first[node], repeats) + within)
+        start = np.repeat(start, repeats)
+        edges = np.concatenate([np.repeat(edges, repeats, axis=0), new[:, None]], axis=1)
+        node = np.where((new < 0) | graph.ended[new], -1, graph.target[new])
+    return start, edges
+
+
+def _too_many(environment: Any, count: str, horizon: int, limit: int) -> ValueError:
+    states = f"{environment.num_states} states and " if isinstance(environment, TabularMDP) else ""
+    return ValueError(
+        f"environment: {states}{environment.num_actions} actions have {count} trajectories of {horizon} steps, more than "
+        f"limit={limit}. Lower the horizon, or use what costs O(T S^2 A): logderiv.exact.value, gradient, hessian, fisher "
+        "and weighted_score_moments, with a TabularMDP and a policy of the state alone."
     )

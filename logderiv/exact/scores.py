@@ -1,16 +1,17 @@
-r"""Exact moments of weighted scores $g = \sum_t w_t\, \nabla\log\pi(a_t|s_t)$ by dynamic programming, and the Fisher matrix.
+"""Exact moments of weighted scores g = sum_t w_t ∇log π(a_t|s_t) by dynamic programming, and the Fisher matrix.
 
-With $\phi_t$ the score of step `t`, $c_t = \gamma^t r_t$ and $b_t$ the baseline, let $G_t, \Phi_t, g_t$ be the sums over the
-steps from `t` on of $c$, of $\phi$ and of the weighted scores. For both weightings $z_t = (1, G_t, \Phi_t, g_t)$ is *linear* in
-$z_{t+1}$, with coefficients that the step alone decides:
+With φ_t the score of step `t`, c_t = γ^t r_t and b_t the baseline, let G_t, Φ_t, g_t be the sums over the steps from `t` on of
+c, of φ and of the weighted scores. For both weightings z_t = (1, G_t, Φ_t, g_t) is *linear* in z_{t+1}, with coefficients
+that the step alone decides:
 
-    reward_to_go:   w_t = G_t - b_t   g_t = g_{t+1} + phi_t (c_t - b_t + G_{t+1})
-    total_return:   w_t = G_0 - b_t   g_t = g_{t+1} + phi_t (c_t - b_t + G_{t+1}) + c_t Phi_{t+1}
+    reward_to_go:   w_t = G_t - b_t   g_t = g_{t+1} + φ_t (c_t - b_t + G_{t+1})
+    total_return:   w_t = G_0 - b_t   g_t = g_{t+1} + φ_t (c_t - b_t + G_{t+1}) + c_t Φ_{t+1}
 
-so $M_t(s) = \mathbb{E}[z_t z_t^\top | s_t = s]$ obeys a backward recursion $M_t(s) = \mathbb{E}_{a, s'}[L\, M_{t+1}(s')\, L^\top]$.
+so M_t(s) = E[z_t z_tᵀ | s_t = s] obeys a backward recursion M_t(s) = E_{a, s'}[L M_{t+1}(s') Lᵀ].
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,14 +20,14 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv import distributions
-from logderiv._core.arrays import check_whole
+from logderiv._core import check
+from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
-from logderiv.estimators import Credit
-from logderiv.estimators.credit import discount_factors, reward_to_go, total_return
-from logderiv.exact.dynamic import check_discount, choices, has_memory, live_tables, occupancy
-from logderiv.exact.enumeration import enumerate_trajectories
+from logderiv.estimators.returns import discount_factors, reward_to_go, total_return
+from logderiv.exact.dynamic import choices, live_tables, occupancy, problem
+from logderiv.exact.enumeration import Listing
 from logderiv.likelihood.probability import log_prob, prob
-from logderiv.types import check_params
+from logderiv.types import Params
 
 
 class ScoreMoments(NamedTuple):
@@ -42,110 +43,128 @@ class ScoreMoments(NamedTuple):
 
 
 def weighted_score_moments(
-    params: Any,
+    params: Params,
     policy: Any,
     mdp: TabularMDP,
     *,
     horizon: int,
-    credit: Credit = reward_to_go,
+    credit: Callable[..., jax.Array] = reward_to_go,
     baseline: Any = 0.0,
-    discount: float = 1.0,
+    discount: Any = 1.0,
 ) -> ScoreMoments:
-    r"""Mean and covariance of $g = \sum_t (C_t - b_t(s_t))\, \nabla\log\pi_\theta(a_t|s_t)$ for one trajectory, without listing any.
+    """Mean and covariance of g = sum_t (C_t - b_t(s_t)) ∇log π_θ(a_t|s_t) for one trajectory, without listing any.
 
-    $C_t = \gamma^t G_t$ for `reward_to_go`, $C_t = G_0$ for `total_return`, as in `logderiv.score_function`. Costs
-    $O(T S^2 A\, D^2)$ time and $O(S A D^2)$ memory. Second moments are raw: use float64.
+    C_t = γ^t G_t for `reward_to_go`, C_t = G_0 for `total_return`. Costs O(T S² A D²) time and
+    O(S A D²) memory. Second moments are raw: use float64.
 
     Args:
         params: Parameters of the policy, `D` numbers in all.
         policy: A policy of the state alone.
         mdp: The decision process.
         horizon: `T`.
-        credit: `logderiv.reward_to_go` or `logderiv.total_return`.
-        baseline: $b_t(s)$, exactly what is subtracted from the credit, $\gamma^t$ included: a number, or an array of shape
+        credit: `logderiv.advantages.reward_to_go` or `logderiv.advantages.total_return`.
+        baseline: b_t(s), exactly what is subtracted from the credit, γ^t included: a number, or an array of shape
             `(S,)` or `(T, S)`. The state value is `discount ** arange(T)[:, None] * logderiv.exact.state_values(...)`.
-        discount: $\gamma$ in [0, 1].
+        discount: γ in [0, 1].
 
     Returns:
-        `ScoreMoments`. Differentiable in `params`, `mdp` and `baseline`; may be traced.
+        `ScoreMoments`.
 
     Raises:
         ValueError: Another credit, a baseline of another shape, a policy with memory, `horizon` or `discount` out of range.
         TypeError: A parameter is not floating point.
 
+    Gradients: flow to `params`, `mdp`, `baseline` and `discount`, all of which may be traced.
+
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
-        >>> mdp = ld.TabularMDP(jnp.ones(1), jnp.ones((1, 2, 1)), jnp.array([[0.0, 1.0]]), jnp.zeros(1))
+        >>> mdp = ld.environments.TabularMDP(jnp.ones(1), jnp.ones((1, 2, 1)), jnp.array([[0.0, 1.0]]), jnp.zeros(1))
         >>> weighted_score_moments(jnp.zeros(2), ld.shared_softmax, mdp, horizon=1).mean.tolist()
         [-0.25, 0.25]
     """
-    check_params(params)
-    check_whole(horizon=horizon)
-    check_discount(discount)
+    check.params(params)
+    check.whole(horizon=horizon)
+    check.between(0, 1, discount=discount)
     if credit not in (reward_to_go, total_return):
         raise ValueError(
-            f"credit: expected logderiv.reward_to_go or logderiv.total_return, received {credit!r}; for any other estimator "
-            "logderiv.exact.estimator_moments enumerates."
+            f"credit: expected logderiv.advantages.reward_to_go or logderiv.advantages.total_return, received {credit!r}; for any "
+            "other estimator logderiv.exact.moments enumerates."
         )
+    table = _baseline_table(baseline, horizon, mdp.num_states)
+    return _weighted_score_moments(params, policy, mdp, horizon, credit, table, discount)
+
+
+def fisher(params: Params, policy: Any, environment: Any, *, horizon: int) -> jax.Array:
+    """F(θ) = E[∇log P ∇log Pᵀ], exactly.
+
+    For a table and a policy of the state alone sum_t E[φ_t φ_tᵀ] over the occupancy of each state, since scores of
+    different steps are uncorrelated; otherwise by enumeration.
+
+    Args:
+        params: Parameters of the policy.
+        policy: Any policy.
+        environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete where it is enumerated.
+        horizon: `T`.
+
+    Returns:
+        Shape `(D, D)`; axes follow `jax.flatten_util.ravel_pytree`.
+
+    Raises:
+        ValueError: Too many trajectories to enumerate; `horizon` below 1.
+        TypeError: A parameter is not floating point; an environment that cannot be enumerated.
+
+    Gradients: flow to `params`, and to a table that is not enumerated.
+    """
+    check.params(params)
+    return _fisher(params, policy, problem(policy, environment, horizon, 1.0), horizon)
+
+
+@jit
+def _weighted_score_moments(
+    params: Params, policy: Any, mdp: TabularMDP, horizon: int, credit: Callable, baselines: jax.Array, discount: Any
+) -> ScoreMoments:
     flat, unravel = ravel_pytree(params)
-    baselines = _baseline_table(baseline, horizon, mdp.num_states)
     table, scores = _choices_and_scores(params, policy, mdp)
     dtype, size = scores.dtype, flat.size
     transition, reward = live_tables(mdp, dtype)
     rows = 2 + size * (1 if credit is reward_to_go else 2)
     end = jnp.zeros((mdp.num_states, rows, rows), dtype).at[:, 0, 0].set(1)
 
-    both_sides = functools.partial(_both_sides, credit)
-    over_actions = jax.vmap(both_sides, (0, 0, None, 0))
-    over_states = jax.vmap(over_actions, (0, 0, 0, 0))
+    over_actions = jax.vmap(functools.partial(_both_sides, credit), (0, 0, None, 0))
 
     def backup(second: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         factor, b = inputs
         following = jnp.einsum("sap,pij->saij", transition, second)
-        second = jnp.einsum("sa,saij->sij", table, over_states(following, factor * reward, b, scores))
+        second = jnp.einsum("sa,saij->sij", table, jax.vmap(over_actions)(following, factor * reward, b, scores))
         return jnp.where(mdp.terminal[:, None, None], end, second), None
 
-    factors = discount_factors(discount, horizon, dtype)
+    factors = discount_factors(discount, jnp.arange(horizon), dtype)
     second, _ = lax.scan(backup, end, (factors, baselines.astype(dtype)), reverse=True)
     second = jnp.einsum("s,sij->ij", mdp.initial.astype(dtype), second)
     mean = second[0, -size:]
     return ScoreMoments(unravel(mean), second[-size:, -size:] - jnp.outer(mean, mean))
 
 
-def fisher(params: Any, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
-    r"""$F(\theta) = \mathbb{E}[\nabla\log P\, \nabla\log P^\top]$, exactly; shape `(D, D)`, raveled as `ravel_pytree`.
-
-    For a policy of the state alone $\sum_t \mathbb{E}[\phi_t \phi_t^\top]$ over the occupancy of each state, since scores of
-    different steps are uncorrelated; with memory by enumeration.
-
-    Args:
-        params: Parameters of the policy.
-        policy: Any policy.
-        mdp: The decision process; concrete where the policy has memory.
-        horizon: `T`.
-
-    Raises:
-        ValueError: Memory, and too many trajectories to enumerate; `horizon` below 1.
-        TypeError: A parameter is not floating point.
-    """
-    check_params(params)
-    if not has_memory(policy):
-        weights = jnp.sum(occupancy(params, policy, mdp, horizon=horizon), axis=0)
-        table, scores = _choices_and_scores(params, policy, mdp)
+@jit
+def _fisher(params: Params, policy: Any, problem: TabularMDP | Listing, horizon: int) -> jax.Array:
+    if isinstance(problem, TabularMDP):
+        weights = jnp.sum(occupancy(params, policy, problem, horizon=horizon), axis=0)
+        table, scores = _choices_and_scores(params, policy, problem)
         return jnp.einsum("s,sa,sai,saj->ij", weights, table, scores, scores)
     flat, unravel = ravel_pytree(params)
-    every = enumerate_trajectories(mdp, horizon=horizon)
-    weights = prob(params, policy, every, environment=mdp)
+    every = problem.trajectories
+    weights = prob(params, policy, every)
+    weights = weights * problem.weights.astype(weights.dtype)
     scores = jax.jacfwd(lambda flat: log_prob(unravel(flat), policy, every))(flat)
     scores = jnp.where(weights[:, None] == 0, 0, scores)  # never drawn, and its score not defined
     return jnp.einsum("k,ki,kj->ij", weights, scores, scores)
 
 
-def _both_sides(credit: Credit, second: jax.Array, c: jax.Array, b: jax.Array, score: jax.Array) -> jax.Array:
-    """$L M L^T$ for a symmetric `M`."""
+def _both_sides(credit: Callable, second: jax.Array, c: jax.Array, b: jax.Array, score: jax.Array) -> jax.Array:
+    """L M Lᵀ for a symmetric `M`."""
 
     def advance(z: jax.Array) -> jax.Array:
-        """$z_t$ from $z_{t+1}$ in each column; it holds the sum of scores only where the whole return weighs them."""
+        """z_t from z_{t+1} in each column; it holds the sum of scores only where the whole return weighs them."""
         one, later, sums, g = z[0], z[1], z[2 : -score.size], z[-score.size :]
         g = g + jnp.outer(score, later + (c - b) * one)
         if credit is total_return:
@@ -155,8 +174,8 @@ def _both_sides(credit: Credit, second: jax.Array, c: jax.Array, b: jax.Array, s
     return advance(advance(second).T)
 
 
-def _choices_and_scores(params: Any, policy: Any, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:
-    r"""$\pi(a|s)$, shape `(S, A)`, and $\nabla\log\pi(a|s)$, shape `(S, A, D)`; 0 for an action that is never taken."""
+def _choices_and_scores(params: Params, policy: Any, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:
+    """π(a|s), shape `(S, A)`, and ∇log π(a|s), shape `(S, A, D)`; 0 for an action that is never taken."""
     flat, unravel = ravel_pytree(params)
     table = choices(params, policy, mdp, distributions.prob)
     scores = jax.jacrev(lambda flat: choices(unravel(flat), policy, mdp, distributions.log_prob))(flat)
@@ -170,5 +189,4 @@ def _baseline_table(baseline: Any, horizon: int, num_states: int) -> jax.Array:
             f"baseline: expected a number or an array of shape (S,) = {(num_states,)} or (T, S) = {(horizon, num_states)}, "
             f"received shape {baseline.shape}."
         )
-    baseline = baseline.reshape((1,) * (2 - baseline.ndim) + baseline.shape)
     return jnp.broadcast_to(baseline, (horizon, num_states))

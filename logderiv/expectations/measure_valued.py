@@ -1,17 +1,17 @@
-r"""Measure-valued (weak) derivatives for one random choice, coupled.
+"""Measure-valued (weak) derivatives for one random choice, coupled.
 
-The derivative of a density is a difference of two densities, $\partial_\theta p_\theta = c_\theta (p^+_\theta - p^-_\theta)$, so
-$\partial_\theta \mathbb{E} f = c_\theta (\mathbb{E}_{p^+} f - \mathbb{E}_{p^-} f)$: no derivative of the cost, at the price of two or more
-evaluations per parameter. The two sides are drawn from common noise (coupled), which removes the noise where the cost
-is nearly symmetric about the mean or flat. It is no free lunch: on a steep slope the two sides of a mean's derivative
-move apart with the common noise, and the variance is up to twice that of independent draws.
+The derivative of a density is a difference of two densities, ∂p_θ/∂θ = c (p⁺ - p⁻), so ∂E[f]/∂θ = c (E₊[f] - E₋[f]) with one
+expectation under each: no derivative of the cost, at the price of two or more evaluations per parameter. The two sides are drawn
+from common noise (coupled), which removes the noise where the cost is nearly symmetric about the mean or flat. It is no free
+lunch: on a steep slope the two sides of a mean's derivative move apart with the common noise, and the variance is up to twice
+that of independent draws.
 
-| distribution, parameter | $c$ | $p^+$ | $p^-$ | common noise |
+| distribution, parameter | c | p⁺ | p⁻ | common noise |
 |---|---|---|---|---|
-| Normal, mean | $1/(\sigma\sqrt{2\pi})$ | $\mu + \sigma W$ | $\mu - \sigma W$ | $W$ Weibull, shape 2, scale $\sqrt2$ (Rayleigh) |
-| Normal, scale | $1/\sigma$ | $\mu + \sigma M$ | $\mu + \sigma M U$ | $M$ double-sided Maxwell, $U$ uniform; $MU$ is standard Normal |
-| Categorical, logit $a$ | $p_a$ | the outcome $a$ | the draw | nothing to draw for $p^+$; 0 if the draw is $a$ |
-| Bernoulli, logit | $p(1-p)$ | 1 | 0 | no noise at all: exact |
+| Normal, mean | 1 / (σ √(2π)) | μ + σ W | μ - σ W | W Weibull, shape 2, scale √2 (Rayleigh) |
+| Normal, scale | 1 / σ | μ + σ M | μ + σ M U | M double-sided Maxwell, U uniform; M U is standard Normal |
+| Categorical, logit a | p_a | the outcome a | the draw | nothing to draw for p⁺; 0 if the draw is a |
+| Bernoulli, logit | p (1 - p) | 1 | 0 | no noise at all: exact |
 
 References:
     Mohamed et al. (2020), JMLR 21(132), section 6, table 1 and section 7.2 (coupling); Pflug (1989), Annals of Operations Research 18.
@@ -26,7 +26,8 @@ from jax import lax
 
 from logderiv._core.arrays import scalar_cost
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal
-from logderiv.expectations.score_and_pathwise import Cost, MakeDistribution, held_sample, sample_keys
+from logderiv.expectations.score_and_pathwise import Cost, MakeDistribution, detached_sample, sample_keys
+from logderiv.types import Key, Params
 
 
 class NormalNoise(NamedTuple):
@@ -46,9 +47,9 @@ class NormalNoise(NamedTuple):
 
 
 def gradients_measure_valued(
-    params: Any, key: jax.Array, distribution: MakeDistribution, cost: Cost, *, num_samples: int
+    params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int
 ) -> Any:
-    r"""The coupled measure-valued estimate of $\nabla_\theta\, \mathbb{E} f(x)$ for each sample; unbiased.
+    """The coupled measure-valued estimate of ∇_θ E f(x) for each sample; unbiased.
 
     The weak derivative is taken in the distribution's own parameters (mean and scale, or logits) and carried to `params`
     by the chain rule. The cost is never differentiated and may jump.
@@ -73,8 +74,7 @@ def gradients_measure_valued(
     """
     keys = sample_keys(params, key, num_samples)
     made, pull = jax.vjp(distribution, params)
-    made = lax.stop_gradient(made)
-    one = _derivative(made, cost)
+    one = _derivative(lax.stop_gradient(made), cost)
     return jax.vmap(lambda key: pull(one(key))[0])(keys)
 
 
@@ -83,23 +83,21 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
     loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
     x = loc + scale * noise.base
 
-    def difference(index: jax.Array, plus: jax.Array, minus: jax.Array) -> jax.Array:
-        def at(side: jax.Array) -> jax.Array:
-            return scalar_cost(cost(x.at[index].set(side[index]) if x.ndim else side))
-
-        return at(plus) - at(minus)
+    def costs(side: jax.Array) -> jax.Array:
+        """Of `x` with one coordinate after the other from this side."""
+        if not x.ndim:
+            return scalar_cost(cost(side))
+        return jax.vmap(lambda i: scalar_cost(cost(x.at[i].set(side[i]))))(jnp.arange(x.shape[0]))
 
     def sides(plus: jax.Array, minus: jax.Array) -> jax.Array:
-        if not x.ndim:
-            return difference(jnp.zeros((), jnp.int32), plus, minus)
-        return jax.vmap(lambda i: difference(i, plus, minus))(jnp.arange(x.shape[0]))
+        return costs(plus) - costs(minus)
 
     by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
     by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
     return Normal(_reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale))
 
 
-def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> NormalNoise:
+def normal_noise(key: Key, shape: tuple[int, ...], dtype: Any) -> NormalNoise:
     """Draw the noise of one sample; `key` is consumed."""
     keys = jax.random.split(key, 4)
     return NormalNoise(
@@ -111,48 +109,46 @@ def normal_noise(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> NormalNo
 
 
 def categorical_derivative(categorical: Categorical, cost: Cost, x: jax.Array) -> Categorical:
-    r"""$p_a\, (f(a) - f(x))$ for every outcome `a`, given the draw `x` (as a `Categorical`)."""
-    values = jax.vmap(lambda a: scalar_cost(cost(a)))(jnp.arange(categorical.logits.shape[-1], dtype=x.dtype))
-    return Categorical(jax.nn.softmax(categorical.logits) * (values - values[x]).astype(categorical.logits.dtype))
+    """The slopes p_a (f(a) - f(x)) for every outcome `a`, given the draw `x` (as a `Categorical`)."""
+    logits = categorical.logits
+    values = jax.vmap(lambda a: scalar_cost(cost(a)))(jnp.arange(logits.shape[-1], dtype=x.dtype))
+    return Categorical(jax.nn.softmax(logits) * (values - values[x]).astype(logits.dtype))
 
 
 def bernoulli_derivative(bernoulli: Bernoulli, cost: Cost) -> Bernoulli:
-    r"""$\sigma(\ell)\,\sigma(-\ell)\,(f(1) - f(0))$ (as a `Bernoulli`)."""
-    ones = jnp.ones((), jnp.int32)
-    difference = scalar_cost(cost(ones)) - scalar_cost(cost(0 * ones))
+    """The slope p (1 - p) (f(1) - f(0)) (as a `Bernoulli`)."""
+    zero, one = (scalar_cost(cost(jnp.full((), x, jnp.int32))) for x in (0, 1))
     logits = bernoulli.logits
-    return Bernoulli(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * difference.astype(logits.dtype))
+    return Bernoulli(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * (one - zero).astype(logits.dtype))
 
 
 def _derivative(made: Any, cost: Cost) -> Any:
     """From a key to the derivatives in the distribution's own parameters, a distribution of cotangents."""
     if isinstance(made, Normal):
         shape = jnp.broadcast_shapes(jnp.shape(made.loc), jnp.shape(made.scale))
-        _check_event("Normal mean", shape, 1)
+        _check_event("Normal mean", shape[1:])
         dtype = jnp.result_type(made.loc, made.scale)
         return lambda key: normal_derivative(made, cost, normal_noise(key, shape, dtype))
     if isinstance(made, Categorical):
-        _check_event("Categorical logits", (*jnp.shape(made.logits)[1:],), 0)
-        return lambda key: categorical_derivative(made, cost, held_sample(made, key))
+        _check_event("Categorical logits", jnp.shape(made.logits)[1:])
+        return lambda key: categorical_derivative(made, cost, detached_sample(made, key))
     if isinstance(made, Bernoulli):
-        _check_event("Bernoulli logits", jnp.shape(made.logits), 0)
+        _check_event("Bernoulli logits", jnp.shape(made.logits))
         return lambda _: bernoulli_derivative(made, cost)
     raise TypeError(
         f"distribution: expected a logderiv.Normal, Categorical or Bernoulli, received {type(made).__name__}; no decomposition of "
-        "its derivative is known here. Use logderiv.gradients_score."
+        "its derivative is known here. Use logderiv.expectations.gradients_score."
     )
 
 
-def _check_event(name: str, shape: tuple[int, ...], axes: int) -> None:
-    if len(shape) > axes:
+def _check_event(name: str, extra: tuple[int, ...]) -> None:
+    if extra:
         raise ValueError(
-            f"distribution: expected one {name} without batch axes, received extra axes {shape}; use jax.vmap."
+            f"distribution: expected one {name} without batch axes, received extra axes {extra}; use jax.vmap."
         )
 
 
 def _reduce_to(derivative: jax.Array, parameter: jax.Array) -> jax.Array:
     """Sum over the coordinates that a broadcast parameter is shared by."""
-    shape = jnp.shape(parameter)
-    axes = tuple(i for i in range(derivative.ndim) if i >= len(shape) or shape[i] != derivative.shape[i])
-    total = jnp.sum(derivative, axis=axes).reshape(shape) if axes else derivative
-    return total.astype(jnp.result_type(parameter))
+    _, pull = jax.vjp(lambda x: jnp.broadcast_to(x, derivative.shape), parameter)
+    return pull(derivative.astype(jnp.result_type(parameter)))[0]

@@ -1,7 +1,7 @@
-r"""Programs: the expected cost of your own JAX code, differentiable to any order.
+"""Programs: the expected cost of your own JAX code, differentiable to any order.
 
-A program makes random choices $x_1, x_2, \ldots$, each from a distribution that may depend on the parameters and on the
-choices before, and incurs costs $c_1, c_2, \ldots$ along the way. It threads a `Tape` through whatever it is made of
+A program makes random choices x₁, x₂, ..., each from a distribution that may depend on the parameters and on the
+choices before, and incurs costs c₁, c₂, ... along the way. It threads a `Tape` through whatever it is made of
 (`lax.scan`, `lax.cond`, `lax.while_loop`), as one threads a key, and `expectation` runs it:
 
     def program(params, tape):  # three flips; the expected number of ones is 3 p
@@ -13,17 +13,17 @@ choices before, and incurs costs $c_1, c_2, \ldots$ along the way. It threads a 
         (tape, ones), _ = jax.lax.scan(step, (tape, 0), None, length=3)
         return tape.cost(ones)
 
-    objective = ld.expectation(program, num_samples=64, baseline=ld.baseline_leave_one_out())
+    objective = ld.expectation(program, num_samples=64, baseline="leave_one_out")
     value, grads = jax.value_and_grad(objective)(params, key)
 
-With $\ell_i$ the log-probability of choice `i`, sums $\ell_{\le j}$ over the choices made before cost `j`, and
-$\square(x) = \exp(x - \bot(x))$, which is 1 and has the derivatives of $e^x$, the tape accumulates
+With ℓᵢ the log-probability of choice i, sums L_j of the ℓ of the choices made before cost j, Lᵢ of those made before choice i, and
+□(x) = exp(x - stop_gradient(x)), which is 1 and has the derivatives of eˣ, the tape accumulates
 
-$\sum_j c_j\, \square(\ell_{\le j}) + \sum_i b_i\, (\square(\ell_{<i}) - \square(\ell_{\le i}))$.
+    Σ_j c_j □(L_j) + Σᵢ bᵢ (□(Lᵢ) - □(Lᵢ + ℓᵢ)).
 
 Its value is the cost. Its k-th derivative is an unbiased estimate of the k-th derivative of the expected cost, for every k: costs
-may depend on the parameters, and `b_i` on anything known before choice `i`. A choice is credited with later costs only. All
-of it is a running sum: a tape is a key and two numbers, however long the program.
+may depend on the parameters, and the baseline bᵢ on anything known before choice i. A choice is credited with later costs only.
+All of it is a running sum: a tape is a source of choices and two numbers, however long the program.
 
 References:
     Schulman et al. (2015), arXiv:1506.05254, theorem 1 (stochastic computation graphs, order one); Foerster et al. (2018),
@@ -31,44 +31,59 @@ References:
     (2023), arXiv:2212.06386 (ADEV, the same aim by program transformation).
 """
 
-import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
 from logderiv._core.arrays import as_keys
-from logderiv.estimators.baselines import Baseline, baseline_leave_one_out
+from logderiv._core.pytrees import pytree
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
+from logderiv.types import Key, Params
 
 Program = Callable[..., Tape]
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("program", "num_samples", "baseline"))
 class Expectation:
-    """See `expectation`."""
+    """What `expectation` returns: a function of parameters and a key, and an object that `jax.jit` takes as an argument.
+
+    Attributes:
+        program: `(params, tape, *args) -> tape`.
+        num_samples: `N` independent runs.
+        baseline: What the costs after a choice are compared with.
+    """
 
     program: Program
     num_samples: int = 1
-    baseline: Baseline | None = None
+    baseline: Literal["leave_one_out"] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_samples < 1:
-            raise ValueError(f"num_samples: expected a whole number >= 1, received {self.num_samples}.")
-        if self.baseline is None:
-            return
-        if self.baseline != baseline_leave_one_out():
-            raise TypeError(
-                f"baseline: expected baseline_leave_one_out() or None, received {self.baseline!r}. A constant, an average of earlier "
+        if self.baseline not in (None, "leave_one_out"):
+            raise ValueError(
+                f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
                 "runs or a value of the state is given at the choice: tape.sample(distribution, baseline=...)."
             )
-        self.baseline.bias.check(self.num_samples)
+        check.whole(at_least=1 if self.baseline is None else 2, num_samples=self.num_samples)
 
-    def __call__(self, params: Any, key: jax.Array, *args: Any) -> jax.Array:
-        """The mean cost of `num_samples` runs; `key` is consumed."""
+    def __call__(self, params: Params, key: Key, *args: Any) -> jax.Array:
+        """The mean cost of `num_samples` runs.
+
+        Args:
+            params: Parameters of the program.
+            key: Consumed.
+            *args: Further arguments of the program.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: The program does not return its tape.
+            ValueError: The program uses a tape twice.
+        """
         keys = jax.random.split(as_keys(key), self.num_samples)
         return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
 
@@ -77,21 +92,36 @@ class Expectation:
         """The axis that the baseline is taken over."""
         return None if self.baseline is None else SAMPLES
 
-    def on_tapes(self, params: Any, tapes: Tape, *args: Any) -> jax.Array:
-        """As a call, on given tapes, stacked."""
+    def on_tapes(self, params: Params, tapes: Tape, *args: Any) -> jax.Array:
+        """The mean cost of runs on given tapes.
+
+        Args:
+            params: Parameters of the program.
+            tapes: Tapes without choices and costs, one for each run, stacked.
+            *args: Further arguments of the program.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            TypeError: The program does not return its tape.
+            ValueError: The program uses a tape twice.
+        """
 
         def run(tape: Tape) -> jax.Array:
             end = self.program(params, tape, *args)
             check_tape(end, "the program")
             if end.peers is None:
                 return end.total
-            return end.total + others_mean(end.total) * (1 - end._box(end.log_prob))
+            return end.total + others_mean(end.total) * (1 - end.box(end.log_prob))
 
         return jnp.mean(jax.vmap(run, axis_name=SAMPLES)(tapes))
 
 
-def expectation(program: Program, *, num_samples: int = 1, baseline: Baseline | None = None) -> Expectation:
-    r"""The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
+def expectation(
+    program: Program, *, num_samples: int = 1, baseline: Literal["leave_one_out"] | None = None
+) -> Expectation:
+    """The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
 
     The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, of any order and by any mix of
     `jax.grad`, `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled
@@ -104,18 +134,20 @@ def expectation(program: Program, *, num_samples: int = 1, baseline: Baseline | 
     **Higher orders** want float64, and many samples: the k-th derivative carries products of k scores.
 
     Args:
-        program: `(params, tape, *args) -> tape`; see `logderiv.programs` for one.
+        program: `(params, tape, *args) -> tape`; it makes choices by `tape.sample` and reports costs by `tape.cost`.
         num_samples: `N` independent runs, side by side by `jax.vmap` (which runs both branches of a `lax.cond`).
-        baseline: `baseline_leave_one_out()`: the costs after a choice are compared with what the *other* runs still had to pay when
-            they were at this point of the program, $b_{n,i} = \tfrac{1}{N-1} \sum_{m \ne n} (C_m - C_{m,<i})$. A run that has finished
-            counts 0; a branch that a run does not take must yet have finite costs there. Other baselines are given at the choice.
+        baseline: `"leave_one_out"` compares the costs after a choice with what the *other* runs still had to pay when they
+            were at this point of the program: for run n and choice i, b = 1/(N-1) Σ_{m≠n} (C_m - C_m,<i). A run that has
+            finished counts 0; a branch that a run does not take must yet have finite costs there. `None` takes the baselines
+            that are given at the choices alone.
 
     Returns:
         A function, also an object that `jax.jit` takes as an argument.
 
     Raises:
-        ValueError: `num_samples` below 1, or below 2 with a baseline.
-        TypeError: Another baseline; when called, a program that does not return its tape.
+        ValueError: `num_samples` below 1, or below 2 with a baseline; another baseline.
+
+    Gradients: flow through `params` and `args`; sampled values are detached and scored.
 
     Example:
         >>> import jax, jax.numpy as jnp, logderiv as ld
@@ -129,7 +161,8 @@ def expectation(program: Program, *, num_samples: int = 1, baseline: Baseline | 
         (True, True)
 
     References:
-        As in `logderiv.programs`.
+        Schulman et al. (2015), arXiv:1506.05254, theorem 1; Foerster et al. (2018), arXiv:1802.05098, eqs. 5-6; Mao et al. (2019),
+        arXiv:1904.09664, eq. 9.
     """
     return Expectation(program, num_samples, baseline)
 
@@ -154,9 +187,10 @@ def bounded_while_loop(
 
     Raises:
         ValueError: `max_steps` below 1.
+
+    Gradients: flow through `init` and whatever the two functions close over, in both modes.
     """
-    if max_steps < 1:
-        raise ValueError(f"max_steps: expected a whole number >= 1, received {max_steps}.")
+    check.whole(max_steps=max_steps)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None

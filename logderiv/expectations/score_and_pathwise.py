@@ -1,6 +1,6 @@
-r"""The score function and its sibling, the pathwise gradient, for one random choice: $\nabla_\theta\, \mathbb{E}_{x \sim p_\theta} f(x)$.
+"""The score function and its sibling, the pathwise gradient, for one random choice: ∇_θ E f(x) with x ~ p_θ.
 
-The estimators of this module and of `logderiv.measure_valued` share one signature and return one gradient per sample, so
+The estimators of this module and of `logderiv.expectations.measure_valued` share one signature and return one gradient per sample, so
 the choice can be made on numbers: `logderiv.diagnostics` takes what they return. All assume that the cost itself does
 not depend on the parameters.
 
@@ -21,26 +21,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
 from logderiv._core.arrays import as_keys, scalar_cost
 from logderiv.distributions.interop import log_prob, sample
-from logderiv.types import check_params
+from logderiv.types import Distribution, Key, Params
 
 Cost = Callable[[Any], jax.Array]
-MakeDistribution = Callable[[Any], Any]
+MakeDistribution = Callable[[Any], Distribution]
 
 
 def gradients_score(
-    params: Any,
-    key: jax.Array,
-    distribution: MakeDistribution,
-    cost: Cost,
-    *,
-    num_samples: int,
-    baseline: float | jax.Array = 0.0,
+    params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int, baseline: Any = 0.0
 ) -> Any:
-    r"""$(f(x) - b)\, \nabla\log p_\theta(x)$ for each sample; unbiased.
+    """(f(x) - b) ∇ log p_θ(x) for each sample; unbiased.
 
-    The sample is held (`stop_gradient`), and the cost is never differentiated.
+    The sample is detached, and the cost is never differentiated. Choose it where the cost jumps, cannot be differentiated, or
+    the choice is discrete.
 
     Args:
         params: Parameters, floating point.
@@ -62,7 +58,7 @@ def gradients_score(
     """
 
     def one(key: jax.Array) -> Any:
-        x = held_sample(distribution(params), key)
+        x = detached_sample(distribution(params), key)
         value = scalar_cost(cost(x))
         return score_term(params, x, distribution, value - jnp.asarray(baseline).astype(value.dtype))
 
@@ -70,9 +66,11 @@ def gradients_score(
 
 
 def gradients_pathwise(
-    params: Any, key: jax.Array, distribution: MakeDistribution, cost: Cost, *, num_samples: int
+    params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int
 ) -> Any:
-    r"""$\nabla_\theta f(x_\theta(\epsilon))$ for each sample: the derivative through the sampler; unbiased for a smooth cost.
+    """∇_θ f(x_θ(ε)) for each sample: the derivative through the sampler; unbiased for a smooth cost.
+
+    Choose it where the cost is smooth and its slope does not vary much.
 
     Args:
         params: Parameters, floating point.
@@ -82,11 +80,12 @@ def gradients_pathwise(
         num_samples: `N`.
 
     Returns:
-        As `gradients_score`.
+        One gradient per sample: pytree of `params` with a leading axis `N`.
 
     Raises:
-        TypeError: The distribution is discrete or not reparameterized: its samples have no derivative.
-        ValueError: As `gradients_score`.
+        TypeError: The distribution is discrete or not reparameterized: its samples have no derivative; or a parameter is not
+            floating point.
+        ValueError: The cost is not a scalar, or `num_samples` is below 1.
 
     References:
         Mohamed et al. (2020), section 5; Kingma & Welling (2014), arXiv:1312.6114.
@@ -101,8 +100,8 @@ def gradients_pathwise(
     return jax.vmap(jax.grad(value), (None, 0))(params, sample_keys(params, key, num_samples))
 
 
-def score_term(params: Any, x: Any, distribution: MakeDistribution, weight: jax.Array) -> Any:
-    r"""$w\, \nabla\log p_\theta(x)$ at a given `x`; pytree of `params`."""
+def score_term(params: Params, x: Any, distribution: MakeDistribution, weight: jax.Array) -> Any:
+    """The term w ∇ log p_θ(x) at a given `x`; pytree of `params`."""
     x, weight = lax.stop_gradient((x, weight))
 
     def surrogate(params: Any) -> jax.Array:
@@ -112,16 +111,15 @@ def score_term(params: Any, x: Any, distribution: MakeDistribution, weight: jax.
     return jax.grad(surrogate)(params)
 
 
-def held_sample(distribution: Any, key: jax.Array) -> Any:
+def detached_sample(distribution: Distribution, key: Key) -> Any:
     """A sample that carries no derivative; `key` is consumed."""
     return lax.stop_gradient(sample(distribution, key))
 
 
-def sample_keys(params: Any, key: jax.Array, num_samples: int) -> jax.Array:
+def sample_keys(params: Params, key: Key, num_samples: int) -> jax.Array:
     """`num_samples` keys, after a check of what every estimator here takes."""
-    check_params(params)
-    if num_samples < 1:
-        raise ValueError(f"num_samples: expected a whole number >= 1, received {num_samples}.")
+    check.params(params)
+    check.whole(num_samples=num_samples)
     return jax.random.split(as_keys(key), num_samples)
 
 
@@ -134,5 +132,5 @@ def check_reparameterized(distribution: Any, x: Any) -> None:
         raise TypeError(
             f"distribution: expected one whose samples are differentiable in its parameters, received "
             f"{type(distribution).__name__}, whose samples are discrete or not reparameterized: the pathwise gradient would be "
-            "zero or undefined. Use logderiv.gradients_score or logderiv.gradients_measure_valued."
+            "zero or undefined. Use logderiv.expectations.gradients_score or logderiv.expectations.gradients_measure_valued."
         )

@@ -1,4 +1,7 @@
-"""The tape: what a program threads through itself, and one line for each thing that it may do. See `logderiv.programs`."""
+"""The tape: what a program threads through itself, and one line for each thing that it may do.
+
+`logderiv.expectations.programs` has an example and the formula that a tape accumulates.
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -9,14 +12,18 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
-from logderiv._core.arrays import as_keys, register_dataclass, scalar_cost
+from logderiv._core.arrays import as_keys, scalar_cost
+from logderiv._core.keys import KeyBits
+from logderiv._core.pytrees import pytree
 from logderiv.estimators.surrogates import box
 from logderiv.expectations.score_and_pathwise import check_reparameterized
+from logderiv.expectations.sources import Keys, Source
+from logderiv.types import Key
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree(static=("peers", "box"), eq=False, visit=lambda tape: tape._hand_on())
 class Tape:
     """What a program threads through itself: the source of its randomness, and what it has cost so far.
 
@@ -26,53 +33,68 @@ class Tape:
     around one tape are two uses.
 
     Attributes:
-        bits: Data of a key, raw: JAX's checker of key reuse would take a `lax.cond` under `jax.vmap` for one.
+        source: Where choices come from.
         log_prob: Sum of the log-probabilities of the scored choices so far. Shape `()`.
         total: Costs so far; their sum in value, the surrogate in its derivatives. Shape `()`.
-        impl: Of the key; static.
-        peers: Axis of the other samples of the expectation, where each choice has them as its baseline. Static.
+        peers: Axis of the other samples of the expectation, where each choice has them as its baseline; static.
+        box: What a cost is multiplied by, a function of `log_prob` whose value is 1; static. `jax.numpy.ones_like` leaves the
+            costs alone: no score, and no baseline.
     """
 
-    bits: jax.Array
+    source: Source
     log_prob: jax.Array
     total: jax.Array
-    impl: Any
     peers: str | None = None
+    box: Callable[[jax.Array], jax.Array] = box
 
     _spent = False
     _handed_on = False
 
     @classmethod
-    def start(cls, key: jax.Array, *, peers: str | None = None) -> Self:
-        """A tape without choices and costs, in the default floating dtype, as `expectation` makes it; `key` is consumed."""
-        key, zero = as_keys(key), jnp.zeros(())
-        return cls(jax.random.key_data(key), zero, zero, jax.random.key_impl(key), peers)
+    def start(cls, key: Key, *, peers: str | None = None) -> Self:
+        """A tape without choices and costs, in the default floating dtype, as `expectation` makes it.
+
+        Args:
+            key: Consumed.
+            peers: Axis of `jax.vmap` over the other samples, for a program whose choices have them as their baseline.
+
+        Returns:
+            The tape.
+
+        Raises:
+            TypeError: `key` is no key.
+        """
+        return cls(Keys(KeyBits.of(as_keys(key))), jnp.zeros(()), jnp.zeros(()), peers)
 
     def sample(self, distribution: Any, *, baseline: Any = 0.0) -> tuple[Self, Any]:
         """Make a choice, and score it.
 
         Args:
             distribution: Of this library, distrax, TFP or numpyro. One with batch axes makes independent choices at once.
-            baseline: What the rest of the program is thought to cost, a scalar. It is held, and may depend on everything before
-                this choice: any such number leaves every derivative unbiased.
+            baseline: What the rest of the program is thought to cost, a scalar. It is detached, and may depend on everything
+                before this choice: any such number leaves every derivative unbiased.
 
         Returns:
-            `(tape, value)`, the value held (`stop_gradient`).
+            `(tape, value)`.
 
         Raises:
             ValueError: The tape is spent; the baseline is not a scalar.
             TypeError: `distribution` has no `log_prob`.
+
+        Gradients: the value is detached; `distribution` receives the score.
         """
         distributions.check_distribution(distribution)
-        tape, (key,) = self.split()
-        # Held before as well as after: the sampler need not have a derivative.
-        value = lax.stop_gradient(distributions.sample(_held(distribution), key))
-        return tape._score(distribution, value, baseline), value
+        self._spend()
+        source, value = self.source.choose(distribution)
+        return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
 
     def sample_pathwise(self, distribution: Any) -> tuple[Self, Any]:
         """Make a choice whose value carries the derivative: through the sampler (reparameterized), and no score.
 
         Everything computed from the value must be differentiable in it, and continuous: what jumps contributes nothing, silently.
+
+        Args:
+            distribution: Of this library, distrax, TFP or numpyro, with a sampler that is differentiable in its parameters.
 
         Returns:
             `(tape, value)`.
@@ -80,9 +102,11 @@ class Tape:
         Raises:
             ValueError: The tape is spent.
             TypeError: The distribution is discrete, or its library says that it is not reparameterized.
+
+        Gradients: flow from the value into `distribution`.
         """
-        tape, (key,) = self.split()
-        value = distributions.sample(distribution, key)
+        tape, keys = self._keys(1, f"a pathwise sample of {type(distribution).__name__}")
+        value = distributions.sample(distribution, keys[0])
         check_reparameterized(distribution, value)
         return tape, value
 
@@ -92,46 +116,59 @@ class Tape:
         Not for data: what was not drawn at these parameters needs an importance weight.
 
         Args:
-            distribution: As in `sample`.
-            value: Held.
-            baseline: As in `sample`.
+            distribution: Of this library, distrax, TFP or numpyro. One with batch axes scores independent choices at once.
+            value: What was drawn.
+            baseline: What the rest of the program is thought to cost, a scalar; detached. It may depend on everything before
+                this choice.
 
         Returns:
             The new tape.
 
         Raises:
-            ValueError, TypeError: As `sample`.
+            ValueError: The tape is spent; the baseline is not a scalar.
+            TypeError: `distribution` has no `log_prob`.
+
+        Gradients: `value` is detached; `distribution` receives the score.
         """
         self._spend()
+        # Only to be refused where the choices are given: the key stays as it is.
+        self.source.keys(0, f"a choice of {type(distribution).__name__} that was drawn elsewhere")
         return self._score(distribution, lax.stop_gradient(value), baseline)
 
     def cost(self, value: Any) -> Self:
         """Incur a cost (or a reward), caused by every choice up to here.
 
         Args:
-            value: A scalar; derivatives with respect to parameters and pathwise values flow through it.
+            value: A scalar.
 
         Returns:
             The new tape.
 
         Raises:
             ValueError: Not a scalar, or the tape is spent.
+
+        Gradients: flow through `value`, with respect to parameters and pathwise values.
         """
         self._spend()
         value = scalar_cost(value).astype(self.total.dtype)
-        return dataclasses.replace(self, total=self.total + value * self._box(self.log_prob))
+        return dataclasses.replace(self, total=self.total + value * self.box(self.log_prob))
 
     def split(self, num: int = 1) -> tuple[Self, jax.Array]:
-        """Take `num` keys for randomness that does not depend on the parameters: `tape, (key,) = tape.split()`.
+        """Take keys for randomness that does not depend on the parameters: `tape, (key,) = tape.split()`.
+
+        Args:
+            num: How many.
+
+        Returns:
+            `(tape, keys)`, the keys of shape `(num,)`.
 
         Raises:
             ValueError: The tape is spent.
         """
-        self._spend()
-        return self._keys(num)
+        return self._keys(num, f"{num} keys from split")
 
     def plate(self, function: Callable[[Self, Any], tuple[Self, Any]], xs: Any) -> tuple[Self, Any]:
-        r"""Run independent parts side by side: `jax.vmap` over the rows of `xs`, each with a tape of its own.
+        """Run independent parts side by side: `jax.vmap` over the rows of `xs`, each with a tape of its own.
 
         The parts' log-probabilities and costs are summed. A cost inside a part is caused by this part's choices and by
         those before the plate, not by the other parts', which it cannot depend on.
@@ -153,15 +190,21 @@ class Tape:
                 f"xs: expected leaves with one common leading axis, received leading axes {sorted(sizes)}."
             )
         self._spend()
-        rest, tapes = self._fork(sizes.pop()[0])
+        shape = sizes.pop()
+        (rest, sources), zeros = self.source.fork(*shape), jnp.zeros(shape, self.total.dtype)
 
         def part(tape: Self, x: Any) -> tuple[Self, Any]:
             tape, output = function(tape, x)
             check_tape(tape, "the function of a plate, as the first of a pair")
             return dataclasses.replace(tape), output
 
-        tapes, outputs = jax.vmap(part)(tapes, xs)
-        return rest._join(tapes), outputs
+        tapes, outputs = jax.vmap(part)(dataclasses.replace(self, source=sources, log_prob=zeros, total=zeros), xs)
+        return self._join(rest, tapes), outputs
+
+    def _keys(self, num: int, purpose: str) -> tuple[Self, jax.Array]:
+        self._spend()
+        source, keys = self.source.keys(num, purpose)
+        return dataclasses.replace(self, source=source), keys
 
     def _score(self, distribution: Any, value: Any, baseline: Any) -> Self:
         logs = distributions.log_probs(distribution, value)
@@ -169,30 +212,19 @@ class Tape:
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
         if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
             expected = expected - others_mean(self.total)
-        control = lax.stop_gradient(expected) * (self._box(self.log_prob) - self._box(log_prob))
+        control = lax.stop_gradient(expected) * (self.box(self.log_prob) - self.box(log_prob))
         return dataclasses.replace(self, log_prob=log_prob, total=self.total + control)
 
-    def _fork(self, num: int) -> tuple[Self, Self]:
-        """The tape to go on with, and `num` tapes, stacked, that start from nothing."""
-        rest, keys = self._keys(num)
-        zeros = jnp.zeros(num, self.total.dtype)
-        return rest, dataclasses.replace(self, bits=jax.random.key_data(keys), log_prob=zeros, total=zeros)
-
-    def _keys(self, num: int) -> tuple[Self, jax.Array]:
-        keys = jax.random.split(jax.random.wrap_key_data(self.bits, impl=self.impl), num + 1)
-        return dataclasses.replace(self, bits=jax.random.key_data(keys[0])), keys[1:]
-
-    def _join(self, tapes: Self) -> Self:
+    def _join(self, source: Any, tapes: Self) -> Self:
         """Take parts in that have started from nothing: a box of a sum is a product of boxes."""
-        before, totals = self._box(self.log_prob), tapes.total
-        if (
-            self.peers is not None
-        ):  # the others' cost so far, as seen by a part: before the plate, and in its other parts
+        totals = tapes.total
+        if self.peers is not None:  # the others' cost so far, seen by a part: before the plate, and in its other parts
             costs = others_mean(tapes.total)
             elsewhere = others_mean(self.total) + jnp.sum(costs) - costs
-            totals = totals - elsewhere * (1 - self._box(tapes.log_prob))
-        log_prob, total = self.log_prob + jnp.sum(tapes.log_prob), self.total + before * jnp.sum(totals)
-        return dataclasses.replace(self, log_prob=log_prob, total=total)
+            totals = totals - elsewhere * (1 - self.box(tapes.log_prob))
+        log_prob = self.log_prob + jnp.sum(tapes.log_prob)
+        total = self.total + self.box(self.log_prob) * jnp.sum(totals)
+        return dataclasses.replace(self, source=source.join(tapes.source), log_prob=log_prob, total=total)
 
     def _spend(self) -> None:
         if self._spent:
@@ -208,16 +240,9 @@ class Tape:
             self._spend()
             object.__setattr__(self, "_handed_on", True)
 
-    @staticmethod
-    def _box(log_prob: jax.Array) -> jax.Array:
-        return box(log_prob)
-
-
-register_dataclass(Tape, ("bits", "log_prob", "total"), ("impl", "peers"), visit=Tape._hand_on)
-
 
 def others_mean(values: jax.Array) -> jax.Array:
-    """The mean over the other samples of an expectation, held."""
+    """The mean over the other samples of an expectation, detached."""
     values = lax.stop_gradient(values)
     return (lax.psum(values, SAMPLES) - values) / (lax.psum(1, SAMPLES) - 1)
 
@@ -229,8 +254,3 @@ def check_tape(tape: Any, source: str) -> None:
             f"{source}: expected to return its tape, received {type(tape).__name__}; a cost is reported by tape = tape.cost(value)."
         )
     tape._spend()
-
-
-def _held(distribution: Any) -> Any:
-    """The distribution with held parameters; unchanged if it is no pytree."""
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, distribution)

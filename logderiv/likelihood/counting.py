@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, widen
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    r"""$N(s, a) = \sum_t w_t\, 1[s_t = s, a_t = a]$: all that a tabular policy's likelihood depends on.
+    """N(s, a) = Σ_t w_t 1[s_t = s, a_t = a]: all that a tabular policy's likelihood depends on.
 
     With boolean or integer weights, such as `trajectory.valid`, these are whole numbers and exact; floating weights are
     added up in float32 at least and in groups of steps, so that float32 stays exact to about 1e-6 at 10^7 steps.
@@ -32,11 +33,7 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
         >>> visit_counts(states, actions, jnp.array([True, True, True, True]), (2, 2)).tolist()
         [[1, 0], [1, 2]]
     """
-    if not states.shape == actions.shape == weights.shape:
-        raise ValueError(
-            f"visit_counts: expected states, actions and weights of one shape, received {states.shape}, {actions.shape} and "
-            f"{weights.shape}."
-        )
+    check.shape(states.shape, hint="states, actions and weights are of one shape", actions=actions, weights=weights)
     size = math.prod(shape)
     states, actions = widen(states), widen(actions)
     inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
@@ -53,15 +50,15 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
 
 
 def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weights: jax.Array) -> jax.Array:
-    r"""$\sum_t w_t \log\pi(a_t|s_t) = \sum_{s,a} N(s, a) \log\mathrm{softmax}(\theta_s)_a$, with $N$ the `visit_counts`.
+    """Σ_t w_t log π(a_t|s_t) = Σ_{s,a} N(s, a) log softmax(θ_s)_a, with N the `visit_counts`.
 
     One pass over the steps counts them; value and derivatives are then those of `S A` numbers.
 
     Args:
-        logits: $\theta$, shape `(S, A)`.
+        logits: θ, shape `(S, A)`.
         states: Any shape; one out of range, on a step that counts, makes the value NaN.
         actions: Same shape; one out of range, on a step that counts, makes the value `-inf`.
-        weights: Same shape; held. 0 or False for steps that do not count, whatever their state and action.
+        weights: Same shape; detached. 0 or False for steps that do not count, whatever their state and action.
 
     Returns:
         A scalar, in float32 at least.

@@ -1,13 +1,16 @@
-r"""Log-probabilities of tokens under a softmax over a large vocabulary, in blocks of the vocabulary.
+"""Log-probabilities of tokens under a softmax over a large vocabulary, in blocks of the vocabulary.
 
-Notation: `V` tokens in the vocabulary, `D` features, hidden states $h$ with leading axes `(*batch, T)`, unembedding $W$, shape `(V, D)`.
-The logits of one token are $\ell_v = w_v \cdot h$, and those of all of them are the largest array of a language model's
-training step. Here a block of rows of $W$ is taken at a time, with all tokens: the maximum and the sum of exponentials
+Notation: `V` tokens in the vocabulary, `D` features, hidden states h with leading axes `(*batch, T)`, unembedding W, shape `(V, D)`.
+The logits of one token are ℓ_v = w_v · h, and those of all of them are the largest array of a language model's
+training step. Here a block of rows of W is taken at a time, with all tokens: the maximum and the sum of exponentials
 are carried from block to block, and the derivative rule takes the logits of each block anew. Tokens are never cut, so
 the first of their axes may be sharded, as a batch usually is.
+
+With p_v the probabilities, a the token, Z the normalizer and H the entropy, the derivatives are linear in those of the logits:
+
+    d log p_a = Σ_v (1[v = a] - p_v) dℓ_v,   d log Z = Σ_v p_v dℓ_v,   dH = -Σ_v p_v (log p_v + H) dℓ_v
 """
 
-from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,9 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
+from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, expand, is_traced, widen, widest
+from logderiv._core.tangents import is_zero, jvp_of_moving
+from logderiv.distributions.interop import check_range
 
 # Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
 # two, which would make its matrix products slower. Elsewhere blocks only bound the memory; those are *unmeasured*.
@@ -43,17 +48,19 @@ def token_log_probs(
     hidden: jax.Array,
     tokens: jax.Array,
     *,
-    temperature: float | jax.Array = 1.0,
-    soft_cap: float | jax.Array | None = None,
+    temperature: Any = 1.0,
+    soft_cap: Any = None,
     allowed: jax.Array | None = None,
     valid: jax.Array | None = None,
     entropy: bool = False,
     block_size: int | None = None,
 ) -> TokenLogProbs:
-    r"""Log-probability of each token given the hidden state it was drawn from, without the logits of the whole vocabulary.
+    """Log-probability of each token given the hidden state it was drawn from, without the logits of the whole vocabulary.
 
-    $\log p(v|h) = \ell_v - \log\sum_u \exp \ell_u$ with $\ell_v = \tfrac1\tau\, c \tanh(w_v \cdot h / c)$: the soft-cap $c$ belongs to the model and
-    comes first, the temperature $\tau$ to sampling and comes last. Without a soft-cap $\ell_v = w_v \cdot h / \tau$.
+        log p(v|h) = ℓ_v - log Σ_u exp ℓ_u,   ℓ_v = c tanh(w_v · h / c) / τ
+
+    The soft-cap c belongs to the model and comes first, the temperature τ to sampling and comes last. Without a soft-cap
+    ℓ_v = w_v · h / τ.
 
     Memory is that of one block of logits, and time that of four matrix products for value and both gradients, where the
     plain form needs three and moves `N V` numbers through memory several times. Products and sums are taken in float32
@@ -72,8 +79,8 @@ def token_log_probs(
         unembedding: One row for each token of the vocabulary, shape `(V, D)`, as an embedding table has it.
         hidden: Shape `(*batch, T, D)`, or any other leading axes.
         tokens: Integers in `0 .. V - 1`, shape `(*batch, T)`.
-        temperature: $\tau > 0$, a scalar.
-        soft_cap: $c > 0$, a scalar; `None` for none.
+        temperature: τ > 0, a scalar.
+        soft_cap: c > 0, a scalar; `None` for none.
         allowed: False for tokens that are never drawn: probability 0, and none of the derivatives. Shape `(V,)`, bool.
         valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
         entropy: Whether to take the entropy as well; it costs no matrix product.
@@ -104,8 +111,11 @@ def token_log_probs(
     """
     unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
     _check(unembedding, hidden, tokens, allowed, valid)
+    numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
+    check.positive(**numbers)
+    check.shape((), **numbers)
     vocabulary = unembedding.shape[0]
-    _check_inside(tokens, valid, vocabulary)
+    check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")
     tokens = widen(tokens)
     inside = (tokens >= 0) & (tokens < vocabulary)
     tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
@@ -114,9 +124,9 @@ def token_log_probs(
         hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
 
     dtype = accumulator_dtype(widest(unembedding.dtype, hidden.dtype))
-    scale, inner = None, _positive("temperature", temperature, dtype)
+    scale, inner = None, jnp.asarray(temperature).astype(dtype)
     if soft_cap is not None:
-        temperature, inner = inner, _positive("soft_cap", soft_cap, dtype)
+        temperature, inner = inner, jnp.asarray(soft_cap).astype(dtype)
         scale = inner / temperature
     size = _block_size(tokens.size, vocabulary, block_size)
     rows = hidden.reshape((-1, hidden.shape[-1])).astype(dtype) / inner
@@ -137,14 +147,9 @@ class _Sums(NamedTuple):
     entropy: jax.Array | None
 
 
-def _one_pass(
-    size: int,
-    with_entropy: bool,
-    unembedding: jax.Array,
-    hidden: jax.Array,
-    scale: jax.Array | None,
-    tokens: jax.Array,
-    allowed: jax.Array | None,
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _over_vocabulary(
+    size: int, with_entropy: bool, unembedding: Any, hidden: Any, scale: Any, tokens: Any, allowed: Any
 ) -> _Sums:
     """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
 
@@ -173,28 +178,22 @@ def _one_pass(
     return _Sums((chosen - peak) - log_total, peak + log_total, entropy)
 
 
-_over_vocabulary = jax.custom_jvp(_one_pass, nondiff_argnums=(0, 1))
-
-
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
-def _second_pass(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
-    r"""The blocks in turn, for the tangents.
+def _tangents(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
+    """The blocks in turn, for the tangents.
 
-    With $p_v$ the probabilities, $a$ the token and $H$ the entropy,
-
-    $d\log p_a = \sum_v (1_{v=a} - p_v)\, d\ell_v$, $d\log Z = \sum_v p_v\, d\ell_v$, $dH = -\sum_v p_v (\log p_v + H)\, d\ell_v$.
-
-    It is linear in $d\ell$, and a block is recomputed when it is transposed: on the way back each block gives its rows of the
-    unembedding's gradient and adds to that of the hidden states.
+    A block is recomputed when its part is transposed: on the way back each block gives its rows of the unembedding's gradient and
+    adds to that of the hidden states.
     """
     unembedding, hidden, scale, tokens, allowed = primals
     sums = _over_vocabulary(size, with_entropy, *primals)
-    d_unembedding, d_hidden, d_scale = (None if isinstance(t, SymbolicZero) else t for t in tangents[:3])
+    d_unembedding, d_hidden, d_scale = (None if is_zero(t) else t for t in tangents[:3])
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent(block: Any, d_rows: jax.Array | None) -> _Sums:
+    def tangent_of_block(block: Any, d_rows: jax.Array | None) -> _Sums:
         rows, start, open_ = block
-        logits, d_logits = _jvp(partial(_logits, open_=open_), (rows, hidden, scale), (d_rows, d_hidden, d_scale))
+        of_block = partial(_logits, open_=open_)
+        logits, d_logits = jvp_of_moving(of_block, (rows, hidden, scale), (d_rows, d_hidden, d_scale))
         logs = logits - sums.log_normalizer[:, None]
         probs = jnp.exp(logs)
         here = (tokens - start)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
@@ -207,7 +206,7 @@ def _second_pass(size: int, with_entropy: bool, primals: Any, tangents: Any) -> 
         return _Sums(d_log_probs, d_log_normalizer, jnp.sum(-probs * surprise * d_logits, axis=1))
 
     def add(carry: _Sums, x: Any) -> tuple[_Sums, None]:
-        return jax.tree.map(jnp.add, carry, tangent(*x)), None
+        return jax.tree.map(jnp.add, carry, tangent_of_block(*x)), None
 
     d_blocks = None if d_unembedding is None else _blocks(size, d_unembedding, None)[0]
     blocks = _blocks(size, unembedding, allowed)
@@ -226,36 +225,20 @@ def _logits(rows: jax.Array, hidden: jax.Array, scale: jax.Array | None, open_: 
     return logits
 
 
-def _jvp(function: Callable[..., jax.Array], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
-    """`jax.jvp` in those arguments that have a tangent: a held unembedding costs nothing."""
-    moving = [i for i, t in enumerate(tangents) if t is not None]
-
-    def of_moving(*values: Any) -> jax.Array:
-        arguments = list(primals)
-        for i, value in zip(moving, values, strict=True):
-            arguments[i] = value
-        return function(*arguments)
-
-    return jax.jvp(of_moving, [primals[i] for i in moving], [tangents[i] for i in moving])
-
-
 def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tuple[Any, Any, Any]:
     """Blocks of rows, where each starts, and which of its rows are open (`None`: all); the last one is filled up."""
     vocabulary, width = unembedding.shape
-    count = -(-vocabulary // size)
-    missing = count * size - vocabulary
-    if missing:
+    starts = jnp.arange(0, vocabulary, size, dtype=jnp.int32)
+    if missing := -vocabulary % size:
         unembedding = jnp.pad(unembedding, ((0, missing), (0, 0)))
         allowed = jnp.pad(jnp.ones(vocabulary, bool) if allowed is None else allowed, (0, missing))
-    starts = jnp.arange(count, dtype=jnp.int32) * size
-    return unembedding.reshape(count, size, width), starts, None if allowed is None else allowed.reshape(count, size)
+    return unembedding.reshape(-1, size, width), starts, None if allowed is None else allowed.reshape(-1, size)
 
 
 def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     """The divisor of the vocabulary nearest to the default within a factor of two, or the default."""
     if size is not None:
-        if size < 1:
-            raise ValueError(f"block_size: expected at least 1 row of the unembedding, received {size}.")
+        check.whole(block_size=size)
         return min(size, vocabulary)
     numbers, largest = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
     target = max(min(numbers // max(num_tokens, 1), largest), _SMALLEST_BLOCK)
@@ -265,45 +248,23 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     return min(divisors, key=lambda d: max(d / target, target / d), default=target)
 
 
-def _positive(name: str, value: float | jax.Array, dtype: Any) -> jax.Array:
-    if jnp.ndim(value) or (not is_traced(value) and not np.asarray(value) > 0):
-        raise ValueError(f"{name}: expected one positive number, received {value}.")
-    return jnp.asarray(value).astype(dtype)
-
-
 def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
-    for name, array, kind in (
-        ("unembedding", unembedding, jnp.floating),
-        ("hidden", hidden, jnp.floating),
-        ("tokens", tokens, jnp.integer),
-        ("allowed", allowed, jnp.bool_),
-        ("valid", valid, jnp.bool_),
-    ):
-        if array is not None and not jnp.issubdtype(jnp.result_type(array), kind):
-            raise TypeError(f"{name}: expected dtype {kind.__name__}, received {jnp.result_type(array)}.")
+    def kind(expected: Any, **arrays: Any) -> None:
+        for name, array in arrays.items():
+            if array is not None and not jnp.issubdtype(jnp.result_type(array), expected):
+                raise TypeError(f"{name}: expected dtype {expected.__name__}, received {jnp.result_type(array)}.")
+
+    kind(jnp.floating, unembedding=unembedding, hidden=hidden)
+    kind(jnp.integer, tokens=tokens)
+    kind(jnp.bool_, allowed=allowed, valid=valid)
     if unembedding.ndim != 2 or not unembedding.shape[0]:
         raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
     vocabulary, width = unembedding.shape
     if hidden.shape != (*tokens.shape, width):
         hint = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
-        raise ValueError(
-            f"hidden: expected shape (*tokens.shape, D) = {(*tokens.shape, width)}, received {hidden.shape}{hint}."
-        )
-    for name, array, shape in (("allowed", allowed, (vocabulary,)), ("valid", valid, tokens.shape)):
-        if array is not None and jnp.shape(array) != shape:
-            raise ValueError(f"{name}: expected shape {shape}, received {jnp.shape(array)}.")
+        expected = f"(*tokens.shape, D) = {(*tokens.shape, width)}"
+        raise ValueError(f"hidden: expected shape {expected}, received {hidden.shape}{hint}.")
+    check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
+    check.shape(tokens.shape, valid=tokens if valid is None else valid)
     if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():
         raise ValueError("allowed: expected at least one token that may be drawn, received none.")
-
-
-def _check_inside(tokens: jax.Array, valid: Any, vocabulary: int) -> None:
-    if is_traced(tokens, valid):
-        return
-    values = np.asarray(tokens)
-    outside = (values < 0) | (values >= vocabulary)
-    outside &= np.ones_like(outside) if valid is None else np.asarray(valid)
-    if outside.any():
-        raise ValueError(
-            f"tokens: expected integers in 0 .. {vocabulary - 1}, received {values[outside][0]} at index "
-            f"{tuple(int(i) for i in np.argwhere(outside)[0])}."
-        )

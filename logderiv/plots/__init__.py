@@ -7,9 +7,4 @@ matplotlib is imported inside the functions only, so that `import logderiv` does
 from logderiv.plots.errors import frontier, identity, relative_error
 from logderiv.plots.learning import learning_curves
 
-__all__ = [
-    "frontier",
-    "identity",
-    "learning_curves",
-    "relative_error",
-]
+__all__ = ["frontier", "identity", "learning_curves", "relative_error"]

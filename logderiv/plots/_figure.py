@@ -3,7 +3,7 @@
 from typing import Any
 
 # Okabe & Ito's colors, which most color-blind readers can tell apart, and line styles for those who print in grey.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
 
 
@@ -18,6 +18,6 @@ def axes_or_current(ax: Any) -> Any:
     return plt.gca() if ax is None else ax
 
 
-def look(index: int) -> tuple[str, str]:
+def line_style(index: int) -> tuple[str, str]:
     """Color and style of the line with this number."""
-    return _COLOURS[index % len(_COLOURS)], _STYLES[index % len(_STYLES)]
+    return _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from logderiv._core import check
 from logderiv.likelihood.identity import Comparison
-from logderiv.plots._figure import axes_or_current, look
+from logderiv.plots._figure import axes_or_current, line_style
 from logderiv.types import SignedLog
 
 
@@ -31,12 +32,10 @@ def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | No
         ValueError: An array of errors does not have the shape of `lengths`.
     """
     ax = axes_or_current(ax)
-    lengths = np.asarray(lengths)
-    floor = float(np.finfo(np.float64).eps) if floor is None else floor
+    lengths, floor = np.asarray(lengths), float(np.finfo(np.float64).eps) if floor is None else floor
     for index, (name, values) in enumerate(errors.items()):
         values = np.asarray(values, float)
-        if values.shape != lengths.shape:
-            raise ValueError(f"errors[{name!r}]: expected shape {lengths.shape} as lengths, received {values.shape}.")
+        check.shape(lengths.shape, hint="one for each of lengths", **{f"errors[{name!r}]": values})
         drawn = np.where(np.isfinite(values), np.maximum(values, floor), np.nan)
         _line_to_cross(ax, lengths, drawn, index, name, marker=".")
     ax.set(xscale="log", yscale="log", xlabel="number of steps T", ylabel="relative error")
@@ -45,7 +44,7 @@ def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | No
 
 
 def identity(comparison: Comparison, *, ax: Any = None) -> Any:
-    r"""Both sides of $\nabla P = P\,\nabla\log P$ against the number of factors, as `compare` has them.
+    """Both sides of ∇P = P ∇ log P against the number of factors, as `compare` has them.
 
     Drawn is the decimal logarithm of the largest entry of each. The score form is a sum of logarithms and goes on; the
     product's line ends in a cross at the last length at which its gradient is finite and not zero.
@@ -114,18 +113,17 @@ def frontier(
         ValueError: Names or shapes do not match, or a cost or an error is not positive.
     """
     ax = axes_or_current(ax)
-    sems, exact = sems or {}, exact or {}
+    sems, exact, index = sems or {}, exact or {}, 0
     for what, names in {"work": work, "sems": sems, "exact": exact, "background": background}.items():
         if unknown := sorted(set(names) - set(errors)):
             raise ValueError(f"{what}: expected names of errors, {sorted(errors)}, received {unknown}.")
-    index = 0
     for name in errors:
         y = _positive("errors", name, errors)
         x = _positive("work", name, work, y.shape)
         if name in background:
             ax.plot(x, y, color="0.85", zorder=1)
             continue
-        color, style = look(index)
+        color, style = line_style(index)
         index += 1
         ax.plot(x, y, style, color=color, marker="o", markersize=5, label=name)
         if name in sems:
@@ -143,7 +141,7 @@ def frontier(
 def _line_to_cross(ax: Any, x: np.ndarray, y: np.ndarray, index: int, label: str, **options: Any) -> None:
     """A line whose values that are not finite are not drawn, and a cross at the last one that is, if others follow."""
     finite = np.isfinite(y)
-    color, style = look(index)
+    color, style = line_style(index)
     ax.plot(x, np.where(finite, y, np.nan), style, color=color, label=label, **options)
     if finite.any() and not finite[-1]:
         last = np.flatnonzero(finite)[-1]
@@ -168,6 +166,4 @@ def _ticks_at_125(ax: Any) -> None:
     from matplotlib.ticker import LogLocator, NullLocator
 
     for axis in (ax.xaxis, ax.yaxis):
-        axis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_locator(NullLocator())
+        axis.set(major_locator=LogLocator(10, subs=(1, 2, 5)), major_formatter="{x:g}", minor_locator=NullLocator())

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from logderiv.plots._figure import axes_or_current, look
+from logderiv._core import check
+from logderiv.plots._figure import axes_or_current, line_style
 
 
 def learning_curves(
@@ -48,8 +49,7 @@ def learning_curves(
         Agarwal et al. (2021), arXiv:2108.13264, on intervals over few seeds and their stratified form.
     """
     ax = axes_or_current(ax)
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level: expected a number in (0, 1), received {level}.")
+    check.between(0, 1, open_left=True, open_right=True, level=level)
     for index, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
         if values.ndim not in (2, 3):
@@ -57,11 +57,14 @@ def learning_curves(
                 f"curves[{name!r}]: expected shape (seeds, updates) or (tasks, seeds, updates), received {values.shape}; "
                 "one seed is values[None]."
             )
-        positions = _positions(name, values, None if steps is None else np.asarray(steps[name], float))
+        positions = np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape)
+        if steps is not None:
+            positions = np.asarray(steps[name], float)
+            check.shape(values.shape, hint="that of the curve", **{f"steps[{name!r}]": positions})
         rows = (values.reshape(-1, values.shape[-1]), positions.reshape(-1, values.shape[-1]))
         x, filled = _common_grid(name, *rows, interpolate=steps is not None)
         low, high = _bootstrap_interval(filled.reshape(-1, values.shape[-2], len(x)), level)
-        color, style = look(index)
+        color, style = line_style(index)
         if individual:
             ax.plot(x, filled.T, color=color, linewidth=0.6, alpha=0.35)
         ax.plot(x, filled.mean(axis=0), style, color=color, linewidth=1.8, label=name)
@@ -71,24 +74,12 @@ def learning_curves(
                 ax.plot(position[last], seed[last], "x", color=color, markersize=8, markeredgewidth=2)
     if threshold is not None:
         ax.axhline(threshold, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-    ax.set_xlabel("update" if steps is None else "environment steps")
-    ax.set_ylabel("mean return")
+    ax.set(xlabel="update" if steps is None else "environment steps", ylabel="mean return")
     ax.legend(frameon=False)
     return ax
 
 
-def _positions(name: str, values: np.ndarray, steps: np.ndarray | None) -> np.ndarray:
-    """Where on the horizontal axis each value lies."""
-    if steps is None:
-        return np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape)
-    if steps.shape != values.shape:
-        raise ValueError(f"steps[{name!r}]: expected shape {values.shape} as the curve, received {steps.shape}.")
-    return steps
-
-
-def _common_grid(
-    name: str, values: np.ndarray, positions: np.ndarray, *, interpolate: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _common_grid(name: str, values: np.ndarray, positions: np.ndarray, *, interpolate: bool) -> tuple[Any, Any]:
     """The horizontal axis, from where every seed has a value, and all values on it, gaps filled by what lies before."""
     there = ~np.isnan(values)
     if not there.any(axis=1).all():
@@ -110,7 +101,7 @@ def _stops(values: np.ndarray) -> int | None:
     return int(there[-1]) if after > pauses.max(initial=0) else None
 
 
-def _bootstrap_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+def _bootstrap_interval(values: np.ndarray, level: float) -> tuple[Any, ...]:
     """Percentile bootstrap interval, pointwise, of the mean over the first two axes `(tasks, seeds)`, stratified by the first."""
     tasks, seeds = values.shape[:2]
     drawn = np.random.default_rng(0).integers(seeds, size=(tasks, 2000, seeds))
@@ -118,5 +109,4 @@ def _bootstrap_interval(values: np.ndarray, level: float) -> tuple[np.ndarray, n
     for task, rows in zip(values, drawn, strict=True):
         weights = np.stack([np.bincount(row, minlength=seeds) for row in rows]) / seeds
         means += weights @ task / tasks
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return low, high
+    return tuple(np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0))

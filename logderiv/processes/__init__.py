@@ -10,29 +10,23 @@ Parameters in the start are drawn at the first step, whose observation says `sta
 drawn as an action that *is* the next state. Beside each process stand its exact numbers.
 """
 
-from logderiv.distributions.multivariate_normal import MultivariateNormal, covariance_from, log_cholesky_of
-from logderiv.processes.autoregressive import Autoregressive, AutoregressiveParams, GaussianMoments
-from logderiv.processes.base import AutonomousProcess, Previous, ProcessPolicy
-from logderiv.processes.control import LinearPolicyParams, LinearQuadratic, QuadraticValues
+from logderiv.processes.autoregressive import Autoregressive, AutoregressiveParams
+from logderiv.processes.base import Process
+from logderiv.processes.control import LinearPolicyParams, LinearQuadratic
 from logderiv.processes.diffusion import (
     EulerMaruyama,
-    EulerPolicy,
     Position,
-    double_well,
     double_well_drift,
     girsanov_log_ratios,
-    ornstein_uhlenbeck,
     ornstein_uhlenbeck_drift,
     ornstein_uhlenbeck_moments,
     transfer_value,
 )
-from logderiv.processes.games import JointPolicy, MatrixGame, look_ahead, prisoners_dilemma
+from logderiv.processes.games import MatrixGame, look_ahead, prisoners_dilemma
 from logderiv.processes.jump import (
     Event,
-    JumpPolicy,
     JumpProcess,
     MassAction,
-    MasterEquationValue,
     NextEvent,
     Population,
     birth_death,
@@ -40,11 +34,12 @@ from logderiv.processes.jump import (
     master_equation_value,
     schlogl,
 )
-from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams, markov_chain
-from logderiv.processes.random_walks import RandomWalk, WalkPolicy, random_walk
+from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams
+from logderiv.processes.parameter_search import Fitness, NormalSearch, SearchParams, TreeNormal, rollout_pairs
+from logderiv.processes.random_walks import RandomWalk
 from logderiv.processes.state_space.hidden import HiddenProcess, fisher_score, fisher_score_samples
-from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams, SmoothedChain
-from logderiv.processes.state_space.kalman import Filtered, SmoothedStates, StateSpaceMatrices
+from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams
+from logderiv.processes.state_space.kalman import StateSpaceMatrices
 from logderiv.processes.state_space.models import (
     LinearGaussian,
     LinearGaussianParams,
@@ -52,68 +47,14 @@ from logderiv.processes.state_space.models import (
     LocalLevelParams,
     StateSpaceModel,
 )
-from logderiv.processes.token_model import TokenModel, TokenObservation, TokenPolicy, Tree
+from logderiv.processes.token_model import TokenModel, TokenObservation, TokenPolicy
 
-__all__ = [
-    "AutonomousProcess",
-    "Autoregressive",
-    "AutoregressiveParams",
-    "EulerMaruyama",
-    "EulerPolicy",
-    "Event",
-    "Filtered",
-    "GaussianMoments",
-    "HiddenMarkovModel",
-    "HiddenMarkovParams",
-    "HiddenProcess",
-    "JointPolicy",
-    "JumpPolicy",
-    "JumpProcess",
-    "LinearGaussian",
-    "LinearGaussianParams",
-    "LinearPolicyParams",
-    "LinearQuadratic",
-    "LocalLevel",
-    "LocalLevelParams",
-    "MarkovChain",
-    "MarkovChainParams",
-    "MassAction",
-    "MasterEquationValue",
-    "MatrixGame",
-    "MultivariateNormal",
-    "NextEvent",
-    "Population",
-    "Position",
-    "Previous",
-    "ProcessPolicy",
-    "QuadraticValues",
-    "RandomWalk",
-    "SmoothedChain",
-    "SmoothedStates",
-    "StateSpaceMatrices",
-    "StateSpaceModel",
-    "TokenModel",
-    "TokenObservation",
-    "TokenPolicy",
-    "Tree",
-    "WalkPolicy",
-    "birth_death",
-    "birth_death_mean",
-    "covariance_from",
-    "double_well",
-    "double_well_drift",
-    "fisher_score",
-    "fisher_score_samples",
-    "girsanov_log_ratios",
-    "log_cholesky_of",
-    "look_ahead",
-    "markov_chain",
-    "master_equation_value",
-    "ornstein_uhlenbeck",
-    "ornstein_uhlenbeck_drift",
-    "ornstein_uhlenbeck_moments",
-    "prisoners_dilemma",
-    "random_walk",
-    "schlogl",
-    "transfer_value",
-]
+__all__ = ["Autoregressive", "AutoregressiveParams", "EulerMaruyama", "Event", "Fitness", "HiddenMarkovModel"]
+__all__ += ["HiddenMarkovParams", "HiddenProcess", "JumpProcess", "LinearGaussian", "LinearGaussianParams"]
+__all__ += ["LinearPolicyParams", "LinearQuadratic", "LocalLevel", "LocalLevelParams", "MarkovChain"]
+__all__ += ["MarkovChainParams", "MassAction", "MatrixGame", "NextEvent", "NormalSearch", "Population", "Position"]
+__all__ += ["Process", "RandomWalk", "SearchParams", "StateSpaceMatrices", "StateSpaceModel", "TokenModel"]
+__all__ += ["TokenObservation", "TokenPolicy", "TreeNormal", "birth_death", "birth_death_mean", "double_well_drift"]
+__all__ += ["fisher_score", "fisher_score_samples", "girsanov_log_ratios", "look_ahead", "master_equation_value"]
+__all__ += ["ornstein_uhlenbeck_drift", "ornstein_uhlenbeck_moments", "prisoners_dilemma", "rollout_pairs", "schlogl"]
+__all__ += ["transfer_value"]

@@ -1,44 +1,36 @@
-r"""AR(1): $x_t = \phi x_{t-1} + \sigma \epsilon_t$ with standard normal $\epsilon_t$."""
+"""AR(1): x_t = φ x_t-1 + σ ε_t with standard normal ε_t."""
 
-import dataclasses
-import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal
-from logderiv.processes.base import AutonomousProcess, Previous
+from logderiv.processes.base import GaussianMoments, Previous, Process
 
 
 class AutoregressiveParams(NamedTuple):
-    r"""Natural parameters; a stationary start needs $|\phi| < 1$ and is NaN elsewhere.
+    """Natural parameters; a stationary start needs |φ| < 1 and is NaN elsewhere.
 
     Attributes:
-        coefficient: $\phi$, shape `()`.
-        log_scale: $\log\sigma$, shape `()`.
+        coefficient: φ, shape `()`.
+        log_scale: log σ, shape `()`.
     """
 
     coefficient: jax.Array
     log_scale: jax.Array
 
 
-class GaussianMoments(NamedTuple):
-    """Mean `(T,)` and covariance `(T, T)` of a path."""
-
-    mean: jax.Array
-    covariance: jax.Array
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Autoregressive(AutonomousProcess):
-    r"""AR(1) as a process: step `t` draws $x_t$.
+@pytree(static=("reward", "horizon"))
+class Autoregressive(Process):
+    """AR(1) as a process: step `t` draws x_t.
 
     Attributes:
-        initial: `None` for a stationary start, $x_0 \sim N(0, \sigma^2 / (1 - \phi^2))$: the exact likelihood. A number for
-            a known value $x_{-1}$ before the first, $x_0 \sim N(\phi x_{-1}, \sigma^2)$: the conditional likelihood.
+        initial: `None` for a stationary start, x_0 ~ N(0, σ² / (1 - φ²)): the exact likelihood. A number for a known value
+            x_-1 before the first, x_0 ~ N(φ x_-1, σ²): the conditional likelihood.
         reward: Function of the value drawn.
         horizon: Default number of steps of a rollout.
 
@@ -54,39 +46,61 @@ class Autoregressive(AutonomousProcess):
         Hamilton (1994), Time Series Analysis, section 5.2: the exact and the conditional likelihood.
     """
 
-    initial: float | None = None
+    initial: Any = None
     reward: Callable[[jax.Array], jax.Array] = jnp.square
     horizon: int | None = None
 
     def first(self) -> Previous:
-        """The value before the first, or a start."""
-        return Previous(jnp.asarray(self.initial or 0.0, jnp.zeros(()).dtype), jnp.asarray(self.initial is None))
+        stationary = self.initial is None
+        return Previous(jnp.asarray(0.0 if stationary else self.initial, float), jnp.asarray(stationary))
 
-    def law(self, params: AutoregressiveParams, observation: Previous) -> Normal:
-        """The law of the next value."""
+    def transition(self, params: AutoregressiveParams, observation: Previous) -> Normal:
         phi, scale = params.coefficient, jnp.exp(params.log_scale)
+        loc = phi * observation.state.astype(phi.dtype)  # 0 at a stationary start
         if self.initial is not None:
-            return Normal(phi * observation.state.astype(phi.dtype), scale)
-        loc = jnp.where(observation.start, 0, phi * observation.state.astype(phi.dtype))
+            return Normal(loc, scale)
         return Normal(loc, jnp.where(observation.start, scale / jnp.sqrt(1 - jnp.square(phi)), scale))
 
-    def log_likelihood(self, params: AutoregressiveParams, series: jax.Array) -> jax.Array:
-        r"""Log-likelihood of a series `(T,)` in closed form: what `ld.log_prob` must give.
+    def advance(self, state: Previous, action: jax.Array) -> tuple[Previous, jax.Array, bool]:
+        return state.then(action), self.reward(action), False
 
-        $-\tfrac T2 \log 2\pi - T\log\sigma - \tfrac{S}{2\sigma^2}$ with $S = \sum_t (x_t - \phi x_{t-1})^2$; a stationary start
-        adds $\tfrac12\log(1 - \phi^2)$ and has $(1 - \phi^2) x_0^2$ as the first square.
+    def log_likelihood(self, params: AutoregressiveParams, series: jax.Array) -> jax.Array:
+        """Log-likelihood of a series in closed form: what `ld.log_prob` must give.
+
+            -T log(2π) / 2 - T log σ - S / (2 σ²),   S = Σ_t (x_t - φ x_t-1)²;
+
+        a stationary start adds log(1 - φ²) / 2 and has (1 - φ²) x_0² as the first square.
+
+        Args:
+            params: φ and log σ.
+            series: x_0, ..., x_T-1, shape `(T,)`; `jax.vmap` for a batch.
+
+        Returns:
+            Shape `()`; NaN where a stationary start has |φ| ≥ 1.
+
+        Raises:
+            ValueError: `series` has another number of axes than one, or no value.
         """
         phi, log_scale = params
         squares, _ = self._sums(phi, series)
         fixed = 0.5 * jnp.log1p(-jnp.square(phi)) if self.initial is None else 0
-        length = series.shape[0]
-        return fixed - length * (0.5 * math.log(2 * math.pi) + log_scale) - 0.5 * squares * jnp.exp(-2 * log_scale)
+        return fixed - series.shape[0] * (HALF_LOG_2PI + log_scale) - 0.5 * squares * jnp.exp(-2 * log_scale)
 
     def score(self, params: AutoregressiveParams, series: jax.Array) -> AutoregressiveParams:
-        r"""Its derivative in closed form.
+        """The derivative of `log_likelihood` in closed form.
 
-        $\sigma^{-2} \sum_t (x_t - \phi x_{t-1}) x_{t-1}$ and $S / \sigma^2 - T$; a stationary start adds
-        $\phi x_0^2 / \sigma^2 - \phi / (1 - \phi^2)$ to the first.
+        Σ_t (x_t - φ x_t-1) x_t-1 / σ² in φ and S / σ² - T in log σ; a stationary start adds φ x_0² / σ² - φ / (1 - φ²) to the
+        first.
+
+        Args:
+            params: φ and log σ.
+            series: x_0, ..., x_T-1, shape `(T,)`; `jax.vmap` for a batch.
+
+        Returns:
+            The two derivatives.
+
+        Raises:
+            ValueError: `series` has another number of axes than one, or no value.
         """
         phi, log_scale = params
         precision = jnp.exp(-2 * log_scale)
@@ -95,11 +109,17 @@ class Autoregressive(AutonomousProcess):
         return AutoregressiveParams(products * precision - fixed, squares * precision - series.shape[0])
 
     def fisher_information(self, params: AutoregressiveParams, horizon: int) -> jax.Array:
-        r"""Fisher information of `T` values in $(\phi, \log\sigma)$, shape `(2, 2)`.
+        """Fisher information of `T` values in (φ, log σ).
 
-        $I_{\phi\phi} = \sigma^{-2} \sum_{t=0}^{T-1} \mathbb{E} x_{t-1}^2$, $I_{\phi\sigma} = 0$, $I_{\sigma\sigma} = 2T$; with a
-        stationary start $I_{\phi\phi} = (T - 1) / (1 - \phi^2) + 2\phi^2 / (1 - \phi^2)^2$ and
-        $I_{\phi\sigma} = 2\phi / (1 - \phi^2)$.
+        I_φφ = Σ_t<T E[x_t-1²] / σ², I_φσ = 0, I_σσ = 2 T; with a stationary start I_φφ = (T - 1) / (1 - φ²) + 2 φ² / (1 - φ²)²
+        and I_φσ = 2 φ / (1 - φ²).
+
+        Args:
+            params: φ and log σ.
+            horizon: `T`.
+
+        Returns:
+            Shape `(2, 2)`.
         """
         phi, log_scale = params
         rest = 1 - jnp.square(phi)
@@ -113,10 +133,17 @@ class Autoregressive(AutonomousProcess):
         return jnp.diag(jnp.stack([before * jnp.exp(-2 * log_scale), both]))
 
     def moments(self, params: AutoregressiveParams, horizon: int) -> GaussianMoments:
-        r"""Mean and covariance of $x_0, \ldots, x_{T-1}$, from which any expected quadratic follows.
+        """Mean and covariance of x_0, ..., x_T-1, from which any expected quadratic follows.
 
-        $\mathrm{Cov}(x_s, x_t) = \phi^{|t-s|} \mathrm{Var}\, x_{\min(s,t)}$, with $\mathrm{Var}\, x_t = \sigma^2 / (1 - \phi^2)$ for a
-        stationary start and $\sigma^2 \sum_{k \le t} \phi^{2k}$ for a known one.
+        Cov(x_s, x_t) = φ^|t-s| Var(x_min(s,t)), with Var(x_t) = σ² / (1 - φ²) for a stationary start and σ² Σ_k≤t φ²ᵏ for a
+        known one.
+
+        Args:
+            params: φ and log σ.
+            horizon: `T`.
+
+        Returns:
+            Mean `(T,)` and covariance `(T, T)`.
         """
         phi, log_scale = params
         powers = jnp.cumprod(jnp.full(horizon, phi))  # phi^1, ..., phi^T
@@ -125,17 +152,13 @@ class Autoregressive(AutonomousProcess):
             mean, variance = jnp.zeros_like(powers), jnp.full(horizon, 1 / (1 - jnp.square(phi)))
         else:
             mean, variance = powers * self.initial, jnp.cumsum(jnp.square(lags))
-        time = jnp.arange(horizon)
-        earlier = jnp.minimum(time[:, None], time[None])
-        covariance = lags[jnp.abs(time[:, None] - time[None])] * variance[earlier] * jnp.exp(2 * log_scale)
-        return GaussianMoments(mean, covariance)
+        s, t = jnp.arange(horizon)[:, None], jnp.arange(horizon)[None]
+        return GaussianMoments(mean, lags[jnp.abs(s - t)] * variance[jnp.minimum(s, t)] * jnp.exp(2 * log_scale))
 
     def _sums(self, phi: jax.Array, series: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The sum of squares `S`, and minus half of its derivative by `phi`."""
         if series.ndim != 1 or series.shape[0] == 0:
-            raise ValueError(
-                f"series: expected shape (T,) with T >= 1, received {series.shape}; use jax.vmap for a batch."
-            )
+            raise ValueError(f"series: expected shape (T,), T >= 1, received {series.shape}; use jax.vmap for a batch.")
         errors = series[1:] - phi * series[:-1]
         squares, products = jnp.sum(jnp.square(errors)), jnp.sum(errors * series[:-1])
         if self.initial is None:

@@ -1,140 +1,266 @@
-"""What autonomous processes share: each step draws the next state, and nothing else is random."""
+"""What processes share: whatever is random, and depends on the parameters, is drawn by the policy that a process carries."""
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import register_dataclass
-from logderiv.types import Step, Trajectory
+from logderiv._core import check
+from logderiv._core.pytrees import pytree
+from logderiv.types import Key, Observation, Params, Policy, State, Step, Trajectory
 
 
 class Previous(NamedTuple):
-    """What the next draw depends on: the observation of an autonomous process.
+    """What the next draw of a time series depends on: its state, and the observation of its policy.
 
     Attributes:
         state: The state before this step; without meaning where `start`.
-        start: True at the step that draws the first state.
-        observed: For processes that emit, whether what this step emits is seen; its factor is 1 where it is not.
+        start: True at the step that draws the first state. Shape `()`, bool.
+        observed: For processes that emit, which components of what this step emits are seen; the factor is 1 where none is.
     """
 
     state: Any
     start: jax.Array
     observed: Any = None
 
+    def then(self, state: Any) -> "Previous":
+        """What the draw after `state` depends on.
 
-@dataclasses.dataclass(frozen=True)
-class ProcessPolicy:
-    """The choices of a process as a policy: `apply(params, observation)` is `process.law(params, observation)`.
+        Args:
+            state: What this step drew.
+
+        Returns:
+            The next `Previous`, no longer at the start.
+        """
+        return self._replace(state=state, start=jnp.zeros((), bool))
+
+
+class GaussianMoments(NamedTuple):
+    """Mean and covariance of a Gaussian vector; with leading axes, of one at each time.
 
     Attributes:
-        process: The process; array fields, if it has any, are leaves.
+        mean: Shape `(n,)`.
+        covariance: Shape `(n, n)`.
+    """
+
+    mean: jax.Array
+    covariance: jax.Array
+
+
+@pytree
+class ProcessPolicy(Policy):
+    """The choices of a process as a policy.
+
+    Attributes:
+        process: The process; its settings are the leaves.
     """
 
     process: Any
 
-    initial_carry = None
-    log_factors = None
+    def apply(self, params: Params, observation: Observation) -> Any:
+        """The distribution of one step's choice: `process.transition(params, observation)`."""
+        return self.process.transition(params, observation)
 
-    def apply(self, params: Any, observation: Any) -> Any:
-        """The law of one step's choice."""
-        return self.process.law(params, observation)
-
-
-register_dataclass(ProcessPolicy, ("process",))
+    def check_params(self, params: Params) -> None:
+        """What `process.check_params` refuses."""
+        self.process.check_params(params)
 
 
-def no_reward(action: Any) -> jax.Array:
-    """0: a process of which only the likelihood matters."""
-    del action
-    return jnp.zeros(())
+class Process:
+    """Base of processes: an environment that carries the policy which makes all of its random choices.
 
+    A subclass says how it starts (`first`), what a step draws (`transition`) and where that leads (`advance`); the
+    environment, the policy and the log-factors follow. As all randomness is in the policy, the environment's own
+    log-factors, which `ld.log_prob(..., environment=process)` adds, are 0.
 
-class AutonomousProcess:
-    """Base of processes whose action *is* the next state, or the next state with what it emits.
+        @pytree(static=("horizon",))
+        class Drift(Process):
+            step_size: float = 1.0
+            horizon: int | None = None
 
-    A rollout of `T` steps draws `x_0, ..., x_{T-1}`; the reward of a step is a function of what it drew. All randomness
-    is in the policy, so the environment's own log-factors, which `ld.log_prob(..., environment=process)` adds, are 0.
+            def first(self): return jnp.zeros(())
+            def transition(self, params, observation): return Normal(observation + params, self.step_size)
+            def advance(self, state, action): return action, action, False
+
+    Attributes:
+        horizon: Default number of steps of a rollout.
     """
 
-    reward: Any
-    horizon: int | None
+    horizon: Any = None
 
-    def law(self, params: Any, observation: Previous) -> Any:
-        """The law of one step's action: the start's where `observation.start`, elsewhere that of the dynamics."""
+    def first(self) -> State:
+        """The state before anything is drawn.
+
+        Returns:
+            A pytree; it fixes shapes and dtypes of the state.
+        """
         raise NotImplementedError
 
-    def first(self) -> Previous:
-        """The observation before anything is drawn; fixes shape and dtype of the state."""
+    def transition(self, params: Any, observation: Any) -> Any:
+        """The distribution of what one step draws, its action.
+
+        Args:
+            params: Parameters of the process.
+            observation: What `observe` says of the state.
+
+        Returns:
+            A distribution.
+        """
         raise NotImplementedError
 
-    def next_state(self, action: Any) -> Any:
-        """The state that an action leads to: the action itself."""
-        return action
+    def advance(self, state: Any, action: Any) -> tuple[State, jax.Array, Any]:
+        """Where an action leads; nothing is random here.
+
+        Args:
+            state: The state before the step.
+            action: What the step drew.
+
+        Returns:
+            The next state, the reward, and whether the path ends here.
+        """
+        raise NotImplementedError
+
+    def observe(self, state: Any) -> Observation:
+        """What the next draw depends on: the state itself, unless a subclass says otherwise.
+
+        Args:
+            state: A state.
+
+        Returns:
+            The observation of the policy.
+        """
+        return state
+
+    def check_params(self, params: Params) -> None:
+        """Refuse parameters that `transition` cannot take; `ld.rollout` asks before it compiles. Nothing is refused by default.
+
+        Args:
+            params: Parameters of the process; where they are traced nothing is known.
+        """
 
     @property
-    def policy(self) -> ProcessPolicy:
-        """Everything that the process draws."""
+    def policy(self) -> Any:
+        """Everything that the process draws, as a policy."""
         return ProcessPolicy(self)
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[Previous, Previous]:
-        """Nothing is drawn yet."""
-        del key, params
-        return self.first(), self.first()
+    def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
+        """The first state.
 
-    def step(self, key: jax.Array, state: Previous, action: Any, params: Any = None) -> Step:
-        """Go where the action says; never ends."""
+        Args:
+            key: Not used.
+            params: Not used.
+
+        Returns:
+            The first observation and the first state.
+        """
         del key, params
-        new = state._replace(state=self.next_state(action), start=jnp.zeros((), bool))
-        return Step(new, new, self.reward(action), jnp.zeros((), bool), jnp.zeros((), bool))
+        state = self.first()
+        return self.observe(state), state
+
+    def step(self, key: Key, state: State, action: Any, params: Any = None) -> Step:
+        """Go where the action says.
+
+        Args:
+            key: Not used.
+            state: The state before the step.
+            action: What the policy drew.
+            params: Not used.
+
+        Returns:
+            A `Step` that is never truncated.
+        """
+        del key, params
+        new, reward, ended = self.advance(state, action)
+        return Step(self.observe(new), new, reward, jnp.asarray(ended), jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
-        """0: the policy draws the start."""
+        """0: the start is fixed, or drawn by the policy.
+
+        Args:
+            trajectory: Leading axis `(T,)`.
+
+        Returns:
+            0, shape `()`.
+        """
         return jnp.zeros((), trajectory.rewards.dtype)
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
-        """0: the policy draws the next state."""
+        """0: the policy draws the next state.
+
+        Args:
+            trajectory: Leading axis `(T,)`.
+
+        Returns:
+            Zeros, shape `(T,)`.
+        """
         return jnp.zeros_like(trajectory.rewards)
 
     def trajectory(self, actions: Any) -> Trajectory:
-        r"""The trajectory of a path that is given rather than drawn, for instance a recorded series.
+        """The trajectory of a path that is given rather than drawn, for instance a recorded series.
 
         Args:
-            actions: What each step draws, one row per step in every leaf; `jax.vmap` for a batch.
+            actions: What each step draws, one row per step in every leaf, up to the end of the path; `jax.vmap` for a batch.
 
         Returns:
             A `Trajectory` with every step valid and `behavior_log_probs` 0: nobody drew it.
 
         Raises:
-            ValueError: No step, or leaves that disagree on their number.
+            ValueError: No step, leaves that disagree on their number, or rows of another shape than the process draws.
         """
-        shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(actions)]
-        if not shapes or () in shapes or len({shape[0] for shape in shapes}) > 1 or shapes[0][0] == 0:
-            raise ValueError(
-                f"actions: expected the same number of rows, one per step and at least one, in every leaf; received shapes {shapes}."
-            )
+        num_rows("actions", actions)
 
-        def step(state: Previous, action: Any) -> tuple[Previous, tuple[Previous, jax.Array]]:
-            new = Step(*self.step(jax.random.key(0), state, action))
-            return _like(new.state, state), (state, new.reward)
+        def step(state: State, action: Any) -> tuple[State, Any]:
+            new, reward, ended = self.advance(state, action)
+            check.like("actions", new, state, hint="one row per step, each a state that the process can be in")
+            new = jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), new, state)
+            return new, (self.observe(state), reward, jnp.asarray(ended))
 
-        final, (observations, rewards) = lax.scan(step, self.first(), actions)
-        ones = jnp.ones_like(rewards)
-        return Trajectory(observations, actions, rewards, ones, ones > 0, 0 * ones, final)
+        final, (observations, rewards, ended) = lax.scan(step, self.first(), actions)
+        ones = jnp.ones(ended.shape, rewards.dtype)
+        ends = jnp.where(ended, 0, ones)
+        return Trajectory(observations, actions, rewards, ends, ones > 0, 0 * ones, self.observe(final))
 
 
-def _like(new: Any, old: Any) -> Any:
-    """`new` in the dtypes of `old`, whose shapes it must have.
+def num_rows(name: str, tree: Any) -> int:
+    """The number of steps that the leaves of a tree have in common.
+
+    Args:
+        name: Of the tree, for the message.
+        tree: Pytree whose leaves have the leading axis `(T,)`.
+
+    Returns:
+        `T`, at least 1.
 
     Raises:
-        ValueError: It has not.
+        ValueError: No leaf, no step, or leaves that disagree.
     """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+        raise ValueError(f"{name}: expected the same number of rows, at least one, in every leaf; received {shapes}.")
+    return shapes[0][0]
 
-    def leaf(a: Any, b: Any) -> jax.Array:
-        if jnp.shape(a) != jnp.shape(b):
-            raise ValueError(f"actions: expected rows of shape {jnp.shape(b)}, received {jnp.shape(a)}.")
-        return jnp.asarray(a, jnp.result_type(b))
 
-    return jax.tree.map(leaf, new, old)
+def no_reward(value: Any) -> jax.Array:
+    """0: the reward of a process of which only the likelihood matters, or only the end.
+
+    Args:
+        value: What a step drew, or a state.
+
+    Returns:
+        0, shape `()`.
+    """
+    del value
+    return jnp.zeros(())
+
+
+def first_component(x: jax.Array) -> jax.Array:
+    """A number, or the first of several: the default reward at the end.
+
+    Args:
+        x: Position or counts, shape `()` or `(D,)`.
+
+    Returns:
+        Shape `()`.
+    """
+    return x.reshape(-1)[0]

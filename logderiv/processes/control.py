@@ -1,84 +1,88 @@
-r"""Linear-Gaussian control with a quadratic cost (LQG with a fully seen state), and its exact value.
+"""Linear-Gaussian control with a quadratic cost (LQG with a fully seen state), and its exact value.
 
-$x_{t+1} = A x_t + B u_t + C w_t$, $u_t = K x_t + \exp(\text{log\_std}) \odot e_t$, reward $-(x_t^\top Q x_t + u_t^\top R u_t)$, standard
-normal $w_t$ and $e_t$, start $x_0 \sim N(\mu, C_0 C_0^\top)$.
+    x_t+1 = A x_t + B u_t + C w_t,   u_t = K x_t + exp(log_std) ⊙ e_t,   r_t = -(x_tᵀ Q x_t + u_tᵀ R u_t)
+
+with standard normal w_t and e_t, and the start x_0 ~ N(μ, C_0 C_0ᵀ).
 """
 
-import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import register_dataclass
-from logderiv.distributions.basic import Normal
-from logderiv.distributions.multivariate_normal import MultivariateNormal
-from logderiv.types import Step, Trajectory, next_observations
+from logderiv._core import check
+from logderiv._core.pytrees import jit, pytree
+from logderiv.distributions import MultivariateNormal, Normal
+from logderiv.types import FunctionPolicy, Key, Step, Trajectory, next_observations
 
 
 class LinearPolicyParams(NamedTuple):
-    r"""Parameters of $u \sim N(K x, \mathrm{diag}(\sigma^2))$, unconstrained.
+    """Parameters of u ~ N(K x, diag(σ²)), unconstrained.
 
     Attributes:
-        gain: $K$, shape `(m, n)`.
-        log_std: $\log\sigma$, shape `(m,)`.
+        gain: K, shape `(m, n)`.
+        log_std: log σ, shape `(m,)`.
     """
 
     gain: jax.Array
     log_std: jax.Array
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class LinearGaussianPolicy:
-    r"""$u \sim N(K x, \mathrm{diag}(\sigma^2))$."""
+def linear_control(params: LinearPolicyParams, observation: jax.Array) -> Normal:
+    """U ~ N(K x, diag(σ²)).
 
-    initial_carry = None
-    log_factors = None
+    Args:
+        params: K and log σ.
+        observation: The state x, shape `(n,)`.
 
-    def apply(self, params: LinearPolicyParams, observation: jax.Array) -> Normal:
-        """The law of the control in one state.
+    Returns:
+        The distribution of the control in one state.
 
-        Raises:
-            ValueError: The gain does not take the state to the control.
-        """
-        shape = (*params.log_std.shape, *observation.shape)
-        if params.gain.shape != shape or len(shape) != 2:
-            raise ValueError(
-                f"params.gain: expected shape (m, n) = {shape} from log_std and the state, received {params.gain.shape}."
-            )
-        return Normal(params.gain @ observation.astype(params.gain.dtype), jnp.exp(params.log_std))
+    Raises:
+        ValueError: The gain does not take the state to the control.
+    """
+    shape = (*params.log_std.shape, *observation.shape)
+    check.fields("params.", params, hint="(m, n) from log_std and the state", gain=shape)
+    return Normal(params.gain @ observation.astype(params.gain.dtype), jnp.exp(params.log_std))
 
 
 class QuadraticValues(NamedTuple):
-    r"""$V_t(x) = -(x^\top P_t x + c_t)$ for $t = 0, \ldots, T$.
+    """V_t(x) = -(xᵀ P_t x + c_t) for t = 0, ..., T.
 
     Attributes:
-        matrix: $P_t$, shape `(T + 1, n, n)`; 0 at `T`.
-        constant: $c_t$, shape `(T + 1,)`; 0 at `T`.
+        matrix: P_t, shape `(T + 1, n, n)`; 0 at `T`.
+        constant: c_t, shape `(T + 1,)`; 0 at `T`.
     """
 
     matrix: jax.Array
     constant: jax.Array
 
     def at(self, time: jax.Array, state: jax.Array) -> jax.Array:
-        """$V_t(x)$, a scalar."""
+        """The value of one state.
+
+        Args:
+            time: t, a whole number in 0, ..., T.
+            state: x, shape `(n,)`.
+
+        Returns:
+            V_t(x), shape `()`.
+        """
         return -(state @ self.matrix[time] @ state + self.constant[time])
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("horizon",))
 class LinearQuadratic:
-    """The system and its cost; arrays are pytree leaves, `n` states, `m` controls.
+    """The system and its cost, `n` states, `m` controls; its own noise is part of the environment, its control of `policy`.
 
     Attributes:
-        transition: `A`, shape `(n, n)`.
-        control: `B`, shape `(n, m)`.
-        noise: `C`, shape `(n, n)`, lower triangular. A zero on its diagonal can be drawn but has no density.
-        state_cost: `Q`, shape `(n, n)`, symmetric.
-        control_cost: `R`, shape `(m, m)`, symmetric.
-        initial_mean: Shape `(n,)`.
-        initial_noise: `C_0`, shape `(n, n)`, lower triangular; `None` for a start that is known.
+        transition: A, shape `(n, n)`.
+        control: B, shape `(n, m)`.
+        noise: C, shape `(n, n)`, lower triangular. A zero on its diagonal can be drawn but has no density.
+        state_cost: Q, shape `(n, n)`, symmetric.
+        control_cost: R, shape `(m, m)`, symmetric.
+        initial_mean: μ, shape `(n,)`.
+        initial_noise: C_0, shape `(n, n)`, lower triangular; `None` for a start that is known.
         horizon: Default number of steps of a rollout, static.
 
     Raises:
@@ -94,65 +98,97 @@ class LinearQuadratic:
     initial_noise: jax.Array | None = None
     horizon: int | None = None
 
+    policy = FunctionPolicy(linear_control)
+
     def __post_init__(self) -> None:
-        for name in ("transition", "control", "noise", "state_cost", "control_cost", "initial_mean", "initial_noise"):
+        if jnp.ndim(self.control) != 2:
+            raise ValueError(f"LinearQuadratic.control: expected shape (n, m), received {jnp.shape(self.control)}.")
+        n, m = jnp.shape(self.control)
+        shapes = {name: (n, n) for name in ("transition", "noise", "state_cost", "initial_noise")}
+        shapes |= {"control": (n, m), "control_cost": (m, m), "initial_mean": (n,)}
+        for name, shape in shapes.items():
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, jnp.asarray(getattr(self, name)))
-        if self.control.ndim != 2:
-            raise ValueError(f"LinearQuadratic.control: expected shape (n, m), received {self.control.shape}.")
-        n, m = self.control.shape
-        expected = {"transition": (n, n), "noise": (n, n), "state_cost": (n, n), "control_cost": (m, m)}
-        expected |= {"initial_mean": (n,)} | ({} if self.initial_noise is None else {"initial_noise": (n, n)})
-        for name, shape in expected.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(
-                    f"LinearQuadratic.{name}: expected shape {shape} for n = {n}, m = {m} (from control), received "
-                    f"{getattr(self, name).shape}."
-                )
+                check.fields("", self, hint=f"n = {n}, m = {m} (from control)", **{name: shape})
 
-    policy = LinearGaussianPolicy()
+    def reset(self, key: Key, params: Any = None) -> tuple[jax.Array, jax.Array]:
+        """Draw a start.
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
-        """Draw a start; `key` is consumed."""
+        Args:
+            key: Consumed; not used where the start is known.
+            params: Not used.
+
+        Returns:
+            x_0, as observation and as state.
+        """
         del params
-        start = self.initial_mean
-        if self.initial_noise is not None:
-            start = MultivariateNormal(start, self.initial_noise).sample(key)
+        start, noise = self.initial_mean, self.initial_noise
+        start = start if noise is None else MultivariateNormal(start, noise).sample(key)
         return start, start
 
-    def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
-        """One transition, `key` is consumed; never ends."""
+    def step(self, key: Key, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
+        """One transition; never ends.
+
+        Args:
+            key: Consumed.
+            state: x_t, shape `(n,)`.
+            action: u_t, shape `(m,)`.
+            params: Not used.
+
+        Returns:
+            The `Step` to x_t+1 with reward -(x_tᵀ Q x_t + u_tᵀ R u_t).
+        """
         del params
         action = action.astype(state.dtype)
-        new = MultivariateNormal(self.transition @ state + self.control @ action, self.noise).sample(key)
+        new = self._next(state, action).sample(key)
         reward = -(state @ self.state_cost @ state + action @ self.control_cost @ action)
         return Step(new, new, reward, jnp.zeros((), bool), jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
-        r"""$\log\rho_0(x_0)$ of one trajectory; 0 for a known start."""
+        """Log-density of the start x_0 of one trajectory.
+
+        Args:
+            trajectory: Leading axis `(T,)`.
+
+        Returns:
+            Shape `()`; 0 for a known start.
+        """
         if self.initial_noise is None:
             return jnp.zeros((), self.initial_mean.dtype)
         return MultivariateNormal(self.initial_mean, self.initial_noise).log_prob(trajectory.observations[0])
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
-        r"""$\log p(x_{t+1}|x_t,u_t)$ of one trajectory, shape `(T,)`."""
+        """Log p(x_t+1 | x_t, u_t) of one trajectory.
 
-        def one(state: jax.Array, action: jax.Array, new: jax.Array) -> jax.Array:
-            loc = self.transition @ state + self.control @ action.astype(state.dtype)
-            return MultivariateNormal(loc, self.noise).log_prob(new)
+        Args:
+            trajectory: Leading axis `(T,)`.
 
-        return jax.vmap(one)(trajectory.observations, trajectory.actions, next_observations(trajectory))
+        Returns:
+            Shape `(T,)`.
+        """
+        steps = trajectory.observations, trajectory.actions, next_observations(trajectory)
+        return jax.vmap(lambda state, action, new: self._next(state, action).log_prob(new))(*steps)
 
+    @jit
     def quadratics(self, params: LinearPolicyParams, *, horizon: int, discount: float = 1.0) -> QuadraticValues:
-        r"""The value of the policy in every state, by the Riccati-like recursion of a policy that is given.
+        """The value of the policy in every state, by the Riccati-like recursion of a policy that is given.
 
-        With $M = A + B K$ and $\Sigma = \mathrm{diag}(\sigma^2)$: $P_t = Q + K^\top R K + \gamma M^\top P_{t+1} M$ and
-        $c_t = \mathrm{tr}(R \Sigma) + \gamma (c_{t+1} + \mathrm{tr}(P_{t+1} (B \Sigma B^\top + C C^\top)))$, both 0 at `T`.
+        With M = A + B K and Σ = diag(σ²):
+
+            P_t = Q + Kᵀ R K + γ Mᵀ P_t+1 M
+            c_t = tr(R Σ) + γ (c_t+1 + tr(P_t+1 (B Σ Bᵀ + C Cᵀ)))
+
+        and both are 0 at `T`.
 
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: $\gamma$.
+            discount: γ.
+
+        Returns:
+            The matrices and constants of t = 0, ..., T.
+
+        Gradients: flow through `params` and the arrays of the system, at any order.
 
         References:
             Bertsekas (2017), Dynamic Programming and Optimal Control, 4th ed., vol. I, section 3.1.
@@ -174,18 +210,25 @@ class LinearQuadratic:
         return jax.tree.map(lambda x, last: jnp.concatenate([x, last[None]]), values, end)
 
     def value(self, params: LinearPolicyParams, *, horizon: int, discount: float = 1.0) -> jax.Array:
-        r"""$J(\theta) = \mathbb{E} \sum_{t<T} \gamma^t r_t$, exactly; `jax.grad` of it is the exact gradient."""
+        """J(θ) = E Σ_t<T γᵗ r_t, exactly; `jax.grad` of it is the exact gradient.
+
+        Args:
+            params: Parameters of `policy`.
+            horizon: `T`.
+            discount: γ.
+
+        Returns:
+            Shape `()`.
+
+        Gradients: flow through `params` and the arrays of the system, at any order.
+        """
         values = self.quadratics(params, horizon=horizon, discount=discount)
-        dtype = values.matrix.dtype
-        mean = values.at(jnp.int32(0), self.initial_mean.astype(dtype))
+        mean = values.at(jnp.int32(0), self.initial_mean.astype(values.matrix.dtype))
         if self.initial_noise is None:
             return mean
-        noise = self.initial_noise.astype(dtype)
+        noise = self.initial_noise.astype(mean.dtype)
         return mean - jnp.trace(values.matrix[0] @ noise @ noise.T)
 
-
-register_dataclass(
-    LinearQuadratic,
-    ("transition", "control", "noise", "state_cost", "control_cost", "initial_mean", "initial_noise"),
-    ("horizon",),
-)
+    def _next(self, state: jax.Array, action: jax.Array) -> MultivariateNormal:
+        """The distribution of x_t+1."""
+        return MultivariateNormal(self.transition @ state + self.control @ action.astype(state.dtype), self.noise)

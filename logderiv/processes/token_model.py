@@ -1,10 +1,9 @@
-r"""An autoregressive token model: a language model as a process, with prompts, an end token and a reward for the whole sequence.
+"""An autoregressive token model: a language model as a process, with prompts, an end token and a reward for the whole sequence.
 
-$P(y|\theta) = \prod_t \pi_\theta(y_t|y_{<t})$ over tokens $0, \ldots, V - 1$ until the end token or the horizon. Tokens of the prompt are forced:
+P(y|θ) = prod_t π_θ(y_t|y_{<t}) over tokens 0, ..., V - 1 until the end token or the horizon. Tokens of the prompt are forced:
 steps like any other, with the factor 1.
 """
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import is_traced, register_dataclass, scalar_cost
+from logderiv._core import check
+from logderiv._core.arrays import is_traced, scalar_cost
+from logderiv._core.pytrees import pytree
 from logderiv.distributions.forced import Forced
 from logderiv.distributions.interop import num_categories
-from logderiv.environments.tabular import TabularMDP
-from logderiv.types import Step, as_policy
+from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
+from logderiv.types import Key, Params, Step, Trajectory
 
 PAD = -1  # in prompts after their last token, in sequences after theirs
 
@@ -33,47 +34,64 @@ class TokenObservation(NamedTuple):
     forced: jax.Array
 
 
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class TokenPolicy:
+@pytree(static=("vocabulary", "context"))
+class TokenPolicy(PolicyWrapper):
     """The next token from the ones before it, or the prescribed one.
 
     Attributes:
-        network: A policy over the `V` tokens on one-hot rows of its context, `(context, V + 1)`: `logderiv.GRU(V)` with its own memory,
-            `logderiv.linear(V)` a bigram model, `logderiv.MLP(V)` with a longer context an n-gram model.
+        inner: A policy over the `V` tokens on one-hot rows of its context, `(context, V + 1)`: `logderiv.GRU(V)` with its own memory,
+            `logderiv.MLP(V, hidden=())` a bigram model, `logderiv.MLP(V)` with a longer context an n-gram model.
         vocabulary: `V`.
         context: Length of what the network is shown.
     """
 
-    network: Any
+    inner: StepPolicy
     vocabulary: int
     context: int = 1
 
-    log_factors = None
+    def init(self, key: Key) -> Params:
+        """The network's parameters.
 
-    @property
-    def initial_carry(self) -> Callable[[Any], Any] | None:
-        """The network's own."""
-        return self.network.initial_carry
+        Args:
+            key: Consumed.
 
-    def init(self, key: jax.Array) -> Any:
-        """The network's parameters; `key` is consumed."""
-        return self.network.init(key, jnp.zeros((self.context, self.vocabulary + 1)))
+        Returns:
+            A pytree.
+        """
+        return self.inner.policy.init(key, jnp.zeros((self.context, self.vocabulary + 1)))
 
-    def apply(self, params: Any, *carry_and_observation: Any) -> Any:
-        """The distribution of the next token, with the next carry where the network has memory."""
-        *carry, observation = carry_and_observation
+    def observe(self, params: Params, observation: TokenObservation) -> jax.Array:
+        """One-hot rows of the context, in the dtype of the parameters.
+
+        Args:
+            params: Parameters of the network.
+            observation: What the next token is chosen on.
+
+        Returns:
+            Shape `(context, V + 1)`.
+        """
         dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(params)))
-        rows = jax.nn.one_hot(observation.context, self.vocabulary + 1, dtype=dtype)
-        found = self.network.apply(params, *carry, rows)
-        distribution, *carry = found if carry else (found,)
-        if num_categories(distribution, observation.forced) not in (None, self.vocabulary):
+        return jax.nn.one_hot(observation.context, self.vocabulary + 1, dtype=dtype)
+
+    def change(self, distribution: Any, observation: TokenObservation) -> Forced:
+        """The network's distribution, or the prescribed token.
+
+        Args:
+            distribution: The network's, over the tokens.
+            observation: What the next token is chosen on.
+
+        Returns:
+            A distribution over the tokens.
+
+        Raises:
+            ValueError: The network's distribution is over another number of tokens.
+        """
+        categories = num_categories(distribution, observation.forced)
+        if categories not in (None, self.vocabulary):
             raise ValueError(
-                f"network: expected a distribution over the {self.vocabulary} tokens of the vocabulary, received one over "
-                f"{num_categories(distribution, observation.forced)}."
+                f"network: expected a distribution over the {self.vocabulary} tokens of the vocabulary, received one over {categories}."
             )
-        forced = Forced(distribution, observation.forced, observation.forced >= 0)
-        return (forced, *carry) if carry else forced
+        return Forced(distribution, observation.forced, observation.forced >= 0)
 
 
 class TokenState(NamedTuple):
@@ -84,44 +102,9 @@ class TokenState(NamedTuple):
     length: jax.Array
 
 
-class Tree(NamedTuple):
-    """Every sequence of a token model as a decision process whose states are the beginnings of sequences; unpacks as `policy, mdp, tokens`.
-
-    Attributes:
-        policy: The model's policy, on the number of a beginning.
-        mdp: The decision process; its episodes are the sequences.
-        tokens: The beginnings, -1 after their last token, the empty row for the end. Shape `(S, T)`.
-    """
-
-    policy: Any
-    mdp: TabularMDP
-    tokens: np.ndarray
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class _OnTree:
-    """A token policy whose observation is the number of a beginning; the tables are tuples, so that it can be hashed."""
-
-    inner: TokenPolicy
-    contexts: tuple[tuple[int, ...], ...]
-    forced: tuple[int, ...]
-
-    log_factors = None
-
-    @property
-    def initial_carry(self) -> Callable[[Any], Any] | None:
-        return self.inner.initial_carry
-
-    def apply(self, params: Any, *carry_and_state: Any) -> Any:
-        *carry, state = carry_and_state
-        contexts, forced = jnp.asarray(self.contexts, jnp.int32), jnp.asarray(self.forced, jnp.int32)
-        return self.inner.apply(params, *carry, TokenObservation(contexts[state], forced[state]))
-
-
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("reward", "vocabulary", "end", "horizon", "context"))
 class TokenModel:
-    r"""Sequences of at most `horizon` tokens, prompt included, with one reward when they end.
+    """Sequences of at most `horizon` tokens, prompt included, with one reward when they end.
 
         model = ld.processes.TokenModel(ld.GRU(5), reward, vocabulary=5, end=0, horizon=12, prompts=[[3, 1], [4, -1]])
         params = model.policy.init(key)
@@ -129,16 +112,17 @@ class TokenModel:
 
     A prompt is drawn uniformly, or given: `environment_params=i` is the prompt `i`, so that the answers to one prompt are one
     `rollout` (`jax.vmap` over `i` for several). A chosen end token terminates; a sequence that fills the horizon without it is truncated,
-    is rewarded as it stands, and counts in `info.truncated_fraction`. Valid steps count the prompt's: so does the length that GRPO divides by.
+    is rewarded as it stands, and counts in `info.truncated_fraction`. The functions of `logderiv.exact` list every sequence of a small
+    model: `ld.exact.gradient(params, model.policy, model, horizon=model.horizon)`. Valid steps count the prompt's: so does the length that GRPO divides by.
 
     Attributes:
-        network: See `TokenPolicy`.
+        network: A policy over the `V` tokens on one-hot rows of its context, `(context, V + 1)`.
         reward: `(tokens (T,), length ()) -> ()`, prompt included, -1 after the last token.
         vocabulary: `V`.
         end: The end token.
         horizon: `T`.
         prompts: Tokens, -1 after the last one of a shorter prompt. Shape `(P, L)` with `L < T`, or one of shape `(L,)`; none by default.
-        context: See `TokenPolicy`.
+        context: Length of what the network is shown.
 
     Raises:
         ValueError: A token, of a prompt or the end, out of the vocabulary; a prompt that leaves nothing to choose before the horizon; a
@@ -156,10 +140,8 @@ class TokenModel:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", as_policy(self.network))
-        for name, least in (("vocabulary", 2), ("horizon", 1), ("context", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: expected a whole number >= {least}, received {value!r}.")
+        check.whole(at_least=2, vocabulary=self.vocabulary)
+        check.whole(horizon=self.horizon, context=self.context)
         if not 0 <= self.end < self.vocabulary:
             raise ValueError(f"end: expected a token in 0 .. {self.vocabulary - 1}, received {self.end}.")
         object.__setattr__(self, "prompts", jnp.asarray(self._checked_prompts(), jnp.int32))
@@ -169,8 +151,30 @@ class TokenModel:
         """The model."""
         return TokenPolicy(self.network, self.vocabulary, self.context)
 
-    def reset(self, key: jax.Array, params: Any = None) -> tuple[TokenObservation, TokenState]:
-        """Before the first token. `params` is the number of a prompt; `None` draws one, uniformly. `key` is consumed."""
+    @property
+    def num_actions(self) -> int:
+        """`V`."""
+        return self.vocabulary
+
+    @property
+    def starts(self) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers of the different prompts, and the probability of each."""
+        _, first, counts = np.unique(np.asarray(self.prompts), axis=0, return_index=True, return_counts=True)
+        return first.astype(np.int32), counts / counts.sum()
+
+    def reset(self, key: Key, params: Any = None) -> tuple[TokenObservation, TokenState]:
+        """Before the first token.
+
+        Args:
+            key: Consumed.
+            params: The number of a prompt; `None` draws one, uniformly.
+
+        Returns:
+            `(observation, state)`.
+
+        Raises:
+            ValueError: There is no prompt of that number.
+        """
         if params is not None and not is_traced(params) and not 0 <= int(params) < len(self.prompts):
             raise ValueError(
                 f"environment_params: expected the number of a prompt, 0 .. {len(self.prompts) - 1}, received {params}."
@@ -181,52 +185,62 @@ class TokenModel:
         state = TokenState(jnp.full(self.horizon, PAD, jnp.int32), prompt, jnp.zeros((), jnp.int32))
         return self._observe(state), state
 
-    def step(self, key: jax.Array, state: TokenState, action: jax.Array, params: Any = None) -> Step:
-        """One more token. Nothing is drawn."""
+    def step(self, key: Key, state: TokenState, action: jax.Array, params: Any = None) -> Step:
+        """One more token; another one than the prompt's ends the sequence without a reward. Nothing is drawn.
+
+        Args:
+            key: Not used.
+            state: The tokens so far, and the prompt.
+            action: The token.
+            params: Not used.
+
+        Returns:
+            A `Step`.
+
+        Raises:
+            ValueError: The reward is not a scalar.
+        """
         del key, params
-        chosen = state.prompt[state.length] == PAD
+        forced = state.prompt[state.length]
+        impossible = (forced != PAD) & (action != forced)
         tokens, length = state.tokens.at[state.length].set(action), state.length + 1
         new = TokenState(tokens, state.prompt, length)
-        terminated = chosen & (action == self.end)
+        terminated = impossible | ((forced == PAD) & (action == self.end))
         truncated = ~terminated & (length == self.horizon)
-        reward = self._reward(tokens, length)
-        return Step(self._observe(new), new, jnp.where(terminated | truncated, reward, 0), terminated, truncated)
+        reward = scalar_cost(self.reward(tokens, length), "reward")
+        paid = (terminated | truncated) & ~impossible
+        return Step(self._observe(new), new, jnp.where(paid, reward, 0), terminated, truncated)
 
-    def tree(self) -> Tree:
-        r"""Every sequence: a decision process for `logderiv.exact`, whose functions take any network.
+    def log_initial(self, trajectory: Trajectory) -> jax.Array:
+        """Logarithm of the probability that the prompt of one trajectory is drawn.
 
-            policy, mdp, _ = model.tree()
-            ld.exact.gradient(params, policy, mdp, horizon=model.horizon)
+        Args:
+            trajectory: One, without batch axes.
 
-        The states are the $O(V^{T-1})$ beginnings. Where a token is forced every other leads to the end, with probability 0. A
-        sequence that fills the horizon ends like any other. The model must be concrete.
+        Returns:
+            Shape `()`.
         """
-        rows, following, rewards = self._grow()
-        ended = len(rows)
-        transition = np.zeros((ended + 1, self.vocabulary, ended + 1))
-        np.put_along_axis(transition, np.append(following, np.full((1, self.vocabulary), ended), 0)[..., None], 1, 2)
-        starts = [row for row in range(ended) if rows[row].length == 0]
-        initial = np.bincount(starts, minlength=ended + 1) / len(starts)
-        contexts = [self._context_of(row.tokens) for row in rows]
-        policy = _OnTree(self.policy, (*contexts, contexts[0]), (*(row.forced for row in rows), PAD))
-        dtype = jnp.zeros(()).dtype
-        mdp = TabularMDP(
-            initial=jnp.asarray(initial, dtype),
-            transition=jnp.asarray(transition, dtype),
-            reward=jnp.asarray(np.append(rewards, np.zeros((1, self.vocabulary)), 0), dtype),
-            terminal=jnp.arange(ended + 1) == ended,
-            horizon=self.horizon,
-        )
-        return Tree(policy, mdp, np.array([self._padded(row.tokens) for row in rows] + [self._padded(())]))
+        forced, (number, longest) = trajectory.observations.forced, self.prompts.shape
+        ends = jnp.full((number, max(len(forced) - longest, 0)), PAD, jnp.int32)
+        prompts = jnp.concatenate([self.prompts, ends], axis=1)[:, : len(forced)]
+        same = jnp.all((prompts == forced[None]) | ~trajectory.valid[None], axis=1)
+        return jnp.log(jnp.mean(same, dtype=trajectory.rewards.dtype))
+
+    def log_factors(self, trajectory: Trajectory) -> jax.Array:
+        """0 for every step: nothing is drawn.
+
+        Args:
+            trajectory: One, without batch axes.
+
+        Returns:
+            Shape `(T,)`.
+        """
+        return jnp.zeros_like(trajectory.rewards)
 
     def _observe(self, state: TokenState) -> TokenObservation:
         before = jnp.pad(state.tokens, (self.context, 0), constant_values=self.vocabulary)
-        return TokenObservation(
-            jax.lax.dynamic_slice_in_dim(before, state.length, self.context), state.prompt[state.length]
-        )
-
-    def _reward(self, tokens: jax.Array, length: jax.Array) -> jax.Array:
-        return scalar_cost(self.reward(tokens, length), "reward")
+        context = jax.lax.dynamic_slice_in_dim(before, state.length, self.context)
+        return TokenObservation(context, state.prompt[state.length])
 
     def _checked_prompts(self) -> np.ndarray:
         prompts = np.asarray(self.prompts)
@@ -248,49 +262,3 @@ class TokenModel:
         if np.any((prompts[:, :-1] == PAD) & (prompts[:, 1:] != PAD)):
             raise ValueError(f"prompts: expected {PAD} only after a prompt's last token.")
         return prompts
-
-    def _grow(self) -> tuple[list["_Beginning"], np.ndarray, np.ndarray]:
-        """Every beginning, breadth first; its successors, the number of beginnings for the end; the reward on the way."""
-        prompts = np.asarray(self.prompts)
-        rows = [_Beginning((), tuple(p for p in prompt.tolist() if p != PAD)) for prompt in prompts]
-        following, whole = [], []
-        for row in rows:  # grows as it is read
-            successors = []
-            for token in range(self.vocabulary):
-                new = _Beginning((*row.tokens, token), row.prompt)
-                impossible = row.forced not in (PAD, token)
-                ends = (row.forced == PAD and token == self.end) or new.length == self.horizon
-                whole.append((new.tokens, ends and not impossible))
-                successors.append(PAD if impossible or ends else len(rows))
-                if not (impossible or ends):
-                    rows.append(new)
-            following.append(successors)
-        tokens = jnp.asarray([self._padded(t) for t, _ in whole], jnp.int32)
-        lengths = jnp.asarray([len(t) for t, _ in whole], jnp.int32)
-        rewards = np.where([paid for _, paid in whole], np.asarray(jax.vmap(self._reward)(tokens, lengths)), 0)
-        table = np.array(following)
-        return rows, np.where(table == PAD, len(rows), table), rewards.reshape(table.shape)
-
-    def _padded(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        return (*tokens, *(PAD,) * (self.horizon - len(tokens)))
-
-    def _context_of(self, tokens: tuple[int, ...]) -> tuple[int, ...]:
-        return ((self.vocabulary,) * self.context + tokens)[-self.context :]
-
-
-class _Beginning(NamedTuple):
-    """A sequence so far, and its prompt."""
-
-    tokens: tuple[int, ...]
-    prompt: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def forced(self) -> int:
-        return self.prompt[self.length] if self.length < len(self.prompt) else PAD
-
-
-register_dataclass(TokenModel, ("prompts",), ("network", "reward", "vocabulary", "end", "horizon", "context"))

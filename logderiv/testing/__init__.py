@@ -2,19 +2,8 @@
 
 from logderiv.testing.order import OrderReport, check_order
 from logderiv.testing.padding import PaddingReport, check_padding
-from logderiv.testing.score import ScoreReport, check_score, score_report
-from logderiv.testing.unbiased import UnbiasedReport, assert_unbiased, familywise, unbiased_report
+from logderiv.testing.score import ScoreReport, check_score
+from logderiv.testing.unbiased import UnbiasedReport, assert_unbiased, familywise
 
-__all__ = [
-    "OrderReport",
-    "PaddingReport",
-    "ScoreReport",
-    "UnbiasedReport",
-    "assert_unbiased",
-    "check_order",
-    "check_padding",
-    "check_score",
-    "familywise",
-    "score_report",
-    "unbiased_report",
-]
+__all__ = ["OrderReport", "PaddingReport", "ScoreReport", "UnbiasedReport", "assert_unbiased", "check_order"]
+__all__ += ["check_padding", "check_score", "familywise"]

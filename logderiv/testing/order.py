@@ -1,4 +1,4 @@
-r"""Up to which order are an estimator's derivatives right? Exactly, over every trajectory of a small world.
+"""Up to which order are an estimator's derivatives right? Exactly, over every batch of the trajectories of a small environment.
 
 The k-th derivative of an unbiased objective averages to the k-th derivative of the true one. A plain surrogate is right
 at order one only, DiCE at every order. Derivatives are compared along directions (the parameter axes and eight random
@@ -11,12 +11,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+import optax
 from jax.flatten_util import ravel_pytree
 
-from logderiv.estimators import Estimator, num_trajectories
+from logderiv._core import check
+from logderiv._core.pytrees import jit
+from logderiv._core.tables import table
+from logderiv.estimators import Estimator
+from logderiv.exact.batches import ensemble, objective, structure
 from logderiv.testing.score import random_directions
-from logderiv.types import Trajectory, check_params
+from logderiv.types import Params, State, Trajectory
 
 LIMIT = 2**16
 
@@ -44,127 +48,108 @@ class OrderReport(NamedTuple):
         return next((i for i, ok in enumerate(self.agree) if not ok), len(self.agree))
 
     def __str__(self) -> str:
-        head = (
-            f"right up to order {self.order} of {len(self.agree)} looked at ({self.num_batches} batches enumerated)\n"
-        )
-        head += f"  {'order':>5}{'error':>12}{'exact':>12}\n"
-        return head + "\n".join(
-            f"  {i:>5}{e:>12.2e}{s:>12.2e}  {'right' if ok else 'WRONG'}"
-            for i, (ok, e, s) in enumerate(zip(self.agree, self.error, self.scale, strict=True), start=1)
-        )
+        right = ["right" if ok else "WRONG" for ok in self.agree]
+        rows = zip(range(1, len(right) + 1), self.error, self.scale, right, strict=True)
+        head = f"right up to order {self.order} of {len(right)} looked at ({self.num_batches} batches enumerated)\n"
+        return head + table(("order", "error", "exact", ""), ">5 >12.2e >12.2e >7", rows)
 
 
 def check_order(
+    params: Params,
+    policy: Any,
     estimator: Estimator,
     exact: Callable[[Any], jax.Array],
-    params: Any,
-    policy: Any,
     trajectories: Trajectory,
     probabilities: jax.Array,
     *,
     order: int,
-    num_trajectories_per_batch: int | None = None,
-    state: Any = None,
+    num_trajectories: int | None = None,
+    state: State = None,
     max_order: int = 3,
     tolerance: float | None = None,
-    batch_size: int = 256,
 ) -> OrderReport:
-    r"""Assert that derivatives 1 to `order` of `estimator.objective` average to those of an exact objective.
+    """Assert that derivatives 1 to `order` of `estimator.objective` average to those of an exact objective.
 
-    Example, with every trajectory of a small decision process:
+    Example, with every trajectory of a small environment:
 
         taus = ld.exact.enumerate_trajectories(mdp, horizon=3)
         probabilities = ld.prob(params, policy, taus, environment=mdp)
         exact = lambda p: ld.exact.value(p, policy, mdp, horizon=3, discount=0.9)
-        ld.testing.check_order(estimator, exact, params, policy, taus, probabilities, order=1)
+        ld.testing.check_order(params, policy, estimator, exact, taus, probabilities, order=1)
 
     Args:
-        estimator: Yours or ours; its weights are computed at `params` and held.
-        exact: `params -> ()`, the true objective.
         params: Where to check; floating point, float64 if at all possible. Not a symmetric point.
         policy: The policy.
+        estimator: Yours or ours; its weights are computed at `params` and detached.
+        exact: `params -> ()`, the true objective.
         trajectories: Every trajectory, leading axes `(K, T)`, with `behavior_log_probs` filled if the estimator uses them.
         probabilities: Of each, shape `(K,)`; they sum to one.
         order: What the estimator claims.
-        num_trajectories_per_batch: `N`; `None` for the estimator's minimum. All `K^N` batches are run.
+        num_trajectories: `N`; `None` for the estimator's minimum. All batches are run: `C(K + N - 1, N)` where the order of
+            the trajectories does not matter, else `K^N`.
         state: Of the estimator; `None` for its first.
         max_order: Orders looked at; each doubles the cost. At least `order`.
         tolerance: `None` for `10 sqrt(eps)`.
-        batch_size: Batches side by side.
 
     Returns:
         An `OrderReport`; its `order` may be higher than the one claimed.
 
     Raises:
         AssertionError: An order up to `order` is wrong; the message is the report.
-        ValueError: `probabilities` has another shape or does not sum to one, or more than 65 536 batches.
+        ValueError: `probabilities` has another shape or does not sum to one; more than 65 536 batches; fewer trajectories than
+            the estimator needs.
         TypeError: A parameter is not floating point.
     """
-    check_params(params)
-    size = estimator.bias.min_trajectories if num_trajectories_per_batch is None else num_trajectories_per_batch
-    estimator.bias.check(size)
-    members, weights = _batches(trajectories, probabilities, size)
-    theta, unravel = ravel_pytree(params)
-    directions = jnp.asarray(random_directions(theta.size), theta.dtype)
-    state = estimator.init(params) if state is None else state
-    orders = max(max_order, order)
-
-    def batch_derivatives(index: jax.Array) -> jax.Array:
-        batch = jax.tree.map(lambda x: x[index], trajectories)
-        held, _ = lax.stop_gradient(estimator.weigh(params, state, policy, batch))
-        return along(lambda p: estimator.objective(p, policy, batch, held))
-
-    def along(function: Callable[[Any], jax.Array]) -> jax.Array:
-        """Derivatives 1 to `orders` along every direction, shape `(orders, V)`."""
-        return jax.vmap(
-            lambda v: _line_derivatives(lambda e: function(unravel(theta + e * v)), orders, theta), out_axes=1
-        )(directions)
-
-    @jax.jit
-    def run(members: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        each = lax.map(batch_derivatives, members, batch_size=batch_size)
-        weights = weights.astype(each.dtype)
-        typical = jnp.tensordot(weights, jnp.abs(each), axes=1)
-        return jnp.tensordot(weights, each, axes=1), typical, along(exact).astype(each.dtype)
-
-    found, typical, truth = (np.asarray(x, np.float64) for x in run(members, weights))
-    if tolerance is None:
-        tolerance = 10 * float(np.sqrt(jnp.finfo(theta.dtype).eps))
-    error, scale = np.abs(found - truth).max(axis=1), np.abs(truth).max(axis=1)
-    allowed = tolerance * np.maximum(scale, typical.max(axis=1))
-    nothing = (typical.max(axis=1) == 0) & (scale == 0)  # a zero estimate of a zero derivative shows nothing
-    agree = tuple(bool(e <= a) and not bool(n) for e, a, n in zip(error, allowed, nothing, strict=True))
-    report = OrderReport(agree, tuple(error.tolist()), tuple(scale.tolist()), tolerance, len(members))
-    if report.order < order:
-        raise AssertionError(f"check_order: claimed order {order}; {report}")
-    return report
-
-
-def _line_derivatives(function: Callable[[jax.Array], jax.Array], orders: int, theta: jax.Array) -> jax.Array:
-    """Derivatives 1 to `orders` of a function of one number, at 0."""
-
-    def derivative(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-        return lambda e: jax.jvp(function, (e,), (jnp.ones_like(e),))[1]
-
-    values = []
-    for _ in range(orders):
-        function = derivative(function)
-        values.append(function(jnp.zeros((), theta.dtype)))
-    return jnp.stack(values)
-
-
-def _batches(trajectories: Trajectory, probabilities: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
-    """Every batch of `size` trajectories, as indices `(K^N, N)`, with its probability."""
-    count = num_trajectories(trajectories)
-    weights = np.asarray(probabilities, np.float64)
+    check.params(params)
+    known, weights = structure(estimator), np.asarray(probabilities, np.float64)
+    count = trajectories.valid.shape[0]
     if weights.shape != (count,) or not abs(weights.sum() - 1) < 1e-3:
         raise ValueError(
             f"probabilities: expected shape (K,) = ({count},) and a sum of one, received shape {weights.shape} and sum "
             f"{weights.sum():.6g}; pass logderiv.prob(params, policy, trajectories, environment=mdp)."
         )
-    if count**size > LIMIT:
-        raise ValueError(
-            f"trajectories: expected at most {LIMIT} batches, received {count}^{size} = {count**size:.3g}; shorten the horizon."
-        )
-    members = np.indices((count,) * size).reshape(size, -1).T
-    return jnp.asarray(members), jnp.asarray(np.prod(weights[members], axis=1))
+    size = known.min_trajectories if num_trajectories is None else num_trajectories
+    context, method = (estimator, params, state, policy), "multisets" if known.symmetric else "tuples"
+    members = ensemble(context, trajectories, weights, num=size, method=method, limit=LIMIT)
+
+    orders, directions = max(max_order, order), random_directions(optax.tree.size(params))
+    truth = np.asarray(_along(params, exact, directions, orders), np.float64)
+    found, typical = np.zeros((2, *truth.shape))
+    for _, chances, values in members.evaluate(_of_batch, truth.size, directions, orders):
+        found += (chances @ values).reshape(truth.shape)
+        typical += (chances @ np.abs(values)).reshape(truth.shape)
+    if tolerance is None:
+        tolerance = 10 * float(np.sqrt(jnp.finfo(ravel_pytree(params)[0].dtype).eps))
+    error, scale, typical = (np.abs(x).max(axis=1) for x in (found - truth, truth, typical))
+    nothing = (typical == 0) & (scale == 0)  # a zero estimate of a zero derivative shows nothing
+    agree = (error <= tolerance * np.maximum(scale, typical)) & ~nothing
+    agree, error, scale = (tuple(x.tolist()) for x in (agree, error, scale))
+    report = OrderReport(agree, error, scale, tolerance, members.number)
+    if report.order < order:
+        raise AssertionError(f"check_order: claimed order {order}; {report}")
+    return report
+
+
+@jit
+def _along(params: Params, function: Callable[[Params], jax.Array], directions: Any, orders: int) -> jax.Array:
+    """Derivatives 1 to `orders` of a function along every direction, shape `(orders, V)`."""
+    theta, unravel = ravel_pytree(params)
+
+    def along(direction: jax.Array) -> jax.Array:
+        line, values = lambda e: function(unravel(theta + e * direction)), []
+        for _ in range(orders):
+            line = _derivative(line)
+            values.append(line(jnp.zeros((), theta.dtype)))
+        return jnp.stack(values)
+
+    return jax.vmap(along, out_axes=1)(jnp.asarray(directions, theta.dtype))
+
+
+def _of_batch(
+    estimator: Any, params: Params, state: State, policy: Any, batch: Trajectory, directions: Any, orders: int
+) -> jax.Array:
+    return _along(params, objective(estimator, params, state, policy, batch), directions, orders).ravel()
+
+
+def _derivative(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    return lambda e: jax.jvp(function, (e,), (jnp.ones_like(e),))[1]

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from logderiv._core import check
 from logderiv._core.arrays import expand, widest
-from logderiv.types import Trajectory, check_params, check_trajectory
+from logderiv._core.pytrees import jit
+from logderiv.types import Params, Trajectory, check_trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
@@ -48,7 +50,7 @@ class PaddingReport(NamedTuple):
 
 
 def check_padding(
-    function: Callable[[Any, Trajectory], Any], params: Any, trajectories: Trajectory, *, num_extra: int = 2
+    params: Params, function: Callable[[Params, Trajectory], Any], trajectories: Trajectory, *, num_extra: int = 2
 ) -> PaddingReport:
     """Assert that `function(params, trajectories)` does not depend on what invalid steps hold, bit for bit, nor on their number.
 
@@ -62,9 +64,9 @@ def check_padding(
     so the three quantities agree to the square root of the dtype's rounding unit; outputs that have a time axis are not compared.
 
     Args:
-        function: From params and a (batch of) trajectories to a pytree of floating-point arrays, such as
-            `lambda p, taus: estimator.objective(p, policy, taus, estimator.weigh(p, state, policy, taus)[0])`.
         params: Floating point.
+        function: From params and a (batch of) trajectories to a pytree of floating-point arrays, such as
+            `lambda p, taus: estimator.objective(p, policy, taus, estimator.advantages(p, state, policy, taus)[0])`.
         trajectories: Some of whose steps are invalid.
         num_extra: Invalid steps to append; 0 for a function that holds arrays of a fixed `T`.
 
@@ -73,46 +75,49 @@ def check_padding(
 
     Raises:
         AssertionError: Something changed, or is NaN to begin with; the message is the report.
-        ValueError: Every step is valid, so that there is nothing to check.
+        ValueError: Every step is valid, so that there is nothing to check; `num_extra` below 0.
         TypeError: A parameter is not floating point.
     """
-    check_params(params)
+    check.params(params)
+    check.whole(at_least=0, num_extra=num_extra)
     check_trajectory(trajectories)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:
         raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
-    failures: list[str] = []
-    where: dict[tuple[str, str, str], list[str]] = {}  # field, quantity, how: kinds of garbage
-    num_cases = 0
-
-    def direct(params: Any, taus: Trajectory) -> Any:
-        return _derivatives(function, params, taus)
-
     # Compiled, a product with a mask becomes a selection and hides its NaN; operation by operation it does not.
-    for how, derivatives, kinds in (("compiled", jax.jit(direct), GARBAGE), ("eager", direct, ("NaN",))):
-        given = derivatives(params, trajectories)
-        reference = _bits(given)
-        failures += [f"the {name} is NaN with the padding as given ({how})" for name in _nan(given)]
-        for kind in kinds:
-            changed = _changed(reference, derivatives(params, fill(trajectories, kind)))
-            num_cases += len(QUANTITIES)
-            for field in FIELDS if changed else ():
-                for name in _changed(reference, derivatives(params, fill(trajectories, kind, (field,)))):
-                    where.setdefault((field, name, how), []).append(kind)
-            if changed and not where:
-                failures.append(f"{kind} in several fields at once: the {changed[0]} changes ({how})")
-    failures += [
-        f"{', '.join(kinds)} in {field}: the {name} changes ({how})" for (field, name, how), kinds in where.items()
-    ]
+    failures = _failures(params, function, trajectories, "compiled", _compiled, tuple(GARBAGE))
+    failures += _failures(params, function, trajectories, "eager", _derivatives, ("NaN",))
+    num_cases = len(QUANTITIES) * (len(GARBAGE) + 1)
     if num_extra:
-        compiled = jax.jit(direct)
-        longer = _apart(compiled(params, trajectories), compiled(params, extend(trajectories, num_extra)))
+        given, longer = (_compiled(params, function, x) for x in (trajectories, extend(trajectories, num_extra)))
+        failures += [f"{num_extra} more invalid steps: the {name} changes" for name in _apart(given, longer)]
         num_cases += len(QUANTITIES)
-        failures += [f"{num_extra} more invalid steps: the {name} changes" for name in longer]
     report = PaddingReport(num_cases, num_invalid, tuple(failures))
     if not report.passed:
         raise AssertionError(f"check_padding: {report}")
     return report
+
+
+def _failures(params: Params, function: Any, taus: Trajectory, how: str, derivatives: Any, kinds: Any) -> list[str]:
+    """One line for each field and quantity that these kinds of garbage change."""
+    given = derivatives(params, function, taus)
+    failures = [f"the {name} is NaN with the padding as given ({how})" for name in _nan(given)]
+
+    def changed(kind: str, fields: tuple[str, ...] = FIELDS) -> list[str]:
+        results = derivatives(params, function, fill(taus, kind, fields))
+        return [name for name, a, b in zip(QUANTITIES, given, results, strict=True) if _bits(a) != _bits(b)]
+
+    where: dict[tuple[str, str], list[str]] = {}  # field, quantity: kinds of garbage
+    for kind in kinds:
+        together = changed(kind)
+        for field in FIELDS if together else ():
+            for name in changed(kind, (field,)):
+                where.setdefault((field, name), []).append(kind)
+        if together and not where:
+            failures.append(f"{kind} in several fields at once: the {together[0]} changes ({how})")
+    return failures + [
+        f"{', '.join(kind)} in {field}: the {name} changes ({how})" for (field, name), kind in where.items()
+    ]
 
 
 def fill(trajectories: Trajectory, kind: str, fields: tuple[str, ...] = FIELDS) -> Trajectory:
@@ -151,7 +156,7 @@ def _garbage(kind: str, dtype: Any) -> Any:
     return max(value, limits.min) if value == -1 else value
 
 
-def _derivatives(function: Any, params: Any, trajectories: Trajectory) -> tuple[Any, Any, Any]:
+def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tuple[Any, Any, Any]:
     """Value, gradient and Hessian-vector product, of outputs weighted so that they cannot cancel."""
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
@@ -166,35 +171,32 @@ def _derivatives(function: Any, params: Any, trajectories: Trajectory) -> tuple[
     return value, first, second
 
 
+_compiled = jit(_derivatives)
+
+
 def _ramp(like: jax.Array) -> jax.Array:
     return jnp.linspace(1, 2, like.size, dtype=like.dtype).reshape(like.shape)
 
 
-def _bits(results: tuple[Any, Any, Any]) -> list[list[bytes]]:
-    return [[np.asarray(x).tobytes() for x in jax.tree.leaves(tree)] for tree in results]
-
-
-def _changed(reference: list[list[bytes]], results: tuple[Any, Any, Any]) -> list[str]:
-    return [name for name, a, b in zip(QUANTITIES, reference, _bits(results), strict=True) if a != b]
+def _bits(tree: Any) -> list[bytes]:
+    return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
 def _apart(first: tuple[Any, Any, Any], second: tuple[Any, Any, Any]) -> list[str]:
     """Quantities that differ by more than rounding; none where the outputs have another shape."""
-    pairs = [list(zip(*map(jax.tree.leaves, trees), strict=True)) for trees in zip(first, second, strict=True)]
-    if any(np.shape(a) != np.shape(b) for a, b in pairs[0]):
+    if any(jnp.shape(a) != jnp.shape(b) for a, b in zip(*map(jax.tree.leaves, (first[0], second[0])), strict=True)):
         return []
 
     def close(a: jax.Array, b: jax.Array) -> bool:
-        tolerance = float(np.sqrt(jnp.finfo(a.dtype).eps))
-        scale = float(np.max(np.abs(np.asarray(a, np.float64)), initial=0.0))
-        return np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=tolerance * scale)
+        tolerance, x, y = float(jnp.finfo(a.dtype).eps) ** 0.5, np.asarray(a, np.float64), np.asarray(b, np.float64)
+        return np.allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(x), initial=0.0))
 
-    return [name for name, leaves in zip(QUANTITIES, pairs, strict=True) if not all(close(a, b) for a, b in leaves)]
+    pairs = zip(QUANTITIES, first, second, strict=True)
+    return [name for name, *both in pairs if not all(map(close, *map(jax.tree.leaves, both)))]
 
 
 def _nan(results: tuple[Any, Any, Any]) -> list[str]:
-    return [
-        name
-        for name, tree in zip(QUANTITIES, results, strict=True)
-        if any(np.isnan(np.asarray(x, np.float64)).any() for x in jax.tree.leaves(tree))
-    ]
+    def has_nan(tree: Any) -> bool:
+        return any(np.isnan(np.asarray(x, np.float64)).any() for x in jax.tree.leaves(tree))
+
+    return [name for name, tree in zip(QUANTITIES, results, strict=True) if has_nan(tree)]

@@ -1,12 +1,12 @@
-r"""Is it a score? Two identities that every score obeys, and one that every held sample does.
+"""Is it a score? Two identities that every score obeys, and one that every detached sample does.
 
-With $s = \nabla\log p_\theta(x)$ and $x \sim p_\theta$: $\mathbb{E}[s] = 0$ and $\mathbb{E}[s s^\top] = -\mathbb{E}[\nabla^2 \log p_\theta(x)]$ (Bartlett). Both
-follow from differentiating $\int p_\theta = 1$, which needs a support that does not move with the parameters. They are
-checked along directions `v`: the parameter axes, where there are at most 64, and eight random ones.
+With s = ∇ log p_θ(x) and x ~ p_θ: E[s] = 0 and E[s sᵀ] = -E[∇² log p_θ(x)] (Bartlett). Both follow from differentiating
+∫ p_θ = 1, which needs a support that does not move with the parameters. They are checked along directions `v`: the parameter
+axes, where there are at most 64, and eight random ones.
 
 | mistake | what breaks |
 |---|---|
-| sampler not held (a forgotten `stop_gradient`) | the derivative changes when the sample is held; the second identity |
+| sampler not detached (a forgotten `stop_gradient`) | the derivative changes when the sample is detached; the second identity |
 | support that moves, missing normalizer | the first identity, the second |
 | doubled, or a mean where a sum belongs | the second identity |
 | an axis summed twice or not at all | the second identity, or the shape |
@@ -21,9 +21,13 @@ import numpy as np
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
+from logderiv._core import check
 from logderiv._core.arrays import as_keys
+from logderiv._core.pytrees import jit
+from logderiv._core.tables import table
+from logderiv.diagnostics.statistics import Summary, summary
 from logderiv.testing.unbiased import familywise
-from logderiv.types import check_params
+from logderiv.types import Key, Params
 
 MAX_AXES = 64
 NUM_RANDOM = 8
@@ -33,167 +37,142 @@ class ScoreReport(NamedTuple):
     """What `check_score` found; print it. Arrays have shape `(V, R)`: directions, and the whole followed by its steps.
 
     Attributes:
-        score: Mean derivative of log p along a direction; should be 0.
-        score_sem: Its standard error.
+        score: Mean derivative of log p along a direction, which should be 0, with its spread.
         square: Mean of the squared derivative, `v^T E[s s^T] v`.
-        bartlett: Mean of squared derivative plus second derivative; should be 0.
-        bartlett_sem: Its standard error.
+        bartlett: Mean of squared derivative plus second derivative, which should be 0, with its spread.
         k: Standard errors allowed, after family-wise control.
         num_samples: Number of samples.
-        held: No derivative arrives through the sampler.
-        informative: The whole log-probability depends on the parameters along every direction, and nothing is NaN.
-        powered: `k` standard errors fit into the resolution.
-        centered: The first identity holds.
-        consistent: The second does.
+        holds: What must be true. `"detached"`: no derivative arrives through the sampler. `"informative"`: the whole
+            log-probability depends on the parameters along every direction, and nothing is NaN. `"powered"`: `k` standard errors
+            fit into the resolution. `"centered"`: the first identity holds. `"consistent"`: the second does.
     """
 
-    score: jax.Array
-    score_sem: jax.Array
+    score: Summary
     square: jax.Array
-    bartlett: jax.Array
-    bartlett_sem: jax.Array
+    bartlett: Summary
     k: Any
     num_samples: Any
-    held: jax.Array
-    informative: jax.Array
-    powered: jax.Array
-    centered: jax.Array
-    consistent: jax.Array
+    holds: dict[str, jax.Array]
 
     @property
     def passed(self) -> jax.Array:
         """All hold."""
-        return self.held & self.informative & self.powered & self.centered & self.consistent
+        return jnp.all(jnp.stack(list(self.holds.values())), axis=0)
 
     def __str__(self) -> str:
-        findings = [text for ok, text in zip(self[7:], _FINDINGS, strict=True) if not ok]
+        findings = [text for name, text in _FINDINGS.items() if not self.holds[name]]
         verdict = "\n  ".join(["FAILED:", *findings]) if findings else "passed"
         head = f"{verdict}\n{int(self.num_samples)} samples, k = {float(self.k):.2f} standard errors\n"
-        head += f"  {'worst of':<20}{'direction':>10}{'row':>6}{'value':>13}{'sem':>11}{'E[s s]':>13}\n"
-        rows = (("E[s]", self.score, self.score_sem), ("E[s s] + E[s']", self.bartlett, self.bartlett_sem))
-        return head + "\n".join(self._worst(*row) for row in rows)
+        rows = [self._worst("E[s]", self.score), self._worst("E[s s] + E[s']", self.bartlett)]
+        names = ("worst of", "direction", "row", "value", "sem", "E[s s]")
+        return head + table(names, "<20 >10 >6 >13.6g >11.2g >13.6g", rows)
 
-    def _worst(self, name: str, value: jax.Array, sem: jax.Array) -> str:
-        values, sems = np.abs(np.asarray(value)), np.asarray(sem)
-        v, r = np.unravel_index(np.argmax(values / (sems + np.finfo(sems.dtype).tiny)), values.shape)
-        row = "whole" if r == 0 else f"t={r - 1}"
-        numbers = f"{float(value[v, r]):>13.6g}{float(sem[v, r]):>11.2g}{float(self.square[v, r]):>13.6g}"
-        return f"  {name:<20}{int(v):>10}{row:>6}{numbers}"
+    def _worst(self, name: str, found: Summary) -> tuple[Any, ...]:
+        values, sems = np.asarray(found.mean), np.asarray(found.sem)
+        at = np.unravel_index(np.argmax(np.abs(values) / (sems + np.finfo(sems.dtype).tiny)), values.shape)
+        step = "whole" if at[1] == 0 else f"t={at[1] - 1}"
+        return name, int(at[0]), step, *(float(x[at]) for x in (values, sems, self.square))
 
 
-_FINDINGS = (
-    "the sample carries a derivative: its sampler is reparameterized; hold it with jax.lax.stop_gradient.",
-    "the log-probability does not depend on a parameter, or is NaN; leave such parameters out.",
-    "under-powered: the standard errors exceed the resolution; raise num_samples.",
-    "E[score] is not 0: the support moves with the parameters, log p is not normalized, or the sampler draws from another one.",
-    "E[score score^T] is not -E[Hessian]: log p is scaled, a sum is taken wrongly, or the sampler draws from another density.",
-)
+_FINDINGS = {
+    "detached": "the sample carries a derivative: its sampler is reparameterized; hold it with jax.lax.stop_gradient.",
+    "informative": "the log-probability does not depend on a parameter, or is NaN; leave such parameters out.",
+    "powered": "under-powered: the standard errors exceed the resolution; raise num_samples.",
+    "centered": "E[score] is not 0: the support moves with the parameters, log p is not normalized, or the sampler draws from "
+    "another one.",
+    "consistent": "E[score score^T] is not -E[Hessian]: log p is scaled, a sum is taken wrongly, or the sampler draws from "
+    "another density.",
+}
+
+
+LogProb = Callable[[Params, Any], jax.Array]
+Sample = Callable[[Params, Key], Any]
 
 
 def check_score(
-    log_prob: Callable[[Any, Any], jax.Array],
-    sample: Callable[[Any, jax.Array], Any],
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
+    log_prob: LogProb,
+    sample: Sample,
     *,
     num_samples: int = 20_000,
     resolution: float = 0.25,
     k: float = 5.0,
-    batch_size: int = 256,
+    block_size: int = 256,
+    raises: bool = True,
 ) -> ScoreReport:
-    r"""Assert that `log_prob` and `sample` belong together, and give a score.
+    """Assert that `log_prob` and `sample` belong together, and give a score.
 
     For a trajectory: `log_prob = lambda p, tau: ld.log_factors(p, policy, tau)` and
     `sample = lambda p, key: ld.rollout(p, key, policy, environment, horizon=T)`. Given per-step factors, both identities are
     checked for every step and for their sum, which says *where* a mistake is.
 
     Args:
-        log_prob: `(params, x) -> ()`, or `(T,)` for the factors of one `x`.
-        sample: `(params, key) -> x`; `x` any pytree. What it draws must be held: see the module.
         params: Where to check; floating point, and not a symmetric point where mistakes may cancel.
         key: Consumed.
+        log_prob: `(params, x) -> ()`, or `(T,)` for the factors of one `x`.
+        sample: `(params, key) -> x`; `x` any pytree. What it draws must be detached, by `jax.lax.stop_gradient`.
         num_samples: More for a finer resolution.
         resolution: Relative to the Fisher information of the whole along a direction: the deviation that must be visible. A
             doubled log p deviates by 0.5.
-        k: As in `assert_unbiased`, with the same family-wise rule.
-        batch_size: Samples side by side.
+        k: Standard errors allowed for a single comparison, made larger for many, so that the family alarms as rarely as one.
+        block_size: Samples side by side.
+        raises: `False` returns the report whatever it says: also under `jax.jit` and `jax.vmap`, for sweeps over seeds.
 
     Returns:
         A `ScoreReport`.
 
     Raises:
-        AssertionError: One of the identities fails, the sample is not held, or the check is under-powered; the message is
+        AssertionError: One of the identities fails, the sample is not detached, or the check is under-powered; the message is
             the report.
-        ValueError: `log_prob` returns another shape.
+        ValueError: `log_prob` returns another shape; `num_samples`, `block_size`, `resolution` or `k` is out of range.
         TypeError: A parameter is not floating point.
 
     References:
         Bartlett (1953), Biometrika 40, eqs. 1-2.
     """
-    report = jax.jit(
-        lambda params, key: score_report(
-            log_prob,
-            sample,
-            params,
-            key,
-            num_samples=num_samples,
-            resolution=resolution,
-            k=k,
-            batch_size=batch_size,
-        )
-    )(params, key)
-    if not report.passed:
+    check.params(params)
+    check.whole(at_least=2, num_samples=num_samples)
+    check.whole(block_size=block_size)
+    check.positive(resolution=resolution)
+    samples = _samples(params, as_keys(key), log_prob, sample, num_samples=num_samples, block_size=block_size)
+    report = _judged(samples, resolution, familywise(k, 2 * samples[0][0].size))
+    if raises and not report.passed:
         raise AssertionError(f"check_score: {report}\n  directions: {_names(params)}")
     return report
 
 
-def score_report(
-    log_prob: Callable[[Any, Any], jax.Array],
-    sample: Callable[[Any, jax.Array], Any],
-    params: Any,
-    key: jax.Array,
-    *,
-    num_samples: int = 20_000,
-    resolution: float = 0.25,
-    k: float = 5.0,
-    batch_size: int = 256,
-) -> ScoreReport:
-    """What `check_score` looks at, without raising the verdict: also under `jax.jit` and `jax.vmap`, for sweeps over seeds."""
-    check_params(params)
+@jit
+def _samples(params: Params, key: Key, log_prob: Any, sample: Any, *, num_samples: int, block_size: int) -> Any:
+    """Derivatives through the sampler, and first and second ones at the detached sample. Shapes `(num_samples, V, R)`."""
     theta, unravel = ravel_pytree(params)
     directions = jnp.asarray(random_directions(theta.size), theta.dtype)
 
     def one(key: jax.Array) -> Any:
         return jax.vmap(lambda v: _derivatives(log_prob, sample, params, unravel(v), key))(directions)
 
-    keys = jax.random.split(as_keys(key), num_samples)
-    through, first, second = lax.map(one, keys, batch_size=batch_size)  # (num_samples, V, R) each
-    square, terms = jnp.square(through), jnp.square(through) + second
-    count = jnp.sqrt(jnp.asarray(num_samples, terms.dtype))
-    score, score_sem = jnp.mean(through, axis=0), jnp.std(through, axis=0, ddof=1) / count
-    bartlett, bartlett_sem = jnp.mean(terms, axis=0), jnp.std(terms, axis=0, ddof=1) / count
+    return lax.map(one, jax.random.split(key, num_samples), batch_size=block_size)
 
-    k = familywise(k, 2 * score.size)
+
+@jit
+def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float) -> ScoreReport:
+    through, first, second = samples
+    terms = jnp.square(through) + second
+    score, bartlett = summary(through), summary(terms)
     fisher = jnp.mean(jnp.square(first), axis=0)
     whole = fisher[:, :1]
     rounding = 100 * jnp.finfo(terms.dtype).eps
     floor = rounding * (fisher + jnp.mean(jnp.abs(second), axis=0))
     leak = jnp.max(jnp.abs(through - first), axis=0) > jnp.sqrt(rounding) * jnp.sqrt(whole)
-    powered = (k * score_sem <= resolution * jnp.sqrt(whole)) & (k * bartlett_sem <= resolution * whole)
-    return ScoreReport(
-        score,
-        score_sem,
-        jnp.mean(square, axis=0),
-        bartlett,
-        bartlett_sem,
-        k=k,
-        num_samples=num_samples,
-        held=~jnp.any(leak),
-        informative=jnp.all(whole > 0) & jnp.all(jnp.isfinite(terms)),
-        powered=jnp.all(powered),
-        centered=jnp.all(jnp.abs(score) <= k * score_sem + rounding * jnp.sqrt(fisher)),
-        consistent=jnp.all(jnp.abs(bartlett) <= k * bartlett_sem + floor),
-    )
+    holds = {
+        "detached": ~leak,
+        "informative": (whole > 0) & jnp.all(jnp.isfinite(terms)),
+        "powered": (k * score.sem <= resolution * jnp.sqrt(whole)) & (k * bartlett.sem <= resolution * whole),
+        "centered": jnp.abs(score.mean) <= k * score.sem + rounding * jnp.sqrt(fisher),
+        "consistent": jnp.abs(bartlett.mean) <= k * bartlett.sem + floor,
+    }
+    square = jnp.mean(jnp.square(through), axis=0)
+    return ScoreReport(score, square, bartlett, k, len(through), jax.tree.map(jnp.all, holds))
 
 
 def random_directions(size: int) -> np.ndarray:
@@ -208,7 +187,7 @@ def random_directions(size: int) -> np.ndarray:
 
 
 def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: jax.Array) -> tuple[jax.Array, ...]:
-    """Along one direction: through the sampler, and at the held sample the first and the second derivative. Shapes `(R,)`."""
+    """Along one direction: through the sampler, and at the detached sample the first and the second derivative. Shapes `(R,)`."""
     x, moves = jax.jvp(lambda p: sample(p, key), (params,), (direction,))
 
     def logs(params: Any, x: Any) -> jax.Array:

@@ -1,9 +1,8 @@
-r"""Is the mean of these samples the exact value? With enough power to say so, and for all parameters at once.
+"""Is the mean of these samples the exact value? With enough power to say so, and for all parameters at once.
 
 A test that samples can be wrong in two ways, and this one bounds both. *False alarms*: with `D` comparisons each uses
-$k_D = -\Phi^{-1}(\Phi(-k)/D)$ standard errors (Bonferroni), so the whole family alarms as rarely as a single comparison
-at `k` does: 6e-7 at `k = 5`. *Blindness*: it refuses to answer unless $k_D$ standard errors fit into the resolution
-that was asked for.
+k_D = -Φ⁻¹(Φ(-k) / D) standard errors (Bonferroni), so the whole family alarms as rarely as a single comparison at `k` does: 6e-7
+at `k = 5`. *Blindness*: it refuses to answer unless k_D standard errors fit into the resolution that was asked for.
 """
 
 from statistics import NormalDist
@@ -12,9 +11,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from logderiv import diagnostics
-from logderiv._core.arrays import is_traced, tree_size
+from logderiv._core import check
+from logderiv._core.pytrees import jit
+from logderiv._core.tables import table
+from logderiv.diagnostics.statistics import count, summary
+from logderiv.types import Params
 
 MIN_REPLICATES = 30
 
@@ -26,68 +29,59 @@ class UnbiasedReport(NamedTuple):
         mean: Mean of the samples.
         exact: What it should be.
         sem: Standard error of `mean`.
-        z: `(mean - exact) / sem`.
         resolution: The bias that had to be visible.
         k: Standard errors allowed, after family-wise control.
         num_replicates: Number of samples.
         replicates_needed: About how many reach the resolution.
-        varies: Every parameter's samples are finite and vary beyond rounding.
-        powered: `k * sem <= resolution` everywhere.
-        centered: `|mean - exact| <= k * sem` everywhere.
+        holds: What must be true. `"varies"`: every parameter's samples are finite and vary beyond rounding. `"powered"`:
+            `k * sem <= resolution` everywhere. `"centered"`: `|mean - exact| <= k * sem` everywhere.
     """
 
     mean: Any
     exact: Any
     sem: Any
-    z: Any
     resolution: Any
     k: Any
     num_replicates: Any
     replicates_needed: jax.Array
-    varies: jax.Array
-    powered: jax.Array
-    centered: jax.Array
+    holds: dict[str, jax.Array]
 
     @property
     def passed(self) -> jax.Array:
         """All three hold."""
-        return self.varies & self.powered & self.centered
+        return jnp.all(jnp.stack(list(self.holds.values())), axis=0)
 
     def __str__(self) -> str:
-        if not self.varies:
-            verdict = (
-                "FAILED: a standard error is zero or not a number. Samples that do not vary prove nothing: is the randomness "
-                "frozen, or the gradient stopped? Leave out parameters whose gradient is 0 by construction."
-            )
-        elif not self.powered:
-            verdict = (
-                f"UNDER-POWERED: {self.num_replicates} replicates cannot see the resolution; "
-                f"about {float(self.replicates_needed):.3g} are needed."
-            )
-        else:
-            verdict = "passed" if self.centered else "BIASED"
-        head = f"{verdict}\n{int(self.num_replicates)} replicates, k = {float(self.k):.2f} standard errors\n"
-        head += (
-            f"  {'leaf':<20}{'mean':>13}{'exact':>13}{'sem':>11}{'worst z':>10}{'bias seen':>12}{'resolution':>12}\n"
-        )
-        return head + "\n".join(self._rows())
+        num, needed = int(self.num_replicates), float(self.replicates_needed)
+        verdict = next((text for name, text in _FINDINGS.items() if not self.holds[name]), "passed")
+        head = f"{verdict.format(num=num, needed=needed)}\n{num} replicates, k = {float(self.k):.2f} standard errors\n"
+        names = ("leaf", "mean", "exact", "sem", "worst z", "bias seen", "resolution")
+        leaves = [jax.tree.leaves(x) for x in (self.mean, self.exact, self.sem, self.resolution)]
+        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.mean)]
+        rows = [self._row(path, *map(np.ravel, row)) for path, *row in zip(paths, *leaves, strict=True)]
+        return head + table(names, "<20 >13.6g >13.6g >11.2g >10.2f >12.2g >12.2g", rows)
 
-    def _rows(self) -> list[str]:
-        columns = (self.exact, self.sem, self.z, self.resolution)
-        leaves = zip(*map(jax.tree.leaves, columns), strict=True)
-        rows = []
-        for (path, m), (e, s, z, r) in zip(jax.tree_util.tree_leaves_with_path(self.mean), leaves, strict=True):
-            i = jnp.argmax(jnp.abs(jnp.ravel(z)))
-            at = [float(jnp.ravel(x)[i]) for x in (m, e, s, z)]
-            rows.append(
-                f"  {jax.tree_util.keystr(path) or 'params':<20}{at[0]:>13.6g}{at[1]:>13.6g}{at[2]:>11.2g}{at[3]:>10.2f}"
-                f"{float(self.k * jnp.max(s)):>12.2g}{float(jnp.min(r)):>12.2g}"
-            )
-        return rows
+    def _row(self, path: Any, mean: Any, exact: Any, sem: Any, resolution: Any) -> tuple[Any, ...]:
+        """The worst entry of one leaf."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            z = (mean - exact) / sem
+        i = np.argmax(np.abs(z))
+        at = (mean[i], exact[i], sem[i], z[i], self.k * np.max(sem), np.min(resolution))
+        return jax.tree_util.keystr(path) or "params", *map(float, at)
 
 
-def assert_unbiased(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0) -> UnbiasedReport:
-    r"""Assert that the mean of independent estimates is the exact gradient, and that a bias would have been seen.
+_FINDINGS = {
+    "varies": "FAILED: a standard error is zero or not a number. Samples that do not vary prove nothing: is the randomness "
+    "frozen, or the gradient stopped? Leave out parameters whose gradient is 0 by construction.",
+    "powered": "UNDER-POWERED: {num} replicates cannot see the resolution; about {needed:.3g} are needed.",
+    "centered": "BIASED",
+}
+
+
+def assert_unbiased(
+    samples: Params, exact: Params, *, resolution: Any, k: float = 5.0, raises: bool = True
+) -> UnbiasedReport:
+    """Assert that the mean of independent estimates is the exact gradient, and that a bias would have been seen.
 
     First `k * sem <= resolution` must hold for every parameter, or the check refuses as under-powered and says how many
     replicates are needed. Then `|mean - exact| <= k * sem`. A standard error of zero, or a NaN, fails. Use many replicates
@@ -101,7 +95,8 @@ def assert_unbiased(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0
             be known.
         exact: Pytree of the same structure, without that axis.
         resolution: The bias that must not escape: one positive number, or a pytree like `exact`. Absolute.
-        k: Standard errors allowed for a single comparison, made larger for many (see the module).
+        k: Standard errors allowed for a single comparison, made larger for many, so that the family alarms as rarely as one.
+        raises: `False` returns the report whatever it says: also under `jax.jit` and `jax.vmap`, for sweeps over seeds.
 
     Returns:
         An `UnbiasedReport`.
@@ -116,45 +111,56 @@ def assert_unbiased(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0
         >>> bool(assert_unbiased(samples, jax.numpy.full(3, 2.0), resolution=0.25).passed)
         True
     """
-    report = jax.jit(lambda *data: unbiased_report(*data, resolution=resolution, k=k))(samples, exact)
-    if not report.passed:
+    count(samples, at_least=MIN_REPLICATES)
+    one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
+    check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
+    if jax.tree.structure(resolution) == jax.tree.structure(0.0):
+        resolution = jax.tree.map(lambda _: resolution, exact)
+    elif jax.tree.structure(resolution) != jax.tree.structure(exact):
+        raise ValueError(
+            f"resolution: expected one number or a pytree like exact, {jax.tree.structure(exact)}; "
+            f"received {jax.tree.structure(resolution)}."
+        )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(resolution):
+        check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf})
+    report = _report(samples, exact, resolution, familywise(k, optax.tree.size(exact)))
+    if raises and not report.passed:
         raise AssertionError(f"assert_unbiased: {report}")
     return report
 
 
-def unbiased_report(samples: Any, exact: Any, *, resolution: Any, k: float = 5.0) -> UnbiasedReport:
-    """What `assert_unbiased` looks at, without raising the verdict: also under `jax.jit` and `jax.vmap`, for sweeps over seeds."""
-    num = diagnostics.num_samples(samples, at_least=MIN_REPLICATES)
-    diagnostics.check_same(
-        jax.tree.map(lambda x: x[0], samples), exact, "samples (without the replicate axis) and exact"
-    )
+@jit
+def _report(samples: Params, exact: Params, resolution: Params, k: float) -> UnbiasedReport:
     dtype = jnp.zeros(()).dtype
     samples, exact = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), (samples, exact))
-    resolution = _resolution(resolution, exact)
-    k = familywise(k, tree_size(exact))
-    mean, sem = diagnostics.mean(samples), diagnostics.sem(samples)
+    resolution = jax.tree.map(lambda r, e: jnp.broadcast_to(jnp.asarray(r, dtype), e.shape), resolution, exact)
+    found = summary(samples)
+    mean, sem, num = found.mean, found.sem, found.num_samples
 
-    def varies(x: jax.Array, s: jax.Array) -> jax.Array:
-        rounding = 100 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(x), axis=0)
-        return jnp.all(s * jnp.sqrt(jnp.asarray(num, dtype)) > rounding)
+    def varies(x: jax.Array, v: jax.Array) -> jax.Array:
+        return jnp.sqrt(v) > 100 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(x), axis=0)
 
-    return UnbiasedReport(
-        mean,
-        exact,
-        sem,
-        z=jax.tree.map(lambda m, e, s: (m - e) / s, mean, exact, sem),
-        resolution=resolution,
-        k=k,
-        num_replicates=num,
-        replicates_needed=_largest(jax.tree.map(lambda s, r: jnp.ceil(num * jnp.square(k * s / r)), sem, resolution)),
-        varies=_every(jax.tree.map(varies, samples, sem)),
-        powered=_every(jax.tree.map(lambda s, r: k * s <= r, sem, resolution)),
-        centered=_every(jax.tree.map(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem)),
-    )
+    def every(function: Any, *trees: Any) -> jax.Array:
+        return jnp.all(jnp.stack([jnp.all(x) for x in jax.tree.leaves(jax.tree.map(function, *trees))]))
+
+    needed = jax.tree.map(lambda s, r: jnp.max(jnp.ceil(num * jnp.square(k * s / r))), sem, resolution)
+    holds = {
+        "varies": every(varies, samples, found.variance),
+        "powered": every(lambda s, r: k * s <= r, sem, resolution),
+        "centered": every(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem),
+    }
+    return UnbiasedReport(mean, exact, sem, resolution, k, num, jnp.max(jnp.stack(jax.tree.leaves(needed))), holds)
 
 
 def familywise(k: float, num_comparisons: int) -> float:
-    r"""$k_D = -\Phi^{-1}(\Phi(-k)/D)$: what each of `D` comparisons must use for the family to alarm as one does at `k`.
+    """k_D = -Φ⁻¹(Φ(-k) / D): what each of `D` comparisons must use for the family to alarm as one does at `k`.
+
+    Args:
+        k: Standard errors allowed for a single comparison, a number in (0, 30].
+        num_comparisons: `D`, from 1.
+
+    Returns:
+        Standard errors allowed for each.
 
     Raises:
         ValueError: `k` outside (0, 30], or no comparison.
@@ -163,33 +169,7 @@ def familywise(k: float, num_comparisons: int) -> float:
         >>> round(familywise(5.0, 1), 6), round(familywise(5.0, 1000), 2)
         (5.0, 6.2)
     """
-    if not 0 < k <= 30:
-        raise ValueError(f"k: expected a number of standard errors in (0, 30], received {k}.")
-    if num_comparisons < 1:
-        raise ValueError("exact: expected at least one parameter, received none.")
+    check.between(0, 30, open_left=True, k=k)
+    check.whole(num_comparisons=num_comparisons)
     normal = NormalDist()
     return -normal.inv_cdf(normal.cdf(-k) / num_comparisons)
-
-
-def _resolution(resolution: Any, exact: Any) -> Any:
-    if jax.tree.structure(resolution) == jax.tree.structure(0.0):
-        resolution = jax.tree.map(lambda _: resolution, exact)
-    if jax.tree.structure(resolution) != jax.tree.structure(exact):
-        raise ValueError(
-            f"resolution: expected one number or a pytree like exact, {jax.tree.structure(exact)}; "
-            f"received {jax.tree.structure(resolution)}."
-        )
-    leaves = [r for r in jax.tree.leaves(resolution) if not is_traced(r)]
-    if not all((np.asarray(r) > 0).all() for r in leaves):
-        raise ValueError(
-            f"resolution: expected positive numbers, the bias that must not escape, received {resolution}."
-        )
-    return jax.tree.map(lambda r, e: jnp.broadcast_to(jnp.asarray(r, e.dtype), e.shape), resolution, exact)
-
-
-def _every(tree: Any) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.all(x) for x in jax.tree.leaves(tree)]))
-
-
-def _largest(tree: Any) -> jax.Array:
-    return jnp.max(jnp.stack([jnp.max(x) for x in jax.tree.leaves(tree)]))

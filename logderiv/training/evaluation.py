@@ -1,29 +1,34 @@
 """Evaluation: episodes that nothing is learnt from."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import as_keys, check_whole, summable
+from logderiv._core import check
+from logderiv._core.arrays import as_keys, summable
+from logderiv._core.pytrees import jit, pytree
 from logderiv._core.sharding import spread
-from logderiv.sampling.episodes import CHUNK, rollout
-from logderiv.types import FunctionPolicy, as_policy
+from logderiv.distributions import Forced
+from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
+from logderiv.sampling.episodes import BLOCK_SIZE, rollout
+from logderiv.types import Key, Params
 
 
-@dataclasses.dataclass(frozen=True)
+@pytree(static=("every", "num_episodes", "horizon", "greedy"))
 class Evaluation:
-    """How `logderiv.train` evaluates. Static.
+    """When and how `logderiv.train` evaluates.
 
     Attributes:
         every: Updates between two evaluations.
         num_episodes: Episodes of each.
         horizon: Their largest number of steps; `None` for that of training, or the environment's own.
         greedy: Take the likeliest action (`distribution.mode()`) instead of a sample.
-        stop_at: Training stops at the first evaluation with at least this mean return; `None` never stops. Under `jax.vmap`
-            each seed stops for itself, and its updates are computed and dropped until the last stops, which a stream of
-            `Gymnasium` does not allow.
+        stop_at: Training stops at the first evaluation with at least this mean return; `None` never stops. Each seed stops for
+            itself; its updates are computed and dropped until the last one stops, which a stream of `Gymnasium` does not allow.
+
+    Raises:
+        ValueError: `every`, `num_episodes` or `horizon` is below 1, or no whole number.
     """
 
     every: int = 10
@@ -33,12 +38,14 @@ class Evaluation:
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
-        check_whole(every=self.every, num_episodes=self.num_episodes)
+        check.whole(every=self.every, num_episodes=self.num_episodes)
+        check.whole_or_none(horizon=self.horizon)
 
 
+@jit
 def evaluate(
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     policy: Any,
     environment: Any,
     *,
@@ -47,53 +54,44 @@ def evaluate(
     greedy: bool = False,
     environment_params: Any = None,
 ) -> jax.Array:
-    """Undiscounted returns of fresh episodes, shape `(num_episodes,)`.
+    """Undiscounted returns of fresh episodes.
+
+    The call compiles itself; a second one with the same policy and environment, and arrays of the same shapes, does not.
 
     Args:
         params: Parameters of the policy.
         key: Consumed.
-        policy: As in `rollout`.
-        environment: As in `rollout`.
+        policy: A policy, or a function `(params, observation) -> distribution`.
+        environment: `reset` and `step` as in `logderiv.types.Environment`, or an environment of a public suite.
         num_episodes: How many, side by side; they stop when the last one has ended.
-        horizon: As in `rollout`.
+        horizon: Largest number of steps of each; `None` for the environment's own.
         greedy: Take the likeliest action, `distribution.mode()`, instead of a sample.
-        environment_params: As in `rollout`.
+        environment_params: Passed to the environment; `None` for its own.
+
+    Returns:
+        The returns, shape `(num_episodes,)`; float32 at least.
 
     Raises:
-        ValueError, TypeError: As `rollout`; `greedy`, and the policy's distribution has no `mode()`.
+        ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
+        TypeError: Not a policy, an environment or a key; `greedy`, and the policy's distribution has no `mode()`.
     """
-    policy = _greedy(as_policy(policy)) if greedy else as_policy(policy)
-    keys = spread(jax.random.split(as_keys(key), num_episodes))
-    taus = rollout(
-        params, keys, policy, environment, horizon=horizon, environment_params=environment_params, chunk=CHUNK
-    )
+    check.whole(num_episodes=num_episodes)
+    keys, policy = spread(jax.random.split(as_keys(key), num_episodes)), as_policy(policy)
+    policy = _Greedy(policy) if greedy else policy
+    options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
+    taus = rollout(params, keys, policy, environment, **options)
     return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Mode:
-    """A distribution that always draws its mode."""
+@pytree
+class _Greedy(PolicyWrapper):
+    """A policy that always takes its likeliest action."""
 
-    distribution: Any
+    inner: StepPolicy
 
-    def sample(self, key: jax.Array) -> Any:
-        del key  # nothing is random
-        mode = getattr(self.distribution, "mode", None)
+    def change(self, distribution: Any, observation: Any) -> Forced:
+        del observation
+        mode = getattr(distribution, "mode", None)
         if mode is None:
-            raise TypeError(f"greedy: {type(self.distribution).__name__} has no mode(); evaluate with greedy=False.")
-        return mode() if callable(mode) else mode
-
-    def log_prob(self, action: Any) -> jax.Array:
-        del action  # not used: no score is taken
-        return jnp.zeros(())
-
-
-def _greedy(policy: Any) -> FunctionPolicy:
-    if policy.initial_carry is None:
-        return FunctionPolicy(lambda params, observation: _Mode(policy.apply(params, observation)))
-
-    def apply(params: Any, carry: Any, observation: Any) -> tuple[Any, Any]:
-        distribution, carry = policy.apply(params, carry, observation)
-        return _Mode(distribution), carry
-
-    return FunctionPolicy(apply, policy.initial_carry)
+            raise TypeError(f"greedy: {type(distribution).__name__} has no mode(); evaluate with greedy=False.")
+        return Forced(distribution, mode() if callable(mode) else mode, jnp.ones((), bool))

@@ -1,29 +1,31 @@
-"""The compiled loop of training: what it needs, one update, and the scan over updates."""
+"""The compiled part of training: the start, and a scan over updates.
 
-import dataclasses
+One update is drawn, weighed and climbed by the functions that a loop written by hand calls. Everything else here decides when
+an update, or an evaluation after it, takes place.
+"""
+
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
-from logderiv._core.arrays import check_whole, release
-from logderiv._core.sharding import check_divides, gather, spread
+from logderiv._core.keys import KeyBits
+from logderiv._core.pytrees import jit
+from logderiv._core.sharding import gather, spread
 from logderiv.estimators import Estimator
-from logderiv.estimators.joint import ActorCritic, shared_value
-from logderiv.sampling.episodes import CHUNK, rollout
-from logderiv.sampling.streams import collect, start_streams
+from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
-from logderiv.training.gradient_steps import check_minibatches, improve
-from logderiv.training.reporting import scan as reports
-from logderiv.types import Stream, Trajectory, batch_info
+from logderiv.training.gradient_steps import improve, init_climbing, maximize
+from logderiv.types import Key, Params, batch_info
 
 
 class Metrics(NamedTuple):
-    """One row per update, leading axis `(num_updates,)`; after an early stop NaN and 0.
+    """One row per update, last axis `(num_updates,)`, of several seeds `(S, num_updates)`; after an early stop NaN and 0.
 
     Attributes:
         mean_return: Mean undiscounted return before the update: of the batch, of a stream of the episodes that ended in it
@@ -47,11 +49,11 @@ class Metrics(NamedTuple):
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on: a pytree of arrays.
+    """All that a run needs to go on: a pytree of arrays. Of several seeds every leaf has the leading axis `(S,)`.
 
     Attributes:
         params: Parameters.
-        opt_state: State of the optimizer.
+        opt_state: State of `maximize(optimizer)`.
         estimator_state: State of the estimator (baselines).
         streams: Where the environments stand; `()` where each update draws whole episodes.
         key: The key of the rest of the run.
@@ -63,226 +65,158 @@ class TrainState(NamedTuple):
     opt_state: Any
     estimator_state: Any
     streams: Any
-    key: jax.Array
+    key: Any
     num_updates: jax.Array
     stopped: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The static part of a run: what `train` is given, checked."""
+class Plan(NamedTuple):
+    """What updates are made of, beside the state.
 
+    Attributes:
+        policy: What acts and is trained.
+        environment: Where.
+        environment_params: Of the environment.
+        batch: What is drawn.
+        estimator: Weighs the batch and is differentiated.
+        optimizer: An optax one, which descends.
+        epochs: Passes over the batch.
+        minibatches: Parts of each pass.
+        evaluation: When and how to evaluate.
+    """
+
+    policy: Any
+    environment: Any
+    environment_params: Any
+    batch: Batch
     estimator: Estimator
     optimizer: optax.GradientTransformation
-    num_trajectories: int | None
-    horizon: int | None
-    group_size: int
-    num_environments: int | None
-    num_steps: int | None
     epochs: int
     minibatches: int
     evaluation: Evaluation | None
-    mesh: Any
-    total: int
-    reporters: tuple[reports.Reporter, ...]
-
-    def __post_init__(self) -> None:
-        names = ["num_trajectories", "horizon", "group_size", "num_environments", "num_steps", "epochs", "minibatches"]
-        check_whole(**{name: getattr(self, name) for name in names if getattr(self, name) is not None})
-        if not isinstance(self.estimator, ActorCritic) and shared_value(
-            getattr(self.estimator, "weigher", self.estimator)
-        ):
-            raise ValueError(
-                "baseline_shared_value: no estimator but logderiv.actor_critic(...) trains the value; wrap this one in it."
-            )
-        self._check_batch()
-        if self.epochs * self.minibatches > 1 and not self.estimator.reusable:
-            raise ValueError(
-                f"epochs, minibatches: {type(self.estimator).__name__} is an estimate at the parameters that drew the batch only; "
-                "use logderiv.ppo or one of its kin, or one gradient step a batch."
-            )
-
-    def _check_batch(self) -> None:
-        if (self.num_trajectories is None) == (self.num_environments is None):
-            raise ValueError(
-                "expected num_trajectories (whole episodes) or num_environments and num_steps (a stream), one of the two."
-            )
-        if self.num_trajectories is not None:
-            if self.num_steps is not None:
-                raise ValueError("num_steps: expected with num_environments only; of whole episodes it is the horizon.")
-            self.estimator.bias.check(self.num_trajectories)
-            check_minibatches(self.num_trajectories, self.minibatches, "num_trajectories")
-            self._check_mesh(num_trajectories=self.num_trajectories)
-            if self.num_trajectories % self.group_size:
-                raise ValueError(
-                    f"group_size: expected a divisor of num_trajectories = {self.num_trajectories}, received {self.group_size}."
-                )
-            return
-        if self.num_steps is None:
-            raise ValueError("num_steps: expected the steps of each environment per update, received None.")
-        if self.group_size != 1:
-            raise ValueError(f"group_size: expected 1 on a stream, which has no groups, received {self.group_size}.")
-        if not self.estimator.accepts_streams:
-            raise TypeError(
-                f"num_environments: {type(self.estimator).__name__} needs whole episodes (num_trajectories); a stream cuts them, "
-                "which only a credit that bootstraps from values of the state (logderiv.gae) can weigh."
-            )
-        check_minibatches(self.num_steps, self.minibatches, "num_steps")
-        self._check_mesh(num_environments=self.num_environments)
-
-    def _check_mesh(self, **batch: Any) -> None:
-        if self.mesh is not None:
-            episodes = {} if self.evaluation is None else {"evaluation.num_episodes": self.evaluation.num_episodes}
-            for name, number in (batch | episodes).items():
-                check_divides(number, self.mesh, name)
 
 
-@partial(jax.jit, static_argnames="plan")
-def start(
-    params: Any, key: jax.Array, policy: Any, environment: Any, environment_params: Any, plan: Plan
-) -> TrainState:
-    """Before the first update."""
-    del policy  # only its parameters have a state
-    streams = ()
-    if plan.num_environments is not None:
-        key, key_start = jax.random.split(key)
-        environment = release(environment)
-        streams = spread(
-            start_streams(key_start, environment, plan.num_environments, environment_params=environment_params)
-        )
-    opt_state, state = plan.optimizer.init(params), plan.estimator.init(params)
-    return TrainState(params, opt_state, state, streams, key, jnp.zeros((), jnp.int32), jnp.zeros((), bool))
+@jit
+def start(params: Params, key: Key, plan: Plan) -> TrainState:
+    """The state before the first update.
+
+    Args:
+        params: Where to start; of several seeds each leaf with the leading axis `(S,)`.
+        key: One key, or one for each seed, `(S,)`. Consumed.
+        plan: Of the run.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: The optimizer ascends.
+    """
+
+    def one(params: Params, key: Key) -> TrainState:
+        key, streams = plan.batch.start(key, plan.environment, plan.environment_params)
+        opt_state = init_climbing(plan.optimizer, params)
+        zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        state = TrainState(params, opt_state, plan.estimator.init(params), streams, key, zero, no)
+        return _placed(jax.tree.map(_strong, state))
+
+    return (jax.vmap(one) if key.ndim else one)(params, key)
 
 
-@partial(jax.jit, static_argnames=("plan", "num_updates"))
-def run(
-    state: TrainState,
-    start: int | jax.Array,
-    policy: Any,
-    environment: Any,
-    environment_params: Any,
-    plan: Plan,
-    num_updates: int,
+@jit
+def advance(
+    state: TrainState, first: np.int32, stop: np.int32 | None, length: int, plan: Plan
 ) -> tuple[TrainState, Metrics]:
-    """`num_updates` more, from update `start` on, unless an evaluation stops them."""
-    world = (policy, release(environment), environment_params)
+    """Updates from `first` on: `length` of them, or those before `stop`. A run is one call, or several, each a piece of it.
 
-    def update(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-        state, metrics = _update(state, *world, plan)
-        if plan.evaluation is None:
-            return state, metrics
-        due = (index + 1) % plan.evaluation.every == 0
-        none = jnp.full_like(metrics.mean_return, jnp.nan)
-        state, mean_return = _cond(due, lambda s: _evaluate(s, *world, plan, none.dtype), lambda s: (s, none), state)
-        return state, metrics._replace(evaluation=mean_return)
+    Since `first` and `stop` are traced, pieces of any sizes up to `length` are calls of one program, which gives the same bits
+    wherever a run is cut. What does not take place, behind `stop` or behind an early stop, leaves the state as it is and a row
+    of NaN and 0.
 
-    def unless_stopped(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-        if plan.evaluation is None or plan.evaluation.stop_at is None:
-            return update(state, index)
-        nothing = jax.tree.map(missing, jax.eval_shape(update, state, index)[1])
-        return _cond(state.stopped, lambda s: (s, nothing), lambda s: update(s, index), state)
+    Args:
+        state: Before update number `first`.
+        first: Number of the first update, from 0; traced, as `stop` is, where a plain `int` would be compiled for.
+        stop: Number of the first update that does not take place; `None`: all `length` do.
+        length: How many rows there are.
+        plan: Of the run.
 
-    state, metrics = reports.scan(unless_stopped, state, start, num_updates, total=plan.total, reporters=plan.reporters)
-    return gather(state._replace(streams=()))._replace(streams=spread(state.streams)), gather(metrics)
-
-
-def _update(
-    state: TrainState, policy: Any, environment: Any, environment_params: Any, plan: Plan
-) -> tuple[TrainState, Metrics]:
-    """One update: batch, weights, gradient steps."""
-    key, key_batch, key_order = jax.random.split(state.key, 3)
-    batch, streams = _batch(state, key_batch, policy, environment, environment_params, plan)
-    weights, estimator_state = plan.estimator.weigh(state.params, state.estimator_state, policy, batch)
-    params, opt_state, norms = improve(
-        state.params,
-        state.opt_state,
-        key_order,
-        policy,
-        batch,
-        weights,
-        estimator=plan.estimator,
-        optimizer=plan.optimizer,
-        epochs=plan.epochs,
-        minibatches=plan.minibatches,
-    )
-    info = batch_info(batch)
-    metrics = Metrics(
-        info.mean_return,
-        info.num_steps,
-        info.num_episodes,
-        info.truncated_fraction,
-        jnp.mean(norms),
-        jnp.sum(~jnp.isfinite(norms)),
-    )
-    return state._replace(
-        params=params,
-        opt_state=opt_state,
-        estimator_state=estimator_state,
-        streams=streams,
-        key=key,
-        num_updates=state.num_updates + 1,
-    ), metrics
+    Returns:
+        The state after them, and their rows, last axis `(length,)`.
+    """
+    evaluation, several = plan.evaluation, state.key.ndim > 0
+    early = evaluation is not None and evaluation.stop_at is not None
+    step: Any = jax.jit(partial(update, plan=plan), inline=True)  # traced once for both, its row's shapes and the loop
+    if several:
+        step = jax.vmap(_unless(lambda state, _: state.stopped, step) if early else step, (0, None))
+    if early or stop is not None:
+        step = _unless(lambda state, i: jnp.all(state.stopped) | (False if stop is None else i >= stop), step)
+    state = state._replace(key=KeyBits.of(state.key))
+    state, rows = lax.scan(step, state, first + jnp.arange(length, dtype=jnp.int32))
+    state = (jax.vmap(_placed) if several else _placed)(state._replace(key=state.key.keys()))
+    return state, gather(jax.tree.map(lambda x: jnp.moveaxis(x, 0, -1), rows))
 
 
-def _batch(
-    state: TrainState, key: jax.Array, policy: Any, environment: Any, environment_params: Any, plan: Plan
-) -> tuple[Trajectory | Stream, Any]:
-    options = {"horizon": plan.horizon, "environment_params": environment_params}
-    if plan.num_environments is not None:
-        assert plan.num_steps is not None
-        return collect(state.params, key, policy, environment, state.streams, num_steps=plan.num_steps, **options)
-    assert plan.num_trajectories is not None
-    key, key_start = jax.random.split(key)
-    keys = jax.random.split(key, plan.num_trajectories)
-    starts = jnp.repeat(jax.random.split(key_start, plan.num_trajectories // plan.group_size), plan.group_size)
-    keys, starts = spread((keys, starts))
-    return rollout(state.params, keys, policy, environment, start_key=starts, chunk=CHUNK, **options), ()
+def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState, Metrics]:
+    """One update: batch, weights, gradient steps; and the evaluation, if one is due after it.
 
+    Args:
+        state: Before it; its key as `KeyBits`.
+        index: Its number, from 0.
+        plan: Of the run.
 
-def _cond(
-    which: jax.Array, true: Callable[[TrainState], Any], false: Callable[[TrainState], Any], state: TrainState
-) -> tuple[TrainState, Any]:
-    """`lax.cond` with the key as numbers: as a key it would trip JAX's reuse checker under vmap."""
-    kind = jax.random.key_impl(state.key)
+    Returns:
+        The state after it, and its row.
+    """
+    policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation = plan
+    key, key_batch, key_order = jax.random.split(state.key.keys(), 3)
+    world = (policy, environment, environment_params)
+    drawn, streams = batch.draw(state.params, key_batch, *world, state.streams)
+    weights, estimator_state = estimator.advantages(state.params, state.estimator_state, policy, drawn)
+    climb = {"estimator": estimator, "optimizer": maximize(optimizer), "epochs": epochs, "minibatches": minibatches}
+    params, opt_state, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
+    info, num_updates = batch_info(drawn), state.num_updates + 1
+    rest = jnp.mean(norms), jnp.sum(~jnp.isfinite(norms))
+    row = Metrics(info.mean_return, info.num_steps, info.num_episodes, info.truncated_fraction, *rest)
+    state = TrainState(params, opt_state, estimator_state, streams, KeyBits.of(key), num_updates, state.stopped)
+    if evaluation is None:
+        return state, row
+    none = jnp.full_like(row.mean_return, jnp.nan)
 
-    def as_key(state: TrainState) -> TrainState:
-        return state._replace(key=jax.random.wrap_key_data(state.key, impl=kind))
+    def evaluated(state: TrainState) -> tuple[TrainState, jax.Array]:
+        key, key_episodes = jax.random.split(state.key.keys())
+        horizon = batch.horizon if evaluation.horizon is None else evaluation.horizon
+        options = {"num_episodes": evaluation.num_episodes, "horizon": horizon, "greedy": evaluation.greedy}
+        options["environment_params"] = environment_params
+        returns = evaluate(state.params, key_episodes, policy, environment, **options)
+        mean_return = jnp.mean(returns).astype(none.dtype)
+        stopped = state.stopped if evaluation.stop_at is None else mean_return >= evaluation.stop_at
+        return state._replace(key=KeyBits.of(key), stopped=stopped), mean_return
 
-    def as_numbers(state: TrainState) -> TrainState:
-        return state._replace(key=jax.random.key_data(state.key))
-
-    def branch(function: Callable[[TrainState], Any]) -> Callable[[TrainState], Any]:
-        def of_numbers(state: TrainState) -> Any:
-            state, result = function(as_key(state))
-            return as_numbers(state), result
-
-        return of_numbers
-
-    state, result = lax.cond(which, branch(true), branch(false), as_numbers(state))
-    return as_key(state), result
-
-
-def _evaluate(
-    state: TrainState, policy: Any, environment: Any, environment_params: Any, plan: Plan, dtype: Any
-) -> tuple[TrainState, jax.Array]:
-    how = plan.evaluation
-    assert how is not None
-    key, key_episodes = jax.random.split(state.key)
-    returns = evaluate(
-        state.params,
-        key_episodes,
-        policy,
-        environment,
-        num_episodes=how.num_episodes,
-        horizon=plan.horizon if how.horizon is None else how.horizon,
-        greedy=how.greedy,
-        environment_params=environment_params,
-    )
-    mean_return = jnp.mean(returns).astype(dtype)
-    stopped = state.stopped if how.stop_at is None else mean_return >= how.stop_at
-    return state._replace(key=key, stopped=stopped), mean_return
+    due = (index + 1) % evaluation.every == 0
+    state, mean_return = lax.cond(due, evaluated, lambda state: (state, none), state)
+    return state, row._replace(evaluation=mean_return)
 
 
 def missing(x: Any) -> jax.Array:
-    """NaN, or 0 of an integer."""
+    """NaN, or 0 of an integer, of this shape and dtype: what a row holds where nothing took place."""
     return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+
+
+def _unless(over: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
+    """`step`, or where `over(state, index)` the state as it is and nothing in the row."""
+
+    def guarded(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
+        nothing = jax.tree.map(missing, jax.eval_shape(step, state, index)[1])
+        return lax.cond(over(state, index), lambda s: (s, nothing), lambda s: step(s, index), state)
+
+    return guarded
+
+
+def _strong(x: Any) -> jax.Array:
+    """An array whose dtype is its own: a weak one would be another program's input than what comes back from it."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else lax.convert_element_type(x, x.dtype)
+
+
+def _placed(state: TrainState) -> TrainState:
+    """Environments spread over the mesh in use, all else whole on each device."""
+    return gather(state._replace(streams=()))._replace(streams=spread(state.streams))

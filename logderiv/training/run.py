@@ -1,5 +1,6 @@
-"""Training: trajectories, estimate and optax update in one compiled `lax.scan`."""
+"""Training: the loop over updates, driven from the host in compiled pieces."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -9,25 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from logderiv._core.arrays import as_keys, check_whole, hold, is_traced
+from logderiv._core import check
+from logderiv._core.arrays import as_keys, is_traced
 from logderiv._core.fingerprint import static_text
-from logderiv._core.sharding import as_mesh, replicate, using
+from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
-from logderiv.training.checkpoints import Checkpoints, run_in_chunks
+from logderiv.policies import as_policy
+from logderiv.training.batches import Batch, Steps
+from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
-from logderiv.training.loop import Metrics, Plan, TrainState, missing, run, start
-from logderiv.training.reporting import scan as reports
+from logderiv.training.loop import Metrics, Plan, TrainState, advance, missing, start
 from logderiv.training.reporting.bar import Bar
-from logderiv.types import as_policy, check_params
+from logderiv.training.reporting.protocol import Reporter, Rows, check_reporters
+from logderiv.types import Key, Params
+
+_PIECE = 2**15  # environment steps between two looks of the host: some 0.2 s at the speeds of a CPU
 
 
 class Training(NamedTuple):
     """Where training stands, and what it measured.
 
     Attributes:
-        state: See `TrainState`.
-        metrics: See `Metrics`.
+        state: All that the run needs to go on.
+        metrics: One row per update.
     """
 
     state: TrainState
@@ -39,122 +45,103 @@ class Training(NamedTuple):
         return self.state.params
 
 
-def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer that ascends: optax descends, and `Estimate.grads` points uphill.
-
-    The same as `optax.chain(optax.scale(-1.0), optimizer)`.
-    """
-    return optax.chain(optax.scale(-1.0), optimizer)
-
-
 def train(
-    params: Any,
-    key: jax.Array,
+    params: Params,
+    key: Key,
     policy: Any,
     environment: Any,
+    batch: Batch,
     *,
     estimator: Estimator,
     optimizer: optax.GradientTransformation,
     num_updates: int,
-    num_trajectories: int | None = None,
-    horizon: int | None = None,
-    group_size: int = 1,
-    num_environments: int | None = None,
-    num_steps: int | None = None,
     epochs: int = 1,
     minibatches: int = 1,
     environment_params: Any = None,
     evaluation: Evaluation | None = None,
     checkpoints: Checkpoints | None = None,
     mesh: Any = None,
-    writers: Sequence[reports.Reporter] = (),
+    reporters: Sequence[Reporter] = (),
     progress: bool = False,
 ) -> Training:
-    """Repeat: draw trajectories, estimate the gradient, update. One compiled `lax.scan`.
+    """Repeat: draw a batch, estimate the gradient, climb.
 
     | batch | |
     |---|---|
-    | `num_trajectories`, `horizon` | whole episodes, drawn until the last one has ended: any estimator |
-    | `num_environments`, `num_steps` | a stream: environments go on across updates; estimators that bootstrap (`a2c`, `ppo_actor_critic`) |
+    | `Episodes(16, horizon=100)` | whole episodes, drawn until the last one has ended: any estimator |
+    | `Groups(8, 4)` | the same, groups of 4 that start alike: group-relative estimators |
+    | `Steps(64, 32)` | a stream of 64 environments that go on across updates: estimators that bootstrap (`a2c`, `ppo_actor_critic`) |
 
-    Many seeds: `jax.vmap(lambda params, key: train(params, key, ...))(params, keys)`. The call compiles itself; calling it
-    again with the same policy, environment, estimator and optimizer objects does not compile again.
+    A run is one compiled program. With reporters or checkpoints it is called several times, each call a piece of the run whose
+    end follows from the arguments alone, and the host reports and saves in between. Calling `train` again with equal settings
+    and the same policy, environment and optimizer objects does not compile again.
+
+    Many seeds: keys `(S,)`, and `params` each of whose leaves has the leading axis `(S,)`, as `jax.vmap(policy.init)` makes
+    them. They are trained together; state and metrics then have the leading axis `(S,)`.
+
+    Inside `jax.jit` and `jax.vmap`, over a discount or a learning rate say, a run is one `lax.scan`, evaluation and early stop
+    included; reporters, progress and checkpoints are refused there.
 
     Args:
         params: Where to start.
-        key: Consumed.
+        key: One key, or `(S,)` of them. Consumed.
         policy: A policy, or a function `(params, observation) -> distribution`.
-        environment: As in `rollout`.
+        environment: `reset` and `step` as in `logderiv.types.Environment`, or an environment of a public suite.
+        batch: What one update is estimated from: `Episodes`, `Groups` or `Steps`.
         estimator: Any estimator of the library, or your own.
-        optimizer: An optax transformation that *ascends*: `logderiv.maximize(optax.adam(1e-2))`. Schedules, clipping
+        optimizer: An optax one as it is, such as `optax.adam(1e-2)`: `train` climbs by itself. Schedules, clipping
             (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's.
-        num_updates: Length of the scan.
-        num_trajectories: `N` per update.
-        horizon: As in `rollout`; of a stream, an episode is truncated there.
-        group_size: Consecutive trajectories that start alike, for group-relative estimators.
-        num_environments: `E` of a stream.
-        num_steps: `T` of a stream: steps of each environment per update.
+        num_updates: How many updates.
         epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`ppo`).
-        minibatches: Parts of each pass; see `logderiv.updates.improve`.
-        environment_params: As in `rollout`.
+        minibatches: Parts of each pass: of whole episodes, or of a stream's steps in time.
+        environment_params: Passed to the environment; `None` for its own.
         evaluation: When and how to evaluate, and when to stop.
-        checkpoints: Where to save all that the run needs to go on, and how often; `num_updates` must be a multiple of its
-            `every`. The same call made again, with the same or more updates, goes on from the newest good checkpoint
-            (`params` then only say the shapes), and ends bitwise as a run that was never interrupted.
+        checkpoints: Where to save all that the run needs to go on, and how often. The same call made again, with the same or
+            more updates, goes on from the newest good checkpoint (`params` then only say the shapes), and ends bitwise as a run
+            that was never interrupted.
         mesh: A `jax.sharding.Mesh`, as from `logderiv.make_mesh()`, over whose devices trajectories, or the environments of a
             stream, are spread: the same numbers as on one device up to rounding, baselines and normalizers over the whole batch
             included. Its size must divide their number, and that of evaluation episodes. With several processes
             (`jax.distributed.initialize` first) all make the same call; parameters and metrics can be read in each.
-        writers: Who gets each update's metrics while it runs: `CSVWriter`, `TensorBoardWriter`, or your own `reports.Reporter`.
+        reporters: Who is told of each update while it runs: `logderiv.reporting.CSVWriter`, `TensorBoardWriter`, or your own
+            `Reporter`.
         progress: Show a bar with rate, return and time left; needs tqdm (the extra `progress`).
 
     Returns:
-        A `Training`.
+        The last state, from which `params` is read, and the metrics of each update.
 
     Raises:
         AssertionError: The arguments differ between processes.
-        ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into groups,
-            minibatches or over the mesh; several gradients of a batch with an estimator that allows one; checkpoints of another
-            run or model (see `Checkpoints.restore`), inside `jax.jit` or `jax.vmap`, or of a stream of Gymnasium's; a
-            `baseline_shared_value` that nothing trains.
-        TypeError: A parameter is not floating point; a stream with an estimator that needs whole episodes.
+        ValueError: A number below 1, fewer trajectories than the estimator needs, a batch that does not divide into minibatches
+            or over the mesh; several gradients of a batch with an estimator that allows one; an optimizer that ascends;
+            parameters without the leading axis of several keys; checkpoints of another run or model, or of a stream of
+            Gymnasium's; reporters, progress or checkpoints inside `jax.jit` or `jax.vmap`; an advantage that needs values of the state
+            where there is no value function.
+        TypeError: A parameter is not floating point; no batch object; a stream with an estimator that needs whole episodes.
         ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX, `checkpoints` without orbax-checkpoint.
         RuntimeError: There are checkpoints, all of them damaged.
 
     Warns:
         UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
+
+    Gradients: none; what `train` returns is not meant to be differentiated.
     """
-    check_params(params)
-    check_whole(num_updates=num_updates)
-    reporters = (*writers, Bar()) if progress else tuple(writers)
-    reports.check(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
-    plan = Plan(
-        estimator,
-        optimizer,
-        num_trajectories,
-        horizon,
-        group_size,
-        num_environments,
-        num_steps,
-        epochs,
-        minibatches,
-        evaluation,
-        None if mesh is None else as_mesh(mesh),
-        num_updates if reporters else 0,
-        reporters,
-    )
-    world: tuple[Any, Any, Any] = (as_policy(policy), hold(as_environment(environment)), environment_params)
-    key = as_keys(key)
-    if plan.mesh is not None:
-        params, key, world = replicate((params, key, world), plan.mesh)
-    with using(plan.mesh):
-        state = start(params, key, *world, plan)
-        if checkpoints is None:
-            state, metrics = run(state, 0, *world, plan, num_updates)
+    mesh, key = None if mesh is None else as_mesh(mesh), as_keys(key)
+    world = as_policy(policy), as_environment(environment), environment_params
+    plan = Plan(*world, batch, estimator, optimizer, epochs, minibatches, evaluation)
+    _check(params, key, plan, num_updates, mesh)
+    _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
+    reporters = (*reporters, *([Bar()] if progress else []))
+    check_reporters(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
+    if mesh is not None:
+        params, key, world = replicate((params, key, world), mesh)
+        plan = Plan(*world, *plan[len(world) :])
+    with using(mesh):
+        state = start(params, key, plan)
+        if reporters or checkpoints is not None:
+            state, metrics = _in_pieces(state, key, plan, num_updates, reporters, checkpoints)
         else:
-            state, metrics = _run_with_checkpoints(checkpoints, state, key, world, plan, num_updates)
-    if reporters:
-        jax.effects_barrier()
+            state, metrics = advance(state, np.int32(0), None, num_updates, plan)
     if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
@@ -163,33 +150,92 @@ def train(
     return Training(state, metrics)
 
 
-def _run_with_checkpoints(
-    checkpoints: Checkpoints,
-    state: TrainState,
-    key: jax.Array,
-    world: tuple[Any, Any, Any],
-    plan: Plan,
-    num_updates: int,
+def _in_pieces(
+    state: TrainState, key: Key, plan: Plan, num_updates: int, reporters: Sequence[Reporter], checkpoints: Any
 ) -> tuple[TrainState, Metrics]:
-    """The same in chunks; see `run_in_chunks`."""
-    if is_traced(*jax.tree.leaves((state, world))):
-        raise ValueError("checkpoints: inside jax.jit or jax.vmap; give each seed a call and a directory of its own.")
-    if plan.num_environments is not None and isinstance(world[1], Gymnasium):
+    """A run whose rows are reported, and whose state is saved, after each piece.
+
+    With checkpoints neither the reporters nor `num_updates` have a say in what is compiled, since they may change when the run
+    goes on: then too all pieces are calls of one program.
+    """
+    length = every = max(1, _PIECE // plan.batch.size(plan.environment))
+    if checkpoints is not None:
+        length, every = min(length, checkpoints.every), checkpoints.every
+    shapes = jax.eval_shape(lambda state: advance(state, np.int32(0), np.int32(0), length, plan)[1], state)
+
+    def empty(num: int) -> Metrics:
+        return jax.tree.map(lambda x: np.array(missing(jax.ShapeDtypeStruct((*x.shape[:-1], num), x.dtype))), shapes)
+
+    step, rows, run = 0, [empty(0)], {}
+    if checkpoints is not None:
+        # What may change between the parts of a run: where it runs, who is told, and how long it is.
+        run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
+        found = checkpoints.restore(lambda step: (state, empty(step)), run)
+        step, (state, *rows) = found or (0, (state, *rows))
+        if step > num_updates:
+            raise ValueError(
+                f"checkpoints: {checkpoints.directory} is at update {step} already, num_updates is {num_updates}."
+            )
+    told, past = reporters if jax.process_index() == 0 else (), _columns(rows[0])
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(reporter.open(past, num_updates)) for reporter in told]
+        while step < num_updates and not np.all(on_host(state.stopped)):
+            stop = min(step - step % length + length, step - step % every + every, num_updates)
+            state, new = advance(state, np.int32(step), np.int32(stop), length, plan)
+            first, step = step, int(np.max(on_host(state.num_updates)))
+            rows.append(jax.tree.map(lambda x, num=step - first: on_host(x)[..., :num], new))
+            for write in writers:
+                write(np.arange(first, step), _columns(rows[-1]))
+            if checkpoints is not None and (step % every == 0 or step == num_updates or step < stop):
+                rows = [_joined(rows)]
+                checkpoints.save(step, (state, rows[0]), run)
+    return state, jax.tree.map(jnp.asarray, _joined([*rows, empty(num_updates - step)]))
+
+
+def _joined(rows: Sequence[Metrics]) -> Metrics:
+    return jax.tree.map(lambda *x: np.concatenate(x, axis=-1), *rows)
+
+
+def _columns(rows: Metrics) -> Rows:
+    """Rows as reporters take them, by name and of shape `(updates, seeds)`."""
+    return {name: np.atleast_2d(x).T for name, x in rows._asdict().items() if x is not None}
+
+
+def _check(params: Params, key: Key, plan: Plan, num_updates: int, mesh: Any) -> None:
+    """What does not go together, whatever the world."""
+    check.params(params)
+    check.whole(num_updates=num_updates, epochs=plan.epochs, minibatches=plan.minibatches)
+    if not hasattr(plan.batch, "draw"):
+        raise TypeError(f"batch: expected logderiv.Episodes, Groups or Steps, received {type(plan.batch).__name__}.")
+    plan.batch.check(plan.estimator, mesh)
+    if plan.epochs * plan.minibatches > 1 and not plan.estimator.structure.reusable:
+        raise ValueError(
+            f"epochs, minibatches: {type(plan.estimator).__name__} is an estimate at the parameters that drew the batch only; "
+            "use logderiv.PPO or one of its kin, or one gradient step a batch."
+        )
+    if plan.evaluation is not None:
+        check_divides(plan.evaluation.num_episodes, mesh, "evaluation.num_episodes")
+    if key.ndim > 1:
+        raise ValueError(f"key: expected one key, or keys of shape (S,) for S seeds, received shape {key.shape}.")
+    for path, leaf in jax.tree.leaves_with_path(params) if key.ndim else ():
+        if jnp.shape(leaf)[:1] != key.shape:
+            raise ValueError(
+                f"params{jax.tree_util.keystr(path)}: expected the leading axis {key.shape}, one entry for each key, received shape "
+                f"{jnp.shape(leaf)}; jax.vmap(policy.init) makes them so, jax.numpy.broadcast_to starts all seeds alike."
+            )
+
+
+def _check_host(params: Params, key: Key, plan: Plan, **asked: Any) -> None:
+    """Where the host has something to do between pieces, it must be there, and what it saves must be able to go on."""
+    names = [name for name, value in asked.items() if value]
+    # Under jax.jit any array is traced, under jax.vmap those that are mapped over.
+    if names and is_traced(jnp.zeros(()), *jax.tree.leaves((params, key, plan))):
+        raise ValueError(
+            f"{', '.join(names)}: inside jax.jit or jax.vmap the host cannot look on; leave it out there, and train several seeds by "
+            "one call with several keys."
+        )
+    if "checkpoints" in names and isinstance(plan.batch, Steps) and isinstance(plan.environment, Gymnasium):
         raise ValueError(
             "checkpoints: a stream of Gymnasium's environments ends with this process and cannot go on in another; draw whole "
-            "episodes (num_trajectories)."
+            "episodes (logderiv.Episodes)."
         )
-    # What may change between the parts of a run: where it runs, who is told, and how long it is.
-    fixed = {name: value for name, value in vars(plan).items() if name not in ("mesh", "total", "reporters")}
-    fixed |= {"policy": world[0], "environment": world[1], "environment_params": world[2], "key": key}
-    state, metrics = run_in_chunks(
-        checkpoints,
-        state,
-        lambda state, start, length: run(state, start, *world, plan, length),
-        num_updates,
-        run={name: static_text(value) for name, value in fixed.items()},
-        stopped=lambda state: bool(state.stopped),
-    )
-    reports.close(plan.reporters)
-    rest = jax.tree.map(lambda x: missing(jax.ShapeDtypeStruct((num_updates - len(x),), x.dtype)), metrics)
-    return state, jax.tree.map(lambda x, y: jnp.asarray(np.concatenate([x, y])), metrics, rest)

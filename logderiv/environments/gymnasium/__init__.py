@@ -2,7 +2,4 @@
 
 from logderiv.environments.gymnasium.adapter import Gymnasium, is_gymnasium
 
-__all__ = [
-    "Gymnasium",
-    "is_gymnasium",
-]
+__all__ = ["Gymnasium", "is_gymnasium"]

@@ -11,57 +11,52 @@ import random
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+import jax
 import numpy as np
 
 Leaves = list[np.ndarray]
 
 
-class Stepper(Protocol):
-    """`n` environments that can be restarted and stepped by rows; the others stand still."""
-
-    def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
-        """Observations of these rows after a reset with these seeds."""
-        ...
-
-    def step(self, rows: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray]:
-        """Observations of these rows, and their `(reward, terminated, truncated)`."""
-        ...
-
-    def close(self) -> None:
-        """Give back what the environments hold."""
-        ...
-
-
 class _Batch:
-    def __init__(self, stepper: Stepper, seeds: np.ndarray) -> None:
+    def __init__(self, stepper: Any, seeds: np.ndarray) -> None:
         n = len(seeds)
-        self.stepper: Stepper | None = stepper  # None once every episode has ended
+        self.stepper = stepper  # None once every episode has ended
         self.times, self.ended, self.fresh = np.zeros(n, np.int32), np.zeros(n, bool), np.ones(n, bool)
         self.outcome = np.zeros((n, 3))
         self.observation = stepper.restart(np.arange(n), seeds)
         self.action: Leaves = []
 
     def step(self, rows: np.ndarray, times: np.ndarray, action: Leaves) -> np.ndarray:
-        """Step the rows that live; the last outcome for a repeated call; reward 0 after the end."""
-        here, ended = times == self.times[rows], self.ended[rows]
-        live = here & ~ended
-        _check_times(here | ((times == self.times[rows] - 1) & ~self.fresh[rows] & self._same(rows, action)))
+        """Outcomes of these rows: one whose time it is advances, or stands still with reward 0 after its end; any other was
+        stepped before, and gets the answer that was kept.
+        """  # noqa: D205
+        now = times == self.times[rows]
+        if not now.all():
+            self._check_replay(rows[~now], times[~now], [a[~now] for a in action])
+        outcome, live = self.outcome[rows], now & ~self.ended[rows]
+        outcome[now & ~live, 0] = 0
         if live.any():
-            assert self.stepper is not None
-            moved, chosen = rows[live], [a[live] for a in action]
-            if np.bincount(moved).max() > 1:
-                raise ValueError(_BRANCHED)
-            observation, outcome = self.stepper.step(moved, chosen)
-            self.action = self.action or [np.zeros((len(self.times), *a.shape[1:]), a.dtype) for a in action]
-            for kept, new in zip([*self.observation, *self.action], [*observation, *chosen], strict=True):
-                kept[moved] = new
-            self.outcome[moved] = outcome
-            self.times[moved] += 1
-            self.fresh[moved], self.ended[moved] = False, outcome[:, 1:].any(1)
-        outcome = self.outcome[rows]
-        outcome[here & ended, 0] = 0
+            outcome[live] = self._move(rows[live], [a[live] for a in action])
+        return outcome
+
+    def _check_replay(self, rows: np.ndarray, times: np.ndarray, action: Leaves) -> None:
+        """A call that comes again: the last one of these rows, with the same action."""
+        again = (times == self.times[rows] - 1) & ~self.fresh[rows] & bool(self.action)
+        for kept, given in zip(self.action, action, strict=bool(self.action)):
+            again &= (kept[rows] == given).all(tuple(range(1, given.ndim)))
+        _check_times(again)
+
+    def _move(self, rows: np.ndarray, action: Leaves) -> np.ndarray:
+        if np.bincount(rows).max() > 1:
+            raise ValueError(_BRANCHED)
+        observation, outcome = self.stepper.step(rows, action)
+        self.action = self.action or [np.zeros((len(self.times), *a.shape[1:]), a.dtype) for a in action]
+        for kept, new in zip([*self.observation, *self.action], [*observation, *action], strict=True):
+            kept[rows] = new
+        self.outcome[rows], self.ended[rows], self.fresh[rows] = outcome, outcome[:, 1:].any(1), False
+        self.times[rows] += 1
         return outcome
 
     def restart(self, rows: np.ndarray, times: np.ndarray, seeds: np.ndarray) -> None:
@@ -69,34 +64,28 @@ class _Batch:
         _check_times(here | ((times == self.times[rows] - 1) & self.fresh[rows]))
         rows, seeds = rows[here], seeds[here]
         if len(rows):
-            assert self.stepper is not None
             for kept, new in zip(self.observation, self.stepper.restart(rows, seeds), strict=True):
                 kept[rows] = new
             self.times[rows] += 1
             self.fresh[rows], self.ended[rows] = True, False
-
-    def _same(self, rows: np.ndarray, action: Leaves) -> np.ndarray:
-        same = np.full(len(rows), bool(self.action))
-        for kept, given in zip(self.action, action, strict=bool(self.action)):
-            same &= (kept[rows] == given).reshape(len(rows), -1).all(1)
-        return same
 
 
 class Host:
     """Batches of episodes by name, and the environments that are free to be used again.
 
     Attributes:
-        make: `n -> Stepper`.
+        make: From `n` to a stepper, such as `OneByOne`: `n` environments that `restart` and `step` these rows and `close`.
         capacity: How many batches are kept. A further one takes the place of one whose episodes have all ended, or
             else of the one that was used least recently.
+        legal: Actions of all rows, checked.
     """
 
-    def __init__(self, make: Callable[[int], Stepper], capacity: int) -> None:
-        self.make, self.capacity = make, capacity
+    def __init__(self, make: Callable[[int], Any], capacity: int, legal: Callable[[Any], Any]) -> None:
+        self.make, self.capacity, self.legal = make, capacity, legal
         self.lock = threading.Lock()
         self.names = itertools.count(random.SystemRandom().randrange(2**30))  # unlike those of a resumed process
         self.batches: OrderedDict[int, _Batch] = OrderedDict()
-        self.free: dict[int, list[Stepper]] = {}
+        self.free: dict[int, list[Any]] = {}
 
     def reset(self, seeds: np.ndarray) -> tuple[Leaves, np.ndarray]:
         """Start a batch: observations and handles."""
@@ -107,19 +96,19 @@ class Host:
                 self._release(self.batches.pop(next(ended, next(iter(self.batches)))))
             name = next(self.names)
             batch = self.batches[name] = _Batch(self._acquire(n), seeds)
-            rows = np.arange(n)
-            return [o.copy() for o in batch.observation], np.stack([np.full(n, name), rows, np.zeros(n, int)], 1)
+            handles = np.stack([np.full(n, name), np.arange(n), np.zeros(n, int)], 1)
+            return [o.copy() for o in batch.observation], handles
 
-    def step(self, handles: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray, np.ndarray]:
+    def step(self, handles: np.ndarray, action: Any) -> tuple[Leaves, np.ndarray, np.ndarray]:
         """Step each row: observations, `(reward, terminated, truncated)`, handles."""
-        outcome = np.empty((len(handles), 3))
+        outcome, action = np.empty((len(handles), 3)), jax.tree.leaves(self.legal(action))
         with self.lock:
             groups = self._groups(handles)
             for where, batch, rows in groups:
                 outcome[where] = batch.step(rows, handles[where, 2], [a[where] for a in action])
                 if batch.stepper is not None and batch.ended.all():
                     self._release(batch)
-            observation, handles = _look(groups, handles)
+            observation, handles = _where_they_stand(groups, handles)
         return observation, outcome, handles
 
     def renew(self, handles: np.ndarray, ended: np.ndarray, seeds: np.ndarray) -> tuple[Leaves, np.ndarray]:
@@ -131,7 +120,7 @@ class Host:
                 if batch.stepper is None and which.any():
                     batch.stepper = self._acquire(len(batch.ended))
                 batch.restart(rows[which], handles[where, 2][which], seeds[where][which])
-            return _look(groups, handles)
+            return _where_they_stand(groups, handles)
 
     def close(self) -> None:
         """Close every environment; handles are refused from here on."""
@@ -156,7 +145,7 @@ class Host:
         self.batches.move_to_end(name)
         return self.batches[name]
 
-    def _acquire(self, n: int) -> Stepper:
+    def _acquire(self, n: int) -> Any:
         free = self.free.get(n)
         return free.pop() if free else self.make(n)
 
@@ -166,7 +155,7 @@ class Host:
             batch.stepper = None
 
 
-def _look(groups: list[tuple[Any, _Batch, np.ndarray]], handles: np.ndarray) -> tuple[Leaves, np.ndarray]:
+def _where_they_stand(groups: list[tuple[Any, _Batch, np.ndarray]], handles: np.ndarray) -> tuple[Leaves, np.ndarray]:
     """Where each row stands now: observations and handles."""
     handles = handles.copy()
     observation = [np.empty((len(handles), *o.shape[1:]), o.dtype) for o in groups[0][1].observation]

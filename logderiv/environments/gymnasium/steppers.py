@@ -1,6 +1,7 @@
 """Gymnasium environments by rows: one after the other, or CartPole in numpy; what their spaces hold and allow."""
 
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from logderiv.environments.gymnasium.host import Leaves, Stepper
+from logderiv._core.optional import optional
+from logderiv.environments.gymnasium.host import Leaves
 
 _CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
 
@@ -25,14 +27,6 @@ class Remake:
     words: Any
     spec: Any = dataclasses.field(compare=False, repr=False)
 
-    @classmethod
-    def of(cls, spec: Any) -> "Remake":
-        """From the `spec` of an environment."""
-        try:
-            return cls(spec.to_json(), spec)
-        except (TypeError, ValueError):  # something in it is a function
-            return cls(object(), spec)
-
     def __call__(self) -> Any:
         """One environment."""
         return make(self.spec)
@@ -40,12 +34,20 @@ class Remake:
 
 def make(source: Any) -> Any:
     """One environment from an id, a spec, or a function that makes one."""
-    if callable(source):
-        return source()
-    return _library().make(source)
+    return source() if callable(source) else _library().make(source)
 
 
-def maker(source: Any) -> Callable[[int], Stepper]:
+@functools.cache
+def described(source: Any) -> tuple[int | None, Any, Any]:
+    """Its time limit, and the spaces of what it observes and takes, as `nested` gives them."""
+    single = make(source)
+    limit = getattr(getattr(single, "spec", None), "max_episode_steps", None)
+    spaces = nested(single.observation_space), nested(single.action_space)
+    single.close()
+    return limit, *spaces
+
+
+def maker(source: Any) -> Callable[[int], Any]:
     """How to make `n` environments at once: in numpy where that is known to be the same environment."""
     spec = source.spec if isinstance(source, Remake) else source
     if isinstance(spec, str):
@@ -61,7 +63,7 @@ class OneByOne:
 
     def __init__(self, environments: list[Any]) -> None:
         self.environments = environments
-        self.space = environments[0].action_space
+        self.structure = jax.tree.structure(nested(environments[0].action_space))
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
         """Reset these rows."""
@@ -70,7 +72,7 @@ class OneByOne:
 
     def step(self, rows: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray]:
         """Step these rows."""
-        actions = _unstack(self.space, action, len(rows))
+        actions = (jax.tree.unflatten(self.structure, [a[i] for a in action]) for i in range(len(rows)))
         new = [self.environments[row].step(a) for row, a in zip(rows.tolist(), actions, strict=True)]
         return _stack([x[0] for x in new]), np.array([x[1:4] for x in new], float)
 
@@ -85,9 +87,8 @@ class CartPoles:
 
     def __init__(self, n: int, max_episode_steps: int | None, options: dict[str, Any]) -> None:
         module, name = _CARTPOLE.split(":")
-        self.vector = getattr(importlib.import_module(module), name)(
-            n, max_episode_steps=max_episode_steps or 2**30, **options
-        )
+        vectorized = getattr(importlib.import_module(module), name)
+        self.vector = vectorized(n, max_episode_steps=max_episode_steps or 2**30, **options)
         self.vector.reset(seed=0)
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
@@ -115,67 +116,51 @@ class CartPoles:
         self.vector.close()
 
 
-def template(space: Any) -> Any:
-    """Shapes and dtypes of what a space holds: one array, or tuples and dicts of them.
+def nested(space: Any) -> Any:
+    """The spaces of arrays that a space is made of: one, or tuples and dicts of them.
 
     Raises:
         TypeError: A space without a fixed shape.
     """
     name = type(space).__name__
     if name == "Dict":
-        return {key: template(inner) for key, inner in space.spaces.items()}
+        return {key: nested(inner) for key, inner in space.spaces.items()}
     if name == "Tuple":
-        return tuple(template(inner) for inner in space.spaces)
+        return tuple(map(nested, space.spaces))
     if getattr(space, "shape", None) is None or getattr(space, "dtype", None) is None:
         raise TypeError(f"Gymnasium: expected spaces of arrays, received {space}; flatten it with a gymnasium wrapper.")
-    return jax.ShapeDtypeStruct(tuple(space.shape), np.dtype(space.dtype))
+    return space
 
 
-def checked(space: Any, action: Any, clip: bool) -> Any:
-    """Actions of all rows, inside their space, in its dtypes.
+def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
+    """Actions of all rows, inside their space of arrays, in its dtype.
 
     Raises:
         ValueError: One is outside; says which.
     """
-    name = type(space).__name__
-    if name == "Dict":
-        return {key: checked(inner, action[key], clip) for key, inner in space.spaces.items()}
-    if name == "Tuple":
-        return tuple(checked(inner, a, clip) for inner, a in zip(space.spaces, action, strict=True))
-    low, high = _bounds(space)
-    if clip and name == "Box":
+    low, high, fix = _bounds(space)
+    if clip and type(space).__name__ == "Box":
         action = np.clip(action, low, high)
     outside = ~((action >= low) & (action <= high))  # NaN too
     if outside.any():
         row = int(np.argwhere(outside)[0, 0])
-        fix = "use logderiv.TanhNormal with these bounds, or Gymnasium(..., clip=True)" if name == "Box" else (
-            "is the last layer as wide as the number of actions?"
-        )  # fmt: skip
         raise ValueError(f"action: expected one of {space}, received {action[row]} in row {row}; {fix}.")
     return action.astype(space.dtype)
 
 
 def _library() -> Any:
-    try:
-        return importlib.import_module("gymnasium")
-    except ImportError as error:
-        raise ImportError("Gymnasium needs the package gymnasium; pip install 'logderiv[envs]'.") from error
+    return optional("gymnasium", "Gymnasium needs the package gymnasium", "envs")
 
 
-def _bounds(space: Any) -> tuple[Any, Any]:
-    name = type(space).__name__
-    if name == "Discrete":
-        return space.start, space.start + space.n - 1
-    if name == "MultiDiscrete":
-        return space.start, space.start + space.nvec - 1
-    return (0, 1) if name == "MultiBinary" else (space.low, space.high)
+def _bounds(space: Any) -> tuple[Any, Any, str]:
+    """The least and the largest action, and what helps where one is outside."""
+    name, fix = type(space).__name__, "is the last layer as wide as the number of actions?"
+    if name in ("Discrete", "MultiDiscrete"):
+        return space.start, space.start + (space.n if name == "Discrete" else space.nvec) - 1, fix
+    if name == "MultiBinary":
+        return 0, 1, fix
+    return space.low, space.high, "use logderiv.TanhNormal with these bounds, or Gymnasium(..., clip=True)"
 
 
 def _stack(values: list[Any]) -> Leaves:
     return [np.stack(leaves) for leaves in zip(*map(jax.tree.leaves, values), strict=True)]
-
-
-def _unstack(space: Any, action: Leaves, n: int) -> list[Any]:
-    """One action per row, in the structure of the space."""
-    structure = jax.tree.structure(template(space))
-    return [jax.tree.unflatten(structure, [a[row] for a in action]) for row in range(n)]

@@ -1,29 +1,5 @@
-"""State-space models and hidden Markov models, with their exact filters and smoothers."""
+"""State-space models and hidden Markov models, with their exact filters and smoothers; reached as `logderiv.processes`."""
 
-from logderiv.processes.state_space.hidden import HiddenProcess, fisher_score, fisher_score_samples
-from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams, SmoothedChain
-from logderiv.processes.state_space.kalman import Filtered, SmoothedStates, StateSpaceMatrices
-from logderiv.processes.state_space.models import (
-    LinearGaussian,
-    LinearGaussianParams,
-    LocalLevel,
-    LocalLevelParams,
-    StateSpaceModel,
-)
+from logderiv.processes.state_space import hidden, hidden_markov, kalman, models
 
-__all__ = [
-    "Filtered",
-    "HiddenMarkovModel",
-    "HiddenMarkovParams",
-    "HiddenProcess",
-    "LinearGaussian",
-    "LinearGaussianParams",
-    "LocalLevel",
-    "LocalLevelParams",
-    "SmoothedChain",
-    "SmoothedStates",
-    "StateSpaceMatrices",
-    "StateSpaceModel",
-    "fisher_score",
-    "fisher_score_samples",
-]
+__all__ = ["hidden", "hidden_markov", "kalman", "models"]

@@ -2,12 +2,6 @@
 
 from logderiv.training.reporting.bar import Bar
 from logderiv.training.reporting.files import CSVWriter, TensorBoardWriter
-from logderiv.training.reporting.scan import Reporter, Session
+from logderiv.training.reporting.protocol import Reporter
 
-__all__ = [
-    "Bar",
-    "CSVWriter",
-    "Reporter",
-    "Session",
-    "TensorBoardWriter",
-]
+__all__ = ["Bar", "CSVWriter", "Reporter", "TensorBoardWriter"]

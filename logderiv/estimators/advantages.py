@@ -1,0 +1,308 @@
+"""Advantages: the one object that decides what the score of every step is multiplied by.
+
+An estimator of ∇E[R] is a weighting of per-step scores, Σ_t w_t ∇log π(a_t|s_t). An advantage takes `(params, state, batch)` and
+returns `(weights, targets, state)`. Whether the result is unbiased is a property of the estimator as a whole: see
+`Estimator.declaration`. Here are those that are returns minus a baseline, and those made of another one; `bootstrapped` has GAE
+and V-trace.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._core import check
+from logderiv._core.pytrees import pytree
+from logderiv.estimators.baselines import Baseline
+from logderiv.estimators.batch import Batch, averaged, in_groups
+from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
+from logderiv.estimators.returns import reward_to_go, total_return
+from logderiv.types import Params, Per, State
+
+Weighed = tuple[jax.Array, jax.Array, State]
+
+
+class Advantage(Part):
+    """Base of all advantages: from a batch to the weight of every step's score.
+
+    One of your own is a frozen dataclass that inherits from this one, with `__call__` and the attributes `structure` and
+    `declaration`, without which it is counted as biased; registered by `jax.tree_util.register_dataclass` it may be an argument
+    of `jax.jit`.
+
+    Attributes:
+        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does.
+        own_ratios: Whether it weighs off-policy steps by their ratios itself.
+    """
+
+    past_rewards = False
+    own_ratios = False
+
+    def init(self, params: Params) -> State:
+        """The first state.
+
+        Args:
+            params: Parameters of the policy.
+
+        Returns:
+            A pytree of arrays, `()` for nothing.
+        """
+        del params
+        return ()
+
+    def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
+        """Weights, from the *old* state, and the new one.
+
+        Args:
+            params: Parameters of the policy.
+            state: From `init`, or from the last call.
+            batch: The batch.
+
+        Returns:
+            `(weights, targets, state)`: what multiplies each score, and what a value of each state should predict, both of shape
+            `(N, T)` and 0 on invalid steps; and the state after this batch.
+        """
+        raise NotImplementedError
+
+
+class Credited(Advantage):
+    """Base of advantages that give credit by a function of rewards and discounts, minus a baseline.
+
+    Rewards are multiplied by the ratio and γ^t *before* the credit is given, and the baseline is multiplied by them too.
+
+    Attributes:
+        baseline: From `logderiv.baselines`; `None` for none.
+    """
+
+    baseline: Baseline | None
+
+    @property
+    def structure(self) -> Structure:
+        """That of the baseline."""
+        return Structure() if self.baseline is None else Structure() & self.baseline.structure
+
+    @property
+    def declaration(self) -> Declaration:
+        """That of the credit and of the baseline."""
+        return Declaration() if self.baseline is None else Declaration() & declaration_of(self.baseline)
+
+    def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
+        """The credit of one trajectory.
+
+        Args:
+            rewards: Shape `(T,)`.
+            discounts: Shape `(T,)`.
+
+        Returns:
+            Shape `(T,)`.
+        """
+        raise NotImplementedError
+
+    def init(self, params: Params) -> State:
+        return () if self.baseline is None else self.baseline.init(params)
+
+    def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
+        del params
+        give, valid = jax.vmap(self.credit), batch.valid
+        credit = jnp.where(valid, give(batch.rewards * batch.scale, batch.inside * batch.discounts), 0)
+        later = batch.discount * batch.step_ratios * batch.discounts
+        targets = jnp.where(valid, give(batch.rewards * batch.step_ratios, later), 0)
+        if self.baseline is None:
+            return credit, targets, state
+        weights = jnp.where(valid, credit - self.baseline.values(state, credit, batch), 0)
+        return weights, targets, self.baseline.update(state, credit, targets, batch)
+
+
+@pytree
+class ToGo(Credited):
+    """Reward-to-go minus a baseline: w_t = γ^t G_t − b_t with G_t = r_t + γ G_{t+1} (`reward_to_go`).
+
+    A choice is credited with what comes after it only. GPOMDP, the policy gradient.
+
+    Attributes:
+        baseline: From `logderiv.baselines`; `None` for none.
+
+    References:
+        Baxter & Bartlett (2001), JAIR 15 (from memory); Sutton et al. (1999), "Policy gradient methods", theorem 1.
+    """
+
+    baseline: Baseline | None = None
+
+    def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
+        return reward_to_go(rewards, discounts)
+
+
+@pytree
+class Return(Credited):
+    """The whole return minus a baseline, at every step: w_t = G_0 − b_t (`total_return`).
+
+    The plain identity, REINFORCE. A weight contains rewards from before its step, so off policy it needs the whole product of
+    ratios, `Importance(per="trajectory")`.
+
+    Attributes:
+        baseline: From `logderiv.baselines`; `None` for none.
+
+    References:
+        Williams (1992), Machine Learning 8, theorem 1.
+    """
+
+    baseline: Baseline | None = None
+
+    past_rewards = True
+
+    def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
+        return total_return(rewards, discounts)
+
+
+@pytree(static=("function", "past_rewards"))
+class Credit(Credited):
+    """Credit by a function of your own, minus a baseline.
+
+    Attributes:
+        function: `(rewards (T,), discounts (T,)) -> (T,)` of one trajectory. It declares what it does to the expectation by an
+            attribute `declaration`, without which the estimator is counted as biased.
+        baseline: From `logderiv.baselines`; `None` for none.
+        past_rewards: Whether the weight of a step contains rewards from before it.
+    """
+
+    function: Callable[[jax.Array, jax.Array], jax.Array]
+    baseline: Baseline | None = None
+    past_rewards: bool = True
+
+    @property
+    def structure(self) -> Structure:
+        """That of the baseline; nothing is assumed of a function that declares nothing."""
+        known = isinstance(getattr(self.function, "declaration", None), Declaration)
+        return super().structure if known else super().structure._replace(degree=None)
+
+    @property
+    def declaration(self) -> Declaration:
+        """That of the function and of the baseline."""
+        return declaration_of(self.function) & super().declaration
+
+    def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
+        return self.function(rewards, discounts)
+
+
+class Transformed(Advantage):
+    """Base of advantages made of another one, whose state, past rewards and ratios are theirs.
+
+    Attributes:
+        advantage: The other one.
+    """
+
+    advantage: Advantage
+
+    @property
+    def past_rewards(self) -> bool:
+        """As the inner advantage."""
+        return self.advantage.past_rewards
+
+    @property
+    def own_ratios(self) -> bool:
+        """As the inner advantage."""
+        return self.advantage.own_ratios
+
+    def init(self, params: Params) -> State:
+        return self.advantage.init(params)
+
+
+@pytree(static=("per", "ddof"))
+class Standardized(Transformed):
+    """Weights with mean 0 and standard deviation 1 over the batch: (A − mean A) / (std A + ε). Biased, in size and direction.
+
+    Attributes:
+        advantage: What gives A.
+        per: Mean and deviation over all valid steps ("step", as in most PPO code), or over the trajectories' A_{n,0}.
+        ddof: The variance is divided by the count minus this.
+        epsilon: ε, added to the deviation.
+
+    Raises:
+        ValueError: `per` is neither.
+    """
+
+    advantage: Advantage
+    per: Per = "step"
+    ddof: int = 0
+    epsilon: float = 1e-8
+
+    def __post_init__(self) -> None:
+        check.one_of(("step", "trajectory"), per=self.per)
+
+    @property
+    def structure(self) -> Structure:
+        """Two trajectories at least."""
+        return self.advantage.structure & Structure(min_trajectories=2, degree=None)
+
+    @property
+    def declaration(self) -> Declaration:
+        """No factor: mean and scale are random and contain the own sample."""
+        reason = "standardized weights: mean and standard deviation contain the own sample"
+        return declaration_of(self.advantage) & biased(reason)
+
+    def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
+        weights, targets, state = self.advantage(params, state, batch)
+        over, counts = averaged(weights, batch.valid, self.per)
+        count = jnp.sum(counts)
+        mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
+        squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
+        deviation = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1))
+        standardized = (weights - mean) / (deviation + jnp.asarray(self.epsilon, weights.dtype))
+        return jnp.where(batch.valid, standardized, 0), targets, state
+
+
+@pytree(static=("group_size",))
+class Grouped(Transformed):
+    """An advantage taken within consecutive groups of trajectories, such as the answers to one prompt.
+
+    `Grouped(Return(LeaveOneOut(per="trajectory")), 8)` is RLOO over groups of eight. The declaration is that of the inner
+    advantage at `group_size` trajectories.
+
+    Attributes:
+        advantage: One without state.
+        group_size: The number of trajectories must be a multiple of it.
+
+    Raises:
+        ValueError: A group smaller than the advantage needs; later, from `init`, an advantage with state, and a batch that does
+            not divide.
+    """
+
+    advantage: Advantage
+    group_size: int
+
+    def __post_init__(self) -> None:
+        check.whole(group_size=self.group_size)
+        least = self.advantage.structure.min_trajectories
+        if self.group_size < least:
+            raise ValueError(f"group_size: expected at least {least} for this advantage, received {self.group_size}.")
+
+    @property
+    def structure(self) -> Structure:
+        """A group at least; a batch is the mean over its trajectories only where the groups' members do not meet."""
+        inner = self.advantage.structure
+        alone = inner.degree == 1
+        return Structure(self.group_size, 1 if alone else None, alone and inner.symmetric)
+
+    @property
+    def declaration(self) -> Declaration:
+        """That of the inner advantage at N = `group_size`, whatever the number of groups."""
+        inner = declaration_of(self.advantage)
+        factor = inner.objectives.get(RETURN)
+        if factor in (None, one):
+            return inner
+        return Declaration({RETURN: lambda _: factor(self.group_size)}, inner.order, inner.assumes, inner.reasons)
+
+    def init(self, params: Params) -> State:
+        if jax.tree.leaves(state := super().init(params)):
+            raise ValueError(f"advantage: expected one without state in groups, received {self.advantage}.")
+        return state
+
+    def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
+        names = ("steps", "rewards", "discounts", "step_ratios", "ratios", "values")
+        groups = {k: jax.tree.map(lambda x: in_groups(x, self.group_size), getattr(batch, k)) for k in names}
+
+        def of_group(group: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
+            return self.advantage(params, state, batch._replace(**group))[:2]
+
+        weights, targets = jax.vmap(of_group)(groups)
+        return weights.reshape(batch.valid.shape), targets.reshape(batch.valid.shape), state

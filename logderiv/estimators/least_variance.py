@@ -1,0 +1,249 @@
+"""Baselines of least variance, one for all parameters or one for each, from scores, fitted on other trajectories than they are used on.
+
+With h_n = Σ_t C_{n,t} s_{n,t} the weighted score of a trajectory and d_n = Σ_t ρ_{n,t} s_{n,t} what the baseline multiplies, the
+variance of h − b d is least at b* = E⟨h, d⟩ / E|d|², per parameter b*_i = E[h_i d_i] / E[d_i²]. With the total return on policy,
+h = G d and this is the textbook form.
+
+Estimated from the trajectories that it is used on, it depends on their choices, which is a bias of order 1/N. *Cross-fitting*
+takes it from the other folds and leaves the estimate exactly unbiased.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._core.pytrees import pytree
+from logderiv.estimators.advantages import Advantage, ToGo
+from logderiv.estimators.base import Weighting
+from logderiv.estimators.baselines import Baseline
+from logderiv.estimators.batch import Batch
+from logderiv.estimators.declaration import Declaration, Structure, biased
+from logderiv.estimators.importance import Importance
+from logderiv.likelihood.factors import log_factors
+from logderiv.types import Params, Policy, State, Stream, Trajectory
+
+_TOGETHER = 16  # trajectories whose scores are in memory at a time
+
+
+class _Fitted:
+    """What a baseline that is fitted in folds asks of a batch, and does to the expectation."""
+
+    folds: int
+    in_sample: bool
+
+    @property
+    def num_folds(self) -> int:
+        return 1 if self.in_sample else self.folds
+
+    @property
+    def fit_structure(self) -> Structure:
+        return Structure(2 if self.in_sample else self.folds, degree=None, symmetric=self.in_sample)
+
+    @property
+    def fit_declaration(self) -> Declaration:
+        return biased("optimal baseline fitted to the own sample") if self.in_sample else Declaration()
+
+    def check_folds(self) -> None:
+        if not isinstance(self.folds, int) or self.folds < 2:
+            raise ValueError(
+                f"folds: expected a whole number >= 2, received {self.folds!r}; fitted on its own fold a baseline is biased, "
+                "and is named in_sample=True."
+            )
+
+
+@pytree(static=("folds", "in_sample"))
+class Optimal(_Fitted, Baseline):
+    """The constant of least variance, cross-fitted: each fold uses b* = Σ⟨h, d⟩ / Σ|d|² of the others.
+
+    Exactly unbiased at every order, at the cost of two more gradients per trajectory (a few in memory at a time). Trajectory n is
+    in fold n mod `folds`, so the estimate depends on their order. Where the others have seen no score, b = 0.
+
+    Unbiased does not mean small: with a few trajectories in a fold the denominator can be close to 0 and the variance above that
+    of no baseline at all. `logderiv.diagnostics` tells.
+
+    Attributes:
+        folds: At least 2, and at most the number of trajectories.
+        in_sample: Fit it to the very trajectories it is used on, in one fold: biased by order 1/N, as published.
+
+    Raises:
+        ValueError: Fewer than two folds.
+
+    References:
+        Greensmith, Bartlett & Baxter (2004), JMLR 5, section 4; Peters & Schaal (2008), Neural Networks 21, section 3.2, for the
+        form per parameter (`logderiv.estimators.OptimalPerParameter`). Neither is cross-fitted.
+    """
+
+    folds: int = 2
+    in_sample: bool = False
+
+    def __post_init__(self) -> None:
+        self.check_folds()
+
+    @property
+    def structure(self) -> Structure:
+        """A trajectory in each fold."""
+        return self.fit_structure
+
+    @property
+    def declaration(self) -> Declaration:
+        """Unbiased at every order if each fold's number comes from the others."""
+        return self.fit_declaration
+
+    def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
+        del state
+        moments = leave_fold_out(fold_moments(credit, batch, self.num_folds))
+        optima = [ratio(*map(_total, pair)) for pair in moments]
+        fold = jnp.arange(credit.shape[0]) % self.num_folds
+        return batch.ratios * jnp.stack(optima)[fold][:, None].astype(credit.dtype)
+
+
+@pytree(static=("folds", "in_sample", "gamma_t"))
+class OptimalPerParameter(_Fitted, Weighting):
+    """The score-function estimator minus the baseline of least variance for each parameter i, cross-fitted.
+
+        g_i = 1/N Σ_n (h_{n,i} − b_{i,k(n)} d_{n,i}),  h_n = Σ_t w_{n,t} s_{n,t},  d_n = Σ_t ρ_{n,t} s_{n,t}
+        b_{i,k} = Σ h_i d_i / Σ d_i²  over all folds but k
+
+    Exactly unbiased; order one only. Trajectory n is in fold k(n) = n mod `folds`. Costs two more gradients per trajectory, a few
+    in memory at a time. Where the others have seen no score of a parameter, its baseline is 0. Weights are
+    `(weights (N, T), ratios (N, T), baselines)`, the last a pytree of `params` for each fold.
+
+    Attributes:
+        advantage: What decides the weights w; `advantages.ToGo()` or `Return()`, without a baseline of its own.
+        discount: γ in [0, 1].
+        folds: At least 2, and at most the number of trajectories.
+        in_sample: Fit it to the very trajectories it is used on, in one fold, as published: biased by order 1/N. With one
+            trajectory and the whole return it would be identically zero; it raises below two.
+        importance: Weights of off-policy steps; `None` where the trajectories are drawn with the same parameters.
+        gamma_t: Whether γ^t stays in the weights.
+
+    Raises:
+        ValueError: Fewer than two folds; `discount` is outside [0, 1].
+        TypeError: `advantage` is none.
+
+    References:
+        Peters & Schaal (2008), Neural Networks 21, section 3.2, which fits it to the own sample.
+    """
+
+    advantage: Advantage = ToGo()
+    discount: float = 1.0
+    folds: int = 2
+    in_sample: bool = False
+    importance: Importance | None = None
+    gamma_t: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_folds()
+
+    @property
+    def structure(self) -> Structure:
+        """A trajectory in each fold."""
+        return super().structure._replace(streams=False) & self.fit_structure
+
+    @property
+    def declaration(self) -> Declaration:
+        """Unbiased at order one if each fold's baseline comes from the others."""
+        return super().declaration & Declaration(order=1) & self.fit_declaration
+
+    def advantages(
+        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
+    ) -> tuple[Any, State]:
+        batch = self.batch(params, policy, trajectories)
+        weights, _, state = self.advantage(params, state, batch)
+        moments = leave_fold_out(fold_moments(weights, batch, self.num_folds))
+        return (weights, batch.ratios, [jax.tree.map(ratio, *pair) for pair in moments]), state
+
+    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: Any) -> jax.Array:
+        # Minus the control variate: log P of each fold at θ₀ + b (θ − θ₀), whose gradient is b ⊙ ∇log P.
+        weights, ratios, baselines = jax.lax.stop_gradient(weights)
+        logs = log_factors(params, policy, trajectories)
+        total = jnp.sum(weights.astype(logs.dtype) * logs)
+        for k, baseline in enumerate(baselines):
+            fold, fold_ratios = jax.tree.map(lambda x, k=k: x[k :: len(baselines)], (trajectories, ratios))
+            logs = log_factors(_scaled_around(params, baseline), policy, fold)
+            total = total - jnp.sum(fold_ratios.astype(logs.dtype) * logs)
+        return total / trajectories.valid.shape[0]
+
+
+def fold_moments(credit: jax.Array, batch: Batch, folds: int) -> list[tuple[Params, Params]]:
+    """(Σ_n h_n ⊙ d_n, Σ_n d_n ⊙ d_n) over each fold.
+
+    Args:
+        credit: Shape `(N, T)`.
+        batch: The batch.
+        folds: Their number; trajectory n is in fold n mod `folds`.
+
+    Returns:
+        For each fold a pair of pytrees of `params`.
+    """
+    return [
+        _score_moments(batch, *jax.tree.map(lambda x, k=k: x[k::folds], (batch.steps, credit, batch.ratios)))
+        for k in range(folds)
+    ]
+
+
+def leave_fold_out(moments: list[tuple[Params, Params]]) -> list[tuple[Params, Params]]:
+    """For each fold the sum over the others; of a single fold, itself.
+
+    Args:
+        moments: Of each fold.
+
+    Returns:
+        As many sums.
+    """
+    if len(moments) == 1:
+        return moments
+    others = [[m for j, m in enumerate(moments) if j != k] for k in range(len(moments))]
+    return [jax.tree.map(lambda *x: sum(x[1:], x[0]), *rest) for rest in others]
+
+
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and 0 where nothing was seen: a denominator of exactly 0. NaN stays.
+
+    Args:
+        numerator: Any shape.
+        denominator: Same shape.
+
+    Returns:
+        Same shape.
+    """
+    unseen = denominator == 0
+    return jnp.where(unseen, 0, numerator / jnp.where(unseen, 1, denominator))
+
+
+def _score_moments(batch: Batch, steps: Trajectory, credit: jax.Array, ratios: jax.Array) -> tuple[Params, Params]:
+    """Sums of `h * d` and `d * d`, a few trajectories at a time; never one score per trajectory of the batch."""
+    num = credit.shape[0]
+    together = max(k for k in range(1, min(num, _TOGETHER) + 1) if num % k == 0)
+
+    def of_one(trajectory: Trajectory, credit: jax.Array, ratios: jax.Array) -> tuple[Params, Params]:
+        logs, pullback = jax.vjp(lambda p: log_factors(p, batch.policy, trajectory), batch.params)
+        weighted, plain = (pullback(w.astype(logs.dtype))[0] for w in (credit, ratios))
+        return jax.tree.map(jnp.multiply, weighted, plain), jax.tree.map(jnp.square, plain)
+
+    def add(sums: Any, xs: Any) -> tuple[Any, None]:
+        terms = jax.vmap(of_one)(*xs)
+        return jax.tree.map(lambda s, x: s + jnp.sum(x, axis=0), sums, terms), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (batch.params, batch.params))
+    turns = jax.tree.map(
+        lambda x: jnp.moveaxis(x.reshape((together, num // together, *x.shape[1:])), 1, 0), (steps, credit, ratios)
+    )
+    return jax.lax.scan(add, zeros, turns)[0]
+
+
+def _total(tree: Any) -> jax.Array:
+    leaves = [jnp.sum(x) for x in jax.tree.leaves(tree)]
+    return sum(leaves[1:], leaves[0])
+
+
+def _scaled_around(params: Params, scale: Params) -> Params:
+    """The same parameters, with a derivative of `scale` instead of 1."""
+
+    def leaf(p: jax.Array, s: jax.Array) -> jax.Array:
+        fixed = jax.lax.stop_gradient(p)
+        return fixed + s.astype(p.dtype) * (p - fixed)
+
+    return jax.tree.map(leaf, params, scale)

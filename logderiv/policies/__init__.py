@@ -1,0 +1,14 @@
+"""Policies: a distribution for each observation.
+
+Each is a frozen dataclass, so that one rebuilt with the same fields does not retrace; `apply` works on one observation.
+"""
+
+from logderiv.distributions.heads import TanhNormalHead, normal_head, tanh_normal_head
+from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
+from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
+from logderiv.policies.wrapper import PolicyWrapper
+from logderiv.types import FunctionPolicy
+
+__all__ = ["GRU", "MLP", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]
+__all__ += ["StepPolicy", "TabularSoftmax", "TanhNormalHead", "as_policy", "normal_head", "shared_softmax"]
+__all__ += ["tabular_softmax", "tanh_normal_head"]

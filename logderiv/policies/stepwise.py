@@ -1,0 +1,346 @@
+"""Policies that are taken step by step: the form in which the library takes every policy, and small networks.
+
+Here and in `logderiv.likelihood.steps` alone it is known what kinds of policy there are.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._core import check
+from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
+from logderiv.distributions.heads import Head
+from logderiv.distributions.interop import num_categories
+from logderiv.types import FunctionPolicy, Observation, Params, Policy
+
+
+@pytree
+class StepPolicy:
+    """A policy in the form in which the library takes its steps; `as_policy` makes it.
+
+    Attributes:
+        policy: The policy itself.
+    """
+
+    policy: Any
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether a step depends on more than its observation."""
+        return self.policy.initial_carry is not None
+
+    @property
+    def takes_sequences(self) -> bool:
+        """Whether it has log-factors of its own, of a whole trajectory at once."""
+        return getattr(self.policy, "log_factors", None) is not None
+
+    def start(self, params: Params) -> Any:
+        """What is carried into the first step.
+
+        Args:
+            params: Parameters of the policy.
+
+        Returns:
+            The carry, `()` without memory.
+        """
+        return self.policy.initial_carry(params) if self.has_memory else ()
+
+    def step(self, params: Params, carry: Any, observation: Observation) -> tuple[Any, Any]:
+        """One step, whether or not the policy has memory.
+
+        Args:
+            params: Parameters of the policy.
+            carry: From `start` or the step before.
+            observation: One observation.
+
+        Returns:
+            `(distribution, carry)`.
+        """
+        if self.has_memory:
+            return self.policy.apply(params, carry, observation)
+        return self.policy.apply(params, observation), carry
+
+    def num_categories(self, params: Params, observation: Observation, action: Any) -> int | None:
+        """How many actions there are; nothing is computed.
+
+        Args:
+            params: Parameters of the policy.
+            observation: That of one step, or its shapes (`jax.ShapeDtypeStruct`).
+            action: That of one step, or its shapes.
+
+        Returns:
+            `A`; `None` unless a step's distribution is a categorical one.
+        """
+        found: list[int | None] = []
+
+        def first_step(params: Params, observation: Observation, action: Any) -> None:
+            distribution, _ = self.step(params, self.start(params), observation)
+            found.append(num_categories(distribution, action))
+
+        jax.eval_shape(first_step, params, observation, action)
+        return found[0]
+
+
+def as_policy(policy: Any) -> StepPolicy:
+    """A policy, or a plain function `(params, observation) -> Distribution`, in the form in which steps are taken.
+
+    Args:
+        policy: A `logderiv.types.Policy`, a function, or what this function returned.
+
+    Returns:
+        A `StepPolicy`.
+
+    Raises:
+        TypeError: Neither of them.
+    """
+    if isinstance(policy, StepPolicy):
+        return policy
+    if hasattr(policy, "apply") and hasattr(policy, "initial_carry"):
+        return StepPolicy(policy)
+    if callable(policy) and not hasattr(policy, "apply"):
+        return StepPolicy(FunctionPolicy(policy))
+    raise TypeError(
+        "expected a policy: a function (params, observation) -> distribution, or logderiv.FunctionPolicy; "
+        f"received {type(policy).__name__}. Wrap a network as "
+        "logderiv.FunctionPolicy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
+    )
+
+
+@pytree(static=("outputs", "hidden", "head", "state_independent"))
+class MLP(Policy):
+    """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
+
+    Attributes:
+        outputs: Number of outputs: the number of actions for `Categorical`, `2 D` for `normal_head` and `tanh_normal_head`.
+        hidden: Widths of the hidden layers.
+        head: From outputs to a distribution.
+        state_independent: How many of the outputs, the last ones, are parameters by themselves instead of functions of the
+            observation; zero at the start. `MLP(2 * D, head=normal_head, state_independent=D)` has one log standard deviation
+            for all observations, which is what PPO is mostly used with.
+
+    Raises:
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`.
+    """
+
+    outputs: int
+    hidden: tuple[int, ...] = (64,)
+    head: Head = Categorical
+    state_independent: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        check.whole(outputs=self.outputs, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
+        if not (isinstance(self.state_independent, int) and 0 <= self.state_independent < self.outputs):
+            raise ValueError(
+                f"state_independent: expected a whole number in 0 .. outputs - 1 = {self.outputs - 1}, received "
+                f"{self.state_independent}."
+            )
+
+    def init(self, key: jax.Array, observation: Any) -> list[dict[str, jax.Array]]:
+        """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller, which starts the policy near uniform.
+
+        Args:
+            key: Consumed.
+            observation: One observation, for its shape.
+
+        Returns:
+            One dictionary a layer.
+        """
+        widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
+        keys = jax.random.split(key, len(widths) - 1)
+        params = [dense_init(k, m, n) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)]
+        params[-1]["weight"] = params[-1]["weight"] * 0.01
+        if self.state_independent:
+            params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
+        return params
+
+    def apply(self, params: list[dict[str, jax.Array]], observation: Any) -> Any:
+        """The distribution at one observation.
+
+        Args:
+            params: From `init`.
+            observation: One observation.
+
+        Returns:
+            What `head` makes of the outputs.
+        """
+        x = flatten_observation(observation).astype(params[0]["weight"].dtype)
+        for layer in params[:-1]:
+            x = jnp.tanh(dense(layer, x))
+        outputs = dense(params[-1], x)
+        if self.state_independent:
+            outputs = jnp.concatenate([outputs, params[-1]["state_independent"]])
+        return self.head(outputs)
+
+
+@pytree(static=("outputs", "hidden", "head", "state_independent"))
+class MLPActorCritic(Policy):
+    """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.ActorCritic`.
+
+    Attributes:
+        outputs: Number of the policy's outputs.
+        hidden: Widths of the hidden layers, of both.
+        head: From outputs to a distribution.
+        state_independent: How many of the policy's outputs, the last ones, do not depend on the observation.
+
+    Raises:
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`.
+    """
+
+    outputs: int
+    hidden: tuple[int, ...] = (64, 64)
+    head: Head = Categorical
+    state_independent: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        _ = self.actor  # which checks the fields
+
+    @property
+    def actor(self) -> MLP:
+        """The policy alone."""
+        return MLP(self.outputs, self.hidden, self.head, self.state_independent)
+
+    @property
+    def value(self) -> "MLPValue":
+        """The value, `(params, observation) -> scalar`."""
+        return MLPValue(self.hidden)
+
+    def init(self, key: jax.Array, observation: Any) -> dict[str, Any]:
+        """Parameters of both networks, `"actor"` and `"critic"`.
+
+        Args:
+            key: Consumed.
+            observation: One observation, for its shape.
+
+        Returns:
+            A dictionary of the two.
+        """
+        actor, critic = jax.random.split(key)
+        return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
+
+    def apply(self, params: dict[str, Any], observation: Any) -> Any:
+        """The distribution at one observation.
+
+        Args:
+            params: From `init`.
+            observation: One observation.
+
+        Returns:
+            What `head` makes of the outputs.
+        """
+        return self.actor.apply(params["actor"], observation)
+
+
+@pytree(static=("hidden",))
+class MLPValue:
+    """The value of a state by the second of the two networks of an `MLPActorCritic`.
+
+    Attributes:
+        hidden: Widths of the hidden layers.
+    """
+
+    hidden: tuple[int, ...]
+
+    def __call__(self, params: dict[str, Any], observation: Any) -> jax.Array:
+        """The value of one state."""
+        return MLP(1, self.hidden, lambda outputs: outputs[0]).apply(params["critic"], observation)
+
+
+@pytree(static=("outputs", "hidden", "head"))
+class GRU(Policy):
+    """A gated recurrent unit on flattened observations, and a linear layer from its state.
+
+        r, z = σ(W_rz x + U_rz h + b_rz)
+        n    = tanh(W_n x + b_n + r ∘ (U_n h))
+        h'   = (1 - z) ∘ n + z ∘ h
+
+    Attributes:
+        outputs: Width of the last layer.
+        hidden: Width of the carry.
+        head: From outputs to a distribution.
+
+    Raises:
+        ValueError: A width is no whole number from 1.
+
+    References:
+        Cho et al. (2014), arXiv:1406.1078, eqs. 5-8, with the reset gate after the product as in cuDNN.
+    """
+
+    outputs: int
+    hidden: int = 32
+    head: Head = Categorical
+
+    def __post_init__(self) -> None:
+        check.whole(outputs=self.outputs, hidden=self.hidden)
+
+    def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
+        """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller.
+
+        Args:
+            key: Consumed.
+            observation: One observation, for its shape.
+
+        Returns:
+            Dictionaries `"input"`, `"state"` and `"output"`.
+        """
+        keys = jax.random.split(key, 3)
+        size = flatten_observation(observation).size
+        out = dense_init(keys[2], self.hidden, self.outputs)
+        return {
+            "input": dense_init(keys[0], size, 3 * self.hidden),
+            "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
+            "output": {"weight": out["weight"] * 0.01, "bias": out["bias"]},
+        }
+
+    def initial_carry(self, params: Params) -> jax.Array:
+        """A zero state.
+
+        Args:
+            params: From `init`.
+
+        Returns:
+            Shape `(hidden,)`.
+        """
+        return jnp.zeros(self.hidden, params["input"]["weight"].dtype)
+
+    def apply(self, params: Params, carry: jax.Array, observation: Observation) -> tuple[Any, jax.Array]:
+        """One step.
+
+        Args:
+            params: From `init`.
+            carry: State before this observation, shape `(hidden,)`.
+            observation: One observation.
+
+        Returns:
+            The distribution, and the state after the observation.
+        """
+        x = flatten_observation(observation).astype(carry.dtype)
+        xr, xz, xn = jnp.split(dense(params["input"], x), 3)
+        hr, hz, hn = jnp.split(carry @ params["state"]["weight"], 3)
+        reset, update = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
+        new = jnp.tanh(xn + reset * hn)
+        carry = new + update * (carry - new)
+        return self.head(dense(params["output"], carry)), carry
+
+
+def flatten_observation(observation: Any) -> jax.Array:
+    """All leaves of one observation as one vector."""
+    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
+    dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
+    return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
+
+
+def dense_init(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
+    """LeCun-normal weight `(inputs, outputs)` and zero bias."""
+    weight = jax.random.normal(key, (inputs, outputs)) / math.sqrt(max(inputs, 1))
+    return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
+
+
+def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+    """`x @ weight + bias`."""
+    return x @ layer["weight"] + layer["bias"]

@@ -1,0 +1,98 @@
+"""Every benchmark runs, keeps its bounds, prints all of its rows, and leaves a JSON row and its figure."""
+
+import importlib
+import json
+import types
+
+import jax
+import pytest
+
+import logderiv as ld
+from benchmarks import __main__ as command
+from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, rl_peers, tasks, training_speed
+from tests.test_benchmarks import corridor
+
+
+def easy():
+    """The short corridor, where every return is at least -40."""
+    return corridor(threshold=-40.0, held={"REINFORCE": 8})
+
+
+TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=2)
+
+MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
+# Where a quick run is still more than a test should take.
+SMALLER = {
+    "estimator_frontier": {
+        "QUICK": ("total return", estimator_frontier.PATHWISE),
+        "SIZES": {"quick": ((2,), 64)},
+        "all_tasks": lambda: (tasks.random_walk(), tasks.linear_quadratic()),
+    },
+    "jump_processes": {"SIZES": {name: {True: (2000, 200)} for name in jump_processes.SIZES}},
+    "likelihood_speed": {
+        "QUICK_POINTS": ((600, 1), (20, 4)),
+        "ROWS": (256,),
+        "block_floor": lambda: {"tanh": 1e-3},
+        "growth": lambda lengths, _: [
+            {"T": t, "compile": 0.1, "temp": 30, "inputs": 21, "vectorized": 900, "beyond": 9} for t in lengths
+        ],
+    },
+    "prisoners_dilemma": {"QUICK": ("exact, 1 step",), "QUICK_SIZE": prisoners_dilemma.Size(1, 4, 20, 5)},
+    "product_vs_score": {"DTYPES": ("float32",)},
+    "proof_table": {"QUICK": ("total return", "biased: batch mean", "biased: standardized")},
+    "reinforce_table": {"QUICK": ("REINFORCE",), "control_tasks": types.SimpleNamespace(cartpole=easy)},
+    "reporting_cost": {"SIZES": {"quick": dict.fromkeys(("0.1 s", "1 ms", "nothing", "ld.train"), (2, 1))}},
+    "structure_speed": {
+        "NET": ld.MLP(2, hidden=(5, 4)),
+        "recurrent_memory": lambda lengths: [MEMORY | {"T": t} for t in lengths],
+    },
+    "token_speed": {"QUICK_SIZES": ((8, 48),)},
+    "training_speed": {
+        "SIZES": (2,),
+        "LEARNING": TINY,
+        "METHODS": {"PPO": training_speed.ppo(TINY, every=1, num_updates=2)},
+        "PEERS": {},
+    },
+}
+# Processes that are killed take a minute: `test_the_benchmark_counts_what_survives` has lives that are made up.
+ELSEWHERE = ("kill_and_resume",)
+# Learning to a threshold takes more than a test has time for: there the bounds are only printed.
+LEARNS = ("training_speed",)
+
+
+@pytest.fixture(autouse=True)
+def as_users_run_them(monkeypatch):
+    """The default precision and promotion; here and now instead of in processes of their own; without the machine's floor."""
+    monkeypatch.setattr(harness, "on_cores", lambda _, function, *args: _plain(harness._named(function)(*args)))
+    monkeypatch.setattr(harness, "peak_rss", lambda *_: 2**20)
+    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
+    with (
+        jax.enable_x64(False),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        jax.debug_key_reuse(False),
+    ):
+        yield
+
+
+def _plain(value):
+    return json.loads(json.dumps(harness._plain(value)))
+
+
+@pytest.mark.parametrize("name", [name for name in command.questions() if name not in ELSEWHERE])
+def test_a_quick_run_keeps_its_bounds_and_leaves_a_row_and_a_figure(name, results, monkeypatch, capsys):
+    module = importlib.import_module(f"benchmarks.{name}")
+    for attribute, value in SMALLER.get(name, {}).items():
+        monkeypatch.setattr(module, attribute, value)
+    report = module.main(quick=True)
+    missed = harness.publish(name, report, quick=True)
+    assert [*report.bounds, *report.timings]
+    assert name in LEARNS or not [str(bound) for bound in missed if bound in report.bounds]
+    printed = capsys.readouterr().out
+    for table in report.tables:
+        assert table.rows
+        assert str(table) in printed
+    (row,) = map(json.loads, (results / f"{name}.jsonl").read_text().splitlines())
+    assert row["numbers"]
+    assert len(row["bounds"]) == len(report.bounds)
+    assert (results / f"{name}.png").exists() == (report.draw is not None)

@@ -1,0 +1,124 @@
+"""Baselines of least variance, against scores written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.advantages import Batch
+from logderiv.estimators.least_variance import fold_moments, ratio
+
+from . import oracle
+
+
+def test_optimal_baselines_are_the_ratios_of_score_moments():
+    """Against scores written out; per parameter and scalar, cross-fitted and in sample."""
+    world = oracle.cut(3)
+    every, _ = oracle.trajectories(world)
+    taus = jax.tree.map(lambda x: jnp.asarray(x)[jnp.array([0, 3, 7, 10, 5])], every)
+    weigher = ld.ScoreFunction(discount=0.9)
+
+    @jax.jit
+    def run(params):
+        batch, credit = weigher.batch(params, oracle.POLICY, taus), weigher.weigh(params, (), oracle.POLICY, taus)[0]
+        jacobian = jax.jacobian(lambda p: ld.log_factors(p, oracle.POLICY, taus))(params)
+        scalar = ld.baselines.Optimal().values((), credit, batch)
+        own = ld.baselines.Optimal(in_sample=True).values((), credit, batch)
+        per_parameter, _ = ld.estimators.OptimalPerParameter(discount=0.9, folds=2).advantages(
+            params, (), oracle.POLICY, taus
+        )
+        gradient = (
+            ld.estimators.OptimalPerParameter(discount=0.9, folds=2).estimate(params, (), oracle.POLICY, taus)[0].grads
+        )
+        return credit, jacobian, scalar, own, per_parameter[2], gradient
+
+    credit, jacobian, scalar, own, per_parameter, gradient = jax.tree.map(np.asarray, run(world.params))
+    h, d = np.einsum("nt,ntd->nd", credit, jacobian), np.sum(jacobian, axis=1)
+    parts = [np.array([0, 2, 4]), np.array([1, 3])]
+    np.testing.assert_allclose(own, np.full((5, 3), np.sum(h * d) / np.sum(d * d)), rtol=1e-13)
+    expected = np.zeros(2)
+    for k, part in enumerate(parts):
+        other = parts[1 - k]
+        np.testing.assert_allclose(scalar[part], np.sum((h * d)[other]) / np.sum((d * d)[other]), rtol=1e-13)
+        optimum = np.sum((h * d)[other], axis=0) / np.sum((d * d)[other], axis=0)
+        np.testing.assert_allclose(per_parameter[k], optimum, rtol=1e-13)
+        expected += np.sum(h[part] - optimum * d[part], axis=0) / 5
+    np.testing.assert_allclose(gradient, expected, rtol=1e-12)
+
+
+def test_an_unseen_score_gives_no_baseline_and_nan_stays_nan():
+    assert ratio(jnp.array([0.0, 6.0]), jnp.array([0.0, 2.0])).tolist() == [0.0, 3.0]
+    assert jnp.isnan(ratio(jnp.array(1.0), jnp.array(jnp.nan)))
+
+
+def test_optimal_baseline_has_the_least_variance_of_constants():
+    """Exact variances in the enumerated world: the ideal constant beats its neighbors, b* = E<h, d> / E|d|^2."""
+    world = oracle.cut(3)
+    every, probabilities = oracle.trajectories(world)
+    weigher = ld.ScoreFunction(discount=0.9)
+
+    @jax.jit
+    def scores(params):
+        credit = weigher.weigh(params, (), oracle.POLICY, every)[0]
+        jacobian = jax.jacobian(lambda p: ld.log_factors(p, oracle.POLICY, every))(params)
+        return jnp.einsum("nt,ntd->nd", credit, jacobian), jnp.sum(jacobian, axis=1)
+
+    h, d = (np.asarray(x) for x in scores(world.params))
+
+    def variance(b):
+        g = h - b * d
+        mean = probabilities @ g
+        return probabilities @ np.sum((g - mean) ** 2, axis=1)
+
+    best = probabilities @ np.sum(h * d, axis=1) / (probabilities @ np.sum(d * d, axis=1))
+    assert variance(best) < min(variance(best - 0.1), variance(best + 0.1), variance(0.0))
+
+
+TWO_LEAVES = ld.FunctionPolicy(
+    lambda params, state: ld.Bernoulli(jnp.where(state == 0, params["left"], params["right"]))
+)
+LOGITS = {"left": jnp.zeros(()), "right": jnp.zeros(())}  # scores are +-1/2, one leaf per state
+
+
+def two_steps(ratios, credit):
+    """Trajectories through the states 0, 1 and what a baseline sees of them."""
+    num = len(credit)
+    ones = jnp.ones((num, 2))
+    taus = ld.Trajectory(
+        jnp.tile(jnp.arange(2), (num, 1)), jnp.arange(2 * num).reshape(num, 2) % 3 % 2, ones, ones, ones > 0, 0 * ones, jnp.zeros(num, int)
+    )  # fmt: skip
+    one, ratios = jnp.ones(()), jnp.array(ratios)
+    return jnp.array(credit), Batch(taus, ones, ones, one, one, jnp.ones((1, 2)), ratios, ratios, LOGITS, TWO_LEAVES)
+
+
+@pytest.mark.parametrize("folds", [2, 3, 4])
+def test_cross_fitted_optimum_off_policy(folds):
+    """Squared scores are all 1/4 and each leaf has its own, so that b* = sum C rho / sum rho^2 over the other folds."""
+    ratios = np.array([[1.0, 2.0], [0.5, 1.0], [3.0, 1.0], [1.0, 0.25]])
+    credit = np.array([[4.0, 1.0], [2.0, -3.0], [1.0, 5.0], [0.5, 2.0]])
+    weighted, batch = two_steps(ratios, credit)
+    found = jax.jit(lambda: ld.baselines.Optimal(folds=folds).values((), weighted, batch))()
+    for n in range(4):
+        others = np.arange(4) % folds != n % folds
+        best = np.sum((credit * ratios)[others]) / np.sum((ratios**2)[others])
+        np.testing.assert_allclose(found[n], ratios[n] * best, rtol=1e-14)
+    for k, (cross, square) in enumerate(jax.jit(lambda: fold_moments(weighted, batch, folds))()):
+        own = np.arange(4) % folds == k
+        for state, leaf in enumerate(("left", "right")):
+            np.testing.assert_allclose(cross[leaf], np.sum((credit * ratios)[own, state]) / 4, rtol=1e-14)
+            np.testing.assert_allclose(square[leaf], np.sum((ratios**2)[own, state]) / 4, rtol=1e-14)
+
+
+@pytest.mark.parametrize(("num", "turns"), [(2, 1), (30, 1), (32, 1), (34, 17), (64, 2), (68, 17)])
+def test_optimal_baseline_holds_at_most_sixteen_scores(num, turns):
+    """Folds of `num / 2`: taken in as few equal turns of at most 16 trajectories as there are."""
+    credit, batch = two_steps(np.ones((num, 2)), np.ones((num, 2)))
+    jaxpr = jax.make_jaxpr(lambda: ld.baselines.Optimal().values((), credit, batch))()
+    lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert lengths == [turns] * 2
+
+
+def test_ratio_is_safe_to_differentiate_where_nothing_was_seen():
+    assert ratio(jnp.array([3.0, 3.0]), jnp.array([1.0, -1.0])).tolist() == [3.0, -3.0]
+    assert jax.grad(ratio, argnums=(0, 1))(jnp.array(1.0), jnp.array(0.0)) == (0.0, 0.0)

@@ -1,0 +1,56 @@
+"""`python -m tests`: what is run for a room."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests import __main__ as command
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    calls = []
+
+    def run(arguments, **_):
+        calls.append(arguments[2:])
+        return subprocess.CompletedProcess(arguments, "-k nothing" in " ".join(arguments))
+
+    monkeypatch.setattr(command.subprocess, "run", run)
+    return calls
+
+
+def test_without_a_room_every_check_is_run_and_the_rest_goes_to_pytest(ran):
+    assert command.main(["-k", "padding"]) == 0
+    assert [name for name, *_ in ran] == ["ruff", "ruff", "basedpyright", "pytest"]
+    assert ran[-1][-2:] == ["-k", "padding"]
+    assert not any("-k" in arguments for arguments in ran[:-1])
+
+
+def test_a_room_is_its_tests_and_its_doctests(ran):
+    assert command.main(["project", "-q"]) == 0
+    assert command.main(["policies", "-k", "nothing"]) == 1
+    (tool, *project), (_, *policies) = ran
+    assert tool == "pytest"
+    assert "tests/test_project_command.py" in project
+    assert project[-1] == "-q"
+    assert "logderiv/policies" in policies
+    assert all(name.startswith(("tests/test_policies", "logderiv/policies", "-k", "nothing")) for name in policies)
+
+
+def test_every_room_of_the_architecture_has_a_name():
+    from tests.test_architecture import RANK
+
+    assert {room.strip("_") for room in RANK} <= set(command.rooms())
+
+
+def test_an_unknown_room_is_an_error_that_names_the_known_ones(capsys):
+    assert command.main(["attic"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("unknown room attic; known are: ")
+    assert {"likelihood", "training"} <= set(error.replace(",", " ").split())
+
+
+def test_it_is_a_command():
+    done = subprocess.run([sys.executable, "-m", "tests", "attic"], cwd=command.ROOT, capture_output=True, check=False)
+    assert done.returncode == 2

@@ -1,0 +1,86 @@
+"""Terms of steps: every kind of policy, every reduction, and padding that never matters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.likelihood import over_steps
+from tests.worlds import batch
+
+TAUS = batch(jax.random.key(0), (2, 3, 30))
+TAUS = TAUS._replace(valid=jnp.arange(30)[None, None] < jnp.array([[30, 11, 1], [29, 0, 17]])[..., None])
+TAUS = TAUS._replace(behavior_log_probs=jnp.where(TAUS.valid, -0.5, jnp.nan))
+ADVANTAGES = jnp.where(TAUS.valid, jax.random.normal(jax.random.key(1), (2, 3, 30)), jnp.nan)
+LINEAR, GRU = ld.MLP(2, hidden=()), ld.GRU(2, hidden=3)
+
+
+def _logits(params, observation):
+    return ld.Categorical(observation @ params[0]["weight"] + params[0]["bias"])
+
+
+WHOLE = ld.FunctionPolicy(
+    _logits, log_factors=lambda p, tau: jax.vmap(lambda o, a: _logits(p, o).log_prob(a))(tau.observations, tau.actions)
+)
+
+
+def clipped(params, step, distribution, advantage):
+    """What PPO adds for a step."""
+    ratio = jnp.exp(distribution.log_prob(step.action) - step.behavior_log_prob)
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 0.8, 1.2) * advantage)
+
+
+def entropy(params, step, distribution):
+    return distribution.entropy()
+
+
+def params_of(policy):
+    net = LINEAR if policy is WHOLE else policy
+    return jax.tree.map(lambda x: x + 0.1, net.init(jax.random.key(2), jnp.zeros(4)))
+
+
+@pytest.mark.parametrize("policy", [LINEAR, GRU, WHOLE], ids=["memoryless", "with memory", "of whole sequences"])
+def test_a_term_with_extras_is_that_of_each_step_and_its_sums(policy):
+    params = params_of(policy)
+
+    @jax.jit
+    def check(params):
+        def of(reduce):
+            return lambda p: over_steps(clipped, p, policy, TAUS, ADVANTAGES, reduce=reduce, block_size=8)
+
+        logs = ld.log_factors(params, policy, TAUS)
+        ratios = jnp.exp(logs - jnp.where(TAUS.valid, TAUS.behavior_log_probs, 0))
+        weights = jnp.where(TAUS.valid, ADVANTAGES, 0)
+        by_hand = jnp.minimum(ratios * weights, jnp.clip(ratios, 0.8, 1.2) * weights)
+        grads = [jax.grad(lambda p, r=r: jnp.sum(of(r)(p)))(params) for r in (None, "time", "all")]
+        return by_hand, [of(r)(params) for r in (None, "time", "all")], grads
+
+    by_hand, (steps, sums, total), grads = check(params)
+    np.testing.assert_allclose(steps, by_hand, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(sums, by_hand.sum(-1), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(total, by_hand.sum(), rtol=1e-12)
+    for other in grads[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-13), other, grads[0])
+
+
+def test_a_policy_of_whole_sequences_knows_nothing_but_its_log_factors():
+    with pytest.raises(TypeError, match="does not give its entropy"):
+        over_steps(entropy, params_of(WHOLE), WHOLE, TAUS)
+    assert over_steps(entropy, params_of(LINEAR), LINEAR, TAUS).shape == (2, 3, 30)
+
+
+def test_any_other_term_of_a_tabular_policy_is_not_counted():
+    states = jnp.zeros(TAUS.valid.shape, int)
+    found = over_steps(entropy, jnp.zeros((1, 2)), ld.tabular_softmax, TAUS._replace(observations=states), reduce="all")
+    np.testing.assert_allclose(found, int(TAUS.valid.sum()) * np.log(2), rtol=1e-12)
+
+
+def test_bad_terms_are_refused():
+    params = params_of(LINEAR)
+    with pytest.raises(ValueError, match=r"term: expected a scalar.*\(4,\)"):
+        over_steps(lambda p, step, d: step.observation, params, LINEAR, TAUS)
+    with pytest.raises(ValueError, match=r"extras\[0\]\['w'\].*\(2, 3, 30\).*\(2, 3\)"):
+        over_steps(clipped, params, LINEAR, TAUS, {"w": jnp.ones((2, 3))})
+    with pytest.raises(ValueError, match="reduce: expected None, 'time' or 'all', received 'sum'"):
+        over_steps(entropy, params, LINEAR, TAUS, reduce="sum")

@@ -1,0 +1,34 @@
+"""The way that a call takes through the files of the library."""
+
+import sys
+from collections.abc import Callable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import logderiv as ld
+
+ROOT = Path(ld.__file__).resolve().parent
+
+
+def stations(call: Callable[[], Any]) -> list[str]:
+    """The files of the library whose functions a call enters, in this order, with the functions.
+
+    Equal neighbors are one station. A function that JAX traces again is counted the first time only. Comprehensions and
+    lambdas belong to the function that they stand in.
+    """
+    entered: dict[Any, tuple[str, str]] = {}
+
+    def note(frame: Any, event: str, _: Any) -> None:
+        code = frame.f_code
+        path = Path(code.co_filename)
+        if event == "call" and path.is_relative_to(ROOT) and not code.co_name.startswith("<") and code not in entered:
+            entered[code] = (str(path.relative_to(ROOT)), code.co_name)
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    parts = groupby(entered.values(), key=lambda found: found[0])
+    return [f"{file}: {', '.join(name for _, name in names)}" for file, names in parts]
