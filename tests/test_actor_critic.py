@@ -253,7 +253,7 @@ def test_bad_parts_are_refused():
     with pytest.raises(TypeError, match="NoEntropy has no entropy"):
         estimator.estimate(params, (), ld.FunctionPolicy(lambda p, x: NoEntropy()), taus)
     whole = ld.FunctionPolicy(NETWORK.apply, log_factors=lambda p, tau: jnp.zeros(tau.valid.shape))
-    with pytest.raises(TypeError, match=r"log_factors of its own gives .* but no entropy\(\)"):
+    with pytest.raises(TypeError, match="log_factors of its own does not give its entropy"):
         estimator.estimate(params, (), whole, taus)
 
 
