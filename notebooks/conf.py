@@ -1,0 +1,76 @@
+"""The site: `python -m sphinx -W --keep-going -n -b html notebooks build/site`.
+
+Notebooks are shown with the outputs that they were committed with; the tests execute them, the build does not. Nothing is
+fetched, neither when the site is built nor when it is read.
+"""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE / "_site"), str(HERE.parent)]
+
+import logderiv
+
+project = "logderiv"
+author = "The logderiv developers"
+project_copyright = "The logderiv developers, Apache-2.0"
+release = version = logderiv.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "mathml", "docstrings"]
+exclude_patterns = ["_site", "results", "**/.ipynb_checkpoints"]
+source_suffix = {".md": "myst-nb", ".ipynb": "myst-nb"}
+root_doc = "index"
+
+# Pages.
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # the default loads scripts from hosts
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+html_math_renderer = "mathml"
+html_theme = "furo"
+html_title = "logderiv"
+html_static_path = ["_site/static"]
+html_css_files = ["site.css"]
+html_show_sphinx = False
+html_copy_source = False
+
+# Reference.
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_attr_annotations = False
+nitpicky = True
+FOREIGN = (  # names in signatures that are explained elsewhere
+    "collections.abc.Callable",
+    "collections.abc.Collection",
+    "collections.abc.Iterator",
+    "collections.abc.Mapping",
+    "collections.abc.Sequence",
+    "contextlib.AbstractContextManager",
+    "os.PathLike",
+    "numpy.bool",
+    "numpy.ndarray",
+    "numpy.number",
+    "jax._src.mesh.Mesh",
+    "jax.errors.ConcretizationTypeError",
+    "jax.jaxlib._jax.Array",
+    "ArrayTree",
+    "optax._src.base.GradientTransformation",
+    "optax._src.base.GradientTransformationExtraArgs",
+)
+PRIVATE = (  # types of the library that signatures name and no `__all__` holds
+    "logderiv._core.pytrees.T",
+    "logderiv.expectations.programs.Expectation",
+    "logderiv.processes.base.GaussianMoments",
+    "logderiv.processes.base.Previous",
+    "logderiv.processes.control.QuadraticValues",
+    "logderiv.processes.jump.MasterEquationValue",
+    "logderiv.processes.markov_chains.MarkovChainPolicy",
+    "logderiv.processes.state_space.hidden.Emitting",
+    "logderiv.processes.state_space.hidden.Filtered",
+    "logderiv.processes.token_model.TokenState",
+)
+nitpick_ignore = [(kind, name) for kind in ("py:class", "py:exc") for name in (*FOREIGN, *PRIVATE)]
