@@ -37,29 +37,22 @@ html_copy_source = False
 
 # Reference.
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 napoleon_attr_annotations = False
 nitpicky = True
-FOREIGN = (  # names in signatures that are explained elsewhere
-    "collections.abc.Callable",
-    "collections.abc.Collection",
-    "collections.abc.Iterator",
-    "collections.abc.Mapping",
-    "collections.abc.Sequence",
-    "contextlib.AbstractContextManager",
-    "os.PathLike",
-    "numpy.bool",
-    "numpy.ndarray",
-    "numpy.number",
-    "jax._src.mesh.Mesh",
-    "jax.errors.ConcretizationTypeError",
-    "jax.jaxlib._jax.Array",
-    "ArrayTree",
-    "optax._src.base.GradientTransformation",
-    "optax._src.base.GradientTransformationExtraArgs",
+FOREIGN = (  # names in signatures that are explained elsewhere; where they are defined changes between versions
+    r"collections\.abc\.\w+",
+    r"contextlib\.AbstractContextManager",
+    r"os\.PathLike",
+    r"numpy\.(bool|ndarray|number)",
+    r"jax\.(jaxlib\.|_src\.)?[\w.]*(Array|Mesh|ConcretizationTypeError)",
+    r"jaxlib\.[\w.]*ArrayImpl",
+    r"ArrayTree",
+    r"optax\.[\w.]*GradientTransformation(ExtraArgs)?",
 )
 PRIVATE = (  # types of the library that signatures name and no `__all__` holds
     "logderiv._core.pytrees.T",
@@ -73,4 +66,5 @@ PRIVATE = (  # types of the library that signatures name and no `__all__` holds
     "logderiv.processes.state_space.hidden.Filtered",
     "logderiv.processes.token_model.TokenState",
 )
-nitpick_ignore = [(kind, name) for kind in ("py:class", "py:exc") for name in (*FOREIGN, *PRIVATE)]
+nitpick_ignore = [("py:class", name) for name in PRIVATE]
+nitpick_ignore_regex = [("py:(class|exc|obj)", name) for name in FOREIGN]

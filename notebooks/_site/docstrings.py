@@ -137,8 +137,10 @@ def to_rst(lines: list[str]) -> list[str]:
 
 
 def on_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    del app, what, name, obj, options
+    del app, name, obj, options
     lines[:] = to_rst(lines)
+    if what == "property" and lines and ":" in lines[0]:
+        lines[0] = f": {lines[0]}"  # no type, though a colon follows
 
 
 def on_skip(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

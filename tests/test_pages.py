@@ -1,0 +1,122 @@
+"""The pages: every block of Python runs as pasted, links lead somewhere, and the site builds without a warning and without a network."""
+
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = ROOT / "notebooks"
+PAGES = [ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.md"))]
+OPTIONAL = {"equinox": "equinox", "gymnax": "gymnax", "flax": "flax"}  # what a block may import beside the core
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def links(page: Path) -> list[str]:
+    """Targets of links and images that are files of the tree."""
+    text = re.sub(r"^(`{3,}).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    found = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [target for target in found if not re.match(r"[a-z]+:|#", target)]
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_every_block_of_a_page_runs_as_pasted_one_after_the_other(page, tmp_path):
+    """In a fresh interpreter with a user's types and promotion; hardly optimized, since compiling is what costs."""
+    source = "\n".join(blocks(page))
+    for module in OPTIONAL:
+        if re.search(rf"^import {module}\b", source, re.M):
+            pytest.importorskip(module)
+    user = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEBUG_NANS")}
+    user |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
+    user["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+    command = [sys.executable, "-c", source]
+    done = subprocess.run(command, cwd=tmp_path, env=user, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_to_files(page):
+    assert not [target for target in links(page) if not (page.parent / target.partition("#")[0]).exists()]
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    assert len(text.split()) <= 900
+
+
+class Loaded(HTMLParser):
+    """What a browser fetches on its own account, and formulas."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.formulas = 0
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.formulas += tag == "math"
+        if tag in ("script", "img", "iframe", "source", "video", "audio"):
+            self.found.append(values.get("src") or "")
+        if tag == "link" and (values.get("rel") or "") in ("stylesheet", "icon", "preload"):
+            self.found.append(values.get("href") or "")
+
+
+def test_what_a_page_loads_is_found():
+    page = Loaded(
+        '<script src="https://host/x.js"></script><a href="https://host/">a link is not loaded</a><math></math>'
+    )
+    assert page.found == ["https://host/x.js"]
+    assert page.formulas == 1
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for name in ("sphinx", "myst_nb", "furo", "latex2mathml"):
+        pytest.importorskip(name)
+    out = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-b", "html", NOTEBOOKS, out]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_the_site_builds_with_every_notebook_a_page(site):
+    sources = [*NOTEBOOKS.glob("*.ipynb"), *NOTEBOOKS.glob("*.md"), *NOTEBOOKS.glob("reference/*.md")]
+    pages = [site / path.relative_to(NOTEBOOKS).with_suffix(".html") for path in sources]
+    assert not [page for page in pages if not page.exists()]
+
+
+def test_formulas_and_all_that_a_page_loads_come_with_it(site):
+    pages = {path: Loaded(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    assert not [(path.name, x) for path, page in pages.items() for x in page.found if re.match(r"(https?:)?//", x)]
+    assert not [
+        x for css in site.rglob("*.css") for x in re.findall(r"url\(['\"]?((?:https?:)?//[^)]*)", css.read_text())
+    ]
+    assert pages[site / "01_the_identity.html"].formulas > 20
+
+
+def test_the_reference_shows_every_public_name(site):
+    import importlib
+    import pkgutil
+
+    shown = "".join(path.read_text(encoding="utf-8") for path in site.glob("reference/*.html"))
+    package = importlib.import_module("logderiv")
+    missing = []
+    for info in pkgutil.iter_modules(package.__path__):
+        room = importlib.import_module(f"logderiv.{info.name}")
+        missing += [
+            f"{info.name}.{name}"
+            for name in getattr(room, "__all__", ())
+            if not re.search(rf'id="logderiv\.\w+\.{name}"', shown)
+        ]
+    assert not missing
