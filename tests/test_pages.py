@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import logderiv as ld
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = [ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.md"))]
@@ -45,6 +47,31 @@ def test_every_block_of_a_page_runs_as_pasted_one_after_the_other(page, tmp_path
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_to_files(page):
     assert not [target for target in links(page) if not (page.parent / target.partition("#")[0]).exists()]
+
+
+def spans(page: Path) -> list[str]:
+    """Code in the prose of a page."""
+    return re.findall(r"`([^`]+)`", re.sub(r"^(`{3,}).*?^\1", "", page.read_text(encoding="utf-8"), flags=re.M | re.S))
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+def test_names_in_the_prose_exist(page):
+    """`ld.x.y`, files of the tree, and benchmarks."""
+    text = "\n".join(spans(page))
+    missing = []
+    for name in set(re.findall(r"\bld\.([A-Za-z_][\w.]*)", text)):
+        found = ld
+        for part in name.rstrip(".").split("."):
+            found = getattr(found, part, None)
+        if found is None:
+            missing.append(f"ld.{name}")
+    for path in set(re.findall(r"(?:tests|benchmarks|logderiv|notebooks)/[\w/]+\.(?:py|md|ipynb)", text)):
+        if not (ROOT / path).exists():
+            missing.append(path)
+    for name in set(re.findall(r"python -m benchmarks ([a-z_]+)", text)):
+        if not (ROOT / "benchmarks" / f"{name}.py").exists():
+            missing.append(f"benchmark {name}")
+    assert not missing
 
 
 def test_the_readme_is_short():
