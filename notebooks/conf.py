@@ -25,7 +25,7 @@ root_doc = "index"
 # Pages.
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # the default loads scripts from hosts
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath", "colon_fence"]
 myst_heading_anchors = 3
 html_math_renderer = "mathml"
 html_theme = "furo"
