@@ -34,6 +34,7 @@ html_static_path = ["_site/static"]
 html_css_files = ["site.css"]
 html_show_sphinx = False
 html_copy_source = False
+smartquotes = False  # texts in signatures and tables are often code
 
 # Reference.
 autodoc_member_order = "bysource"

@@ -11,6 +11,8 @@ from sphinx.util import logging
 
 LOGGER = logging.getLogger(__name__)
 TAG = re.compile(r"\\tag\{([^}]*)\}")
+SPACE = '<mspace width="0.167em" />'
+FUNCTION = r"<mi>(?:log|exp|sin|cos|arcsin|max|min)</mi>"
 ALIGNED = re.compile(r"\\\\|(?<!\\)&")
 
 
@@ -25,7 +27,13 @@ def convert(tex: str, node: nodes.Node, *, display: bool) -> str:
         return f"<code>{html.escape(tex)}</code>"
     if unknown := re.search(r"\\[a-zA-Z]+", found):
         LOGGER.warning("formula %r: %s is not known", tex, unknown.group(), location=node)
-    return found
+    return spaced(found)
+
+
+def spaced(formula: str) -> str:
+    """Thin spaces around the names of functions, as TeX has them and MathML has not."""
+    formula = re.sub(rf"((?:&#x02207;</mo>|</mi>|</msub>))({FUNCTION})", rf"\1{SPACE}\2", formula)
+    return re.sub(rf"({FUNCTION})(<m(?:i|n|sub|row|frac)[ >])", rf"\1{SPACE}\2", formula)
 
 
 def visit_inline(translator: Any, node: nodes.math) -> None:
