@@ -320,8 +320,6 @@ def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
 def _stream_info(stream: Stream) -> BatchInfo:
     ended = jnp.sum(stream.ends)
     total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
-    mean_return, truncated_fraction = (
-        total / ended.astype(total.dtype),
-        jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
-    )
+    mean_return = total / ended.astype(total.dtype)
+    truncated_fraction = jnp.mean(~stream.ends[:, -1], dtype=total.dtype)
     return BatchInfo(mean_return, jnp.asarray(stream.ends.size), ended, truncated_fraction, jnp.zeros_like(ended))

@@ -306,7 +306,11 @@ def test_the_default_block_divides_the_vocabulary_where_it_can(tokens, vocabular
     ("error", "message", "change"),
     [
         (ValueError, r"hidden: .* \(5, 23\), received \(5, 3\); .*unembedding.T", {"unembedding": UNEMBEDDING.T}),
-        (ValueError, r"hidden: expected .* = \(4, 3\), received \(5, 3\)\.", {"tokens": TOKENS[:4]}),
+        (
+            ValueError,
+            r"hidden: expected shape \(4, 3\), received \(5, 3\); .*tokens.shape, D\)",
+            {"tokens": TOKENS[:4]},
+        ),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(23,\)", {"unembedding": UNEMBEDDING[:, 0]}),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(0, 3\)", {"unembedding": UNEMBEDDING[:0]}),
         (ValueError, r"allowed: expected shape \(23,\), received \(5,\)", {"allowed": jnp.ones(5, bool)}),

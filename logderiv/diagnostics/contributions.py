@@ -18,7 +18,7 @@ from logderiv.diagnostics.statistics import Summary, count
 from logderiv.estimators import Estimator
 from logderiv.estimators.base import num_trajectories
 from logderiv.estimators.surrogates import Score
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, State, Trajectory
 
 

@@ -20,7 +20,7 @@ from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch
 from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Policy, State, Stream, Trajectory
 
 _TOGETHER = 16  # trajectories whose scores are in memory at a time

@@ -13,8 +13,7 @@ from logderiv.estimators.base import Weighting, sum_of_steps
 from logderiv.estimators.declaration import Declaration, Structure, declaration_of
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.surrogates import Normalizer, Score, Surrogate, clipped, normalizer_declaration
-from logderiv.likelihood.factors import log_factors
-from logderiv.likelihood.probability import weighted_log_prob
+from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, TimeStep, Trajectory
 
 

@@ -17,7 +17,7 @@ from logderiv._core.pytrees import jit
 from logderiv.environments import as_environment
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import discount_factors
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
 
 LIMIT = 2**20

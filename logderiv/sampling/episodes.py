@@ -67,7 +67,7 @@ def rollout(
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    check.whole(horizon=horizon, **{} if block_size is None else {"block_size": block_size})
+    check.whole_or_none(horizon=horizon, block_size=block_size)
     check_auto(key, "key")
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced

@@ -98,7 +98,8 @@ def collect(
     if policy.has_memory:
         raise TypeError("policy: a stream cuts episodes, which one with memory must not forget; use whole episodes.")
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    check.whole(num_steps=num_steps, **{} if horizon is None else {"horizon": horizon})
+    check.whole(num_steps=num_steps)
+    check.whole_or_none(horizon=horizon)
     return _collect(params, as_keys(key), policy, (environment, environment_params), state, num_steps, horizon)
 
 

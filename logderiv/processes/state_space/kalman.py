@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from logderiv.distributions.multivariate_normal import PartlyObserved, mask_covariance
+from logderiv.distributions.multivariate import PartlyObserved, mask_covariance
 from logderiv.processes.base import GaussianMoments
 from logderiv.processes.state_space.hidden import Filtered, backwards
 from logderiv.types import Key

@@ -21,7 +21,7 @@ from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, expand
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from
-from logderiv.distributions.multivariate_normal import mask_covariance
+from logderiv.distributions.multivariate import mask_covariance
 from logderiv.processes.base import GaussianMoments, Previous, no_reward, num_rows
 from logderiv.processes.state_space import kalman
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess
