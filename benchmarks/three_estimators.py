@@ -337,12 +337,11 @@ def _draw(grids: dict[str, np.ndarray], curves: dict[str, np.ndarray], rows: lis
     for (i, parameter), (column, (name, values)) in itertools.product(parameters, enumerate(curves.items())):
         ax, grid = axes[i, column], grids[name]
         for j, (estimator, color) in enumerate(zip(COLUMNS, COLORS, strict=False)):
-            ax.plot(grid, values[:, i, j], color=color, label=estimator)
+            ax.plot(grid, values[:, i, j], color=color, label=estimator if ax is axes[0, 0] else None)
             drawn = [r for r in rows if (r.cost, r.parameter, r.estimator) == (name, parameter, estimator)]
             shown = [r for r in drawn if grid[0] <= r.k <= grid[-1] and r.sampled > 0]
             ax.errorbar([r.k for r in shown], [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(yscale="log", xlabel="k", xscale="linear" if name == "square" else "log", ylim=(FLOORS[name], None))
         ax.set(title=f"{TITLES[name]}, in $\\{parameter}$", ylabel="variance of one sample")
-    axes[0, 0].legend()
     figure.suptitle("Lines: computed. Points: sampled")
     return figure

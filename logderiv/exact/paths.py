@@ -71,7 +71,7 @@ def program_derivatives(
 ) -> tuple[Moments, ...]:
     """E[∇ᵏ Ĵ] of what `logderiv.expectation` returns, beside ∇ᵏ J of the exact value, for k = 0, 1, ..., `order`.
 
-    Every tuple of `num_samples` paths is given to the estimate and differentiated there, its baseline and all. The two are
+    Every batch of `num_samples` paths is given to the estimate and differentiated there, its baseline and all. The two are
     equal, at every order, unless the program breaks a rule: a jump of the parameters into a cost, a choice that is not on the
     tape, a baseline that knows the choice.
 
@@ -88,7 +88,7 @@ def program_derivatives(
         `Moments` of each order from 0, the value; axes follow the raveled parameters.
 
     Raises:
-        ValueError: Too many sequences or tuples; the paths' probabilities do not sum to one; `order` below 0.
+        ValueError: Too many sequences or batches; the paths' probabilities do not sum to one; `order` below 0.
         TypeError: The program has randomness that cannot be listed.
     """
     check.whole(at_least=0, order=order)
