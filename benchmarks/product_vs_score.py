@@ -271,13 +271,8 @@ def main(quick: bool) -> Report:
     bounds += [at_most(f"grad_prob, {where}", max(s.log_grad_prob for s in worst), 1e-5)]
     lengths = np.unique(np.geomspace(1, long, 13 if quick else 37).astype(int)).tolist()
     errors = errors_by_length(0.9, lengths)
-    numbers = {
-        "collapse": found,
-        "survival": survived,
-        "seconds": seconds,
-        "lengths": lengths,
-        "relative_error": errors,
-    }
+    numbers = {"collapse": found, "survival": survived, "seconds": seconds}
+    numbers |= {"lengths": lengths, "relative_error": errors}
     return Report(_tables(found, survived, seconds, long), bounds, numbers, partial(_draw, found, lengths, errors))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import logderiv as ld
-from benchmarks import likelihood_speed
+from benchmarks import likelihood_accuracy, peers
 from logderiv.estimators.advantages import Return, ToGo
 from logderiv.estimators.bootstrapped import GAE
 from tests.worlds import TWO_STATES_LOGITS, trajectory, two_states
@@ -44,11 +44,11 @@ class Check(NamedTuple):
 
 def likelihood() -> Iterator[Check]:
     """A network over 20 000 steps, value and gradient; a table's P and grad P of a short trajectory, by multiplying."""
-    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(20_000, 1, one_action=True)
-    value, grads = likelihood_speed.exact(params, taus)
-    tau = jax.tree.map(lambda x: x[0], taus)
+    params = peers.parameters(likelihood_accuracy.MLP, jax.random.key(1))
+    tau = likelihood_accuracy.trajectory(20_000, jax.random.key(0), actions=jnp.zeros(20_000, jnp.int32))
+    value, grads = likelihood_accuracy.exact_mlp(params, tau)
     for how, function in (("", jax.value_and_grad(ld.log_prob)), (", jit", jax.jit(jax.value_and_grad(ld.log_prob)))):
-        found, gradient = function(params, likelihood_speed.MLP, tau)
+        found, gradient = function(params, likelihood_accuracy.MLP, tau)
         yield Check(f"log P of a network{how}", found, value, 1e-6)
         for (layer, name), expected in zip(itertools.product((0, 1), ("weight", "bias")), grads, strict=True):
             yield Check(f"its gradient in {name} {layer}{how}", gradient[layer][name], expected, 1e-5)

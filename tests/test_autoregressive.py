@@ -25,8 +25,7 @@ def test_log_prob_and_score_are_the_closed_forms(process):
         tau = process.trajectory(series)
         return (
             jax.value_and_grad(ld.log_prob)(params, process.policy, tau),
-            process.log_likelihood(params, series),
-            process.score(params, series),
+            *jax.value_and_grad(process.log_likelihood)(params, series),
             process.moments(params, series.shape[0]),
         )
 
@@ -130,9 +129,8 @@ def test_float32_and_a_batch_of_series():
 
 def test_bad_input():
     process = Autoregressive()
-    for name in ("log_likelihood", "score"):
-        with pytest.raises(ValueError, match=r"series: expected shape \(T,\).*use jax.vmap"):
-            getattr(process, name)(PARAMS, jnp.ones((2, 3)))
+    with pytest.raises(ValueError, match=r"series: expected shape \(T,\).*use jax.vmap"):
+        process.log_likelihood(PARAMS, jnp.ones((2, 3)))
     with pytest.raises(ValueError, match="same number of rows"):
         process.trajectory(jnp.ones(0))
     with pytest.raises(ValueError, match=r"actions.state: expected shape \(\), received \(3,\)"):

@@ -364,7 +364,7 @@ def test_an_incomplete_list_of_paths_is_refused():
         with pytest.raises(ValueError, match=message):
             _listed(program, *sizes)
     sizes = {"num_choices": 2, "num_outcomes": 3}
-    with pytest.raises(ValueError, match=r"num_samples: 9 out of 6 paths.*more than limit=1"):
-        ld.exact.program_derivatives(POINT, ld.expectation(program, num_samples=9), order=1, **sizes)
+    with pytest.raises(ValueError, match=r"num_samples: batches of 60 out of 6 .*more than limit=1"):
+        ld.exact.program_derivatives(POINT, ld.expectation(program, num_samples=60), order=1, **sizes)
     with pytest.raises(ValueError, match="order: expected a whole number >= 0"):
         ld.exact.program_derivatives(POINT, ld.expectation(program), order=-1, **sizes)

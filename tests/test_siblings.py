@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks.three_estimators import COSTS, ESTIMATORS, RAYLEIGH, by_quadrature, moments, normal, point
+from benchmarks.three_estimators import COSTS, ESTIMATORS, RAYLEIGH, by_quadrature, moments, normal, point, score_term
 from logderiv import diagnostics
-from logderiv.expectations.measure_valued import gradients_measure_valued, normal_noise
-from logderiv.expectations.score_and_pathwise import gradients_pathwise, gradients_score, score_term
+from logderiv.expectations import gradients_measure_valued, gradients_pathwise, gradients_score
+from logderiv.expectations.one_choice import categorical_derivative, normal_noise
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
@@ -176,13 +176,12 @@ LOGITS = jnp.array([0.3, -0.2, 0.9, 0.0])
 
 def test_categorical_estimates_by_enumeration():
     """Every outcome weighed by its probability: both means exact, the measure-valued variance p_a^2 Var f."""
-    from logderiv.expectations.measure_valued import categorical_derivative
 
     @jax.jit
     def run(logits):
         outcomes = jnp.arange(4, dtype=jnp.int32)
         cost = lambda a: TABLE[a]  # noqa: E731
-        score = jax.vmap(lambda x: score_term(logits, x, ld.Categorical, cost(x)))(outcomes)
+        score = jax.vmap(lambda x: score_term(logits, x, ld.Categorical, cost))(outcomes)
         measure = jax.vmap(lambda x: categorical_derivative(ld.Categorical(logits), cost, x).logits)(outcomes)
         return score, measure, jax.grad(lambda p: jax.nn.softmax(p) @ TABLE)(logits)
 

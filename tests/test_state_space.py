@@ -89,7 +89,7 @@ def test_filter_and_smoother_against_the_dense_normal(masked):
     blocks = covariance.reshape(T, N, T, N)
     np.testing.assert_allclose(smoothed.states.mean, mean.reshape(T, N), rtol=1e-10)
     np.testing.assert_allclose(smoothed.states.covariance, [blocks[t, :, t] for t in range(T)], rtol=1e-10, atol=1e-14)
-    np.testing.assert_allclose(smoothed.cross, [blocks[t, :, t + 1] for t in range(T - 1)], rtol=1e-10, atol=1e-14)
+    np.testing.assert_allclose(smoothed.pairs, [blocks[t, :, t + 1] for t in range(T - 1)], rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize("masked", [False, True])

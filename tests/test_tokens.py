@@ -258,9 +258,9 @@ def test_float32():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"end": 3}, r"end: expected a token in 0 .. 2, received 3"),
+        ({"end": 3}, r"end: expected a number in \[0, 2\], received 3"),
         ({"prompts": [0, 1, 2]}, "prompts: expected fewer than horizon = 3 tokens"),
-        ({"prompts": [0, 3]}, r"prompts: expected tokens in 0 .. 2, or -1 after the last, received 3"),
+        ({"prompts": [0, 3]}, r"prompts: expected a number in \[-1, 2\], .*; tokens, or -1 after the last"),
         ({"prompts": [-1, 1]}, "prompts: expected -1 only after a prompt's last token"),
         ({"prompts": np.zeros((1, 1, 1), int)}, r"prompts: expected shape \(P, L\)"),
         ({"vocabulary": 1}, "vocabulary: expected a whole number >= 2"),
@@ -289,7 +289,9 @@ def test_other_bad_input():
     taus = ld.rollout(params, jax.random.key(0), model.policy, model)
     outside = taus._replace(actions=taus.actions.at[0].set(7))
     assert ld.log_prob(params, model.policy, outside) == -jnp.inf
-    with pytest.raises(ValueError, match=r"environment_params: expected the number of a prompt, 0 .. 0, received 1"):
+    with pytest.raises(
+        ValueError, match=r"environment_params: expected a number in \[0, 0\], received 1; the number of a prompt"
+    ):
         ld.rollout(params, jax.random.key(0), model.policy, model, environment_params=1)
     narrow = of_three(ld.MLP(2, hidden=()))
     with pytest.raises(ValueError, match="network: expected a distribution over the 3 tokens of the vocabulary"):
