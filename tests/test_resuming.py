@@ -13,7 +13,7 @@ import pytest
 import logderiv as ld
 from benchmarks import kill_and_resume
 from logderiv.training import Checkpoints
-from logderiv.training.reporting.files import CSVWriter
+from logderiv.training.reporting import CSVWriter
 from tests.test_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 

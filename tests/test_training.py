@@ -123,8 +123,6 @@ class Traced:
 class Ignoring:
     """A reporter that looks at nothing."""
 
-    def check(self, names): ...
-
     def open(self, past, total):
         return contextlib.nullcontext(lambda updates, rows: None)
 

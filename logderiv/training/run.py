@@ -21,8 +21,7 @@ from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
 from logderiv.training.loop import Metrics, Plan, TrainState, advance, missing, start
-from logderiv.training.reporting.bar import Bar
-from logderiv.training.reporting.protocol import Reporter, Rows, check_reporters
+from logderiv.training.reporting import Bar, Reporter, Rows
 from logderiv.types import Key, Params
 
 _PIECE = 2**15  # environment steps between two looks of the host: some 0.2 s at the speeds of a CPU
@@ -126,16 +125,17 @@ def train(
 
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
-    mesh, key = None if mesh is None else as_mesh(mesh), as_keys(key)
-    world = as_policy(policy), as_environment(environment), environment_params
-    plan = Plan(*world, batch, estimator, optimizer, epochs, minibatches, evaluation)
+    key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
+    if mesh is not None:
+        mesh = as_mesh(mesh)
+        given = (params, key, policy, environment, environment_params)
+        params, key, policy, environment, environment_params = replicate(given, mesh)
+    plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
     _check(params, key, plan, num_updates, mesh)
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
     reporters = (*reporters, *([Bar()] if progress else []))
-    check_reporters(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
-    if mesh is not None:
-        params, key, world = replicate((params, key, world), mesh)
-        plan = Plan(*world, *plan[len(world) :])
+    if any(reporter in reporters[:i] for i, reporter in enumerate(reporters)):
+        raise ValueError(f"reporters: expected different ones, received {list(reporters)}.")
     with using(mesh):
         state = start(params, key, plan)
         if reporters or checkpoints is not None:
@@ -173,9 +173,7 @@ def _in_pieces(
         found = checkpoints.restore(lambda step: (state, empty(step)), run)
         step, (state, *rows) = found or (0, (state, *rows))
         if step > num_updates:
-            raise ValueError(
-                f"checkpoints: {checkpoints.directory} is at update {step} already, num_updates is {num_updates}."
-            )
+            raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
     told, past = reporters if jax.process_index() == 0 else (), _columns(rows[0])
     with contextlib.ExitStack() as stack:
         writers = [stack.enter_context(reporter.open(past, num_updates)) for reporter in told]
