@@ -222,8 +222,11 @@ def _summary(
         grads = jax.vmap(gradient)(_in_groups(block, 1))
         return jax.tree.map(lambda t, g, m: t + jnp.sum(jnp.square(g - m[None]), axis=0), total, grads, mean), None
 
-    size = max(size for size in range(1, block + 1) if num % size == 0)
-    total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), _in_groups(rows, size))
+    whole = num - num % block
+    head, rest = jax.tree.map(lambda x: x[:whole], rows), jax.tree.map(lambda x: x[whole:], rows)
+    total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), _in_groups(head, block))
+    if whole < num:
+        total, _ = add(total, rest)
     return Summary(mean, jax.tree.map(lambda s: s / (num - 1), total), num)
 
 

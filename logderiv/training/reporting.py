@@ -31,7 +31,8 @@ class Reporter(Protocol):
     def open(self, past: Rows, total: int) -> contextlib.AbstractContextManager[Write]:
         """Begin to report a run, to the end of a `with` block; write it as a generator under `contextlib.contextmanager`.
 
-        It is called before the first update, and may refuse.
+        All reporters of a run are asked before any of them begins, on every process: what can refuse does so here, and only the
+        block begins.
 
         Args:
             past: The rows of the updates before, from a checkpoint: name to values, shape `(n, seeds)`; `n = 0` of a run that
@@ -107,33 +108,36 @@ class CSVWriter:
 
     path: str | os.PathLike[str]
 
-    @contextlib.contextmanager
-    def open(self, past: Rows, total: int) -> Iterator[Write]:
-        """Begin the file anew.
+    def open(self, past: Rows, total: int) -> contextlib.AbstractContextManager[Write]:
+        """Begin the file anew, once the block is entered.
 
         Args:
             past: The rows of the updates before, which are written first.
             total: How many updates the whole run has.
 
-        Yields:
-            What takes the rows of the others.
+        Returns:
+            A context, from which comes what takes the rows of the others.
 
         Raises:
             ValueError: The file that is there has other columns.
         """
         del total
         path, header = Path(self.path), ",".join(("update", "seed", *past)) + "\n"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        with path.open(errors="replace") as file:
-            line = file.readline()
-        if not header.startswith(line):  # the line is a part of it where the run was killed while it wrote it
-            raise ValueError(
-                f"{path}: expected the columns {header.strip()}, received {line[:200].strip()}; the file is of other metrics or "
-                "none of ours: write to another, or move it away."
-            )
+        if path.exists():
+            with path.open(errors="replace") as file:
+                line = file.readline()
+            if not header.startswith(line):  # the line is a part of it where the run was killed while it wrote it
+                raise ValueError(
+                    f"{path}: expected the columns {header.strip()}, received {line[:200].strip()}; the file is of other metrics "
+                    "or none of ours: write to another, or move it away."
+                )
+        return self._lines(header, past)
+
+    @contextlib.contextmanager
+    def _lines(self, header: str, past: Rows) -> Iterator[Write]:
         start, seeds = _num_rows(past)
-        with path.open("w") as file:
+        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
+        with Path(self.path).open("w") as file:
 
             def write(updates: np.ndarray, rows: Rows) -> None:
                 numbers = [np.repeat(updates, seeds), np.tile(np.arange(seeds), len(updates))]

@@ -174,9 +174,11 @@ def _in_pieces(
         step, (state, *rows) = found or (0, (state, *rows))
         if step > num_updates:
             raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
-    told, past = reporters if jax.process_index() == 0 else (), _columns(rows[0])
+    opened = [
+        reporter.open(_columns(rows[0]), num_updates) for reporter in reporters
+    ]  # one that refuses does so before any begins
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(reporter.open(past, num_updates)) for reporter in told]
+        writers = [stack.enter_context(block) for block in opened if jax.process_index() == 0]
         while step < num_updates and not np.all(on_host(state.stopped)):
             stop = min(step - step % length + length, step - step % every + every, num_updates)
             state, new = advance(state, np.int32(step), np.int32(stop), length, plan)
