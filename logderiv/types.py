@@ -4,6 +4,7 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 `tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -264,9 +265,25 @@ def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
     return trajectories.steps if isinstance(trajectories, Stream) else trajectories
 
 
-def flat_steps(trajectories: Trajectory | Stream) -> Trajectory:
-    """The trajectories themselves; the steps of a stream as a batch of one axis, `(E T, 1)`."""
-    return one_batch_axis(trajectories.steps) if isinstance(trajectories, Stream) else trajectories
+def num_trajectories(trajectories: Trajectory | Stream) -> int:
+    """N of a batch of shape `(N, T)`; of a stream the number of its steps, each of which is a trajectory.
+
+    Args:
+        trajectories: The batch.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: Not exactly one batch axis.
+    """
+    batch, _ = check_trajectory(as_steps(trajectories))
+    if len(batch) != 1 + isinstance(trajectories, Stream):
+        raise ValueError(
+            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
+            "an estimate averages over one axis of independent trajectories."
+        )
+    return math.prod(batch)
 
 
 def one_batch_axis(trajectory: Trajectory) -> Trajectory:

@@ -14,29 +14,17 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.batch import Batch, averaged, in_groups
-from logderiv.estimators.declaration import Declaration, Part, Structure, biased
+from logderiv.estimators.declaration import Declaration, Stateful, Structure, biased
 from logderiv.types import Params, Per, State
 
 
-class Baseline(Part):
+class Baseline(Stateful):
     """Base of all baselines: what is subtracted from the credit to lower the variance.
 
     Pure functions of a state; `values` sees the state as it was *before* a batch, `update` comes after it. One of your own is a
     frozen dataclass that inherits from this one, with `values` and the attributes `structure` and `declaration`, without which it
     is counted as biased; registered by `jax.tree_util.register_dataclass` it may be an argument of `jax.jit`.
     """
-
-    def init(self, params: Params) -> State:
-        """The first state.
-
-        Args:
-            params: Parameters of the policy.
-
-        Returns:
-            A pytree of arrays, `()` for nothing.
-        """
-        del params
-        return ()
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         """What is subtracted from the credit, ratios and γ^t included.
