@@ -72,6 +72,9 @@ class Stream(NamedTuple):
     returns: jax.Array
 
 
+Trajectories: TypeAlias = Trajectory | Stream  # a batch of either kind
+
+
 class TimeStep(NamedTuple):
     """One step of one trajectory, as a term of `logderiv.likelihood.over_steps` sees it.
 
@@ -260,12 +263,12 @@ def check_leading_axes(name: str, tree: Any, expected: tuple[int, ...], axes: st
             )
 
 
-def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
+def as_steps(trajectories: Trajectories) -> Trajectory:
     """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
     return trajectories.steps if isinstance(trajectories, Stream) else trajectories
 
 
-def num_trajectories(trajectories: Trajectory | Stream) -> int:
+def num_trajectories(trajectories: Trajectories) -> int:
     """N of a batch of shape `(N, T)`; of a stream the number of its steps, each of which is a trajectory.
 
     Args:
@@ -319,7 +322,7 @@ def next_observations(trajectory: Trajectory) -> Any:
     return jax.tree.map(shift, trajectory.observations, trajectory.final_observation)
 
 
-def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
+def batch_info(trajectories: Trajectories) -> BatchInfo:
     """What a batch looked like; see `BatchInfo`. Any leading axes, all of which are averaged over."""
     if isinstance(trajectories, Stream):
         return _stream_info(trajectories)

@@ -1,12 +1,29 @@
 """What an estimator is: three pure functions, what they ask of a batch, and a declaration."""
 
+from typing import Any
+
 import jax
 
 from logderiv._core import check
+from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
+from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Stateful, Structure
-from logderiv.likelihood.steps import check_steps
-from logderiv.types import Estimate, Params, Policy, State, Stream, Trajectory, as_steps, batch_info, num_trajectories
+from logderiv.estimators.surrogates import step_weights
+from logderiv.likelihood.steps import check_steps, over_steps
+from logderiv.types import (
+    Estimate,
+    Params,
+    Policy,
+    State,
+    Stream,
+    TimeStep,
+    Trajectories,
+    Trajectory,
+    as_steps,
+    batch_info,
+    num_trajectories,
+)
 
 
 class Estimator(Stateful):
@@ -15,7 +32,13 @@ class Estimator(Stateful):
     One of your own is a frozen dataclass that inherits from this one, with `advantages`, `objective`, `structure` and
     `declaration`, and `init` where it has a state; registered by `jax.tree_util.register_dataclass` it may be an argument of
     `jax.jit`. What is differentiated more than once per batch (PPO's epochs) weighs once and takes many gradients of `objective`.
+    Where the objective is a sum over steps, `term` may be defined instead of it.
+
+    Attributes:
+        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`.
     """
+
+    normalizer: Any = "per_trajectory"
 
     @property
     def structure(self) -> Structure:
@@ -31,9 +54,7 @@ class Estimator(Stateful):
         """
         raise NotImplementedError
 
-    def advantages(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
-    ) -> tuple[State, State]:
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
         """Weights, from the *old* state, and the new one. Never differentiated.
 
         Args:
@@ -47,8 +68,23 @@ class Estimator(Stateful):
         """
         raise NotImplementedError
 
-    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: State) -> jax.Array:
-        """The scalar whose derivatives in `params` are the estimates.
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
+        """What one step adds to the objective, of an estimator whose objective is a sum over steps.
+
+        Args:
+            params: Parameters of the policy.
+            step: The step.
+            distribution: That of the policy at this step.
+            log_prob: log π(a|s). Shape `()`.
+            weights: Those of this step, in the dtype of `log_prob`. Leaves `()`.
+
+        Returns:
+            A scalar.
+        """
+        raise NotImplementedError
+
+    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: Any) -> jax.Array:
+        """The scalar whose derivatives in `params` are the estimates: by default the sum of `term` over the `normalizer`.
 
         Args:
             params: Parameters of the policy.
@@ -59,10 +95,12 @@ class Estimator(Stateful):
         Returns:
             A scalar.
         """
-        raise NotImplementedError
+        scale = step_weights(trajectories.valid, self.normalizer, jax.tree.leaves(weights)[0].dtype)
+        term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
+        return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
 
     def estimate(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
+        self, params: Params, state: State, policy: Policy, trajectories: Trajectories
     ) -> tuple[Estimate, State]:
         """Estimate +∇E[R] from a batch; drawn with these `params` unless the estimator weighs off-policy steps.
 
@@ -100,9 +138,17 @@ class Estimator(Stateful):
 
 @jit
 def _estimate(
-    estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
+    estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
     weights, state = estimator.advantages(params, state, policy, trajectories)
     weights = jax.lax.stop_gradient(weights)
     grads = jax.grad(estimator.objective)(params, policy, as_steps(trajectories), weights)
     return Estimate(grads, batch_info(trajectories)), state
+
+
+def _scaled_term(
+    estimator: Estimator, params: Params, step: TimeStep, distribution: Any, scale: jax.Array, weights: Any
+) -> jax.Array:
+    log = log_prob(distribution, step.action)
+    scale, weights = jax.tree.map(lambda x: x.astype(log.dtype), (scale, weights))
+    return scale * estimator.term(params, step, distribution, log, weights)

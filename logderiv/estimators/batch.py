@@ -11,7 +11,7 @@ from logderiv._core.arrays import summable
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
-from logderiv.types import Params, Policy, Stream, Trajectory, as_steps
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_steps
 
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
 
@@ -55,11 +55,7 @@ class Batch(NamedTuple):
 
 
 def prepare(
-    estimator: Any,
-    params: Params,
-    policy: Policy,
-    trajectories: Trajectory | Stream,
-    value: ValueFunction | None = None,
+    estimator: Any, params: Params, policy: Policy, trajectories: Trajectories, value: ValueFunction | None = None
 ) -> Batch:
     """What the advantage of an estimator is given.
 

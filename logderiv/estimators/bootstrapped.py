@@ -14,8 +14,6 @@ from logderiv.estimators.returns import backward_sums, td_residuals, vtrace
 from logderiv.estimators.values import SharedValue, StateBaseline
 from logderiv.types import Params, State
 
-_SHARED = SharedValue()
-
 
 class Bootstrapped(Advantage):
     """Base of advantages that take values of the state from a baseline, or from the actor-critic that they are part of.
@@ -70,7 +68,7 @@ class GAE(Bootstrapped):
     """
 
     lambda_: float
-    baseline: StateBaseline = _SHARED
+    baseline: StateBaseline = SharedValue()
 
     @property
     def structure(self) -> Structure:
@@ -93,9 +91,9 @@ class GAE(Bootstrapped):
         residuals = jax.vmap(td_residuals)(batch.rewards, going_on, values, next_values)
         lambda_ = jnp.asarray(self.lambda_, residuals.dtype)
         mixing = lambda_ if batch.ends is None else jnp.where(batch.ends, 0, lambda_)
-        sums = jax.vmap(backward_sums)  # to the end of the trajectory, or of the episode in a stream
-        weights = sums(batch.scale * residuals, batch.inside * batch.discounts * mixing)
-        targets = values + sums(batch.step_ratios * residuals, batch.step_ratios * going_on * mixing)
+        # Sums to the end of the trajectory, or of the episode in a stream.
+        weights = backward_sums(batch.scale * residuals, batch.inside * batch.discounts * mixing)
+        targets = values + backward_sums(batch.step_ratios * residuals, batch.step_ratios * going_on * mixing)
         weights, targets = (jnp.where(batch.valid, x, 0) for x in (weights, targets))
         return weights, targets, self.baseline.update(state, weights, targets, batch)
 
@@ -122,7 +120,7 @@ class VTrace(Bootstrapped):
         Espeholt et al. (2018), arXiv:1802.01561, section 4.2.
     """
 
-    baseline: StateBaseline = _SHARED
+    baseline: StateBaseline = SharedValue()
     lambda_: float = 1.0
     clip_rho: float = 1.0
     clip_c: float = 1.0

@@ -22,7 +22,7 @@ from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.policy_gradient import Weighting
 from logderiv.likelihood.factors import log_factors
-from logderiv.types import Params, Policy, State, Stream, Trajectory
+from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 
 _TOGETHER = 16  # trajectories whose scores are in memory at a time
 
@@ -136,9 +136,7 @@ class OptimalPerParameter(Weighting):
         """Unbiased at order one if each fold's baseline comes from the others."""
         return super().declaration & Declaration(order=1) & self.fit.declaration
 
-    def advantages(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
-    ) -> tuple[Any, State]:
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
         batch = prepare(self, params, policy, trajectories)
         weights, _, state = self.advantage(params, state, batch)
         moments = leave_fold_out(fold_moments(weights, batch, self.fit.num_folds))
@@ -225,9 +223,5 @@ def _score_moments(batch: Batch, steps: Trajectory, credit: jax.Array, ratios: j
 
 def _scaled_around(params: Params, scale: Params) -> Params:
     """The same parameters, with a derivative of `scale` instead of 1."""
-
-    def leaf(p: jax.Array, s: jax.Array) -> jax.Array:
-        fixed = jax.lax.stop_gradient(p)
-        return fixed + s.astype(p.dtype) * (p - fixed)
-
-    return jax.tree.map(leaf, params, scale)
+    fixed = jax.lax.stop_gradient(params)
+    return jax.tree.map(lambda p, there, s: there + s.astype(p.dtype) * (p - there), params, fixed, scale)

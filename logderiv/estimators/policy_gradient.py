@@ -8,19 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import pytree
-from logderiv.distributions import log_prob
 from logderiv.estimators.advantages import Advantage, ToGo
 from logderiv.estimators.base import Estimator
 from logderiv.estimators.batch import ValueFunction, prepare
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.surrogates import Normalizer, Score, Surrogate, clipped, normalizer_declaration, step_weights
+from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
 from logderiv.likelihood.factors import log_factors
 from logderiv.likelihood.probability import weighted_log_prob
-from logderiv.likelihood.steps import over_steps
-from logderiv.types import Params, Policy, State, Stream, TimeStep, Trajectory
+from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory
 
 _ON_POLICY = "the batch was drawn with these parameters"
 
@@ -33,7 +30,6 @@ class Weighting(Estimator):
         discount: γ in [0, 1].
         gamma_t: Whether γ^t stays in the weights.
         importance: Weights of off-policy steps; `None` where the trajectories are drawn with the same parameters.
-        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`.
 
     Raises:
         ValueError: `discount` is outside [0, 1]; the advantage weighs off-policy steps itself and `importance` is given.
@@ -44,8 +40,6 @@ class Weighting(Estimator):
     discount: float
     gamma_t: bool
     importance: Importance | None = None
-
-    normalizer: Normalizer = "per_trajectory"
 
     def __post_init__(self) -> None:
         check.between(0, 1, discount=self.discount)
@@ -88,19 +82,12 @@ class Weighting(Estimator):
     def init(self, params: Params) -> State:
         return self.advantage.init(params)
 
-    def advantages(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
-    ) -> tuple[Any, State]:
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
         weights, _, state = self.weigh(params, state, policy, trajectories)
         return weights, state
 
     def weigh(
-        self,
-        params: Params,
-        state: State,
-        policy: Policy,
-        trajectories: Trajectory | Stream,
-        value: ValueFunction | None = None,
+        self, params: Params, state: State, policy: Policy, trajectories: Trajectories, value: Any = None
     ) -> tuple[jax.Array, jax.Array, State]:
         """Weights and targets of a batch: the ratio multiplies the rewards before credit is given.
 
@@ -183,11 +170,9 @@ class ScoreFunction(Weighting):
             return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)
 
-    def term(
-        self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weight: jax.Array
-    ) -> jax.Array:
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, step, distribution
-        return weight * log_prob
+        return weights * log_prob
 
 
 @pytree(static=("normalizer", "gamma_t"))
@@ -226,29 +211,24 @@ class PPO(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        normalizer_declaration(self.normalizer)
+        check.one_of(NORMALIZERS, normalizer=self.normalizer)
         if self.clip is not None:
             check.positive(clip=self.clip)
 
     @property
     def structure(self) -> Structure:
         """It compares with the policy that drew the batch, so several gradients may be taken of it."""
-        return super().structure._replace(reusable=True) & normalizer_declaration(self.normalizer)[0]
+        return super().structure._replace(reusable=True) & NORMALIZERS[self.normalizer][0]
 
     @property
     def declaration(self) -> Declaration:
         """Of the first gradient, at the parameters that drew the batch."""
         first = "it is the first gradient of the batch; later ones, at other parameters, are biased"
-        return super().declaration & Declaration(order=1, assumes=(first,)) & normalizer_declaration(self.normalizer)[1]
+        return super().declaration & Declaration(order=1, assumes=(first,)) & NORMALIZERS[self.normalizer][1]
 
-    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
-        return _sum_of_terms(self, self.normalizer, params, policy, trajectories, weights)
-
-    def term(
-        self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weight: jax.Array
-    ) -> jax.Array:
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, distribution
-        return clipped(log_prob - step.behavior_log_prob.astype(log_prob.dtype), weight, self.clip)
+        return clipped(log_prob - step.behavior_log_prob.astype(log_prob.dtype), weights, self.clip)
 
 
 @pytree(static=("value",))
@@ -300,6 +280,11 @@ class ActorCritic(Estimator):
         return self.actor.discount
 
     @property
+    def normalizer(self) -> Normalizer:
+        """That of the actor."""
+        return self.actor.normalizer
+
+    @property
     def structure(self) -> Structure:
         """That of the actor."""
         return self.actor.structure
@@ -318,41 +303,12 @@ class ActorCritic(Estimator):
     def init(self, params: Params) -> State:
         return self.actor.init(params)
 
-    def advantages(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
-    ) -> tuple[tuple[jax.Array, jax.Array], State]:
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
         weights, targets, state = self.actor.weigh(params, state, policy, trajectories, self.value)
         return (weights, targets), state
 
-    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: Any) -> jax.Array:
-        return _sum_of_terms(self, self.actor.normalizer, params, policy, trajectories, *weights)
-
-    def term(
-        self,
-        params: Params,
-        step: TimeStep,
-        distribution: Any,
-        log_prob: jax.Array,
-        advantage: jax.Array,
-        target: jax.Array,
-    ) -> jax.Array:
-        """What one step adds to the objective, before the sum is divided by the normalizer.
-
-        Args:
-            params: Parameters of policy and value.
-            step: The step.
-            distribution: That of the policy at this step.
-            log_prob: log π(a|s). Shape `()`.
-            advantage: Of this step, detached, in the dtype of `log_prob`. Shape `()`.
-            target: What the value should be, likewise.
-
-        Returns:
-            A scalar.
-
-        Raises:
-            TypeError: A distribution without an entropy where a bonus is asked for.
-        """
-        dtype = log_prob.dtype
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
+        dtype, (advantage, target) = log_prob.dtype, weights
         total = self.actor.term(params, step, distribution, log_prob, advantage)
         if self.value is not None:
             error = jnp.square(self.value(params, step.observation).astype(dtype) - target)
@@ -362,30 +318,3 @@ class ActorCritic(Estimator):
                 raise TypeError(f"entropy_weight: {type(distribution).__name__} has no entropy().")
             total += jnp.asarray(self.entropy_weight, dtype) * distribution.entropy().astype(dtype)
         return total
-
-
-def _sum_of_terms(
-    estimator: PPO | ActorCritic,
-    normalizer: Normalizer,
-    params: Params,
-    policy: Policy,
-    trajectories: Trajectory,
-    *weights: jax.Array,
-) -> jax.Array:
-    """The terms of all steps over the normalizer, in one pass."""
-    scale = step_weights(trajectories.valid, normalizer, weights[0].dtype)
-    term, block_size = jax.tree_util.Partial(_scaled_term, estimator), wide_block_size()
-    return over_steps(term, params, policy, trajectories, scale, *weights, reduce="all", block_size=block_size)
-
-
-def _scaled_term(
-    estimator: PPO | ActorCritic,
-    params: Params,
-    step: TimeStep,
-    distribution: Any,
-    scale: jax.Array,
-    *weights: jax.Array,
-) -> jax.Array:
-    log = log_prob(distribution, step.action)
-    weights = tuple(x.astype(log.dtype) for x in weights)
-    return scale.astype(log.dtype) * estimator.term(params, step, distribution, log, *weights)
