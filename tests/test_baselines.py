@@ -28,8 +28,10 @@ TAUS = ld.Trajectory(
     STATES, jnp.zeros((3, 3), int), jnp.where(VALID, 1.0, NAN), jnp.ones((3, 3)), VALID, jnp.zeros((3, 3)), jnp.array([1, 1, 0])
 )  # fmt: skip
 ONES, ONE = jnp.ones((3, 3)), jnp.ones(())
-ON_POLICY = Batch(TAUS, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, POWERS, ONES, ONES, (), ld.shared_softmax)
-BATCH = ON_POLICY._replace(ratios=RATIOS)
+ON_POLICY = Batch(
+    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, ONES, ONES, (), ld.shared_softmax
+)
+BATCH = ON_POLICY._replace(ratios=RATIOS, scale=RATIOS * POWERS)
 TARGETS = jnp.where(VALID, 2.0, 0.0)
 
 
@@ -156,11 +158,12 @@ def test_targets_are_what_a_state_value_should_predict():
 
 def test_in_groups_the_weights_are_those_of_each_group_alone():
     """Returns 6, 3 | 9, 12 in groups of two: leave-one-out subtracts the other's."""
-    pair = lambda x: jnp.concatenate([x, x[:1]])  # noqa: E731
+    pair, ones = lambda x: jnp.concatenate([x, x[:1]]), jnp.ones((4, 3))
     rewards = jnp.array([6.0, 3.0, 9.0, 12.0])[:, None] * jnp.array([[1.0, 0.0, 0.0]])
     batch = ON_POLICY._replace(
-        steps=jax.tree.map(pair, TAUS), rewards=rewards, discounts=pair(ONES), step_ratios=pair(ONES), ratios=pair(ONES)
-    )
+        steps=jax.tree.map(pair, TAUS), valid=pair(VALID), rewards=rewards, discounts=ones, scale=pair(ON_POLICY.scale),
+        ratios=ones, step_ratios=ones,
+    )  # fmt: skip
     inner = ld.baselines.LeaveOneOut(per="trajectory")
     grouped = weights(Grouped(Return(inner), 2), batch)
     np.testing.assert_array_equal(grouped[:, 0], [3.0, -3.0, -3.0, 3.0])
@@ -238,13 +241,15 @@ def test_standardized_weights_by_hand():
 def test_batches_with_hardly_a_step():
     """One valid step, or none: means of nothing are 0, not NaN; one step is its own mean."""
     no_step = jnp.zeros((3, 3), bool)
-    one, none = (ON_POLICY._replace(steps=TAUS._replace(valid=v)) for v in (no_step.at[0, 0].set(True), no_step))
+    one, none = (
+        ON_POLICY._replace(steps=TAUS._replace(valid=v), valid=v) for v in (no_step.at[0, 0].set(True), no_step)
+    )
     credit, empty, targets = jnp.zeros((3, 3)).at[0, 0].set(6.0), jnp.zeros((3, 3)), jnp.full((3, 3), 2.0)
     two = Standardized(Return(), per="trajectory", ddof=1, epsilon=0.0)
     first = lambda x: x[:2]  # noqa: E731
     pair = BATCH._replace(
-        steps=jax.tree.map(first, TAUS), rewards=jnp.array([[0.0] * 3, [2.0, 0, 0]]), discounts=ONES[:2], ratios=ONES[:2],
-        step_ratios=ONES[:2], powers=ONES[:1],
+        steps=jax.tree.map(first, TAUS), valid=VALID[:2], rewards=jnp.array([[0.0] * 3, [2.0, 0, 0]]), discounts=ONES[:2],
+        scale=ONES[:2], ratios=ONES[:2], step_ratios=ONES[:2],
     )  # fmt: skip
     np.testing.assert_allclose(weights(two, pair)[:, 0], [-(0.5**0.5), 0.5**0.5], rtol=1e-14)
     for ddof in (0, 1):
@@ -314,7 +319,7 @@ def test_parts_are_equal_and_hashed_alike_when_rebuilt():
     assert ld.baselines.MovingAverage().decay == 0.99
     assert ld.baselines.Optimal().folds == 2
     assert ld.baselines.LearnedValue(*learned).num_steps == 1
-    grouped: Any = ld.GRPO(group_size=2).composition.advantage
+    grouped: Any = ld.GRPO(group_size=2).advantage
     group, usual = grouped.advantage, Standardized(ToGo())
     assert (group.ddof, group.epsilon) == (1, 1e-4)
     assert (usual.ddof, usual.epsilon) == (0, 1e-8)

@@ -16,6 +16,7 @@ import pytest
 import logderiv as ld
 from logderiv.advantages import GAE, Grouped, Return, Standardized, ToGo, VTrace
 from logderiv.estimators import OptimalPerParameter, step_weights
+from logderiv.estimators.batch import prepare
 from logderiv.estimators.least_variance import fold_moments, leave_fold_out, ratio
 from logderiv.importance import Importance
 
@@ -144,7 +145,7 @@ def _means(kind: str, off_policy: bool) -> dict[str, np.ndarray]:
         for name, e in estimators.items():
             key = e.importance, e.gamma_t
             if key not in batches:
-                batches[key] = e.batch(params, oracle.POLICY, taus)
+                batches[key] = prepare(e, params, oracle.POLICY, taus)
             if (key, e.advantage) not in weights:
                 weights[key, e.advantage] = e.advantage(params, _state(e, params), batches[key])[0]
             found[name] = _gradient(e, weights[key, e.advantage], batches[key], logs, scores)

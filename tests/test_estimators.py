@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from logderiv.estimators.batch import prepare
 from logderiv.estimators.importance import log_ratios
 
 from . import by_hand, oracle
@@ -32,7 +33,7 @@ def _numbers(estimator):
     """Batch sizes from the minimum to 4 that the groups divide; with a degree d it and 3: the others follow."""
     if (degree := estimator.structure.degree) is not None:
         return [degree, 3]
-    size = getattr(getattr(estimator.composition, "advantage", None), "group_size", 1)
+    size = getattr(getattr(estimator, "advantage", None), "group_size", 1)
     return [n for n in range(estimator.structure.min_trajectories, 5) if n % size == 0]
 
 
@@ -156,19 +157,19 @@ def test_ratio_after_credit_and_unweighted_baseline_are_rejected():
     @jax.tree_util.register_static
     @dataclasses.dataclass(frozen=True)
     class AfterCredit(type(right)):
-        def weigh(self, params, state, policy, trajectories: Any, values: Any = None):
+        def weigh(self, params, state, policy, trajectories: Any, value: Any = None):
             plain = dataclasses.replace(right, importance=None)
-            weights, targets, state = plain.weigh(params, state, policy, trajectories, values)
-            return weights * self.batch(params, policy, trajectories).ratios, targets, state
+            weights, targets, state = plain.weigh(params, state, policy, trajectories, value)
+            return weights * prepare(self, params, policy, trajectories).ratios, targets, state
 
     @jax.tree_util.register_static
     @dataclasses.dataclass(frozen=True)
     class UnweightedBaseline(type(right)):
-        def weigh(self, params, state, policy, trajectories: Any, values: Any = None):
+        def weigh(self, params, state, policy, trajectories: Any, value: Any = None):
             plain = dataclasses.replace(right, advantage=ld.advantages.ToGo())
             credit, targets, _ = plain.weigh(params, (), policy, trajectories)
-            batch = self.batch(params, policy, trajectories)
-            unweighted = GIVEN.values(state, credit, batch._replace(ratios=jnp.ones_like(batch.ratios)))
+            batch = prepare(self, params, policy, trajectories)
+            unweighted = GIVEN.values(state, credit, batch._replace(scale=batch.scale / batch.ratios))
             return jnp.where(trajectories.valid, credit - unweighted, 0), targets, state
 
     fields = {f.name: getattr(right, f.name) for f in dataclasses.fields(right)}

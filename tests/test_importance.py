@@ -228,7 +228,7 @@ def test_vtrace_gradient_on_policy_is_gae_one():
         (lambda: ld.importance.Importance(per="decision"), "per: expected 'step' or 'trajectory', received 'decision'"),  # pyright: ignore
         (
             lambda: vtrace(jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(3), jnp.ones(2)),
-            r"ratios: expected shape \(3,\), received \(2,\)",
+            r"received rewards \(3,\), ratios \(2,\)",
         ),
     ],
 )

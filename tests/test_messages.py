@@ -133,7 +133,7 @@ CASES = [
     (ValueError, r"\[0, 1\], received 1\.1", lambda: ld.ScoreFunction(discount=1.1)),
     (ValueError, "'step' or 'trajectory'", lambda: ld.baselines.LeaveOneOut(per=cast("Any", "batch"))),
     (ValueError, "outputs", lambda: ld.MLP(0)),
-    (ValueError, r"\(3, 5\) and \(3, 1\)", lambda: ld.estimators.Score()(jnp.zeros((3, 5)), jnp.zeros((3, 1)))),
+    (ValueError, r"\(3, 5\), received \(3, 1\)", lambda: ld.estimators.Score()(jnp.zeros((3, 5)), jnp.zeros((3, 1)))),
     (
         ValueError,
         r"initial.*\(3,\).*\(2,\)",

@@ -7,6 +7,7 @@ import pytest
 
 import logderiv as ld
 from logderiv.advantages import Batch
+from logderiv.estimators.batch import prepare
 from logderiv.estimators.least_variance import fold_moments, ratio
 
 from . import oracle
@@ -21,7 +22,7 @@ def test_optimal_baselines_are_the_ratios_of_score_moments():
 
     @jax.jit
     def run(params):
-        batch, credit = weigher.batch(params, oracle.POLICY, taus), weigher.weigh(params, (), oracle.POLICY, taus)[0]
+        batch, credit = prepare(weigher, params, oracle.POLICY, taus), weigher.weigh(params, (), oracle.POLICY, taus)[0]
         jacobian = jax.jacobian(lambda p: ld.log_factors(p, oracle.POLICY, taus))(params)
         scalar = ld.baselines.Optimal().values((), credit, batch)
         own = ld.baselines.Optimal(in_sample=True).values((), credit, batch)
@@ -89,7 +90,8 @@ def two_steps(ratios, credit):
         jnp.tile(jnp.arange(2), (num, 1)), jnp.arange(2 * num).reshape(num, 2) % 3 % 2, ones, ones, ones > 0, 0 * ones, jnp.zeros(num, int)
     )  # fmt: skip
     one, ratios = jnp.ones(()), jnp.array(ratios)
-    return jnp.array(credit), Batch(taus, ones, ones, one, one, jnp.ones((1, 2)), ratios, ratios, LOGITS, TWO_LEAVES)
+    seen = Batch(taus, taus.valid, ones, ones, one, one, ratios, ratios, ratios, LOGITS, TWO_LEAVES)
+    return jnp.array(credit), seen
 
 
 @pytest.mark.parametrize("folds", [2, 3, 4])

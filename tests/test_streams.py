@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from logderiv.types import as_steps, flat_steps
+from logderiv.types import as_steps, num_trajectories
 from tests.worlds import TERMINATING_LOGITS, terminating, two_states
 
 GAMMA = 0.9
@@ -207,13 +207,10 @@ def test_an_environment_may_restart_itself():
     assert stream.ends[0].tolist() == [False, True, False, False, False, True]
 
 
-def test_flat_steps_keep_their_rows_together():
+def test_every_step_of_a_stream_is_a_trajectory():
     stream, _ = _streams()
-    flat = flat_steps(stream)
-    assert flat.valid.shape == (60, 1)
-    np.testing.assert_array_equal(flat.observations[13, 0], stream.steps.observations[1, 1, 0])
-    np.testing.assert_array_equal(flat.final_observation[13], stream.steps.final_observation[1, 1])
     assert as_steps(stream) is stream.steps
+    assert num_trajectories(stream) == 60
 
 
 def test_episodes_of_a_stream_are_no_longer_than_the_environments_horizon():

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import accumulator_dtype, sum_valid
+from logderiv._core.arrays import accumulator_dtype
 from logderiv._core.layout import Layout
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
@@ -98,11 +98,13 @@ def sum_rows(
     """
     block_size = block_size_or_default(block_size)
     if valid.size <= block_size:
-        return sum_valid(map_rows(function, params, inputs, block_size=block_size), valid)
+        values = map_rows(function, params, inputs, block_size=block_size)
+        return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
     function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
-        return sum_valid(map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, block_size=block_size), valid)
+        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, block_size=block_size)
+        return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
 
     total: Any = jax.custom_jvp(plain)
 

@@ -97,3 +97,14 @@ def params(tree: Any) -> None:
                 f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
                 f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
             )
+
+
+def auto(**arrays: Any) -> None:
+    """Raise `ValueError` if an array is sharded over axes of type `Explicit`, where operations must name their shardings."""
+    for name, array in arrays.items():
+        sharding: Any = jax.typeof(array).sharding
+        if any(axis is not None for axis in sharding.spec):
+            raise ValueError(
+                f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(array)} over axes of "
+                f"types {sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
+            )

@@ -67,16 +67,6 @@ def check_divides(number: int, mesh: Mesh | None, name: str) -> None:
         )
 
 
-def check_auto(x: Any, name: str) -> None:
-    """Raise `ValueError` if this array is sharded over axes of type `Explicit`, where operations must name their shardings."""
-    sharding: Any = jax.typeof(x).sharding
-    if any(axis is not None for axis in sharding.spec):
-        raise ValueError(
-            f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(x)} over axes of types "
-            f"{sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
-        )
-
-
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays and real numbers of `tree`, whole on every device of the mesh, in every process; other leaves as they are.
 

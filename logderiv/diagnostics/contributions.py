@@ -15,10 +15,9 @@ from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary, count
 from logderiv.estimators import Estimator
-from logderiv.estimators.base import num_trajectories
 from logderiv.estimators.surrogates import Score
 from logderiv.likelihood.probability import log_factors
-from logderiv.types import Params, State, Trajectory
+from logderiv.types import Params, State, Trajectory, num_trajectories
 
 
 def per_trajectory_gradients(

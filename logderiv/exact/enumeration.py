@@ -16,7 +16,6 @@ from logderiv._core.arrays import floating, is_traced, scalar_cost
 from logderiv._core.pytrees import jit
 from logderiv.environments import as_environment
 from logderiv.environments.tabular import TabularMDP
-from logderiv.estimators.returns import discount_factors
 from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
 
@@ -107,7 +106,7 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
     """sum_t γ^t r_t over the valid steps, shape `(*batch,)`."""
     rewards = jnp.where(trajectories.valid, trajectories.rewards, 0)
-    return rewards @ discount_factors(discount, jnp.arange(rewards.shape[-1]), rewards.dtype)
+    return rewards @ jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.shape[-1], dtype=rewards.dtype)
 
 
 def readable(count: int) -> str:

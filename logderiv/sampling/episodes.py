@@ -10,7 +10,6 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_keys, expand
 from logderiv._core.pytrees import jit
-from logderiv._core.sharding import check_auto
 from logderiv.environments import as_environment
 from logderiv.policies import StepPolicy, as_policy
 from logderiv.sampling._transition import Place, transition
@@ -68,7 +67,7 @@ def rollout(
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
     check.whole_or_none(horizon=horizon, block_size=block_size)
-    check_auto(key, "key")
+    check.auto(key=key)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced
     if start_key is not None:
