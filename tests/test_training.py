@@ -37,9 +37,8 @@ def _run_snippet(index: int) -> str:
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(snippets) == 2
     user = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", snippets[index]], capture_output=True, text=True, check=False, env=user
-    )
+    command = [sys.executable, "-c", snippets[index]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=user)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
@@ -63,19 +62,9 @@ def test_the_readmes_training_reaches_475_on_cartpole():
 
 def bandit(optimizer):
     """One step, reward = probability of action 1."""
-    world = ld.environments.TabularMDP(
-        jnp.array([1.0, 0]),
-        jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)),
-        jnp.array([[0.0, 1], [0, 0]]),
-        jnp.array([False, True]),
-    )
+    rewards, ends = jnp.array([[0.0, 1], [0, 0]]), jnp.array([False, True])
+    world = ld.environments.TabularMDP(jnp.array([1.0, 0]), jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)), rewards, ends)
     return train(20, ld.Episodes(8, horizon=1), params=jnp.zeros(2), world=world, optimizer=optimizer)
-
-
-def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
-    up = bandit(optax.sgd(0.5))
-    assert up.params[1] > 0.5
-    assert up.metrics.mean_return[-5:].mean() > 0.7
 
 
 @pytest.mark.parametrize(
@@ -90,8 +79,10 @@ def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
         lambda inner: optax.MultiSteps(inner, 2),
     ],
 )
-def test_an_optimizer_that_is_turned_round_is_refused_at_any_nesting(nested):
-    bandit(nested(optax.sgd(0.5)))
+def test_an_optimizer_of_optax_climbs_as_it_is_and_turned_round_is_refused_at_any_nesting(nested):
+    up = bandit(nested(optax.sgd(0.5)))
+    assert up.params[1] > 0.5
+    assert up.metrics.mean_return[-5:].mean() > 0.7
     with pytest.raises(ValueError, match="leave maximize out"):
         bandit(nested(ld.maximize(optax.sgd(0.5))))
 
@@ -100,8 +91,8 @@ def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
     """p(right) = 2 - sqrt 2 = 0.586 at the optimum, J = -11.66; eight seeds by eight keys."""
     keys = jax.random.split(jax.random.key(0), 8)
     result = train(150, ld.Episodes(16, horizon=100), params=jnp.tile(START, (8, 1)), key=keys)
-    value = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, CORRIDOR, horizon=2000))
-    values = jax.jit(value)(result.params)
+    p = np.asarray(jax.nn.softmax(result.params))[:, 1]
+    values = (2 * p - 4) / (p * (1 - p))
     assert result.metrics.mean_return.shape == (8, 150)
     assert (values > -12.5).all()
     assert (result.metrics.mean_return[:, 0] < -60).all()
@@ -184,22 +175,6 @@ def test_what_the_host_does_is_refused_by_name_inside_jit_and_vmap(how, name, tm
         how(run)(START)
 
 
-def test_an_estimate_is_not_retraced_by_a_rebuilt_estimator():
-    traces = 0
-
-    @jax.jit
-    def estimate(params, estimator, taus):
-        nonlocal traces
-        traces += 1
-        return estimator.estimate(params, estimator.init(params), ld.shared_softmax, taus)[0].grads
-
-    for seed in range(3):
-        keys = jax.random.split(jax.random.key(seed), 4)
-        taus = ld.rollout(START, keys, ld.shared_softmax, CORRIDOR, horizon=6)
-        estimate(START, ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9), taus)
-    assert traces == 1
-
-
 def test_metrics_count_real_steps_and_unfinished_episodes():
     result = train(3, ld.Episodes(16, horizon=7), params=jnp.zeros(2), optimizer=optax.sgd(0.0))
     np.testing.assert_array_equal(result.params, jnp.zeros(2))
@@ -208,22 +183,12 @@ def test_metrics_count_real_steps_and_unfinished_episodes():
     assert (result.metrics.grad_norm > 0).all()
 
 
-@pytest.mark.parametrize("seeds", [(), (3,)])
-def test_the_progress_bar_shows_the_last_update_and_return(seeds):
+def test_the_progress_bar_shows_the_last_update_and_return():
     pytest.importorskip("tqdm")
-    key, start = jax.random.split(jax.random.key(0), seeds), jnp.broadcast_to(START, (*seeds, 2))
+    key, start = jax.random.split(jax.random.key(0), 3), jnp.tile(START, (3, 1))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         train(7, ld.Episodes(2, horizon=3), params=start, key=key, progress=True)
-    text = shown.getvalue()
-    assert "7/7" in text
-    assert "return -3" in text
-    assert "0/7" in text
-
-
-def test_a_progress_bar_without_tqdm_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"logderiv\[progress\]"):
-        train(1, ld.Episodes(2, horizon=2), progress=True)
+    assert all(text in shown.getvalue() for text in ("0/7", "7/7", "return -3"))
 
 
 def test_policies_start_near_uniform_and_are_differentiable():
@@ -231,11 +196,9 @@ def test_policies_start_near_uniform_and_are_differentiable():
     for policy in policies:
         params = policy.init(jax.random.key(0), {"a": jnp.ones(2), "b": jnp.ones((), int)})
         observation = {"a": jnp.array([0.5, -1.0]), "b": jnp.asarray(2)}
-        distribution = (
-            policy.apply(params, observation)
-            if policy.initial_carry is None
-            else policy.apply(params, policy.initial_carry(params), observation)[0]
-        )
+        carry = () if policy.initial_carry is None else (policy.initial_carry(params),)
+        found = policy.apply(params, *carry, observation)
+        distribution = found[0] if carry else found
         np.testing.assert_allclose(jax.nn.softmax(distribution.logits), 1 / 3, atol=0.05)
 
 
