@@ -8,12 +8,7 @@ import pytest
 import logderiv as ld
 from benchmarks import harness, likelihood_speed, peers, structure_speed
 
-
-@pytest.fixture(autouse=True)
-def as_users_write():
-    """What people would write broadcasts and mixes dtypes."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 def value_and_gradient(function, params, taus):

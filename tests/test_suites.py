@@ -29,18 +29,6 @@ def suite(name):
             pytest.skip(f"{name} does not import: {type(error).__name__}: {error}")
 
 
-@pytest.fixture
-def as_shipped():
-    """Suites mix dtypes, use keys twice, and some of them work in 32 bits alone."""
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.debug_key_reuse(False),
-    ):
-        yield
-
-
 class Started:
     """An environment that always starts alike, so that the suite's own functions can be run beside it.
 

@@ -26,10 +26,10 @@ STREAM = {"batch": ld.Steps(8, 4, horizon=6)}
 
 
 def _train(estimator: Any = LOO, key: Any = 0, params=TERMINATING_LOGITS, **options) -> ld.training.Training:
-    options = {"policy": ld.tabular_softmax, "environment": MDP, "optimizer": SGD, "num_updates": 6} | options
-    options = {"batch": ld.Episodes(6, horizon=5)} | options
+    usual: Any = {"policy": ld.tabular_softmax, "environment": MDP, "optimizer": SGD, "num_updates": 6}
+    usual |= {"batch": ld.Episodes(6, horizon=5)}
     key = jax.random.key(key) if isinstance(key, int) else key
-    return ld.train(params, key, estimator=estimator, **options)
+    return ld.train(params, key, estimator=estimator, **(usual | options))
 
 
 def _rollout(keys, **options):
