@@ -239,14 +239,6 @@ def test_schedules_and_clipping_are_optaxs():
     np.testing.assert_allclose(jnp.linalg.norm(moved), 1e-3, rtol=1e-6)
 
 
-def test_the_natural_gradient_trains():
-    """`train` hands the batch to the optimizer; the first step solves the damped system."""
-    natural = optax.chain(ld.natural_gradient(ld.tabular_softmax, damping=0.1), optax.sgd(1.0))
-    result = _train(optimizer=natural, num_updates=20, batch=ld.Episodes(16, horizon=5))
-    before, after = result.metrics.mean_return[:5].mean(), result.metrics.mean_return[-5:].mean()
-    assert after > before + 0.3
-
-
 def test_bad_plans_are_refused():
     def stream(*sizes, **options):
         return {"estimator": A2C, "batch": ld.Steps(*sizes, **options)}
