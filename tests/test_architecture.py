@@ -49,7 +49,8 @@ def defining(module: str, name: str) -> str:
 
 def imports(source: str) -> set[str]:
     """Modules of the library that a source takes names from, where those are defined; not under `TYPE_CHECKING`."""
-    found, todo = set(), [ast.parse(source)]
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(source)]
     while todo:
         node = todo.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):

@@ -12,6 +12,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -322,7 +323,8 @@ def test_two_processes_write_one_checkpoint_that_any_other_number_reads(tmp_path
 
 
 def test_bad_input(tmp_path, monkeypatch):
-    for wrong, received in (({"every": 0}, "0"), ({"every": 1, "keep": 0}, "0"), ({"every": 2.5}, r"2\.5")):
+    wrongs: Any = ({"every": 0}, "0"), ({"every": 1, "keep": 0}, "0"), ({"every": 2.5}, r"2\.5")
+    for wrong, received in wrongs:
         with pytest.raises(ValueError, match=f"expected a whole number >= 1, received {received}"):
             Checkpoints(tmp_path, **wrong)
     with pytest.raises(TypeError, match=r"leaf \['name'\]: expected an array or a Python number, received str"):

@@ -128,7 +128,8 @@ def test_a_batch_that_a_mesh_in_use_does_not_divide_is_not_spread():
 
 
 def test_a_mesh_of_devices_that_there_are_not_and_what_is_no_mesh():
-    for number in (0, -1, 2, 1.0):
+    numbers: Any = (0, -1, 2, 1.0)
+    for number in numbers:
         with pytest.raises(ValueError, match=r"num_devices: expected a whole number from 1 to 1"):
             ld.make_mesh(number)
     how: Any = {"estimator": ld.ScoreFunction(), "optimizer": optax.sgd(0.1), "num_updates": 1, "mesh": 8}

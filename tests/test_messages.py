@@ -34,7 +34,7 @@ def _chooses(distribution: Any, **parts):
 
 def _world(**parts):
     """A decision process of two states and one action of which some tables are wrong."""
-    usual = {"initial": jnp.array([1.0, 0.0]), "transition": jnp.ones((2, 1, 2)) / 2, "reward": jnp.zeros((2, 1))}
+    usual: Any = {"initial": jnp.array([1.0, 0.0]), "transition": jnp.ones((2, 1, 2)) / 2, "reward": jnp.zeros((2, 1))}
     return ld.environments.TabularMDP(**usual | {"terminal": jnp.zeros(2, bool)} | parts)
 
 

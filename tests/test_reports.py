@@ -24,7 +24,7 @@ NAMES = ("truncated_fraction", "mean_return", "num_steps")
 HEADER = "update,seed,truncated_fraction,mean_return,num_steps"
 
 
-def rows_of(num, seeds=1):
+def rows_of(num, seeds=1) -> dict[str, np.ndarray]:
     """Of so many updates, in none of whose every third an episode ended."""
     updates = np.tile(np.arange(num)[:, None], seeds) + 0.25 * np.arange(seeds)
     means = np.where(np.arange(num)[:, None] % 3 == 1, np.nan, np.cos(updates))
@@ -126,7 +126,8 @@ def test_a_csv_file_reads_back_bit_for_bit(tmp_path):
     report(CSVWriter(path), rows, 0, [1, 5])
     assert path.read_text().splitlines()[0] == HEADER
     table = np.genfromtxt(path, delimiter=",", names=True)
-    for name, expected in (rows | {"update": np.repeat(np.arange(5), 2), "seed": np.tile([0, 1], 5)}).items():
+    rows |= {"update": np.repeat(np.arange(5), 2), "seed": np.tile([0, 1], 5)}
+    for name, expected in rows.items():
         np.testing.assert_array_equal(table[name].astype(expected.dtype), expected.ravel())
     assert np.isnan(table["mean_return"]).sum() == 4
 

@@ -74,7 +74,8 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tmp_path):
 def test_another_run_in_the_directory_is_refused(tmp_path):
     train(4, tmp_path)
     others: dict[str, Any] = {"key": 1, "optimizer": optax.adam(0.2), "batch": ld.Steps(4, 4, horizon=6)}
-    for setting, other in (others | {"evaluation": ld.Evaluation(every=3)}).items():
+    others |= {"evaluation": ld.Evaluation(every=3)}
+    for setting, other in others.items():
         with pytest.raises(ValueError, match=f"of another run: {setting}: expected .*, found "):
             train(4, tmp_path, **{setting: other})
     with pytest.raises(ValueError, match="is at update 4 already, num_updates is 2"):
