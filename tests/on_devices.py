@@ -112,7 +112,7 @@ def sharded(mesh):
         return jax.lax.scan(lambda total, tau: (total + ld.log_prob(params, network, tau), 0), 0.0, taus)[0]
 
     cases = {
-        "one pass": (jax.value_and_grad(lambda p, t: jnp.mean(ld.log_prob(p, network, t))), net, floats),
+        "one pass": (jax.value_and_grad(lambda p, t: jnp.mean(ld.log_prob(p, network, t, block_size=8))), net, floats),
         "in blocks": (jax.grad(lambda p, t: jnp.mean(ld.log_factors(p, network, t, block_size=8))), net, floats),
         "leave one out": (estimate(network), net, floats),
         "by counting": (estimate(ld.tabular_softmax), logits, states),

@@ -27,15 +27,13 @@ FIRST_ZERO = {
 }
 
 
-def test_list_names_every_benchmark_and_its_question(capsys):
+def test_list_names_every_benchmark_and_its_question_and_an_unknown_name_is_an_error(capsys):
     assert command.main(["--list"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert {"product_vs_score", "likelihood_accuracy", "reinforce_table"} <= set(listed)
     assert not {"harness", "control_tasks", "__main__", "__init__"} & set(listed)
     assert all(question.endswith("?") for question in listed.values()), listed
 
-
-def test_unknown_name_is_an_error_that_names_the_known_ones(capsys):
     assert command.main(["nile", "nil", "--quick"]) == 2
     captured = capsys.readouterr()
     assert "unknown benchmark nil" in captured.err
@@ -82,10 +80,9 @@ def test_products_become_zero_where_a_plain_scan_does(dtype, factors):
 
 
 def test_collapse_of_fair_coins_by_hand():
-    (single,) = product_vs_score.collapses("float32", (0.5,))
-    assert single[2:] == (127, 128, 127, 127, 0.0)  # 2^-126 is the smallest normal number
-    (half,) = product_vs_score.collapses("float16", (0.5,))
-    assert half[2:] == (25, 26, 25, 16, 0.0)  # 2^-24 the smallest subnormal; 1 / 2^-16 is more than 65504
+    """2^-126 is the smallest normal number; 2^-24 the smallest subnormal of float16, where 1 / 2^-16 is more than 65504."""
+    for dtype, by_hand in (("float32", (127, 128, 127, 127, 0.0)), ("float16", (25, 26, 25, 16, 0.0))):
+        assert product_vs_score.collapses(dtype, (0.5,))[0][2:] == by_hand
 
 
 def test_first_length_equals_a_linear_search():

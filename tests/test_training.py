@@ -60,11 +60,11 @@ def test_the_readmes_training_reaches_475_on_cartpole():
     assert int(found[1]) >= 475
 
 
-def bandit(optimizer):
+def bandit(optimizer, params=START):
     """One step, reward = probability of action 1."""
     rewards, ends = jnp.array([[0.0, 1], [0, 0]]), jnp.array([False, True])
     world = ld.environments.TabularMDP(jnp.array([1.0, 0]), jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)), rewards, ends)
-    return train(20, ld.Episodes(8, horizon=1), params=jnp.zeros(2), world=world, optimizer=optimizer)
+    return train(20, ld.Episodes(8, horizon=1), params=params, world=world, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
@@ -80,13 +80,13 @@ def bandit(optimizer):
     ],
 )
 def test_an_optimizer_that_is_turned_round_is_refused_at_any_nesting_and_no_other(nested):
-    jax.eval_shape(lambda: bandit(nested(optax.sgd(0.5))).params)
+    jax.eval_shape(lambda params: bandit(nested(optax.sgd(0.5)), params).params, START)
     with pytest.raises(ValueError, match="leave maximize out"):
         bandit(nested(ld.maximize(optax.sgd(0.5))))
 
 
 def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
-    up = bandit(optax.sgd(0.5))
+    up = bandit(optax.sgd(0.5), jnp.zeros(2))
     assert up.params[1] > 0.5
     assert up.metrics.mean_return[-5:].mean() > 0.7
 
