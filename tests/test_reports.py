@@ -214,7 +214,7 @@ def test_the_bar_shows_both_rates_and_the_last_return_that_there_is():
             time.sleep(0.11)  # tqdm redraws every 0.1 s
             write(np.arange(40, 43), {"mean_return": means, "num_steps": np.full((3, 2), 500)})
             text = shown.getvalue().split("\r")[-1]
-    found = re.search(r"43/50.*<\d\d:\d\d.*return 3.* ([\d.]+)(k?) steps/s", text)  # the second is the time left
+    found = re.search(r"43/50 \[[\d:]+<\d\d:\d\d, .* ([\d.]+)(k?) steps/s, return 3\b", text)  # after <, the time left
     assert found is not None, text
     assert 0 < float(found[1]) * (1000 if found[2] else 1) <= 3000 / 0.11
     with contextlib.redirect_stderr(io.StringIO()) as shown:
