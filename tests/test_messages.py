@@ -16,10 +16,26 @@ MLP = ld.MLP(2, hidden=(4,))
 PARAMS = MLP.init(jax.random.key(0), jnp.zeros(4))
 LOO = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 BLIND = jnp.zeros(2)
+ONE = jax.tree.map(lambda x: x[:1], TAUS)
 
 
 def _log_prob(policy: Any = MLP, tau=TAU, params=PARAMS):
     return ld.log_prob(params, policy, tau)
+
+
+def _with(**parts):
+    return _log_prob(tau=TAU._replace(**parts))
+
+
+def _chooses(distribution: Any, **parts):
+    """A policy that always has one distribution."""
+    return _log_prob(policy=lambda params, observation: distribution, tau=TAU._replace(**parts))
+
+
+def _world(**parts):
+    """A decision process of two states and one action of which some tables are wrong."""
+    usual: Any = {"initial": jnp.array([1.0, 0.0]), "transition": jnp.ones((2, 1, 2)) / 2, "reward": jnp.zeros((2, 1))}
+    return ld.environments.TabularMDP(**usual | {"terminal": jnp.zeros(2, bool)} | parts)
 
 
 def _where() -> dict[str, Any]:
@@ -57,48 +73,42 @@ class _Restructured(_Growing):
         return jnp.zeros(2), (state, state), 1.0, jnp.array(False), jnp.array(False)
 
 
+def _steps(environment):
+    return _rollout(environment=environment, horizon=2)
+
+
+def _linear(params, observation):
+    return ld.Categorical(observation @ params["w"])
+
+
+_two_factors = ld.FunctionPolicy(MLP.apply, log_factors=lambda params, tau: jnp.zeros((5, 2)))
 CASES = [
-    (ValueError, r"trajectory\.rewards.*\(5,\).*\(4,\)", lambda: _log_prob(tau=TAU._replace(rewards=jnp.ones(4)))),
-    (
-        ValueError,
-        r"observations\['x'\].*\(5,\).*\(6, 4\)",
-        lambda: _log_prob(tau=TAU._replace(observations={"x": jnp.ones((6, 4))})),
-    ),
-    (TypeError, r"boolean mask.*float64.*astype\(bool\)", lambda: _log_prob(tau=TAU._replace(valid=jnp.ones(5)))),
+    (ValueError, r"trajectory\.rewards.*\(5,\).*\(4,\)", lambda: _with(rewards=jnp.ones(4))),
+    (ValueError, r"observations\['x'\].*\(5,\).*\(6, 4\)", lambda: _with(observations={"x": jnp.ones((6, 4))})),
+    (TypeError, r"boolean mask.*float64.*astype\(bool\)", lambda: _with(valid=jnp.ones(5))),
     (ValueError, "empty trajectory.*T = 0", lambda: _log_prob(tau=jax.tree.map(lambda x: x[:0], TAU))),
     (ValueError, r"\(\*batch, T\)", lambda: _log_prob(tau=jax.tree.map(lambda x: x[0], TAU))),
-    (TypeError, "expected integers.*float64.*int32", lambda: _log_prob(tau=TAU._replace(actions=jnp.ones(5)))),
-    (
-        ValueError,
-        r"0 \.\. 1, received 2 at index \(3,\)",
-        lambda: _log_prob(tau=TAU._replace(actions=TAU.actions.at[3].set(2))),
-    ),
-    (ValueError, "received -1", lambda: _log_prob(tau=TAU._replace(actions=TAU.actions.at[0].set(-1)))),
-    (
-        TypeError,
-        r"params\['w'\].*int64.*astype",
-        lambda: ld.grad_prob({"w": jnp.zeros((4, 2), int)}, lambda p, x: ld.Categorical(x @ p["w"]), TAU),
-    ),
+    (TypeError, "expected integers.*float64.*int32", lambda: _with(actions=jnp.ones(5))),
+    (ValueError, r"0 \.\. 1, received 2 at index \(3,\)", lambda: _with(actions=TAU.actions.at[3].set(2))),
+    (ValueError, "received -1", lambda: _with(actions=TAU.actions.at[0].set(-1))),
+    (TypeError, r"params\['w'\].*int64.*astype", lambda: ld.grad_prob({"w": jnp.zeros((4, 2), int)}, _linear, TAU)),
     (TypeError, "floating-point", lambda: ld.compare(jnp.zeros(2, int), ld.shared_softmax, TAU)),
     (TypeError, "floating-point", lambda: LOO.estimate(jnp.zeros(2, int), (), ld.shared_softmax, TAUS)),
     (TypeError, "floating-point", lambda: _train(params=jnp.zeros(2, int))),
+    (TypeError, "int", lambda: jax.grad(ld.log_prob)(jnp.zeros(2, int), ld.shared_softmax, TAU)),  # by JAX itself
     (TypeError, "expected a policy.*received int", lambda: _log_prob(policy=3)),
     (TypeError, r"log_prob method.*Categorical", lambda: _log_prob(policy=lambda p, x: x)),
     (
         ValueError,
         r"scalar, received shape \(3,\).*batch.*event axis",
-        lambda: _log_prob(policy=lambda p, x: ld.Categorical(jnp.zeros((3, 2)))),
+        lambda: _chooses(ld.Categorical(jnp.zeros((3, 2)))),
     ),
     (
         ValueError,
         r"scalar, received shape \(4,\)",
-        lambda: _log_prob(policy=lambda p, x: ld.Bernoulli(x), tau=TAU._replace(actions=jnp.ones((5, 4), int))),
+        lambda: _chooses(ld.Bernoulli(jnp.ones(4)), actions=jnp.ones((5, 4), int)),
     ),
-    (
-        ValueError,
-        r"policy\.log_factors.*\(5,\).*\(5, 2\)",
-        lambda: _log_prob(policy=ld.FunctionPolicy(MLP.apply, log_factors=lambda p, tau: jnp.zeros((5, 2)))),
-    ),
+    (ValueError, r"policy\.log_factors.*\(5,\).*\(5, 2\)", lambda: _log_prob(policy=_two_factors)),
     (ValueError, "block_size: .*>= 1, received 0", lambda: ld.log_factors(PARAMS, MLP, TAU, block_size=0)),
     (
         ValueError,
@@ -114,19 +124,11 @@ CASES = [
     (
         ValueError,
         r"after step\[0\]: expected shape \(2,\), received \(3,\); as after reset",
-        lambda: _rollout(environment=_Growing(), horizon=2),
+        lambda: _steps(_Growing()),
     ),
-    (
-        TypeError,
-        r"\['speed'\].*int64 after reset and float64 after step.*cut off",
-        lambda: _rollout(environment=_Rounded(), horizon=2),
-    ),
-    (ValueError, "structure", lambda: _rollout(environment=_Restructured(), horizon=2)),
-    (
-        ValueError,
-        "at least 2.*received 1",
-        lambda: LOO.estimate(BLIND, (), ld.shared_softmax, jax.tree.map(lambda x: x[:1], TAUS)),
-    ),
+    (TypeError, r"\['speed'\].*int64 after reset and float64 after step.*cut off", lambda: _steps(_Rounded())),
+    (ValueError, "structure", lambda: _steps(_Restructured())),
+    (ValueError, "at least 2.*received 1", lambda: LOO.estimate(BLIND, (), ld.shared_softmax, ONE)),
     (ValueError, "at least 2.*received 1", lambda: _train(batch=ld.Episodes(1, horizon=2))),
     (ValueError, "num_updates", lambda: _train(num_updates=0)),
     (ValueError, r"batch of shape \(N, T\)", lambda: LOO.estimate(PARAMS, (), MLP, TAU)),
@@ -134,23 +136,9 @@ CASES = [
     (ValueError, "'step' or 'trajectory'", lambda: ld.baselines.LeaveOneOut(per=cast("Any", "batch"))),
     (ValueError, "outputs", lambda: ld.MLP(0)),
     (ValueError, r"\(3, 5\), received \(3, 1\)", lambda: ld.estimators.Score()(jnp.zeros((3, 5)), jnp.zeros((3, 1)))),
-    (
-        ValueError,
-        r"initial.*\(3,\).*\(2,\)",
-        lambda: ld.environments.TabularMDP(jnp.ones(2) / 2, jnp.ones((3, 2, 3)) / 3, jnp.zeros((3, 2)), jnp.zeros(3)),
-    ),
-    (
-        ValueError,
-        "transition.*sum to 1.*off by 1",
-        lambda: ld.environments.TabularMDP(jnp.ones(2) / 2, jnp.ones((2, 1, 2)), jnp.zeros((2, 1)), jnp.zeros(2)),
-    ),
-    (
-        ValueError,
-        "no mass on terminal",
-        lambda: ld.environments.TabularMDP(
-            jnp.array([0.5, 0.5]), jnp.ones((2, 1, 2)) / 2, jnp.zeros((2, 1)), jnp.array([False, True])
-        ),
-    ),
+    (ValueError, r"initial.*\(3,\).*\(2,\)", lambda: _world(reward=jnp.zeros((3, 1)))),
+    (ValueError, "transition.*sum to 1.*off by 1", lambda: _world(transition=jnp.ones((2, 1, 2)))),
+    (ValueError, "no mass on terminal", lambda: _world(terminal=jnp.array([True, False]))),
     (ValueError, r"trajectories of 30 steps.*value", lambda: ld.exact.enumerate_trajectories(two_states(), horizon=30)),
     (ValueError, "horizon", lambda: ld.exact.enumerate_trajectories(two_states(), horizon=0)),
 ]
@@ -162,17 +150,8 @@ def test_bad_input_is_answered_in_words(error, words, call):
         call()
 
 
-def test_jax_itself_refuses_integer_parameters_under_grad():
-    with pytest.raises(TypeError, match="int"):
-        jax.grad(ld.log_prob)(jnp.zeros(2, int), ld.shared_softmax, TAU)
-
-
-def test_an_action_out_of_range_under_jit_has_log_probability_minus_infinity():
+def test_an_action_out_of_range_under_jit_has_log_probability_minus_infinity_and_in_the_padding_is_no_error():
     bad = TAU._replace(actions=TAU.actions.at[3].set(2))
     assert jax.jit(ld.log_prob)(PARAMS, MLP, bad) == -jnp.inf
     assert jax.jit(ld.prob)(PARAMS, MLP, bad) == 0
-
-
-def test_an_action_out_of_range_in_the_padding_is_no_error():
-    bad = TAU._replace(actions=TAU.actions.at[4].set(9), valid=jnp.arange(5) < 4)
-    assert jnp.isfinite(ld.log_prob(PARAMS, MLP, bad))
+    assert jnp.isfinite(ld.log_prob(PARAMS, MLP, bad._replace(valid=jnp.arange(5) < 3)))
