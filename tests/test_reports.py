@@ -1,7 +1,6 @@
 """What a run tells while it runs: every row once and in order, and files that a killed run leaves whole."""
 
 import contextlib
-import functools
 import io
 import re
 import struct
@@ -145,7 +144,7 @@ def test_no_reporter_begins_where_a_later_one_refuses(tmp_path):
     train(2, reporters=[CSVWriter(mine)])
     kept = mine.read_text()
     strange.write_text("notes\n")
-    with pytest.raises(ValueError, match="strange.csv: expected the columns"):
+    with pytest.raises(ValueError, match=r"strange\.csv: expected the columns"):
         train(1, reporters=[CSVWriter(mine), CSVWriter(strange)])
     assert mine.read_text() == kept
 
