@@ -128,9 +128,14 @@ def test_a_second_call_with_equal_settings_compiles_nothing():
         estimator = ld.ActorCritic(actor, NETWORK.value, entropy_weight=0.01)
         jax.block_until_ready(estimator.estimate(params, estimator.init(params), NETWORK, taus))
 
-    for arguments, compiles in (((0.9,), True), ((0.9,), False), ((0.5,), False), ((0.9, ToGo()), True)):
+    for discount, advantage, compiles in (
+        (0.9, None, True),
+        (0.9, None, False),
+        (0.5, None, False),
+        (0.9, ToGo(), True),
+    ):
         with compilations() as found:
-            run(*arguments)
+            run(discount, advantage)
         assert bool(found) == compiles
 
 

@@ -92,6 +92,8 @@ class Users:
     """A user's class, not hashable, as they often are: the mean over the batch of `weigh(returns)` times the score."""
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
+    weigh: Any
+    scale: float
 
     def __init__(self, weigh, **attributes):
         vars(self).update(weigh=weigh, **attributes)

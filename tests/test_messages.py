@@ -203,7 +203,7 @@ CASES = [
     (ValueError, "per: expected 'step' or 'trajectory'", lambda: ld.baselines.BatchMean(per=_any("batch"))),
     (ValueError, "per: expected 'step' or 'trajectory', received 'decision'", lambda: Importance(per=_any("decision"))),
     (ValueError, "truncate: expected a positive number, received 0.0", lambda: Importance(truncate=0.0)),
-    (ValueError, "num_steps", lambda: LearnedValue(MLP.apply, MLP.init, optax.sgd(0.1), num_steps=0)),
+    (ValueError, "num_steps", lambda: LearnedValue(MLP.apply, _any(None), optax.sgd(0.1), num_steps=0)),
     (ValueError, r"expected a scalar.*received shape \(2,\)", lambda: _weigh(ToGo(Value(lambda s: jnp.ones(2))))),
     (ValueError, "entropy_weight: expected a number >= 0", lambda: ld.ActorCritic(LOO, entropy_weight=-1.0)),
     (ValueError, r"surrogate: expected Score\(\)", lambda: ld.ActorCritic(ld.ScoreFunction(surrogate=DiCE()))),
@@ -215,7 +215,11 @@ CASES = [
     (ValueError, r"values: .*received \(4,\)", lambda: ld.advantages.td_residuals(THREE, THREE, jnp.ones(4), THREE)),
     (ValueError, r"next_values: .*received \(4,\)", lambda: ld.advantages.lambda_returns(THREE, THREE, jnp.ones(4))),
     (ValueError, r"next_values: .*\(\)", lambda: generalized_advantages(THREE, THREE, THREE, jnp.ones(()))),
-    (ValueError, r"ratios: expected shape \(3,\), received \(2,\)", lambda: vtrace(*[THREE] * 4, jnp.ones(2))),
+    (
+        ValueError,
+        r"ratios: expected shape \(3,\), received \(2,\)",
+        lambda: vtrace(THREE, THREE, THREE, THREE, jnp.ones(2)),
+    ),
     # diagnostics
     (ValueError, "at least 2", lambda: ld.diagnostics.sem(jnp.ones((1, 3)))),
     (ValueError, "common leading axis", lambda: ld.diagnostics.sem({"a": jnp.ones((3, 3)), "b": jnp.ones(2)})),
