@@ -176,7 +176,7 @@ def test_variance_by_step_adds_up_and_equals_the_covariances_of_the_steps():
         scores = jnp.concatenate([s.reshape((12, 6, -1)) for s in jax.tree.leaves(scores)], axis=-1)
         return *by_step, diagnostics.summary(samples).trace, weights[..., None] * scores
 
-    by_step, dirty, trace, steps = run(params)
+    by_step, dirty, trace, steps = map(np.asarray, run(params))
     np.testing.assert_array_equal(by_step, dirty)
     centered, total = steps - steps.mean(axis=0), steps.sum(axis=1)
     covariances = np.einsum("ntd,nd->t", centered, total - total.mean(axis=0)) / 11
