@@ -8,6 +8,11 @@ import optax
 import pytest
 
 import logderiv as ld
+from logderiv import estimators
+from logderiv.advantages import GAE, Grouped, ToGo, VTrace, generalized_advantages, reward_to_go, vtrace
+from logderiv.baselines import LearnedValue, MovingAverage, Value
+from logderiv.estimators import DiCE, clipped
+from logderiv.importance import Importance
 from tests.worlds import batch, two_states
 
 TAU = batch(jax.random.key(0), (5,))
@@ -82,6 +87,20 @@ def _linear(params, observation):
 
 
 _two_factors = ld.FunctionPolicy(MLP.apply, log_factors=lambda params, tau: jnp.zeros((5, 2)))
+THREE, COLUMN = jnp.ones(3), jnp.ones((3, 1))
+LEAVE_ONE_OUT: Any = ld.baselines.LeaveOneOut()
+CONSTANT: Any = ld.baselines.Constant(1.0)
+
+
+def _any(wrong: Any) -> Any:
+    """What the type checker would refuse."""
+    return wrong
+
+
+def _weigh(advantage):
+    return ld.ScoreFunction(advantage).advantages(PARAMS, (), MLP, TAUS)
+
+
 CASES = [
     (ValueError, r"trajectory\.rewards.*\(5,\).*\(4,\)", lambda: _with(rewards=jnp.ones(4))),
     (ValueError, r"observations\['x'\].*\(5,\).*\(6, 4\)", lambda: _with(observations={"x": jnp.ones((6, 4))})),
@@ -141,6 +160,68 @@ CASES = [
     (ValueError, "no mass on terminal", lambda: _world(terminal=jnp.array([True, False]))),
     (ValueError, r"trajectories of 30 steps.*value", lambda: ld.exact.enumerate_trajectories(two_states(), horizon=30)),
     (ValueError, "horizon", lambda: ld.exact.enumerate_trajectories(two_states(), horizon=0)),
+    # parts of estimators
+    (ValueError, "discount: expected", lambda: ld.ScoreFunction(discount=float("nan"))),
+    (ValueError, "discount: expected", lambda: ld.ScoreFunction(discount=2.0, gamma_t=False)),
+    (ValueError, "bootstraps from values.*received NoneType", lambda: GAE(0.5, _any(None))),
+    (ValueError, "bootstraps from values.*received LeaveOneOut", lambda: GAE(0.5, _any(LEAVE_ONE_OUT))),
+    (ValueError, "bootstraps from values.*received LeaveOneOut", lambda: VTrace(_any(LEAVE_ONE_OUT))),
+    (ValueError, "expected None, since VTrace", lambda: ld.ScoreFunction(VTrace(), importance=Importance())),
+    (ValueError, "lambda_: expected", lambda: VTrace(lambda_=2.0)),
+    (ValueError, r"lambda_: expected a number in \[0, 1\], received -0\.1", lambda: GAE(-0.1)),
+    (ValueError, r"lambda_: expected a number in \[0, 1\], received 1\.1", lambda: GAE(1.1)),
+    (ValueError, "lambda_: expected", lambda: estimators.LoadedDiCE(-0.01)),
+    (ValueError, "lambda_: expected", lambda: estimators.LoadedDiCE(1.01)),
+    (ValueError, "clip: expected a positive number", lambda: ld.PPO(clip=0.0)),
+    (ValueError, "normalizer: expected 'per_trajectory'", lambda: ld.PPO(normalizer=_any("per_batch"))),
+    (ValueError, "received 'mean'", lambda: estimators.reduce_steps(jnp.ones(2), jnp.ones(2, bool), _any("mean"))),
+    (ValueError, r"weight: expected shape \(3, 1\), received \(3,\)", lambda: clipped(COLUMN, THREE, 0.1)),
+    (ValueError, "group_size: expected at least 2", lambda: ld.RLOO(group_size=1)),
+    (ValueError, "group_size: expected at least 2", lambda: Grouped(ToGo(LEAVE_ONE_OUT), 1)),
+    (ValueError, "multiple of group_size = 2, received 3", lambda: _weigh(Grouped(ToGo(), 2))),
+    (ValueError, "expected one without state in groups", lambda: Grouped(ToGo(MovingAverage()), 2).init(BLIND)),
+    (ValueError, "folds: expected a whole number >= 2", lambda: estimators.OptimalPerParameter(folds=1)),
+    (ValueError, "folds: expected a whole number >= 2, received 1", lambda: ld.baselines.Optimal(folds=1)),
+    (ValueError, r"folds: .*received 2\.5", lambda: ld.baselines.Optimal(folds=_any(2.5))),
+    (ValueError, r"decay: expected a number in \[0, 1\)", lambda: MovingAverage(1.0)),
+    (ValueError, r"decay: .*received -0\.01", lambda: MovingAverage(-0.01)),
+    (ValueError, "per: expected 'step' or 'trajectory'", lambda: ld.baselines.Constant(1.0, per=_any("batch"))),
+    (ValueError, "per: expected 'step' or 'trajectory'", lambda: ld.baselines.BatchMean(per=_any("batch"))),
+    (ValueError, "per: expected 'step' or 'trajectory', received 'decision'", lambda: Importance(per=_any("decision"))),
+    (ValueError, "truncate: expected a positive number, received 0.0", lambda: Importance(truncate=0.0)),
+    (ValueError, "num_steps", lambda: LearnedValue(MLP.apply, _any(None), optax.sgd(0.1), num_steps=0)),
+    (ValueError, r"expected a scalar.*received shape \(2,\)", lambda: _weigh(ToGo(Value(lambda s: jnp.ones(2))))),
+    (ValueError, "entropy_weight: expected a number >= 0", lambda: ld.ActorCritic(LOO, entropy_weight=-1.0)),
+    (ValueError, r"surrogate: expected Score\(\)", lambda: ld.ActorCritic(ld.ScoreFunction(surrogate=DiCE()))),
+    (TypeError, "OptimalPerParameter", lambda: ld.ActorCritic(_any(estimators.OptimalPerParameter()))),
+    (
+        ValueError,
+        "outputs - state_independent: expected a whole number >= 1, received 0",
+        lambda: ld.MLPActorCritic(2, state_independent=2),
+    ),
+    # returns
+    (ValueError, r"rewards: .*received \(3, 1\).*use jax.vmap", lambda: reward_to_go(COLUMN, COLUMN)),
+    (ValueError, r"discounts: .*received \(2,\)", lambda: ld.advantages.total_return(THREE, jnp.ones(2))),
+    (ValueError, r"values: .*received \(4,\)", lambda: ld.advantages.td_residuals(THREE, THREE, jnp.ones(4), THREE)),
+    (ValueError, r"next_values: .*received \(4,\)", lambda: ld.advantages.lambda_returns(THREE, THREE, jnp.ones(4))),
+    (ValueError, r"next_values: .*\(\)", lambda: generalized_advantages(THREE, THREE, THREE, jnp.ones(()))),
+    (
+        ValueError,
+        r"ratios: expected shape \(3,\), received \(2,\)",
+        lambda: vtrace(THREE, THREE, THREE, THREE, jnp.ones(2)),
+    ),
+    # diagnostics
+    (ValueError, "at least 2", lambda: ld.diagnostics.sem(jnp.ones((1, 3)))),
+    (ValueError, "common leading axis", lambda: ld.diagnostics.sem({"a": jnp.ones((3, 3)), "b": jnp.ones(2)})),
+    (ValueError, "common leading axis", lambda: ld.diagnostics.sem(jnp.ones(()))),
+    (ValueError, "positive", lambda: ld.diagnostics.summary(jnp.ones((3, 2))).samples_needed(0.0)),
+    (ValueError, "of the structure", lambda: ld.diagnostics.cosine({"a": jnp.ones(2)}, {"b": jnp.ones(2)})),
+    (ValueError, "expected shape", lambda: ld.diagnostics.cosine(jnp.ones(2), jnp.ones(3))),
+    (ValueError, "expected shape", lambda: ld.diagnostics.variance_ratio(jnp.ones((3, 2)), jnp.ones((4, 2)))),
+    # expectations
+    (ValueError, "num_samples: expected a whole number >= 1", lambda: ld.expectation(_any(None), num_samples=0)),
+    (ValueError, "num_samples: .* >= 2", lambda: ld.expectation(_any(None), baseline="leave_one_out")),
+    (ValueError, "received Constant.*tape.sample", lambda: ld.expectation(_any(0), num_samples=2, baseline=CONSTANT)),
 ]
 
 
