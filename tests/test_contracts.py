@@ -12,7 +12,7 @@ from logderiv import environments, processes
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import sample
 from tests import examples, zoo
-from tests.worlds import compilations
+from tests.worlds import cast, compilations, rollout
 
 BASES = {"HiddenProcess", "Process", "StateSpaceModel"}
 
@@ -107,6 +107,22 @@ def test_what_is_drawn_has_the_probability_that_it_says(package, name):
     assert np.abs(logs).max() > 0
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(score))
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(score)) > 0
+
+
+@pytest.mark.parametrize("name", sorted(classes(processes)))
+def test_a_process_in_float32_stays_there_and_agrees_with_float64(name):
+    process, policy, params = examples.process(name)
+    narrow, *rest = cast((params, policy, process), jnp.float32)
+    keys, single = jax.random.split(jax.random.key(0), 5), {jnp.dtype(jnp.float32)}
+    if name != "EulerMaruyama":  # whose positions have JAX's default type
+        _, _, logs, _, score = jax.eval_shape(draw, narrow, keys, *rest)
+        assert {leaf.dtype for leaf in jax.tree.leaves((logs, score))} == single
+    with jax.enable_x64(False):
+        taus, _, *others = jax.eval_shape(draw, narrow, keys, *rest)
+        drawn = rollout(narrow, keys, *rest)
+    assert {leaf.dtype for leaf in jax.tree.leaves((taus.rewards, others))} == single
+    wide = ld.log_factors(*cast((params, policy, drawn), jnp.float64))
+    np.testing.assert_allclose(drawn.behavior_log_probs, wide, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

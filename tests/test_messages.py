@@ -200,14 +200,14 @@ CASES = [
         lambda: ld.MLPActorCritic(2, state_independent=2),
     ),
     # returns
-    (ValueError, r"rewards: .*received \(3, 1\).*use jax.vmap", lambda: reward_to_go(COLUMN, COLUMN)),
-    (ValueError, r"discounts: .*received \(2,\)", lambda: ld.advantages.total_return(THREE, jnp.ones(2))),
-    (ValueError, r"values: .*received \(4,\)", lambda: ld.advantages.td_residuals(THREE, THREE, jnp.ones(4), THREE)),
-    (ValueError, r"next_values: .*received \(4,\)", lambda: ld.advantages.lambda_returns(THREE, THREE, jnp.ones(4))),
-    (ValueError, r"next_values: .*\(\)", lambda: generalized_advantages(THREE, THREE, THREE, jnp.ones(()))),
+    (ValueError, r"received rewards \(3, 1\).*use jax.vmap", lambda: reward_to_go(COLUMN, COLUMN)),
+    (ValueError, r"received .*discounts \(2,\)", lambda: ld.advantages.total_return(THREE, jnp.ones(2))),
+    (ValueError, r"received .* values \(4,\)", lambda: ld.advantages.td_residuals(THREE, THREE, jnp.ones(4), THREE)),
+    (ValueError, r"received .*next_values \(4,\)", lambda: ld.advantages.lambda_returns(THREE, THREE, jnp.ones(4))),
+    (ValueError, r"received .*next_values \(\)", lambda: generalized_advantages(THREE, THREE, THREE, jnp.ones(()))),
     (
         ValueError,
-        r"ratios: expected shape \(3,\), received \(2,\)",
+        r"received rewards \(3,\), ratios \(2,\)",
         lambda: vtrace(THREE, THREE, THREE, THREE, jnp.ones(2)),
     ),
     # diagnostics

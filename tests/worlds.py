@@ -89,7 +89,9 @@ def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 
 
 def cast(tree, dtype):
     """Every floating leaf in another dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree
+    )
 
 
 @contextlib.contextmanager
