@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import harness, likelihood_speed, peers, structure_speed
+from benchmarks import harness, likelihood_accuracy, likelihood_speed, peers, structure_speed
 
 pytestmark = pytest.mark.usefixtures("broadcasting")
 
@@ -30,8 +30,10 @@ def test_every_form_of_log_prob_gives_the_same_value_and_gradient():
 
 
 def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient():
-    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(700, 1, one_action=True)
-    value, grads = likelihood_speed.exact(params, taus)
+    params = likelihood_speed.parameters()
+    tau = likelihood_accuracy.trajectory(700, jax.random.key(0), actions=jnp.zeros(700, jnp.int32))
+    value, grads = likelihood_accuracy.exact_mlp(params, tau)
+    taus = jax.tree.map(lambda x: x[None], tau)
     wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, taus.observations))
     expected = value_and_gradient(peers.vectorized, wide[0], taus._replace(observations=wide[1]))
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)

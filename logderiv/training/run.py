@@ -69,7 +69,7 @@ def train(
     |---|---|
     | `Episodes(16, horizon=100)` | whole episodes, drawn until the last one has ended: any estimator |
     | `Groups(8, 4)` | the same, groups of 4 that start alike: group-relative estimators |
-    | `Steps(64, 32)` | a stream of 64 environments that go on across updates: estimators that bootstrap (`a2c`, `ppo_actor_critic`) |
+    | `Steps(64, 32)` | a stream of 64 environments that go on across updates: estimators that bootstrap (`A2C`, `PPOActorCritic`) |
 
     A run is one compiled program. With reporters or checkpoints it is called several times, each call a piece of the run whose
     end follows from the arguments alone, and the host reports and saves in between. Calling `train` again with equal settings
@@ -91,7 +91,7 @@ def train(
         optimizer: An optax one as it is, such as `optax.adam(1e-2)`: `train` climbs by itself. Schedules, clipping
             (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's.
         num_updates: How many updates.
-        epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`ppo`).
+        epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`PPO`).
         minibatches: Parts of each pass: of whole episodes, or of a stream's steps in time.
         environment_params: Passed to the environment; `None` for its own.
         evaluation: When and how to evaluate, and when to stop.
