@@ -264,10 +264,10 @@ def _table(title: str, found: dict[str, dict[int, Point]], variances: dict[str, 
     for name, points in found.items():
         last, p = list(points.items())[-1]
         computed = math.sqrt(variances[name] / last) / size if name in variances else None
-        row = (
-            p._asdict() | {f"N = {n}": point.rmse for n, point in points.items()} | {"name": name, "computed": computed}
+        row = p._asdict() | {f"N = {n}": point.rmse for n, point in points.items()}
+        rows.append(
+            row | {"name": name, "computed": computed, "ms": 1e3 * p.seconds, "work": 1e3 * p.seconds * p.rmse**2}
         )
-        rows.append(row | {"ms": 1e3 * p.seconds, "work": 1e3 * p.seconds * p.rmse**2})
     numbers = [f"N = {n}" for n in next(iter(found.values()))]
     return Table(
         f"{title}: relative error of one estimate from N trajectories",

@@ -352,9 +352,13 @@ def save_figure(name: str, draw: Callable[[], Any]) -> Path:
     import matplotlib.pyplot as plt
 
     cycle = importlib.import_module("cycler").cycler(color=COLORS)
-    style: Any = {"axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "lines.markersize": 4}
+    style: Any = {"axes.grid": True, "grid.alpha": 0.3, "lines.markersize": 4}
+    style |= {"legend.frameon": False, "legend.fontsize": "small"}
     with plt.rc_context(style | {"axes.prop_cycle": cycle}):
         figure = draw()
+        for ax in figure.axes:  # whatever has names and no legend of its own
+            if ax.get_legend() is None and ax.get_legend_handles_labels()[1] and not figure.legends:
+                ax.legend()
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.png"
         figure.savefig(path, dpi=120)

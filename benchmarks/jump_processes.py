@@ -226,6 +226,5 @@ def _draw(found: Mapping[str, tuple[np.ndarray, dict[str, Method], Any]]) -> Any
             style = "-" if name.startswith("score") else "--"
             ax.plot(budgets, [method.error(exact, b) for b in budgets], style, label=name)
         ax.set(title=title, xscale="log", yscale="log", xlabel="simulated events")
-        ax.legend(fontsize=8)
     axes[0, 0].set_ylabel("relative error of all sensitivities")
     return figure

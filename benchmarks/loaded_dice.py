@@ -152,6 +152,5 @@ def _draw(curves: dict[tuple[int, bool], Curve], longest: int) -> Any:
     left.set(xlabel="lambda", ylabel="relative to the exact Hessian", title=f"T = {longest}")
     left.set_yscale("symlog", linthresh=0.1)
     right.set(xlabel="trajectories", ylabel="relative RMS error of the Hessian", title="dashed: state value")
-    left.legend(fontsize=8)
-    right.legend(fontsize=8, title="lambda")
+    right.legend(title="lambda")
     return figure

@@ -262,9 +262,8 @@ def main(quick: bool) -> Report:
         at_most(f"sampled score, {total} paths: standard errors from the exact one", worst, 4.5),
         at_most("its standard error, relative", np.max(points[-1].sem / np.abs(found["exact"])), 0.03),
     ]
-    return Report(
-        tables, bounds, {"rows": rows, "sampled": points, "exact": found["exact"]}, partial(_draw, found, points)
-    )
+    numbers = {"rows": rows, "sampled": points, "exact": found["exact"]}
+    return Report(tables, bounds, numbers, partial(_draw, found, points))
 
 
 def running(scores: np.ndarray, exact: np.ndarray) -> list[Average]:
@@ -281,11 +280,9 @@ def _draw(found: dict[str, np.ndarray], points: list[Average]) -> Any:
     left.plot(years, found["level"], label="smoothed level")
     left.fill_between(years, found["level"] - spread, found["level"] + spread, color="C0", alpha=0.2, label="95 %")
     left.set(xlabel="year", ylabel=r"flow at Aswan, $10^8$ m$^3$ a year")
-    left.legend()
     sizes, means, sems, _ = (np.array(column) for column in zip(*points, strict=True))
     for i, name in enumerate(("log noise variance", "log level variance")):
         right.axhline(found["exact"][i], color=f"C{i + 1}", lw=1)
         right.errorbar(sizes * (1 + 0.05 * i), means[:, i], 2 * sems[:, i], label=name, fmt="o", color=f"C{i + 1}")
     right.set(xscale="log", xlabel="paths drawn from the posterior", ylabel="score, two standard errors")
-    right.legend()
     return figure

@@ -111,7 +111,6 @@ def _draw(compared: Any, sizes: tuple[int, ...], found: dict[str, list[float]], 
         axes[1].plot(sizes, row, marker="o", label=name)
     axes[1].set(title="E[g] / grad J, over every batch", xlabel="trajectories N", ylim=(0, None), xticks=sizes)
     axes[1].axhline(1.0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-    axes[1].legend()
     returns = {name: m.mean_return for name, m in trained.items()}
     steps = {name: np.cumsum(m.num_steps, axis=1) for name, m in trained.items()}
     right = plots.learning_curves(returns, steps=steps, threshold=475.0, ax=axes[2])

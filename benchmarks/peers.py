@@ -160,19 +160,11 @@ def kernel_call(params: Any, taus: ld.Trajectory) -> Callable[[], tuple[float, n
     if compiler is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        source, unit, library = (
-            Path(__file__).with_name("kernel.c"),
-            str(Path(folder, "kernel.o")),
-            Path(folder, "kernel.so"),
-        )
-        fast = [
-            "-O3",
-            "-march=native",
-            "-ffast-math",
-            "-fPIC",
-        ]  # not for the linker: this process's subnormals would be flushed
+        source, unit, library = Path(__file__).with_name("kernel.c"), f"{folder}/kernel.o", f"{folder}/kernel.so"
+        # not for the linker: this process's subnormals would be flushed
+        fast = ["-O3", "-march=native", "-ffast-math", "-fPIC"]
         subprocess.run([compiler, *fast, "-c", str(source), "-o", unit], check=True, capture_output=True)
-        subprocess.run([compiler, "-shared", unit, "-o", str(library), "-lm"], check=True, capture_output=True)
+        subprocess.run([compiler, "-shared", unit, "-o", library, "-lm"], check=True, capture_output=True)
         function = ctypes.CDLL(str(library)).log_prob
     function.restype = ctypes.c_double
     (first, last) = params

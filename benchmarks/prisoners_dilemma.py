@@ -230,5 +230,4 @@ def _draw(curves: dict[str, np.ndarray]) -> Any:
         ax.text(0, level + 0.01, label, fontsize=8, color="0.4")
     ax.set(xlabel="update", ylabel="return per round, mean of both players", ylim=(-2.08, -0.9))
     ax.set_title("Iterated prisoner's dilemma: looking ahead with the right second derivative")
-    ax.legend()
     return figure

@@ -34,8 +34,7 @@ from benchmarks import peers
 from benchmarks.harness import Report, Table, at_most, compile_call, interleaved_medians, new_figure
 from logderiv import plots
 from logderiv._core.pytrees import pytree
-from logderiv.likelihood.factors import all_factors
-from logderiv.likelihood.probability import cumulative_product
+from logderiv.likelihood.probability import all_factors, running_product
 
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 FACTORS = (0.99, 0.9, 0.5, 1 / 3, 0.25, 0.1, 0.01)
@@ -115,7 +114,7 @@ def collapses(dtype: str, factors: Sequence[float]) -> list[Collapse]:
     @jax.jit
     def first_zero(p: jax.Array) -> jax.Array:
         """The number of factors at which the running product becomes zero, 0 if it never does."""
-        running = cumulative_product(all_factors(p, policy, tau))
+        running = running_product(all_factors(p, policy, tau))
         return jnp.where(running[-1] == 0, jnp.argmax(running == 0) + 1, 0)
 
     @jax.jit
@@ -272,13 +271,8 @@ def main(quick: bool) -> Report:
     bounds += [at_most(f"grad_prob, {where}", max(s.log_grad_prob for s in worst), 1e-5)]
     lengths = np.unique(np.geomspace(1, long, 13 if quick else 37).astype(int)).tolist()
     errors = errors_by_length(0.9, lengths)
-    numbers = {
-        "collapse": found,
-        "survival": survived,
-        "seconds": seconds,
-        "lengths": lengths,
-        "relative_error": errors,
-    }
+    numbers = {"collapse": found, "survival": survived, "seconds": seconds}
+    numbers |= {"lengths": lengths, "relative_error": errors}
     return Report(_tables(found, survived, seconds, long), bounds, numbers, partial(_draw, found, lengths, errors))
 
 

@@ -18,7 +18,7 @@ import logderiv as ld
 from benchmarks.harness import Report, Table, at_least, at_most, new_figure
 from benchmarks.tasks import five_states
 from tests import oracle
-from tests.zoo import DISCOUNT, Entry, zoo
+from tests.zoo import DISCOUNT, ending, off_policy, possible_numbers, seen, zoo
 
 LIMIT = 20_000  # batches for one expectation
 EXACT = 1e-12
@@ -81,16 +81,10 @@ class Row(NamedTuple):
         return self.error <= EXACT and self.found_order >= min(self.order, 3)
 
 
-def possible_numbers(estimator: Any, most: int) -> list[int]:
-    """Batch sizes up to `most` that the estimator takes."""
-    size = getattr(estimator, "group_size", None) or getattr(getattr(estimator, "advantage", None), "group_size", 1)
-    return [n for n in range(estimator.structure.min_trajectories, most + 1) if n % size == 0]
-
-
-def world_for(entry: Entry, number: int) -> oracle.World:
+def world_for(estimator: Any, number: int) -> oracle.World:
     """The longest of the small worlds whose batches of `number` can be summed."""
-    structure = entry.estimator.structure
-    if entry.ending:
+    structure = estimator.structure
+    if ending(estimator):
         return oracle.ending()
 
     def batches(world: oracle.World) -> int:
@@ -102,44 +96,44 @@ def world_for(entry: Entry, number: int) -> oracle.World:
     return next(world for world in map(oracle.cut, (3, 2, 1)) if batches(world) <= LIMIT or world.horizon == 1)
 
 
-def moments(entry: Entry, number: int) -> ld.exact.Moments:
+def moments(estimator: Any, number: int) -> ld.exact.Moments:
     """Exact moments of the estimate from `number` trajectories."""
-    world = world_for(entry, number)
+    world = world_for(estimator, number)
     where = {"horizon": world.horizon, "num_trajectories": number, "discount": DISCOUNT}
-    where |= {"state": entry.state and entry.state(world.params)}
-    where |= {"behavior_params": world.behavior if entry.off_policy else None}
-    return ld.exact.moments(world.params, oracle.POLICY, world.mdp, entry.estimator, **where)
+    where |= {"state": seen(estimator, world.params)}
+    where |= {"behavior_params": world.behavior if off_policy(estimator) else None}
+    return ld.exact.moments(world.params, oracle.POLICY, world.mdp, estimator, **where)
 
 
-def highest_order(entry: Entry, orders: int) -> int:
+def highest_order(estimator: Any, orders: int) -> int:
     """The highest order to which the objective's derivatives are right, at the fewest trajectories."""
-    world = oracle.ending() if entry.ending else oracle.cut(2)
-    every, probabilities = oracle.trajectories(world, off_policy=entry.off_policy)
+    world = oracle.ending() if ending(estimator) else oracle.cut(2)
+    every, probabilities = oracle.trajectories(world, off_policy=off_policy(estimator))
     every, probabilities = jax.tree.map(jax.numpy.asarray, (every, probabilities))
-    how = {"order": 0, "max_order": orders, "tolerance": 1e-10, "state": entry.state and entry.state(world.params)}
+    how = {"order": 0, "max_order": orders, "tolerance": 1e-10, "state": seen(estimator, world.params)}
     problem = (oracle.value(world), every, probabilities)
-    return ld.testing.check_order(world.params, oracle.POLICY, entry.estimator, *problem, **how).order
+    return ld.testing.check_order(world.params, oracle.POLICY, estimator, *problem, **how).order
 
 
-def examine(entry: Entry, most: int, orders: int) -> Row:
+def examine(estimator: Any, most: int, orders: int) -> Row:
     """Compute one row."""
-    declaration = entry.estimator.declaration
-    numbers = possible_numbers(entry.estimator, most)
-    found, factors = {n: moments(entry, n) for n in numbers}, {n: declaration.factor(n) for n in numbers}
+    declaration = estimator.declaration
+    numbers = possible_numbers(estimator, most)
+    found, factors = {n: moments(estimator, n) for n in numbers}, {n: declaration.factor(n) for n in numbers}
     errors = [np.max(np.abs(found[n].bias - (f - 1) * found[n].exact)) for n, f in factors.items() if f is not None]
     middle = min(4, numbers[-1])
     size, factor = np.linalg.norm(found[middle].exact), factors[middle]
     return Row(
         unbiased=declaration.order >= 1,
         order=declaration.order,
-        minimum=entry.estimator.structure.min_trajectories,
+        minimum=estimator.structure.min_trajectories,
         factor=math.nan if factor is None else factor,
         numbers=tuple(numbers),
         error=float(max(errors, default=math.nan)),
         least_bias=min(float(np.max(np.abs(m.bias))) for m in found.values()),
         bias=float(np.linalg.norm(found[middle].bias) / size),
         spread=float(math.sqrt(np.trace(found[middle].covariance)) / size),
-        found_order=highest_order(entry, orders),
+        found_order=highest_order(estimator, orders),
     )
 
 

@@ -156,5 +156,4 @@ def _draw(rows: list[Row]) -> Any:
     ax.plot([], [], "x", color="0.4", label="10 000 samples")
     ax.plot([], [], "o", mfc="none", color="0.4", label="published (alone: stochastic triples)")
     ax.set(xlabel="n", ylabel="standard deviation of one estimate", xscale="log", yscale="log")
-    ax.legend(fontsize=8)
     return figure

@@ -92,17 +92,11 @@ def train_seeds(task: Task, recipe: Recipe, *, seeds: int = SEEDS) -> Run:
     def run(key: jax.Array) -> tuple[Any, ...]:
         key_init, key_train, key_sampled, key_greedy = jax.random.split(key, 4)
         params = recipe.policy.init(key_init, jnp.zeros(observation.shape, observation.dtype))
-        how = {
-            "estimator": recipe.estimator,
-            "optimizer": recipe.optimizer,
-            "num_updates": recipe.updates,
-            **recipe.batch,
-        }
-        how |= {"evaluation": ld.Evaluation(every=every, num_episodes=task.episodes)}
+        how = {"estimator": recipe.estimator, "optimizer": recipe.optimizer, "num_updates": recipe.updates}
+        how |= recipe.batch | {"evaluation": ld.Evaluation(every=every, num_episodes=task.episodes)}
         result = ld.train(params, key_train, recipe.policy, scaled, **how)
-        play = partial(
-            ld.evaluate, result.params, policy=recipe.policy, environment=world, num_episodes=4 * task.episodes
-        )
+        where = {"policy": recipe.policy, "environment": world, "num_episodes": 4 * task.episodes}
+        play = partial(ld.evaluate, result.params, **where)
         final, greedy = jnp.mean(play(key=key_sampled)), jnp.mean(play(key=key_greedy, greedy=True))
         return result.params, result.metrics.evaluation, jnp.cumsum(result.metrics.num_steps), final, greedy
 
@@ -202,5 +196,4 @@ def _draw(curves: Mapping[str, tuple[Task, dict[str, Run]]]) -> Any:
         returns, steps = ({name: getattr(run, field) for name, run in runs.items()} for field in ("curve", "steps"))
         plots.learning_curves(returns, steps=steps, threshold=task.threshold, ax=ax)
         ax.set(title=task.name, xscale="log", xlabel="environment steps (a curve ends with its slowest seed)")
-        ax.legend(fontsize=8)
     return figure

@@ -26,9 +26,7 @@ import optax
 
 import logderiv as ld
 from benchmarks.harness import Report, Table, at_most
-from logderiv.training.reporting.bar import Bar
-from logderiv.training.reporting.files import CSVWriter, TensorBoardWriter
-from logderiv.training.reporting.protocol import Reporter
+from logderiv.training.reporting import Bar, CSVWriter, Reporter, TensorBoardWriter
 
 SIZES = {  # updates in a run, and pairs of runs
     "quick": {"0.1 s": (10, 1), "1 ms": (200, 2), "nothing": (10_000, 2), "ld.train": (200, 2)},

@@ -208,20 +208,16 @@ def stable_baselines3_ppo(settings: Settings, seed: int = 0) -> Any:
     # Two threads that wait for each other's small layers are slower, on a busy machine much slower.
     torch = importlib.import_module("torch")
     torch.set_num_threads(1)
-    c = settings
-    return sb3.PPO(
-        "MlpPolicy",
-        env_util.make_vec_env("CartPole-v1", n_envs=c.num_environments, seed=seed),
-        n_steps=c.num_steps,
-        batch_size=c.batch // c.minibatches,
-        n_epochs=c.epochs,
-        clip_range=c.clip,
-        policy_kwargs={"net_arch": [64, 64], "activation_fn": torch.nn.Tanh},
-        seed=seed,
-        device="cpu",
-        verbose=0,
-        **_shared(c),
-    )
+    c, network = settings, {"net_arch": [64, 64], "activation_fn": torch.nn.Tanh}
+    environments = env_util.make_vec_env("CartPole-v1", n_envs=c.num_environments, seed=seed)
+    options = {
+        "n_steps": c.num_steps,
+        "batch_size": c.batch // c.minibatches,
+        "n_epochs": c.epochs,
+        "clip_range": c.clip,
+    }
+    options |= {"policy_kwargs": network, "seed": seed, "device": "cpu", "verbose": 0}
+    return sb3.PPO("MlpPolicy", environments, **options, **_shared(c))
 
 
 def stable_baselines3_return(model: Any, num_episodes: int, seed: int = 0) -> float:

@@ -113,5 +113,4 @@ def _draw(rows: list[dict[str, Any]], allowed: int) -> Any:
     ax.plot(counts, [min(n, allowed) for n in counts], ":", color="0.2", label="what the machine allows")
     ax.set(xscale="log", yscale="log", xlabel="devices", ylabel="environment steps/s, times one device", title="PPO")
     ax.set_xticks(counts, [str(n) for n in counts])
-    ax.legend()
     return figure

@@ -24,8 +24,7 @@ import scipy.special
 
 import logderiv as ld
 from benchmarks.harness import COLORS, Report, Table, at_most, new_figure, variance_and_sem
-from logderiv.expectations.measure_valued import NormalNoise, normal_derivative
-from logderiv.expectations.score_and_pathwise import score_term
+from logderiv.expectations.one_choice import NormalNoise, normal_derivative
 
 COSTS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     "square": lambda k, x: jnp.square(x - k),
@@ -107,6 +106,18 @@ def point(mu: float, sigma: float) -> dict[str, jax.Array]:
     return {"mu": jnp.asarray(mu), "sigma": jnp.asarray(sigma)}
 
 
+def score_term(
+    params: Any, x: jax.Array, distribution: Any, cost: Callable[[Any], jax.Array], baseline: Any = 0.0
+) -> Any:
+    """(f(x) - b) ∇ log p(x), as a tape differentiates it, for a choice that is given."""
+
+    def surrogate(params: Any) -> jax.Array:
+        tape = ld.Tape.start(jax.random.key(0))
+        return tape.score(distribution(params), x, baseline=baseline).cost(cost(x)).total
+
+    return jax.grad(surrogate)(params)
+
+
 def by_quadrature(
     name: str, cost: Callable[[jax.Array], jax.Array], mu: float, sigma: float, baseline: Any = 0.0
 ) -> tuple[jax.Array, jax.Array]:
@@ -124,7 +135,7 @@ def by_quadrature(
         return moments(by_mu, RAYLEIGH[1]), moments(by_sigma, np.outer(MAXWELL[1], UNIFORM[1]).ravel())
     if name == "score":
         x = mu + sigma * jnp.asarray(GAUSS[0])
-        each = jax.vmap(lambda x: score_term(params, x, normal, cost(x) - baseline))(x)
+        each = jax.vmap(lambda x: score_term(params, x, normal, cost, baseline))(x)
     else:
         each = jax.vmap(lambda e: jax.grad(lambda p: cost(p["mu"] + p["sigma"] * e))(params))(jnp.asarray(GAUSS[0]))
     return moments(each["mu"], GAUSS[1]), moments(each["sigma"], GAUSS[1])
@@ -137,7 +148,7 @@ def optimal_baselines(cost: Callable[[jax.Array], jax.Array], mu: float, sigma: 
         Mohamed et al. (2020), eq. 65.
     """
     x = mu + sigma * jnp.asarray(GAUSS[0])
-    score = jax.vmap(lambda x: score_term(point(mu, sigma), x, normal, jnp.ones(())))(x)
+    score = jax.vmap(lambda x: score_term(point(mu, sigma), x, normal, jnp.ones_like))(x)
     squares = [GAUSS[1] * jnp.square(score[leaf]) for leaf in ("mu", "sigma")]
     mu_best, sigma_best = (jnp.sum(square * cost(x)) / jnp.sum(square) for square in squares)
     return mu_best, sigma_best
@@ -326,12 +337,11 @@ def _draw(grids: dict[str, np.ndarray], curves: dict[str, np.ndarray], rows: lis
     for (i, parameter), (column, (name, values)) in itertools.product(parameters, enumerate(curves.items())):
         ax, grid = axes[i, column], grids[name]
         for j, (estimator, color) in enumerate(zip(COLUMNS, COLORS, strict=False)):
-            ax.plot(grid, values[:, i, j], color=color, label=estimator)
+            ax.plot(grid, values[:, i, j], color=color, label=estimator if ax is axes[0, 0] else None)
             drawn = [r for r in rows if (r.cost, r.parameter, r.estimator) == (name, parameter, estimator)]
             shown = [r for r in drawn if grid[0] <= r.k <= grid[-1] and r.sampled > 0]
             ax.errorbar([r.k for r in shown], [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(yscale="log", xlabel="k", xscale="linear" if name == "square" else "log", ylim=(FLOORS[name], None))
         ax.set(title=f"{TITLES[name]}, in $\\{parameter}$", ylabel="variance of one sample")
-    axes[0, 0].legend()
     figure.suptitle("Lines: computed. Points: sampled")
     return figure

@@ -164,11 +164,8 @@ def _everything(form: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def _timings(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> list[Bound]:
-    limits = {
-        "temp_mib": ("temporary memory", 0.1),
-        "resident_mib": ("peak resident memory", 0.1),
-        "seconds": ("time", 1.05),
-    }
+    limits = {"temp_mib": ("temporary memory", 0.1), "resident_mib": ("peak resident memory", 0.1)}
+    limits |= {"seconds": ("time", 1.05)}
     bounds = []
     for (num, vocabulary), rows in measured.items():
         for key, (quantity, limit) in limits.items():
@@ -230,5 +227,4 @@ def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> Any:
             ax.plot(vocabularies, values, "o-", label=name)
     left.set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None), xticks=vocabularies)
     right.set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log", xticks=vocabularies)
-    left.legend()
     return figure

@@ -296,11 +296,9 @@ def _draw(throughputs: Mapping[int, Rates], speed: Rates, learned: Mapping[str, 
         left.bar(np.arange(len(heights)) + 0.8 * (i + 0.5) / len(names) - 0.4, heights, 0.8 / len(names), label=name)
     left.set_xticks(range(len(throughputs)), [f"{num} environments" for num in throughputs])
     left.set(ylabel="1000 environment steps / s", title="PPO")
-    left.legend()
     for name, curve in learned.items():
         seconds = np.mean(curve.steps, axis=0) / speed[name]["steps_per_s"]
         right.plot(seconds, np.median(curve.returns, axis=0), label=name)
     right.axhline(SOLVED, color="grey", linestyle=":")
     right.set(xscale="log", xlabel="seconds of training", ylabel="mean return", title="CartPole-v1, median over seeds")
-    right.legend(fontsize="small")
     return figure

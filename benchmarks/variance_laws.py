@@ -160,9 +160,8 @@ def main(quick: bool) -> Report:
         at_most("computed against closed form, relative", max(abs(r.computed / r.exact - 1) for r in rows), 1e-9),
         at_most("sampled against closed form, standard errors", max(abs(r.z) for r in rows), 4),
     ]
-    return Report(
-        [variances, exponents], bounds, {"rows": rows, "slopes": slopes}, functools.partial(_draw, rows, slopes)
-    )
+    numbers = {"rows": rows, "slopes": slopes}
+    return Report([variances, exponents], bounds, numbers, functools.partial(_draw, rows, slopes))
 
 
 def _draw(rows: list[Row], slopes: dict[str, dict[str, float]]) -> Any:
@@ -175,7 +174,6 @@ def _draw(rows: list[Row], slopes: dict[str, dict[str, float]]) -> Any:
             ax.plot(lengths, [r.computed for r in shown], color=color, label=label)
             ax.errorbar(lengths, [r.sampled for r in shown], [r.sem for r in shown], fmt="o", color=color)
         ax.set(xscale="log", yscale="log", xlabel="steps, T", title=f"heads with probability {p}")
-        ax.legend()
     axes[0].set_ylabel("variance of one trajectory's estimate")
     figure.suptitle("Lines: computed. Points: sampled. Slopes at the longest horizons")
     return figure

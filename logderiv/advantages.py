@@ -1,15 +1,6 @@
 """The family of advantages: what decides the weights of the scores. See `logderiv.estimators.advantages`."""
 
-from logderiv.estimators.advantages import (
-    Advantage,
-    Credit,
-    Credited,
-    Grouped,
-    Return,
-    Standardized,
-    ToGo,
-    Transformed,
-)
+from logderiv.estimators.advantages import Advantage, Credit, Credited, Grouped, Return, Standardized, ToGo, Transformed
 from logderiv.estimators.batch import Batch
 from logderiv.estimators.bootstrapped import GAE, Bootstrapped, VTrace
 from logderiv.estimators.returns import (

@@ -4,6 +4,7 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 `tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -69,6 +70,9 @@ class Stream(NamedTuple):
     ends: jax.Array
     times: jax.Array
     returns: jax.Array
+
+
+Trajectories: TypeAlias = Trajectory | Stream  # a batch of either kind
 
 
 class TimeStep(NamedTuple):
@@ -259,14 +263,30 @@ def check_leading_axes(name: str, tree: Any, expected: tuple[int, ...], axes: st
             )
 
 
-def as_steps(trajectories: Trajectory | Stream) -> Trajectory:
+def as_steps(trajectories: Trajectories) -> Trajectory:
     """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
     return trajectories.steps if isinstance(trajectories, Stream) else trajectories
 
 
-def flat_steps(trajectories: Trajectory | Stream) -> Trajectory:
-    """The trajectories themselves; the steps of a stream as a batch of one axis, `(E T, 1)`."""
-    return one_batch_axis(trajectories.steps) if isinstance(trajectories, Stream) else trajectories
+def num_trajectories(trajectories: Trajectories) -> int:
+    """N of a batch of shape `(N, T)`; of a stream the number of its steps, each of which is a trajectory.
+
+    Args:
+        trajectories: The batch.
+
+    Returns:
+        N.
+
+    Raises:
+        ValueError: Not exactly one batch axis.
+    """
+    batch, _ = check_trajectory(as_steps(trajectories))
+    if len(batch) != 1 + isinstance(trajectories, Stream):
+        raise ValueError(
+            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
+            "an estimate averages over one axis of independent trajectories."
+        )
+    return math.prod(batch)
 
 
 def one_batch_axis(trajectory: Trajectory) -> Trajectory:
@@ -302,7 +322,7 @@ def next_observations(trajectory: Trajectory) -> Any:
     return jax.tree.map(shift, trajectory.observations, trajectory.final_observation)
 
 
-def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
+def batch_info(trajectories: Trajectories) -> BatchInfo:
     """What a batch looked like; see `BatchInfo`. Any leading axes, all of which are averaged over."""
     if isinstance(trajectories, Stream):
         return _stream_info(trajectories)
@@ -320,8 +340,6 @@ def batch_info(trajectories: Trajectory | Stream) -> BatchInfo:
 def _stream_info(stream: Stream) -> BatchInfo:
     ended = jnp.sum(stream.ends)
     total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
-    mean_return, truncated_fraction = (
-        total / ended.astype(total.dtype),
-        jnp.mean(~stream.ends[:, -1], dtype=total.dtype),
-    )
+    mean_return = total / ended.astype(total.dtype)
+    truncated_fraction = jnp.mean(~stream.ends[:, -1], dtype=total.dtype)
     return BatchInfo(mean_return, jnp.asarray(stream.ends.size), ended, truncated_fraction, jnp.zeros_like(ended))

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import logderiv as ld
-from benchmarks import likelihood_speed
+from benchmarks import likelihood_accuracy, peers
 from logderiv.estimators.advantages import Return, ToGo
 from logderiv.estimators.bootstrapped import GAE
 from tests.worlds import TWO_STATES_LOGITS, trajectory, two_states
@@ -44,11 +44,11 @@ class Check(NamedTuple):
 
 def likelihood() -> Iterator[Check]:
     """A network over 20 000 steps, value and gradient; a table's P and grad P of a short trajectory, by multiplying."""
-    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(20_000, 1, one_action=True)
-    value, grads = likelihood_speed.exact(params, taus)
-    tau = jax.tree.map(lambda x: x[0], taus)
+    params = peers.parameters(likelihood_accuracy.MLP, jax.random.key(1))
+    tau = likelihood_accuracy.trajectory(20_000, jax.random.key(0), actions=jnp.zeros(20_000, jnp.int32))
+    value, grads = likelihood_accuracy.exact_mlp(params, tau)
     for how, function in (("", jax.value_and_grad(ld.log_prob)), (", jit", jax.jit(jax.value_and_grad(ld.log_prob)))):
-        found, gradient = function(params, likelihood_speed.MLP, tau)
+        found, gradient = function(params, likelihood_accuracy.MLP, tau)
         yield Check(f"log P of a network{how}", found, value, 1e-6)
         for (layer, name), expected in zip(itertools.product((0, 1), ("weight", "bias")), grads, strict=True):
             yield Check(f"its gradient in {name} {layer}{how}", gradient[layer][name], expected, 1e-5)
@@ -69,49 +69,36 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
 
 
-class Listed(NamedTuple):
-    """All trajectories of two steps of the world with two states, in numpy."""
-
-    states: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    probability: np.ndarray
-    gradient: np.ndarray
-    values: np.ndarray
-
-
-def listed() -> Listed:
-    """Their probabilities, the gradient of E[r_0 + GAMMA r_1], and the values V_t(s)."""
+def listed() -> tuple[np.ndarray, ...]:
+    """All trajectories of two steps of the world with two states: states, actions, rewards, probabilities; the values V_t(s)."""
     initial, transition, reward, _ = (np.asarray(x, np.float64) for x in jax.tree.leaves(two_states())[:4])
     pi = softmax(np.asarray(TWO_STATES_LOGITS, np.float64))
     paths = np.array(list(itertools.product((0, 1), repeat=5)))  # s_0, a_0, s_1, a_1, s_2
     s, a = paths[:, 0:5:2], paths[:, 1:4:2]
     steps = pi[s[:, :2], a] * transition[s[:, :2], a, s[:, 1:]]
-    probability = initial[s[:, 0]] * steps.prod(axis=1)
-    rewards = reward[s[:, :2], a]
-    scores = np.zeros((len(paths), 2, 2))
-    for t in (0, 1):
-        scores[np.arange(len(paths)), s[:, t]] += np.eye(2)[a[:, t]] - pi[s[:, t]]
-    gradient = np.einsum("k,k,kij->ij", probability, rewards @ [1, GAMMA], scores)
     last = (pi * reward).sum(axis=1)
     first = (pi * (reward + GAMMA * transition @ last)).sum(axis=1)
-    return Listed(s, a, rewards, probability, gradient, np.stack([first, last, np.zeros(2)]))
+    return s, a, reward[s[:, :2], a], initial[s[:, 0]] * steps.prod(axis=1), np.stack([first, last, np.zeros(2)])
+
+
+# The gradient of E[r_0 + GAMMA r_1]: every trajectory enumerated by another program, in float64.
+GRADIENT = np.array([[0.3600762392217371, -0.3600762392217371], [-0.3182649256447019, 0.3182649256447019]])
 
 
 def estimators() -> Iterator[Check]:
     """E[g] over every batch of two trajectories, drawn by counting."""
-    world = listed()
-    table = jnp.asarray(world.values, jnp.float32)
+    states, actions, rewards, probability, values = listed()
+    table = jnp.asarray(values, jnp.float32)
     every = trajectory(
-        rewards=jnp.asarray(world.rewards, jnp.float32),
-        actions=jnp.asarray(world.actions),
-        observations=(jnp.asarray(world.states[:, :2]), jnp.broadcast_to(jnp.arange(2), world.actions.shape)),
-        final_observation=(jnp.asarray(world.states[:, 2]), jnp.full(len(world.states), 2)),
+        rewards=jnp.asarray(rewards, jnp.float32),
+        actions=jnp.asarray(actions),
+        observations=(jnp.asarray(states[:, :2]), jnp.broadcast_to(jnp.arange(2), actions.shape)),
+        final_observation=(jnp.asarray(states[:, 2]), jnp.full(len(states), 2)),
     )
     policy = ld.FunctionPolicy(lambda params, observation: ld.tabular_softmax.apply(params, observation[0]))
     value = ld.baselines.Value(lambda observation: table[observation[1], observation[0]])
-    pairs = np.array(list(itertools.product(range(len(world.states)), repeat=2)))
-    chances = np.prod(world.probability[pairs], axis=1)
+    pairs = np.array(list(itertools.product(range(len(states)), repeat=2)))
+    chances = np.prod(probability[pairs], axis=1)
     score = functools.partial(ld.ScoreFunction, discount=GAMMA)
     for name, estimator in {
         "total return": score(Return()),
@@ -127,17 +114,15 @@ def estimators() -> Iterator[Check]:
             return estimator.estimate(TWO_STATES_LOGITS, estimator.init(TWO_STATES_LOGITS), policy, batch)[0].grads
 
         grads = np.asarray(jax.jit(jax.vmap(gradient))(pairs), np.float64)
-        yield Check(f"E[g], {name}", np.einsum("k,kij->ij", chances, grads), world.gradient, 1e-5)
+        yield Check(f"E[g], {name}", np.einsum("k,kij->ij", chances, grads), GRADIENT, 1e-5)
 
 
 def training() -> Iterator[Check]:
     """REINFORCE in the short corridor: at best right with p = 2 - sqrt 2, and a return of (4 - 2 p) / (p (p - 1))."""
-    corridor, estimator = (
-        ld.environments.short_corridor(horizon=200),
-        ld.ScoreFunction(ToGo(ld.baselines.LeaveOneOut())),
-    )
-    start = (jnp.array([1.0, -1.0]), jax.random.key(0), ld.shared_softmax, corridor, ld.Episodes(64))
-    training = ld.train(*start, estimator=estimator, optimizer=optax.adam(0.05), num_updates=150)
+    where = ld.shared_softmax, ld.environments.short_corridor(horizon=200), ld.Episodes(64)
+    estimator = ld.ScoreFunction(ToGo(ld.baselines.LeaveOneOut()))
+    start = jnp.array([1.0, -1.0]), jax.random.key(0)
+    training = ld.train(*start, *where, estimator=estimator, optimizer=optax.adam(0.05), num_updates=150)
     p, best = softmax(np.asarray(training.params, np.float64))[1], 2 - math.sqrt(2)
     yield Check("training: probability of right", p, best, 0.1)
     yield Check("training: exact return", (4 - 2 * p) / (p * (p - 1)), -6 - 4 * math.sqrt(2), 0.02)

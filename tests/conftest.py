@@ -37,6 +37,21 @@ def results(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def as_shipped():
+    """Numbers as users have them: suites and peers mix dtypes, use keys twice, and some of them work in 32 bits alone."""
+    promotions = jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow")
+    with jax.enable_x64(False), jax.debug_key_reuse(False), promotions[0], promotions[1]:
+        yield
+
+
+@pytest.fixture
+def broadcasting():
+    """What people would write broadcasts and mixes dtypes."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def standard_promotion():
     """Optax, flax and rlax mix dtypes; what runs inside them cannot be strict."""
     with jax.numpy_dtype_promotion("standard"):

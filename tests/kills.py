@@ -1,8 +1,8 @@
-"""A loop that saves, killed with SIGKILL before each operation on the file system, or at random moments.
+"""A loop that saves, killed with SIGKILL before each operation on the file system.
 
-`python -m tests.kills WRITER DIRECTORY operations STRIDE` or `... random COUNT` prints a JSON list with an entry for each kill, up
-to the first that loses something: `saved`, the last step whose save had returned, and `found`, what a new process then reads:
-its step, or what is wrong.
+`python -m tests.kills WRITER DIRECTORY STRIDE` prints a JSON list of what each new process finds: the step, or what is wrong with it.
+Each saves the next step and begins to save the one after it, of which only some operations happen, so many more in each process
+until one comes to its end. A list ends with the first loss, too. `benchmarks/kill_and_resume` kills at random moments.
 
 The processes are forked before JAX has started any thread, which costs far less than new interpreters.
 """
@@ -10,11 +10,9 @@ The processes are forked before JAX has started any thread, which costs far less
 import json
 import os
 import pickle
-import random
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -25,28 +23,24 @@ from logderiv.training import checkpoints
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")
 
 
-def payload(step, size):
-    return {"numbers": np.arange(size) + 0.5 * step, "step": step}
+def payload(step):
+    return {"numbers": np.arange(20_000) + 0.5 * step, "step": step}
 
 
 class Orbax:
-    size = 20_000
-
     def __init__(self, directory):
         self.checkpoints = checkpoints.Checkpoints(directory, every=1, keep=2)
 
     def save(self, step):
-        self.checkpoints.save(step, payload(step, self.size))
+        self.checkpoints.save(step, payload(step))
 
     def restore(self):
-        found = self.checkpoints.restore(lambda step: payload(step, self.size))
+        found = self.checkpoints.restore(payload)
         return None if found is None else found[1]
 
 
 class InPlace:
-    """The wrong twin: after the removal there is nothing, and while it writes, piece by piece, neither the old state nor the new."""
-
-    size = 20_000
+    """The wrong twin: after the removal there is nothing, and while it writes neither the old state nor the new."""
 
     def __init__(self, directory):
         self.path = Path(directory) / "state.pickle"
@@ -54,10 +48,7 @@ class InPlace:
     def save(self, step):
         shutil.rmtree(self.path.parent, ignore_errors=True)
         self.path.parent.mkdir(parents=True)
-        data = pickle.dumps(payload(step, self.size))
-        with self.path.open("wb", buffering=0) as file:
-            for start in range(0, len(data), 64):
-                file.write(data[start : start + 64])
+        self.path.write_bytes(pickle.dumps(payload(step)))
 
     def restore(self):
         return pickle.loads(self.path.read_bytes()) if self.path.exists() else None
@@ -66,75 +57,53 @@ class InPlace:
 def look(writer):
     """The step of what is found, or what is wrong with it."""
     try:
-        found = writer.restore()
-        if found is None:
-            return 0
-        good = np.array_equal(found["numbers"], payload(found["step"], writer.size)["numbers"])
+        found = writer.restore() or payload(0)
+        good = np.array_equal(found["numbers"], payload(found["step"])["numbers"])
         return found["step"] if good else "other numbers"
     except Exception as error:
         return repr(error)
 
 
-def save_on(writer, report, kill_at, directory):
-    """Say what is there, then save step after step; of the second save only the operations before number `kill_at` happen."""
-    watched, count = False, 0
+def kill_before(number, directory):
+    """From now on only the operations before this one happen in the directory."""
+    count = 0
 
     def hook(event, args):
         nonlocal count
-        if watched and event in OPERATIONS and str(args[0]).startswith(directory):
+        if event in OPERATIONS and str(args[0]).startswith(directory):
             count += 1
-            if count == kill_at:
+            if count == number:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    found = look(writer)
-    report.write(json.dumps({"found": found}) + "\n")
-    first = found + 1 if isinstance(found, int) else 1
-    if kill_at is not None:
-        sys.addaudithook(hook)
-    for step in range(first, first + 10**6):
-        watched = step > first
-        writer.save(step)
-        report.write(json.dumps({"saved": step}) + "\n")
-        if watched and kill_at is not None:
-            return  # the second save needs fewer operations
+    sys.addaudithook(hook)
 
 
-def start(writer, kill_at, directory):
-    """A new process that saves on: its id and the pipe of its reports."""
+def live(writer, kill_at, directory):
+    """What a new process finds, and whether it was killed."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(read)
-        save_on(writer, os.fdopen(write, "w", buffering=1), kill_at, directory)
+        found = look(writer)
+        os.write(write, json.dumps(found).encode())
+        if isinstance(found, int):
+            writer.save(found + 1)
+            kill_before(kill_at, directory)
+            writer.save(found + 2)
         os._exit(0)
-    os.close(write)
-    return pid, os.fdopen(read)
+    _, status = os.waitpid(pid, 0)
+    return json.loads(os.read(read, 10_000)), status == signal.SIGKILL
 
 
-def survived(kill):
-    """What a save had returned for is there, or the one that was under way, complete."""
-    return kill["found"] in (kill["saved"], kill["saved"] + 1)
-
-
-def main(name, directory, mode, number):
+def main(name, directory, stride):
     checkpoints.require()
     writer = {"orbax": Orbax, "in-place": InPlace}[name](directory)
-    moments = random.Random(0)
-    found, saved, status = [], [0], signal.SIGKILL
-    while status == signal.SIGKILL and (mode == "operations" or len(found) <= number):
-        pid, reports = start(writer, 1 + number * len(found) if mode == "operations" else None, directory)
-        found.append(json.loads(reports.readline())["found"])
-        if not survived({"saved": saved[-1], "found": found[-1]}):
-            os.kill(pid, signal.SIGKILL)
-            break
-        first = json.loads(reports.readline())["saved"]
-        if mode == "random":
-            time.sleep(moments.uniform(0.0, 0.1))
-            os.kill(pid, signal.SIGKILL)
-        saved.append(max([first, *(json.loads(line)["saved"] for line in reports)]))
-        _, status = os.waitpid(pid, 0)
-    print(json.dumps([{"saved": s, "found": f} for s, f in zip(saved[1:], found[1:], strict=False)]))
+    found, killed = [], True
+    while killed:
+        step, killed = live(writer, 1 + stride * len(found), directory)
+        killed = killed and step not in found
+        found.append(step)
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import tempfile
 from typing import Any
 
 import jax
@@ -84,11 +85,59 @@ def communication(program):
     sums = re.findall(r"= (.*) all-reduce\(", text)
     shapes = [shape.split(",") for found in sums for shape in re.findall(r"\w\[([\d,]*)\]", found)]
     return {
+        "gathers": text.count("all-gather("),
         "moves": len(re.findall(r"\b(?:all-gather|all-to-all|collective-permute)(?:-start)?\(", text)),
         "sums": len(sums),
         "in loops": text.partition("\nENTRY ")[0].count("all-reduce("),
-        "largest": max(math.prod(int(n) for n in shape if n) for shape in shapes),
+        "largest": max((math.prod(int(n) for n in shape if n) for shape in shapes), default=0),
     }
+
+
+def spread(tree, mesh):
+    """The leading axis over all devices."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec(mesh.axis_names)))
+
+
+def sharded(mesh):
+    """Of trajectories that their owner has spread, under plain `jit`: the gap to one device, and what is communicated."""
+    network, keys = ld.MLP(2, hidden=(3,)), jax.random.split(jax.random.key(2), 2)
+    net = jax.tree.map(lambda x: x + 0.1, network.init(jax.random.key(1), jnp.zeros(4)))
+    floats, logits = worlds.batch(keys[0], (16, 24)), jax.random.normal(keys[1], (3, 2))
+    states = floats._replace(observations=jax.random.randint(keys[1], (16, 24), 0, 3))
+
+    def estimate(policy):
+        return lambda params, taus: LEAVE_ONE_OUT.estimate(params, (), policy, taus)[0].grads
+
+    def scan(params, taus):
+        return jax.lax.scan(lambda total, tau: (total + ld.log_prob(params, network, tau), 0), 0.0, taus)[0]
+
+    cases = {
+        "one pass": (jax.value_and_grad(lambda p, t: jnp.mean(ld.log_prob(p, network, t, block_size=8))), net, floats),
+        "in blocks": (jax.grad(lambda p, t: jnp.mean(ld.log_factors(p, network, t, block_size=8))), net, floats),
+        "leave one out": (estimate(network), net, floats),
+        "by counting": (estimate(ld.tabular_softmax), logits, states),
+        "scan over trajectories": (scan, net, floats),
+    }
+    found = {}
+    for name, (function, params, taus) in cases.items():
+        placed = spread(taus, mesh)
+        program = jax.jit(function).lower(params, placed).compile()
+        gaps = jax.tree.map(
+            lambda a, b: jnp.max(jnp.abs(a - b)), program(params, placed), jax.jit(function)(params, taus)
+        )
+        found[name] = communication(program) | {"gap": max(jax.tree.leaves(gaps))}
+    return found
+
+
+def reported(mesh):
+    """The rows of a run's file, and the mean returns of the run."""
+    with tempfile.TemporaryDirectory() as folder:
+        writer = ld.reporting.CSVWriter(folder + "/run.csv")
+        options: Any = {"num_updates": 3, "mesh": mesh, "reporters": [writer]} | cases()[EPISODES]
+        params, world = start(jnp.float64)
+        result = ld.train(params, jax.random.key(0), POLICY, world, **options)
+        table = np.genfromtxt(folder + "/run.csv", delimiter=",", names=True)
+    return {name: table[name] for name in ("update", "mean_return")} | {"run": result.metrics.mean_return}
 
 
 def estimates(mesh):
@@ -99,25 +148,20 @@ def estimates(mesh):
         taus = ld.rollout(params, keys, POLICY, world, horizon=8)
         return LEAVE_ONE_OUT.estimate(params, (), POLICY, taus)[0].grads["logits"]
 
-    keys, spread = jax.random.split(jax.random.key(0), 16), PartitionSpec(mesh.axis_names)
-    in_shard_map = jax.shard_map(
-        lambda params, keys: jax.lax.pmean(estimate(params, keys), mesh.axis_names),
-        mesh=mesh,
-        in_specs=(PartitionSpec(), spread),
-        out_specs=PartitionSpec(),
-        check_vma=False,
-    )
+    keys, everywhere = jax.random.split(jax.random.key(0), 16), PartitionSpec()
+    specs: Any = {"in_specs": (everywhere, PartitionSpec(mesh.axis_names)), "out_specs": everywhere}
+    mean = lambda params, keys: jax.lax.pmean(estimate(params, keys), mesh.axis_names)  # noqa: E731
+    in_shard_map = jax.shard_map(mean, mesh=mesh, check_vma=False, **specs)
     return {
         "whole": jax.jit(estimate)(params, keys),
-        "spread": jax.jit(estimate)(params, jax.device_put(keys, NamedSharding(mesh, spread))),
+        "spread": jax.jit(estimate)(params, spread(keys, mesh)),
         "shard_map": jax.jit(in_shard_map)(params, keys),
     }
 
 
 def blocks(mesh):
     """Gradients through loops over blocks and over time, with the mesh in use and without: numbers, communication."""
-    taus = worlds.batch(jax.random.key(0), (16, 24))
-    taus = jax.tree.map(lambda x: jax.device_put(x, NamedSharding(mesh, PartitionSpec(mesh.axis_names))), taus)
+    taus = spread(worlds.batch(jax.random.key(0), (16, 24)), mesh)
     found = {}
     for name, policy in {"rows": ld.MLP(2, hidden=(3,)), "steps": ld.GRU(2, hidden=2)}.items():
         params = policy.init(jax.random.key(1), jnp.zeros(4))
@@ -174,5 +218,6 @@ def main():
     if mesh.size > 1 and jax.process_count() == 1:
         whole = run("minibatches of episodes", jnp.float64, mesh)
         found["whole"] = communication(jax.jit(whole).lower(start(jnp.float64)[0], jax.random.key(0)).compile())
-        found |= {"estimates": estimates(mesh), "blocks": blocks(mesh), "errors": errors(mesh)}
+        for function in (estimates, blocks, sharded, reported, errors):
+            found[function.__name__] = function(mesh)
     print(json.dumps(jax.tree.map(lambda x: x if isinstance(x, str) else np.asarray(x).tolist(), found)))

@@ -1,8 +1,9 @@
 """Expectations over every batch that can be drawn, by counting tuples; shares no code with `logderiv.exact.moments`."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,55 +11,50 @@ import numpy as np
 
 import logderiv as ld
 
+from .zoo import DISCOUNT, off_policy, seen
 
-class World(NamedTuple):
-    """A decision process, a policy with one logit per live state, and parameters to draw with."""
 
-    kind: str
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """A decision process, a policy with one logit per live state, and parameters to draw with. Compared by identity."""
+
     mdp: ld.environments.TabularMDP
     horizon: int
     params: jax.Array
     behavior: jax.Array
-    discount: float = 0.9
+    discount: float = DISCOUNT
 
 
 QUICK: Any = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # run once: compile fast
 POLICY = ld.FunctionPolicy(lambda params, state: ld.Bernoulli(params[jnp.minimum(state, 1)]))
 
 
-def _mdp(transition: Any) -> ld.environments.TabularMDP:
-    return ld.environments.TabularMDP(
-        initial=jnp.array([0.75, 0.25, 0.0]) if transition is ENDING else jnp.array([1.0, 0.0, 0.0]),
+def _world(initial: list[float], transition: Any, horizon: int) -> World:
+    mdp = ld.environments.TabularMDP(
+        initial=jnp.array(initial),
         transition=jnp.array([*transition, [[0.0, 0.0, 1.0]] * 2]),
         reward=jnp.array([[1.0, -0.5], [0.25, 2.0], [0.0, 0.0]]),
         terminal=jnp.array([False, False, True]),
     )
-
-
-# Rows: state, action. In the first some episodes terminate and others are cut; in the second all end within two steps.
-CUT = ([[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-ENDING = ([[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]])
-
-
-def cut(horizon: int = 2) -> World:
-    """Episodes of random length, some cut by the horizon. 6 trajectories at T = 2, 10 at T = 3."""
-    return _world("cut", CUT, horizon)
-
-
-def ending() -> World:
-    """Episodes of one or two steps in a horizon of three: always padding, never a cut. 7 trajectories."""
-    return _world("ending", ENDING, 3)
-
-
-def _world(kind: str, transition: Any, horizon: int) -> World:
-    return World(kind, _mdp(transition), horizon, jnp.array([0.3, -0.5]), jnp.array([-0.4, 0.2]))
+    return World(mdp, horizon, jnp.array([0.3, -0.5]), jnp.array([-0.4, 0.2]))
 
 
 @functools.cache
-def _every(kind: str, horizon: int, off_policy: bool) -> tuple[ld.Trajectory, np.ndarray]:
-    world = ending() if kind == "ending" else cut(horizon)
+def cut(horizon: int = 2) -> World:
+    """Episodes of random length, some cut by the horizon. 6 trajectories at T = 2, 10 at T = 3. Rows: state, action."""
+    return _world([1.0, 0.0, 0.0], [[[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]], horizon)
+
+
+@functools.cache
+def ending() -> World:
+    """Episodes of one or two steps in a horizon of three: always padding, never a cut. 7 trajectories."""
+    return _world([0.75, 0.25, 0.0], [[[0.0, 0.6, 0.4], [0.0, 1.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]], 3)
+
+
+@functools.cache
+def trajectories(world: World, *, off_policy: bool = False) -> tuple[ld.Trajectory, np.ndarray]:
+    """Every trajectory, `behavior_log_probs` filled, garbage in its padding; and its probability. NumPy arrays."""
     drawn_by = world.behavior if off_policy else world.params
-    every = ld.exact.enumerate_trajectories(world.mdp, horizon=world.horizon)
 
     @jax.jit
     def fill(every: ld.Trajectory) -> tuple[ld.Trajectory, jax.Array]:
@@ -67,25 +63,20 @@ def _every(kind: str, horizon: int, off_policy: bool) -> tuple[ld.Trajectory, np
         filled = every._replace(rewards=every.rewards + bad, behavior_log_probs=logs + bad)
         return filled, ld.prob(drawn_by, POLICY, every, environment=world.mdp)
 
-    return jax.tree.map(np.asarray, fill(every))
-
-
-def trajectories(world: World, *, off_policy: bool = False) -> tuple[ld.Trajectory, np.ndarray]:
-    """Every trajectory, `behavior_log_probs` filled, garbage in its padding; and its probability. NumPy arrays."""
     with jax.ensure_compile_time_eval():
-        return _every(world.kind, world.horizon, off_policy)
+        return jax.tree.map(np.asarray, fill(ld.exact.enumerate_trajectories(world.mdp, horizon=world.horizon)))
+
+
+def batch(world: World, number: int, *, off_policy: bool = False) -> ld.Trajectory:
+    """The first few trajectories."""
+    return jax.tree.map(lambda x: x[:number], trajectories(world, off_policy=off_policy)[0])
 
 
 @functools.cache
-def _exact(kind: str, horizon: int) -> np.ndarray:
-    world = ending() if kind == "ending" else cut(horizon)
-    return np.asarray(jax.jit(jax.grad(value(world)))(world.params))
-
-
 def gradient(world: World) -> np.ndarray:
     """The exact gradient, by dynamic programming."""
     with jax.ensure_compile_time_eval():
-        return _exact(world.kind, world.horizon)
+        return np.asarray(jax.jit(jax.grad(value(world)))(world.params))
 
 
 def over_tuples(
@@ -106,24 +97,14 @@ def expectation(
     return jax.tree.map(lambda v: np.tensordot(weights, v, axes=1), values)
 
 
-def every_gradient(
-    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
-) -> tuple[np.ndarray, np.ndarray]:
-    """The estimate from every batch, shape `(K**number, D)`, and the probabilities of the batches."""
-    state = estimator.init(world.params) if state is None else state
+def expected_gradient(estimator: Any, world: World, number: int, *, state: Any = None) -> np.ndarray:
+    """E[g] of an estimator at `world.params`."""
+    state = seen(estimator, world.params) if state is None else state
 
     def gradient(batch: ld.Trajectory) -> jax.Array:
         return estimator.estimate(world.params, state, POLICY, batch)[0].grads
 
-    return over_tuples(gradient, world, number, off_policy=off_policy)
-
-
-def expected_gradient(
-    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
-) -> np.ndarray:
-    """E[g] of an estimator at `world.params`."""
-    values, weights = every_gradient(estimator, world, number, state=state, off_policy=off_policy)
-    return np.tensordot(weights, values, axes=1)
+    return expectation(gradient, world, number, off_policy=off_policy(estimator))
 
 
 def derivatives(function: Callable[[jax.Array], jax.Array], params: jax.Array) -> tuple[jax.Array, ...]:
@@ -131,19 +112,6 @@ def derivatives(function: Callable[[jax.Array], jax.Array], params: jax.Array) -
     first = jax.grad(function)
     second = jax.jacfwd(first)
     return first(params), second(params), jax.jacfwd(second)(params)
-
-
-def expected_derivatives(
-    estimator: Any, world: World, number: int, *, state: Any = None, off_policy: bool = False
-) -> tuple[jax.Array, ...]:
-    """E of the first three derivatives of an estimator's objective, its weights held."""
-    state = estimator.init(world.params) if state is None else state
-
-    def of_batch(batch: ld.Trajectory) -> tuple[jax.Array, ...]:
-        weights, _ = estimator.advantages(world.params, state, POLICY, batch)
-        return derivatives(lambda p: estimator.objective(p, POLICY, batch, weights), world.params)
-
-    return expectation(of_batch, world, number, off_policy=off_policy)
 
 
 def value(world: World) -> Callable[[jax.Array], jax.Array]:

@@ -4,22 +4,15 @@ import importlib
 import json
 import types
 
-import jax
 import pytest
 
 import logderiv as ld
 from benchmarks import __main__ as command
-from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, rl_peers, tasks, training_speed
+from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, tasks, training_speed
 from tests.test_benchmarks import corridor
+from tests.test_training_speed import TINY
 
-
-def easy():
-    """The short corridor, where every return is at least -40."""
-    return corridor(threshold=-40.0, held={"REINFORCE": 8})
-
-
-TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=2)
-
+EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
 MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
 # Where a quick run is still more than a test should take.
 SMALLER = {
@@ -40,7 +33,7 @@ SMALLER = {
     "prisoners_dilemma": {"QUICK": ("exact, 1 step",), "QUICK_SIZE": prisoners_dilemma.Size(1, 4, 20, 5)},
     "product_vs_score": {"DTYPES": ("float32",)},
     "proof_table": {"QUICK": ("total return", "biased: batch mean", "biased: standardized")},
-    "reinforce_table": {"QUICK": ("REINFORCE",), "control_tasks": types.SimpleNamespace(cartpole=easy)},
+    "reinforce_table": {"QUICK": ("REINFORCE",), "control_tasks": types.SimpleNamespace(cartpole=lambda: EASY)},
     "reporting_cost": {"SIZES": {"quick": dict.fromkeys(("0.1 s", "1 ms", "nothing", "ld.train"), (2, 1))}},
     "structure_speed": {
         "NET": ld.MLP(2, hidden=(5, 4)),
@@ -61,22 +54,14 @@ LEARNS = ("training_speed",)
 
 
 @pytest.fixture(autouse=True)
-def as_users_run_them(monkeypatch):
-    """The default precision and promotion; here and now instead of in processes of their own; without the machine's floor."""
-    monkeypatch.setattr(harness, "on_cores", lambda _, function, *args: _plain(harness._named(function)(*args)))
-    monkeypatch.setattr(harness, "peak_rss", lambda *_: 2**20)
-    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.debug_key_reuse(False),
-    ):
-        yield
+def as_users_run_them(monkeypatch, as_shipped):
+    """The default precision and promotion, here and now instead of in processes of their own, without the machine's floor."""
 
+    def here(_, function, *args):
+        return json.loads(json.dumps(harness._plain(harness._named(function)(*args))))
 
-def _plain(value):
-    return json.loads(json.dumps(harness._plain(value)))
+    for name, value in (("on_cores", here), ("peak_rss", lambda *_: 2**20), ("machine_floor", lambda: {"exp": 1.0})):
+        monkeypatch.setattr(harness, name, value)
 
 
 @pytest.mark.parametrize("name", [name for name in command.questions() if name not in ELSEWHERE])
@@ -89,9 +74,7 @@ def test_a_quick_run_keeps_its_bounds_and_leaves_a_row_and_a_figure(name, result
     assert [*report.bounds, *report.timings]
     assert name in LEARNS or not [str(bound) for bound in missed if bound in report.bounds]
     printed = capsys.readouterr().out
-    for table in report.tables:
-        assert table.rows
-        assert str(table) in printed
+    assert all(table.rows and str(table) in printed for table in report.tables)
     (row,) = map(json.loads, (results / f"{name}.jsonl").read_text().splitlines())
     assert row["numbers"]
     assert len(row["bounds"]) == len(report.bounds)

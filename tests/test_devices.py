@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import numpy as np
@@ -84,6 +85,21 @@ def test_no_trajectory_leaves_its_device(found):
     assert found["eight"]["whole"]["largest"] >= 8 * 8
 
 
+def test_spread_trajectories_give_the_same_numbers_and_are_never_gathered(found):
+    """The wrong twin scans over the spread axis: right numbers, but every device receives every trajectory."""
+    cases = found["eight"]["sharded"]
+    assert cases.pop("scan over trajectories")["gathers"] > 0
+    for name, case in cases.items():
+        assert case["gap"] < 1e-12, name
+        assert case["gathers"] == 0 < case["sums"], name
+
+
+def test_a_run_over_several_devices_reports_each_update_once(found):
+    reported = found["eight"]["reported"]
+    assert reported["update"] == [0, 1, 2]
+    assert reported["mean_return"] == reported["run"]
+
+
 def test_devices_wait_for_each_other_once_a_gradient_where_the_mesh_is_in_use(found):
     """The wrong twin is the same program without it: a sum over devices in every block, or in every step of a recurrent policy."""
     for case, said in found["eight"]["blocks"].items():
@@ -111,25 +127,15 @@ def test_a_batch_that_a_mesh_in_use_does_not_divide_is_not_spread():
     assert ["sharding_constraint" in program for program in programs] == [False, True]
 
 
-@pytest.mark.parametrize("number", [0, -1, 2, 1.0])
-def test_a_mesh_of_devices_that_there_are_not(number):
-    with pytest.raises(ValueError, match=r"num_devices: expected a whole number from 1 to 1"):
-        ld.make_mesh(number)
-
-
-def test_a_mesh_is_a_mesh():
+def test_a_mesh_of_devices_that_there_are_not_and_what_is_no_mesh():
+    numbers: Any = (0, -1, 2, 1.0)
+    for number in numbers:
+        with pytest.raises(ValueError, match=r"num_devices: expected a whole number from 1 to 1"):
+            ld.make_mesh(number)
+    how: Any = {"estimator": ld.ScoreFunction(), "optimizer": optax.sgd(0.1), "num_updates": 1, "mesh": 8}
+    where = ld.shared_softmax, ld.environments.short_corridor(), ld.Episodes(2, horizon=3)
     with pytest.raises(TypeError, match=r"mesh: expected a jax.sharding.Mesh"):
-        ld.train(
-            np.zeros(2),
-            jax.random.key(0),
-            ld.shared_softmax,
-            ld.environments.short_corridor(),
-            ld.Episodes(2, horizon=3),
-            estimator=ld.ScoreFunction(),
-            optimizer=optax.sgd(0.1),
-            num_updates=1,
-            mesh=8,
-        )
+        ld.train(np.zeros(2), jax.random.key(0), *where, **how)
 
 
 def test_speedups_of_the_scaling_benchmark_by_hand(monkeypatch):

@@ -11,6 +11,7 @@ import pytest
 import logderiv as ld
 from logderiv.processes import EulerMaruyama, double_well_drift, girsanov_log_ratios, ornstein_uhlenbeck_drift
 from logderiv.processes.diffusion import ornstein_uhlenbeck_moments, transfer_value
+from tests.quadrature import gauss_hermite
 
 OU = jnp.array([0.7, 0.3])
 WELL = jnp.array([1.0, 0.8])
@@ -23,14 +24,10 @@ def square(x):
     return x**2
 
 
-def identity(x):
-    return x
-
-
 def test_ornstein_uhlenbeck_moments_by_recursion_and_by_the_transfer_operator():
     """Value and gradient of E[X_T^2] + sum E[X_k] dt: the closed form and the operator know nothing of each other."""
     process = EulerMaruyama(
-        ornstein_uhlenbeck_drift, noise=0.5, initial=0.5, horizon=12, dt=0.1, terminal=square, running=identity
+        ornstein_uhlenbeck_drift, 0.5, 0.5, horizon=12, dt=0.1, terminal=square, running=jnp.positive
     )
     mean, variance, total = 0.5, 0.0, 0.0
     for _ in range(12):
@@ -43,46 +40,33 @@ def test_ornstein_uhlenbeck_moments_by_recursion_and_by_the_transfer_operator():
         powers = decay ** jnp.arange(12.0)
         return mean**2 + variance + 0.1 * jnp.sum(params[1] + powers * (0.5 - params[1])), (mean, variance)
 
-    def operator(params):
-        return transfer_value(params, process, low=-4.0, high=4.0)
+    def operator(params, low=-4.0, high=4.0, **options):
+        return transfer_value(params, process, low=low, high=high, **options)
 
-    @jax.jit
-    def run(params):
-        return jax.value_and_grad(closed, has_aux=True)(params), jax.value_and_grad(operator)(params)
-
-    ((value, moments), slope), (found, found_slope) = run(OU)
+    ((value, moments), slope), (found, found_slope) = jax.jit(
+        lambda p: (jax.value_and_grad(closed, has_aux=True)(p), jax.value_and_grad(operator)(p))
+    )(OU)
     np.testing.assert_allclose(moments, (mean, variance), rtol=1e-13)
     np.testing.assert_allclose(value, mean**2 + variance + total, rtol=1e-13)
     np.testing.assert_allclose(found, value, rtol=1e-12)
     np.testing.assert_allclose(found_slope, slope, rtol=1e-11)
     # a grid that is too coarse or too narrow is wrong
-    coarse = jax.jit(lambda p: transfer_value(p, process, low=-4.0, high=4.0, num_points=30))(OU)
-    narrow = jax.jit(lambda p: transfer_value(p, process, low=-1.0, high=1.0))(OU)
+    coarse, narrow = jax.jit(lambda p: (operator(p, num_points=30), operator(p, -1.0, 1.0)))(OU)
     assert min(abs(coarse - value), abs(narrow - value)) > 1e-6
 
 
-def quadrature(params, process, nodes):
+def quadrature(params, process, num_points):
     """Every path of two steps through Gauss-Hermite nodes of its noise, as a batch of trajectories, and their weights."""
-    z, w = np.polynomial.hermite_e.hermegauss(nodes)
-    z1, z2 = (jnp.asarray(g.ravel()) for g in np.meshgrid(z, z, indexing="ij"))
-    weights = jnp.asarray(np.outer(w, w).ravel() / (2 * math.pi))
-    scale = process.noise * math.sqrt(process.dt)
+    nodes, weights = gauss_hermite(2, num_points)
 
-    def path(z1, z2):
-        x0, time = process.reset(jax.random.key(0))[0]
-        x1 = x0 + process.drift(params, x0, time) * process.dt + scale * z1
-        x2 = x1 + process.drift(params, x1, time + process.dt) * process.dt + scale * z2
-        return jnp.stack([x0, x1]), jnp.stack([x1, x2]), x2
+    def path(z):
+        x, scale, positions = process.first()[0], process.noise * math.sqrt(process.dt), []
+        for k in range(2):
+            x = x + process.drift(params, x, k * process.dt) * process.dt + scale * z[k]
+            positions.append(x)
+        return process.trajectory(jnp.stack(positions))
 
-    x, actions, last = jax.vmap(path)(z1, z2)
-    times = jnp.broadcast_to(jnp.array([0.0, process.dt]), x.shape)
-    rewards = jnp.stack([jnp.zeros_like(last), process.terminal(last)], axis=1)
-    ones = jnp.ones_like(x)
-    position = ld.processes.Position
-    taus = ld.Trajectory(
-        position(x, times), actions, rewards, ones.at[:, 1].set(0), ones > 0, ones, position(last, times[:, 1])
-    )
-    return ld.importance.with_behavior(params, process.policy, taus), weights
+    return ld.importance.with_behavior(params, process.policy, jax.vmap(path)(nodes)), jnp.asarray(weights)
 
 
 def test_estimators_have_the_exact_expectation_without_sampling():
@@ -195,51 +179,5 @@ def test_factors_are_the_normal_densities_of_the_steps():
     assert ld.types.batch_info(short).truncated_fraction == 1
 
 
-def test_narrow_types_and_processes_as_arguments_of_jit():
+def test_a_start_may_be_a_list():
     assert double_well(initial=[0.5]) == double_well(initial=(0.5,))
-    with jax.enable_x64(False):
-        run = jax.jit(lambda params, process, key: ld.rollout(params, key, process.policy, process, horizon=3))
-        tau = run(WELL.astype(jnp.float32), double_well(), jax.random.key(0))
-        score = jax.grad(ld.log_prob)(WELL.astype(jnp.float32), double_well().policy, tau)
-    assert tau.rewards.dtype == score.dtype == jnp.float32
-    assert np.isfinite(score).all()
-
-
-def vanishing(x):
-    return jnp.abs(x)
-
-
-def rolled_out(drift):
-    process = EulerMaruyama(drift, 0.5, [0.0, 0.0], 0.1, 2)
-    return ld.rollout(WELL, jax.random.key(0), process.policy, process)
-
-
-def weights_against(**other):
-    process = double_well(horizon=2)
-    tau = ld.rollout(WELL, jax.random.key(0), process.policy, process)
-    return girsanov_log_ratios(WELL, double_well(), tau, reference_params=WELL, reference=double_well(**other))
-
-
-@pytest.mark.parametrize(
-    ("match", "call"),
-    [
-        *(
-            ("noise: expected a positive number", lambda x=x: double_well(noise=x, initial=[1.0, 1.0]))
-            for x in (0.0, -0.5, [0.5, 0.0], math.nan)
-        ),
-        ("without noise the path has no density", lambda: double_well(noise=vanishing, initial=0.0)),
-        (r"dt: expected a positive number, received 0\.0", lambda: double_well(dt=0.0)),
-        ("horizon: expected a whole number >= 1, received 0", lambda: double_well(horizon=0)),
-        ("initial: expected a number or D numbers", lambda: double_well(initial=[[1.0]])),
-        ("one number, or as many as initial", lambda: double_well(noise=[0.5, 0.5])),
-        (r"drift: expected shape \(2,\), received \(3,\); that of x", lambda: rolled_out(lambda p, x, t: jnp.ones(3))),
-        ("same noise and dt", lambda: weights_against(noise=0.6)),
-        ("same noise and dt", lambda: weights_against(dt=0.1)),
-        (r"initial: expected shape \(\)", lambda: transfer_value(WELL, double_well(initial=[0.0]), low=-1.0, high=1.0)),
-        ("initial - low: expected a pos", lambda: transfer_value(WELL, double_well(), low=0.0, high=1.0)),
-        ("expected an EulerMaruyama process with ornstein", lambda: ornstein_uhlenbeck_moments(OU, double_well())),
-    ],
-)
-def test_bad_input_is_named(match, call):
-    with pytest.raises(ValueError, match=match):
-        call()

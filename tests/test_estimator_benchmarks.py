@@ -11,7 +11,7 @@ import pytest
 import logderiv as ld
 from benchmarks import estimator_frontier, proof_table, tasks
 from logderiv._core.pytrees import pytree
-from tests.zoo import Entry, zoo
+from tests.zoo import possible_numbers, zoo
 
 
 def test_value_of_the_linear_quadratic_task_by_forward_moments():
@@ -26,19 +26,14 @@ def test_value_of_the_linear_quadratic_task_by_forward_moments():
         total -= task.discount**t * (q * square + r * (gain**2 * square + variance))
         square = (a + b * gain) ** 2 * square + b**2 * variance + c**2
     np.testing.assert_allclose(jax.jit(task.value)(params), total, rtol=1e-12)
-    start = jax.jit(task.state_value)((jnp.ones(1), jnp.int32(0)))
-    end = jax.jit(task.state_value)((jnp.ones(1), jnp.int32(task.horizon)))
-    np.testing.assert_allclose(start, total, rtol=1e-12)
-    assert end == 0
+    start, end = (jax.jit(task.state_value)((jnp.ones(1), jnp.int32(t))) for t in (0, task.horizon))
+    np.testing.assert_allclose([start, end], [total, 0], rtol=1e-12)
 
 
 def test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value():
     task = tasks.linear_quadratic()
 
-    @jax.jit
-    def run(keys):
-        return jax.vmap(lambda key: tasks.pathwise(task, task.params, key))(keys)
-
+    run = jax.jit(jax.vmap(lambda key: tasks.pathwise(task, task.params, key)))
     exact = jax.jit(jax.grad(task.value))(task.params)
     samples = run(jax.random.split(jax.random.key(0), 4096))
     for values, expected in zip(samples, exact, strict=True):
@@ -96,21 +91,19 @@ def test_a_right_declaration_is_proved_and_a_wrong_one_is_not():
         declaration = ld.estimators.Declaration()  # pyright: ignore
 
     right = zoo()["biased: batch mean"]
-    claims = dataclasses.replace(right.estimator, advantage=ld.advantages.Return(Claims("trajectory")))
     row = proof_table.examine(right, most=3, orders=1)
     assert row.proved
-    assert row.numbers == (2, 3)
-    assert row.factor == pytest.approx(2 / 3)
+    assert (row.numbers, row.factor) == ((2, 3), pytest.approx(2 / 3))
     assert row.bias == pytest.approx(1 / 3, abs=1e-12)
-    row = proof_table.examine(Entry(claims), most=2, orders=1)
+    row = proof_table.examine(dataclasses.replace(right, advantage=ld.advantages.ToGo(Claims())), most=2, orders=1)
     assert not row.proved
     assert row.error > 0.05
 
 
 def test_numbers_are_those_the_groups_divide_and_worlds_shrink_with_them():
     entries = zoo()
-    assert proof_table.possible_numbers(entries["GRPO"].estimator, 8) == [2, 4, 6, 8]
-    assert proof_table.possible_numbers(entries["leave one out per step"].estimator, 4) == [2, 3, 4]
+    numbers = [possible_numbers(entries[name], most) for name, most in (("GRPO", 8), ("leave one out per step", 4))]
+    assert numbers == [[2, 4, 6, 8], [2, 3, 4]]
     horizons = [proof_table.world_for(entries["optimal scalar, 2 folds"], n).horizon for n in (2, 4, 5, 6, 8)]
     assert horizons == [3, 3, 2, 1, 1]
     assert proof_table.world_for(entries["total return"], 8).horizon == 3

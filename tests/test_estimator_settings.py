@@ -1,8 +1,6 @@
 """Settings are leaves: estimators under `jax.jit` and `jax.vmap`, and what reading a declaration asks for."""
 
-import contextlib
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -16,12 +14,10 @@ from logderiv.estimators.returns import backward_sums
 
 from . import oracle
 from .test_actor_critic import NETWORK, _episodes, _params
-from .worlds import cast
-from .zoo import GIVEN, zoo
+from .worlds import cast, compilations, trajectory
+from .zoo import GIVEN, off_policy, zoo
 
 NUM = 32
-
-
 PPO_ACTOR_CRITIC: Any = ld.PPOActorCritic  # of arrays of settings, too
 
 
@@ -67,22 +63,20 @@ def test_a_sweep_over_four_settings_is_one_program():
 )
 def test_estimators_are_plain_arguments_of_jit(name):
     """The settings of each are leaves; the result is that of the estimator that is closed over."""
-    entry, world = zoo()[name], oracle.cut()
-    every, _ = oracle.trajectories(world, off_policy=entry.off_policy)
-    batch, state = jax.tree.map(lambda x: x[:4], every), entry.estimator.init(world.params)
+    estimator, world = zoo()[name], oracle.cut()
+    batch, state = oracle.batch(world, 4, off_policy=off_policy(estimator)), estimator.init(world.params)
 
     @jax.jit
     def run(estimator: Any) -> Any:
         return estimator.estimate(world.params, state, oracle.POLICY, batch)[0].grads
 
-    assert all(isinstance(x, float) for x in jax.tree.leaves(entry.estimator))
-    closed_over = jax.jit(lambda: entry.estimator.estimate(world.params, state, oracle.POLICY, batch)[0].grads)()
-    np.testing.assert_allclose(run(entry.estimator), closed_over, rtol=0, atol=1e-12)
+    assert all(isinstance(x, float) for x in jax.tree.leaves(estimator))
+    np.testing.assert_allclose(run(estimator), jax.jit(lambda: run(estimator))(), rtol=0, atol=1e-12)
 
 
 def test_settings_of_double_precision_leave_single_precision_alone():
     """Traced in float64, beside data in float32."""
-    taus, params = cast(_episodes(), jnp.float32), _params(jnp.float32)
+    taus, params = cast((_episodes(), _params()), jnp.float32)
 
     @jax.jit
     def run(estimator: Any) -> Any:
@@ -124,24 +118,6 @@ def test_a_traced_setting_that_decides_nothing_leaves_the_declaration_readable()
     assert orders == [1, 1]
 
 
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Names of the programs that are compiled meanwhile."""
-    found: list[str] = []
-
-    def note(event: str, _: float, **__: Any) -> None:
-        if "backend_compile" in event:
-            found.append(event)
-
-    listen: Any = note
-
-    jax.monitoring.register_event_duration_secs_listener(typing.cast("Any", listen))
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(typing.cast("Any", listen))
-
-
 def test_a_second_call_with_equal_settings_compiles_nothing():
     """Nor does one with other numbers; another advantage does."""
     taus, params = _episodes(), _params()
@@ -152,16 +128,15 @@ def test_a_second_call_with_equal_settings_compiles_nothing():
         estimator = ld.ActorCritic(actor, NETWORK.value, entropy_weight=0.01)
         jax.block_until_ready(estimator.estimate(params, estimator.init(params), NETWORK, taus))
 
-    with compilations() as first:
-        run(0.9)
-    with compilations() as again:
-        run(0.9)
-        run(0.5)
-    with compilations() as other:
-        run(0.9, ToGo())
-    assert first
-    assert again == []
-    assert other
+    for discount, advantage, compiles in (
+        (0.9, None, True),
+        (0.9, None, False),
+        (0.5, None, False),
+        (0.9, ToGo(), True),
+    ):
+        with compilations() as found:
+            run(discount, advantage)
+        assert bool(found) == compiles
 
 
 def _weights(estimator: Any, taus: ld.Trajectory) -> np.ndarray:
@@ -196,17 +171,15 @@ def test_large_values_cost_no_digits():
     }
     twins = []
     for spread in (0.01, 1.0):
-        values = 1e4 + spread * jax.random.normal(jax.random.key(0), (201,))
+        values = (1e4 + spread * jax.random.normal(jax.random.key(0), (201,))).astype(jnp.float32)
         for ended in (False, True):
-            ones = jnp.ones((1, 200))
-            taus = cast(
-                ld.Trajectory(
-                    observations=values[None, :200], actions=jnp.zeros((1, 200), int), rewards=0.01 * ones,
-                    discounts=ones.at[0, -1].set(1 - ended), valid=ones > 0, behavior_log_probs=0 * ones,
-                    final_observation=values[200:],
-                ),
-                jnp.float32,
-            )  # fmt: skip
+            ones = jnp.ones((1, 200), jnp.float32)
+            taus = trajectory(
+                rewards=0.01 * ones,
+                observations=values[None, :200],
+                discounts=ones.at[0, -1].set(1 - ended),
+                final_observation=values[200:],
+            )
             for discount in (1.0, float(np.float32(0.999)), float(np.float32(0.99))):
                 for name, (advantage, lambda_, bound) in estimators.items():
                     estimator = ld.ScoreFunction(advantage, discount=typing.cast("Any", discount))
@@ -215,28 +188,6 @@ def test_large_values_cost_no_digits():
                     found = error(_weights(estimator, taus))
                     assert found <= bound, f"{name}, spread {spread}, ended {ended}, discount {discount}: {found}"
                     if discount == 1 and not ended:
-                        twins.append(
-                            error(
-                                _added_then_subtracted(
-                                    taus, typing.cast("Any", discount), typing.cast("Any", np.float32(lambda_))
-                                )
-                            )
-                            / bound
-                        )
+                        twin = _added_then_subtracted(taus, discount, np.float32(lambda_))
+                        twins.append(error(twin) / bound)
     assert min(twins) > 3, twins
-
-
-def test_estimators_are_arguments_of_jit_and_equal_when_rebuilt():
-    traces = []
-
-    @jax.jit
-    def run(estimator, params, batch):
-        traces.append(1)
-        return estimator.estimate(params, estimator.init(params), oracle.POLICY, batch)[0].grads
-
-    world = oracle.cut()
-    every, _ = oracle.trajectories(world)
-    for _ in range(2):
-        run(ld.PPO(ToGo(ld.baselines.LeaveOneOut()), discount=0.9), world.params, every)
-        run(ld.ScoreFunction(GAE(0.5, GIVEN), importance=ld.importance.Importance()), world.params, every)
-    assert len(traces) == 2

@@ -16,6 +16,7 @@ from tests.listed import DISCOUNT, PARAMS, POLICY, TWO_STATES_VARIANCES, listed,
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
 
 LOO = ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory")), discount=DISCOUNT)
+TWO_STEPS: Any = {"horizon": 2, "credit": ld.advantages.total_return, "discount": DISCOUNT}
 TO_GO_LOO = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
 
@@ -83,53 +84,47 @@ def test_the_declared_degree_predicts_larger_batches():
     assert directly.num_evaluations == 47**3
     np.testing.assert_allclose(by_degree.covariance, directly.covariance, atol=1e-14)
     np.testing.assert_allclose(ravel(by_degree.mean), ravel(directly.mean), atol=1e-14)
-    gradient = jax.jit(lambda p: ld.exact.gradient(p, POLICY, terminating(), horizon=2, discount=DISCOUNT))(PARAMS)
+    gradient = ld.exact.gradient(PARAMS, POLICY, terminating(), horizon=2, discount=DISCOUNT)
     np.testing.assert_allclose(ravel(directly.exact), ravel(gradient), atol=1e-15)
 
 
-class Triples:
-    """A user's class, of degree 3: the mean over ordered triples of R_i R_j R_k score_k, which estimates J^2 grad J."""
+class Users:
+    """A user's class, not hashable, as they often are: the mean over the batch of `weigh(returns)` times the score."""
 
-    structure = Structure(min_trajectories=3, degree=3)
-    discount = DISCOUNT
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
+    weigh: Any
+    scale: float
+
+    def __init__(self, weigh, **attributes):
+        vars(self).update(weigh=weigh, **attributes)
 
     def estimate(self, params, state, policy, trajectories):
-        def weigh(returns):
-            others, squares = jnp.sum(returns) - returns, jnp.sum(returns**2) - returns**2
-            return returns * (others**2 - squares) / ((len(returns) - 1) * (len(returns) - 2))
-
-        grads = weighting(weigh)(params, policy, trajectories)
+        grads = weighting(self.weigh)(params, policy, trajectories)
         return ld.Estimate(grads, ld.types.batch_info(trajectories)), state
 
 
+def triples(returns):
+    """Of degree 3: the mean over ordered triples of R_i R_j R_k score_k, which estimates J^2 grad J."""
+    others, squares = jnp.sum(returns) - returns, jnp.sum(returns**2) - returns**2
+    return returns * (others**2 - squares) / ((len(returns) - 1) * (len(returns) - 2))
+
+
 def test_degree_three_by_a_users_class():
-    by_degree = moments(Triples(), horizon=1, num_trajectories=5)
-    directly = moments(Triples(), horizon=1, num_trajectories=5, method="multisets")
+    estimator = Users(triples, structure=Structure(min_trajectories=3, degree=3), discount=DISCOUNT)
+    by_degree = moments(estimator, horizon=1, num_trajectories=5)
+    directly = moments(estimator, horizon=1, num_trajectories=5, method="multisets")
     assert (by_degree.num_evaluations, directly.num_evaluations) == (11**3, math.comb(15, 5))
     np.testing.assert_allclose(by_degree.covariance, directly.covariance, atol=1e-14)
-    value = jax.jit(lambda p: ld.exact.value(p, POLICY, terminating(), horizon=1))(PARAMS)
+    value = ld.exact.value(PARAMS, POLICY, terminating(), horizon=1)
     np.testing.assert_allclose(ravel(by_degree.mean), value**2 * ravel(by_degree.exact), atol=1e-14)
     np.testing.assert_allclose(ravel(by_degree.mean), ravel(directly.mean), atol=1e-14)
 
 
-PAIRS = Structure(min_trajectories=2, degree=2)
-
-
-@dataclasses.dataclass
-class Misdeclared:
-    """A batch mean with its own sample that claims to be of degree 2. Not hashable, as users' classes often are not."""
-
-    structure: Structure = PAIRS
-
-    def estimate(self, params, state, policy, trajectories):
-        grads = weighting(batch_mean)(params, policy, trajectories)
-        return ld.Estimate(grads, ld.types.batch_info(trajectories)), state
-
-
 def test_a_wrong_degree_does_not_survive_the_other_methods():
     """A mean that contains its own sample is short by 1/N; degree 2 would make that 1/2 at every N."""
+    misdeclared = Users(batch_mean, structure=Structure(min_trajectories=2, degree=2))
     claimed, computed = (
-        moments(Misdeclared(), horizon=1, num_trajectories=3, method=method) for method in ("degree", "multisets")
+        moments(misdeclared, horizon=1, num_trajectories=3, method=method) for method in ("degree", "multisets")
     )
     np.testing.assert_allclose(ravel(claimed.mean), ravel(claimed.exact) / 2, atol=1e-14)
     np.testing.assert_allclose(ravel(computed.mean), ravel(computed.exact) * 2 / 3, atol=1e-14)
@@ -147,30 +142,27 @@ def test_an_estimator_that_depends_on_the_order_is_found_out():
         moments(estimate, horizon=1, num_trajectories=3, method="multisets")
 
 
-class FromState:
+class FromState(Users):
     """Subtracts its state; mutable."""
-
-    scale = 1.0
 
     def init(self, params):
         del params
         return jnp.array(0.5)
 
     def estimate(self, params, state, policy, trajectories):
-        grads = weighting(lambda returns: self.scale * (returns - state))(params, policy, trajectories)
-        return ld.Estimate(grads, ld.types.batch_info(trajectories)), state
+        moved = Users(lambda returns: self.scale * (returns - state))
+        return moved.estimate(params, state, policy, trajectories)
 
 
 def test_the_state_counts_and_a_changed_object_is_not_remembered():
-    estimator = FromState()
+    estimator: Any = FromState(None, scale=1.0)
 
     def covariance(state=None):
         return moments(estimator, horizon=2, num_trajectories=1, state=state, discount=DISCOUNT).covariance
 
-    @jax.jit
     def programmed(baseline):
-        options: dict[str, Any] = {"horizon": 2, "credit": ld.advantages.total_return, "discount": DISCOUNT}
-        return ld.exact.weighted_score_moments(PARAMS, POLICY, terminating(), baseline=baseline, **options).covariance
+        found = ld.exact.weighted_score_moments(PARAMS, POLICY, terminating(), baseline=baseline, **TWO_STEPS)
+        return found.covariance
 
     np.testing.assert_allclose(covariance(), programmed(0.5), atol=1e-14)
     estimator.scale = 3.0
@@ -200,9 +192,8 @@ def test_off_policy_batches_are_drawn_from_the_behavior_and_say_so():
     off = {"behavior_params": {"any": TERMINATING_LOGITS}, "behavior_policy": uniform}
     ours = moments(weighted, horizon=2, num_trajectories=1, **off)
     np.testing.assert_allclose(ravel(ours.bias), 0, atol=1e-14)
-    unweighted = moments(
-        ld.ScoreFunction(ld.advantages.Return(), discount=DISCOUNT), discount=1.0, horizon=2, num_trajectories=1, **off
-    )
+    plain = ld.ScoreFunction(ld.advantages.Return(), discount=DISCOUNT)
+    unweighted = moments(plain, discount=1.0, horizon=2, num_trajectories=1, **off)
     assert np.abs(ravel(unweighted.bias)).max() > 0.01
 
 
@@ -217,11 +208,7 @@ def test_a_choice_that_is_never_made_has_no_part_in_the_expectation():
 
     ours = moments(undefined_there, policy=masked, horizon=2, num_trajectories=1, discount=DISCOUNT)
     np.testing.assert_allclose(ravel(ours.bias), 0, atol=1e-14)
-    programmed = jax.jit(
-        lambda params: ld.exact.weighted_score_moments(
-            params, masked, terminating(), horizon=2, credit=ld.advantages.total_return, discount=DISCOUNT
-        )
-    )(PARAMS)
+    programmed = ld.exact.weighted_score_moments(PARAMS, masked, terminating(), **TWO_STEPS)
     np.testing.assert_allclose(programmed.covariance, ours.covariance, atol=1e-14)
     assert ours.num_evaluations < 47
 
@@ -257,9 +244,7 @@ def test_sums_are_float64_whatever_the_parameters():
     np.testing.assert_allclose(np.trace(ours.covariance), TWO_STATES_VARIANCES[3]["reward_to_go"].sum() * 2, rtol=1e-5)
 
 
-TOO_MANY = (
-    r"batches of 9 out of 47 trajectories \(multisets\) are about 10\^9 evaluations.*structure.*weighted_score_moments"
-)
+TOO_MANY = r"of 9 out of 47 trajectories \(multisets\) are about 10\^9 evaluations.*structure.*weighted_score_moments"
 TALL = r"gradient\['table'\]: expected shape \(3, 2\), received \(2, 3, 2\)"
 BAD: list[tuple[Any, str, Any, dict[str, Any]]] = [
     (ValueError, TOO_MANY, TO_GO_LOO, {"num_trajectories": 9}),
@@ -308,14 +293,23 @@ def test_dice_with_leave_one_out_is_exact_at_higher_orders():
         assert np.abs(ours.exact).max() > 0.005
 
 
-def test_the_plain_surrogate_lacks_a_known_part_of_the_hessian():
-    """At T = 2, by enumeration of the 32 trajectories: E[R d^2 log P] alone, and with E[R dlog P dlog P^T]."""
+# The corners (0, 0), (0, 2) and (2, 2) of the Hessian of the two-state process, and of E[R d^2 log P] alone, which lacks E[R dlog P
+# dlog P^T]: every trajectory enumerated by another program, in float64.
+PLAIN = {
+    1: ((-0.03275656556001866, 0.0, 0.008720895205027501), (-0.0530470295336212, -0.10785877048428763)),
+    2: (
+        (-0.00520447139818736, 0.015636764737870394, -0.015442959857532634),
+        (-0.3374866431093107, -0.28144949895418714),
+    ),
+}
+
+
+@pytest.mark.parametrize("horizon", PLAIN)
+def test_the_plain_surrogate_lacks_a_known_part_of_the_hessian(horizon):
     estimator = ld.ScoreFunction(ld.advantages.Return(), discount=0.9)
     arguments = (TWO_STATES_LOGITS, ld.tabular_softmax, two_states(), estimator)
-    ours = ld.exact.moments(*arguments, horizon=2, num_trajectories=3, order=2)
-    block, zero = np.array([[1.0, -1.0], [-1.0, 1.0]]), np.zeros((2, 2))
-    naive = np.block([[-0.3374866431093107 * block, zero], [zero, -0.28144949895418714 * block]])
-    a, b, d = -0.00520447139818736, 0.015636764737870394, -0.015442959857532634
-    np.testing.assert_allclose(ours.mean, naive, atol=1e-14)
-    np.testing.assert_allclose(ours.exact, np.block([[a * block, b * block], [b * block, d * block]]), atol=1e-14)
-    assert (ours.method, ours.num_evaluations) == ("degree", 32)
+    ours = ld.exact.moments(*arguments, horizon=horizon, num_trajectories=3, order=2)
+    block, ((a, b, d), (first, last)) = np.array([[1.0, -1.0], [-1.0, 1.0]]), PLAIN[horizon]
+    np.testing.assert_allclose(ours.mean, np.kron([[first, 0], [0, last]], block), atol=1e-14)
+    np.testing.assert_allclose(ours.exact, np.kron([[a, b], [b, d]], block), atol=1e-14)
+    assert (ours.method, ours.num_evaluations) == ("degree", 2 * 4**horizon)

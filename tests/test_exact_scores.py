@@ -120,7 +120,7 @@ def test_the_short_corridor_in_the_limit_of_long_horizons():
 
 
 def test_random_walk_of_arya_et_al():
-    """n = 50, p = 100: Arya et al. (2022), arXiv:2210.08572, section 5; the two standard deviations as in the issue."""
+    """n = 50, p = 100: Arya et al. (2022), arXiv:2210.08572, section 5."""
     walk = ld.processes.RandomWalk(50)
 
     @jax.jit

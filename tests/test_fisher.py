@@ -10,11 +10,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
+from logderiv._core import blocks
 from logderiv.likelihood import fisher
+from logderiv.testing.padding import fill
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, trajectory, two_states
 
 # E[score score^T] of the two-state world: diagonal blocks of [[f, -f], [-f, f]] for each state, f = p(0|s) p(1|s) times the
 # expected number of visits to s.
+PER = ("step", "trajectory")
 TABLE = {2: (0.2856094668379328, 0.20739705388233032), 3: (0.4261136214086897, 0.3134424400460357)}
 
 
@@ -41,17 +44,13 @@ def test_exact_fisher_with_early_ends_by_three_routes():
     @jax.jit
     def run(params):
         probs = ld.prob(params, policy, taus, environment=mdp)
-        matrices = [
-            fisher.fisher_matrix(params, policy, taus, per=p, probabilities=probs) for p in ("step", "trajectory")
-        ]
-        fixed = jax.lax.stop_gradient(probs)
-        hessian = jax.hessian(lambda p: jnp.sum(fixed * ld.log_prob(p, policy, taus)))(params).reshape((6, 6))
-        return *matrices, -hessian
+        hessian = jax.hessian(lambda p: jnp.sum(probs * ld.log_prob(p, policy, taus)))(params).reshape((6, 6))
+        return [fisher.fisher_matrix(params, policy, taus, per=per, probabilities=probs) for per in PER], -hessian
 
-    by_step, by_trajectory, bartlett = run(TERMINATING_LOGITS)
-    np.testing.assert_allclose(by_step, bartlett, atol=1e-13)
-    np.testing.assert_allclose(by_trajectory, bartlett, atol=1e-13)
-    assert np.linalg.norm(by_step) > 0.3
+    matrices, bartlett = run(TERMINATING_LOGITS)
+    for matrix in matrices:
+        np.testing.assert_allclose(matrix, bartlett, atol=1e-13)
+    assert np.linalg.norm(bartlett) > 0.3
 
 
 def _network_batch():
@@ -62,8 +61,9 @@ def _network_batch():
     return policy.init(jax.random.key(1), jnp.zeros(4)), policy, taus
 
 
-@pytest.mark.parametrize("per", ["step", "trajectory"])
-def test_products_on_a_batch_equal_the_explicit_outer_products(per):
+@pytest.mark.parametrize("per", PER)
+def test_products_on_a_batch_equal_the_explicit_outer_products(per, monkeypatch):
+    monkeypatch.setitem(blocks._ROWS, "cpu", 4)
     params, policy, taus = _network_batch()
     theta, unravel = ravel_pytree(params)
     vector = jnp.linspace(-1, 2, theta.size)
@@ -72,7 +72,7 @@ def test_products_on_a_batch_equal_the_explicit_outer_products(per):
     def run(params):
         scores = jax.jacrev(lambda p: ld.log_factors(unravel(p), policy, taus))(theta)  # (N, T, D)
         rows = scores.reshape((-1, theta.size)) if per == "step" else scores.sum(axis=1)
-        product = fisher.fisher_vector_product(params, policy, taus, per=per, block_size=4)
+        product = fisher.fisher_vector_product(params, policy, taus, per=per)
         return rows.T @ (rows @ vector) / 6, ravel_pytree(product(unravel(vector)))[0]
 
     explicit, product = run(params)
@@ -80,16 +80,12 @@ def test_products_on_a_batch_equal_the_explicit_outer_products(per):
 
 
 @pytest.mark.parametrize("policy", [ld.MLP(3, hidden=(2,)), ld.GRU(3, hidden=2)], ids=["mlp", "gru"])
-def test_padding_changes_no_product(policy):
+def test_padding_changes_no_product(policy, monkeypatch):
+    monkeypatch.setitem(blocks._ROWS, "cpu", 7)
     _, _, taus = _network_batch()
     params = policy.init(jax.random.key(1), jnp.zeros(4))
-    run = jax.jit(lambda taus: fisher.fisher_vector_product(params, policy, taus, block_size=7)(params))
-    dirty = taus._replace(
-        observations=jnp.where(taus.valid[..., None], taus.observations, jnp.nan),
-        actions=jnp.where(taus.valid, taus.actions, -5),
-        rewards=jnp.where(taus.valid, taus.rewards, jnp.inf),
-    )
-    jax.tree.map(np.testing.assert_array_equal, run(taus), run(dirty))
+    run = jax.jit(lambda taus: fisher.fisher_vector_product(params, policy, taus)(params))
+    jax.tree.map(np.testing.assert_array_equal, *(run(fill(taus, kind)) for kind in ("NaN", "largest")))
 
 
 def test_memory_is_not_that_of_all_scores():
@@ -105,74 +101,63 @@ def test_memory_is_not_that_of_all_scores():
 # Natural gradient
 
 
-def _bandit(probabilities, rewards):
+def _bandit():
     """One state, one step: a batch whose empirical frequencies are exactly the policy's, and the exact gradient."""
-    counts = np.round(np.array(probabilities) * 20).astype(int)
-    actions = np.repeat(np.arange(len(counts)), counts)[:, None]
-    taus = trajectory(actions=jnp.asarray(actions), rewards=jnp.asarray(rewards)[actions])
-    p, r = np.array(probabilities), np.array(rewards)
+    p, r = np.array([0.5, 0.35, 0.15]), np.array([0.0, 1.0, 4.0])
+    actions = np.repeat(np.arange(3), [10, 7, 3])[:, None]
+    taus = trajectory(actions=jnp.asarray(actions), rewards=jnp.asarray(r[actions]))
     return jnp.log(jnp.asarray(p)), taus, jnp.asarray(p * (r - p @ r))
 
 
 def test_natural_gradient_of_a_softmax_bandit_is_the_centred_reward():
     """pinv(F) grad J = r - mean(r), whatever the policy; for r = (0, 1, 4): (-5/3, -2/3, 7/3)."""
-    params, taus, grads = _bandit([0.5, 0.35, 0.15], [0.0, 1.0, 4.0])
+    params, taus, grads = _bandit()
     optimizer: Any = fisher.natural_gradient(ld.shared_softmax, damping=0.0, tolerance=1e-14)
-    updates, state = jax.jit(lambda g, p, t: optimizer.update(g, optimizer.init(p), p, trajectories=t))(
-        grads, params, taus
-    )
+    updates, state = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, trajectories=taus))(grads, params)
     np.testing.assert_allclose(updates, [-5 / 3, -2 / 3, 7 / 3], atol=1e-12)
     assert state.residual < 1e-12
 
 
-def test_natural_gradient_is_the_damped_solve():
+def test_natural_gradient_is_the_damped_solve_and_too_few_iterations_show_in_the_state():
     params, policy, taus = _network_batch()
     theta, unravel = ravel_pytree(params)
-    grads = unravel(jnp.sin(jnp.linspace(1.0, 20.0, theta.size)))
-    optimizer: Any = fisher.natural_gradient(policy, damping=0.1, iterations=60, tolerance=1e-13)
+    grads = jnp.sin(jnp.linspace(1.0, 20.0, theta.size))
 
     @jax.jit
     def run(params):
-        updates, state = optimizer.update(grads, optimizer.init(params), params, trajectories=taus)
-        return ravel_pytree(updates)[0], state.residual, fisher.fisher_matrix(params, policy, taus)
+        def update(**options):
+            optimizer: Any = fisher.natural_gradient(policy, **options)
+            updates, state = optimizer.update(unravel(grads), optimizer.init(params), params, trajectories=taus)
+            return ravel_pytree(updates)[0], state.residual
 
-    updates, residual, matrix = run(params)
-    expected = np.linalg.solve(matrix + 0.1 * np.eye(theta.size), ravel_pytree(grads)[0])
-    np.testing.assert_allclose(updates, expected, rtol=1e-8)
+        solved = update(damping=0.1, iterations=60, tolerance=1e-13)
+        return solved, update(damping=1e-4, iterations=1)[1], fisher.fisher_matrix(params, policy, taus)
+
+    (updates, residual), too_few, matrix = run(params)
+    np.testing.assert_allclose(updates, np.linalg.solve(matrix + 0.1 * np.eye(theta.size), grads), rtol=1e-8)
     assert residual < 1e-10
-
-
-def test_too_few_iterations_show_in_the_state():
-    params, policy, taus = _network_batch()
-    optimizer: Any = fisher.natural_gradient(policy, damping=1e-4, iterations=1)
-    grads = jax.tree.map(lambda x: jnp.sin(jnp.linspace(1.0, 20.0, x.size)).reshape(x.shape), params)
-    _, state = jax.jit(lambda p: optimizer.update(grads, optimizer.init(p), p, trajectories=taus))(params)
-    assert 0.05 < state.residual < 10
+    assert 0.05 < too_few < 10
 
 
 def test_the_natural_gradient_does_not_depend_on_the_parametrization():
     """With theta = A phi, the step in theta is the same; a plain gradient step is not."""
-    params, taus, grads = _bandit([0.5, 0.35, 0.15], [0.0, 1.0, 4.0])
+    params, taus, grads = _bandit()
     basis = jnp.array([[2.0, 0.3, 0.0], [0.1, 0.5, -0.4], [0.7, 0.0, 1.5]])
     mixed = ld.FunctionPolicy(lambda phi, observation: ld.shared_softmax.apply(basis @ phi, observation))
     optimizer: Any = fisher.natural_gradient(mixed, damping=0.0, tolerance=1e-14)
     phi = jnp.linalg.solve(basis, params)
-    updates, _ = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, trajectories=taus))(
-        basis.T @ grads, phi
-    )
-    step = basis @ updates
+    update = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p, trajectories=taus)[0])
+    step = basis @ update(basis.T @ grads, phi)
     np.testing.assert_allclose(step - step.mean(), [-5 / 3, -2 / 3, 7 / 3], atol=1e-10)
     plain = basis @ (basis.T @ grads)
     assert np.abs(plain / np.linalg.norm(plain) - np.array(grads) / np.linalg.norm(grads)).max() > 0.1
 
 
 def test_it_passes_through_chain_and_maximize_and_learns_in_float32():
-    dtype = jnp.float32
-    mdp = ld.environments.short_corridor(dtype=dtype)
+    mdp = ld.environments.short_corridor(dtype=jnp.float32)
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
-    optimizer: Any = ld.maximize(
-        optax.chain(fisher.natural_gradient(ld.shared_softmax, damping=1e-2), optax.scale_by_learning_rate(0.02))
-    )
+    natural = fisher.natural_gradient(ld.shared_softmax, damping=1e-2)
+    optimizer: Any = ld.maximize(optax.chain(natural, optax.scale_by_learning_rate(0.02)))
 
     def step(carry, key):
         params, opt_state = carry
@@ -181,32 +166,9 @@ def test_it_passes_through_chain_and_maximize_and_learns_in_float32():
         updates, opt_state = optimizer.update(estimate.grads, opt_state, params, trajectories=taus)
         return (optax.apply_updates(params, updates), opt_state), estimate.info.mean_return
 
-    @jax.jit
-    def run(params):
-        return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(jax.random.key(0), 30))
-
-    (params, _), returns = run(jnp.array([2.5, 0.0], dtype))  # mostly left: about -50 within 100 steps
-    assert params.dtype == dtype
+    start = jnp.array([2.5, 0.0], jnp.float32)  # mostly left: about -50 within 100 steps
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), jax.random.split(jax.random.key(0), 30)))
+    (params, _), returns = run(start)
+    assert params.dtype == jnp.float32
     assert returns[:2].mean() < -35
     assert returns[-5:].mean() > -14  # the best is -11.66
-
-
-def test_bad_calls_are_refused():
-    params, policy, taus = _network_batch()
-    optimizer: Any = fisher.natural_gradient(policy)
-    with pytest.raises(TypeError, match="trajectories=trajectories"):
-        optimizer.update(params, optimizer.init(params), params)
-    with pytest.raises(ValueError, match="no params"):
-        optimizer.update(params, optimizer.init(params), trajectories=taus)
-    with pytest.raises(ValueError, match="damping"):
-        fisher.natural_gradient(policy, damping=-1.0)
-    with pytest.raises(ValueError, match="iterations"):
-        fisher.natural_gradient(policy, iterations=0)
-    with pytest.raises(ValueError, match="'step' or 'trajectory'"):
-        fisher.fisher_vector_product(params, policy, taus, per="batch")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"shape \(6,\)"):
-        fisher.fisher_vector_product(params, policy, taus, probabilities=jnp.ones(5))
-    with pytest.raises(ValueError, match="batch axes"):
-        fisher.fisher_vector_product(params, policy, jax.tree.map(lambda x: x[0], taus))
-    with pytest.raises(TypeError, match="floating-point"):
-        fisher.fisher_vector_product(jnp.arange(2), ld.shared_softmax, taus)

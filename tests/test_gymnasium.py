@@ -13,13 +13,14 @@ import logderiv as ld
 from logderiv._core.fingerprint import static_text
 from logderiv.environments import as_environment
 from logderiv.environments.gymnasium import host
+from tests.worlds import rollout as draw
 
 gymnasium = pytest.importorskip("gymnasium")
 
 POLICY = ld.MLP(2, hidden=())
 WEIGHTS = POLICY.init(jax.random.key(0), jnp.zeros(4))
 STEEP = jax.tree.map(lambda x: x * 300, WEIGHTS)  # a policy that looks at the state
-draw = jax.jit(ld.rollout, static_argnames="horizon")
+LOO = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
 
 def keys(seed, *shape):
@@ -69,13 +70,15 @@ def resetting_clock():
     return SameStepReset(limited_clock())
 
 
-def always(action):
-    return ld.FunctionPolicy(
-        lambda params, _: ld.Categorical(jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf) + 0 * params)
-    )
+def play(make, action):
+    """Six steps of two episodes in which the action is always the same."""
+    logits = jnp.where(jnp.arange(2) == action, 0.0, -jnp.inf)
+    return draw(logits, keys(3, 2), ld.shared_softmax, ld.environments.Gymnasium(make), horizon=6)
 
 
-NEVER, ALWAYS = always(0), always(1)
+def fails(message, step, *args):
+    with pytest.raises(jax.errors.JaxRuntimeError, match=message):
+        jax.block_until_ready(step(*args))
 
 
 def test_numpy_rows_and_single_environments_are_the_same_episodes_as_gymnasiums_own():
@@ -89,22 +92,26 @@ def test_numpy_rows_and_single_environments_are_the_same_episodes_as_gymnasiums_
     assert (lengths < 80).all()
     own = gymnasium.make("CartPole-v1")
     for row, length in enumerate(lengths):
+        tau: Any = jax.tree.map(lambda x, row=row: np.asarray(x[row]), batch)
         own.reset()
-        own.unwrapped.state = np.asarray(batch.observations[row, 0], float)
+        own.unwrapped.state = tau.observations[0].astype(float)
         for t in range(length):
-            new, reward, terminated, truncated, _ = own.step(int(batch.actions[row, t]))
-            following = batch.observations[row, t + 1] if t + 1 < length else batch.final_observation[row]
+            new, reward, terminated, truncated, _ = own.step(int(tau.actions[t]))
+            following = tau.observations[t + 1] if t + 1 < length else tau.final_observation
             np.testing.assert_allclose(new, following, rtol=1e-3, atol=1e-4)
-            assert reward == batch.rewards[row, t]
-            assert terminated == (t == length - 1) == (batch.discounts[row, t] == 0)
-            assert not truncated
+            assert (reward, terminated, truncated) == (tau.rewards[t], t == length - 1, False)
+            assert terminated == (tau.discounts[t] == 0)
 
 
 def test_nested_maps_are_one_callback_per_step_and_equal_the_flat_batch(monkeypatch):
     environment, calls, step = ld.environments.Gymnasium("CartPole-v1"), [], host.Host.step
-    monkeypatch.setattr(host.Host, "step", lambda self, handles, action: (calls.append(len(handles)), step(self, handles, action))[1])  # fmt: skip
-    params = jax.tree.map(lambda x: jnp.stack([x, x]), WEIGHTS)
-    nested = jax.jit(jax.vmap(lambda p, k: ld.rollout(p, k, POLICY, environment, horizon=9)))(params, keys(2, 2, 3))
+
+    def counted(self, handles, action):
+        calls.append(len(handles))
+        return step(self, handles, action)
+
+    monkeypatch.setattr(host.Host, "step", counted)
+    nested = jax.jit(jax.vmap(lambda k: ld.rollout(WEIGHTS, k, POLICY, environment, horizon=9)))(keys(2, 2, 3))
     jax.block_until_ready(nested)
     assert calls == [6] * 9
     flat = draw(WEIGHTS, keys(2, 2, 3).reshape(6), POLICY, environment, horizon=9)
@@ -113,7 +120,7 @@ def test_nested_maps_are_one_callback_per_step_and_equal_the_flat_batch(monkeypa
 
 def check_cut(make):
     """A time limit of 3 is met: the true last observation, no termination."""
-    taus = draw(jnp.zeros(2), keys(3, 2), NEVER, ld.environments.Gymnasium(make), horizon=6)
+    taus = play(make, 0)
     assert taus.valid.sum(1).tolist() == [3, 3]
     assert taus.discounts.tolist() == [[1] * 6] * 2
     assert taus.rewards.tolist() == [[1, 2, 3, 0, 0, 0]] * 2
@@ -125,7 +132,7 @@ def test_a_cut_episode_ends_with_its_own_last_observation_and_is_not_stepped_aga
     check_cut(limited_clock)
     with pytest.raises(AssertionError):
         check_cut(resetting_clock)  # the wrong twin
-    taus = draw(jnp.zeros(2), keys(3, 2), ALWAYS, ld.environments.Gymnasium(limited_clock), horizon=6)
+    taus = play(limited_clock, 1)
     assert taus.discounts.tolist() == [[1, 0, 1, 1, 1, 1]] * 2
     assert taus.final_observation["time"].tolist() == [2, 2]
 
@@ -170,20 +177,16 @@ def test_batches_live_side_by_side_and_a_state_is_used_once():
         jax.tree.map(np.testing.assert_array_equal, a, again)
         for new in (a, b, c):
             assert set(new.observation["time"].tolist()) == {time}
-        with pytest.raises(jax.errors.JaxRuntimeError, match="cannot go back"):
-            jax.block_until_ready(step(keys(8, 3), three, jnp.ones(3, int)))
+        fails("cannot go back", step, keys(8, 3), three, jnp.ones(3, int))
         three, five, two = a.state, b.state, c.state
     some = step(keys(8, 4), jnp.concatenate([three[1:], five[:2]]), jnp.zeros(4, int))  # rows of two batches
     assert some.truncated.all()
-    with pytest.raises(jax.errors.JaxRuntimeError, match="cannot branch"):
-        jax.block_until_ready(step(keys(8, 2), jnp.stack([five[3], five[3]]), jnp.zeros(2, int)))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="no longer on the host"):
-        jax.block_until_ready(jax.vmap(other.step)(keys(8, 3), three, jnp.zeros(3, int)))
+    fails("cannot branch", step, keys(8, 2), jnp.stack([five[3], five[3]]), jnp.zeros(2, int))
+    fails("no longer on the host", jax.vmap(other.step), keys(8, 3), three, jnp.zeros(3, int))
     before = Clock.closed
     environment.close()
     assert Clock.closed == before + 8
-    with pytest.raises(jax.errors.JaxRuntimeError, match="no longer on the host"):
-        jax.block_until_ready(step(keys(8, 5), five, jnp.zeros(5, int)))
+    fails("no longer on the host", step, keys(8, 5), five, jnp.zeros(5, int))
     assert reset(keys(5, 3))[0]["time"].tolist() == [0] * 3
 
 
@@ -205,8 +208,7 @@ def test_ended_batches_give_way_first_and_their_environments_are_used_again():
     assert step(keys(3, 3), kept, jnp.zeros(3, int)).observation["time"].tolist() == [1] * 3
     for _ in range(2):  # episodes that do not
         reset(keys(4, 3))
-    with pytest.raises(jax.errors.JaxRuntimeError, match="max_batches = 2"):
-        jax.block_until_ready(step(keys(3, 3), kept, jnp.zeros(3, int)))
+    fails("max_batches = 2", step, keys(3, 3), kept, jnp.zeros(3, int))
 
 
 def test_callbacks_work_inside_batched_loops_and_beside_derivatives():
@@ -248,18 +250,20 @@ class Box(gymnasium.Env):
 
 def test_actions_outside_the_space_are_refused_or_clipped():
     wide = ld.FunctionPolicy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"received .* in row 0; use logderiv.TanhNormal"):
-        jax.block_until_ready(draw(jnp.zeros(1), keys(1, 2), wide, ld.environments.Gymnasium(Box), horizon=3))
-    clipped = draw(jnp.zeros(1), keys(1, 2), wide, ld.environments.Gymnasium(Box, clip=True), horizon=3)
+    squashed = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
+
+    def taus(policy, **options):
+        return draw(jnp.zeros(1), keys(1, 2), policy, ld.environments.Gymnasium(Box, **options), horizon=3)
+
+    fails(r"received .* in row 0; use logderiv.TanhNormal", taus, wide)
+    clipped = taus(wide, clip=True)
     assert (clipped.rewards == 2).all()
     assert (clipped.actions > 2).all()
-    squashed = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
-    inside = draw(jnp.zeros(1), keys(1, 2), squashed, ld.environments.Gymnasium(Box), horizon=3)
-    assert (abs(inside.rewards) <= 2).all()
+    assert (abs(taus(squashed).rewards) <= 2).all()
     environment = ld.environments.Gymnasium(Clock)
     _, state = jax.vmap(environment.reset)(keys(2, 3))
-    with pytest.raises(jax.errors.JaxRuntimeError, match=r"Discrete\(2\), received -1 in row 1"):
-        jax.block_until_ready(jax.vmap(environment.step)(keys(2, 3), state, jnp.array([0, -1, 1])))
+    refused = r"Discrete\(2\), received -1 in row 1"
+    fails(refused, jax.vmap(environment.step), keys(2, 3), state, jnp.array([0, -1, 1]))
 
 
 def test_unmodified_environments_are_recognized_and_keep_their_adapter():
@@ -270,38 +274,40 @@ def test_unmodified_environments_are_recognized_and_keep_their_adapter():
     assert draw(WEIGHTS, keys(1, 2), POLICY, adapter, horizon=2).valid.all()
     del environment
     gc.collect()
-    with pytest.raises(TypeError, match="function that makes one"):
-        as_environment(Clock())
-    with pytest.raises(TypeError, match="expected one Gymnasium environment"):
-        as_environment(gymnasium.make_vec("CartPole-v1", 2))
-    with pytest.raises(TypeError, match="an id or a function"):
-        ld.environments.Gymnasium(3)  # pyright: ignore[reportArgumentType]
+    several: Any = gymnasium.make_vec("CartPole-v1", 2)
+    for message, make, wrong in (
+        ("function that makes one", as_environment, Clock()),
+        ("expected one Gymnasium environment", as_environment, several),
+        ("an id or a function", ld.environments.Gymnasium, 3),
+    ):
+        with pytest.raises(TypeError, match=message):
+            make(wrong)
     assert ld.environments.Gymnasium("CartPole-v1") == ld.environments.Gymnasium("CartPole-v1")
 
 
 def test_environments_made_alike_are_one_to_the_compiler_and_share_what_the_host_holds():
     """Unless their options differ, or hold functions, which can only be compared by identity."""
-    first, again, other = (
-        as_environment(gymnasium.make("CartPole-v1", **options)) for options in ({}, {}, {"sutton_barto_reward": True})
-    )
-    assert first == again
-    assert hash(first) == hash(again)
+    several = ({}, {}, {"sutton_barto_reward": True})
+    first, again, other = (as_environment(gymnasium.make("CartPole-v1", **options)) for options in several)
+    assert (first, hash(first)) == (again, hash(again))
     assert first != other
     assert static_text(first) != static_text(other)
     own = gymnasium.envs.registration.EnvSpec("Own-v0", entry_point=lambda: Clock())
     assert as_environment(gymnasium.make(own)) != as_environment(gymnasium.make(own))
 
 
-def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):
-    def run():
-        estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
-        options = {"estimator": estimator, "optimizer": optax.adam(0.1), "num_updates": 15}
-        world, batch = ld.environments.Gymnasium("CartPole-v1"), ld.Episodes(16, horizon=60)
-        return ld.train(WEIGHTS, jax.random.key(0), POLICY, world, batch, **options)
+def train(params, policy, world, batch, **options):
+    options = {"estimator": LOO, "optimizer": optax.adam(0.1)} | options
+    return ld.train(params, jax.random.key(0), policy, world, batch, **options)
 
-    first = run()
+
+def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):
+    first, again = (
+        train(WEIGHTS, POLICY, ld.environments.Gymnasium("CartPole-v1"), ld.Episodes(16, horizon=60), num_updates=15)
+        for _ in range(2)
+    )
     assert first.metrics.mean_return[-3:].mean() > 1.4 * first.metrics.mean_return[:3].mean()
-    jax.tree.map(np.testing.assert_array_equal, first.metrics, run().metrics)
+    jax.tree.map(np.testing.assert_array_equal, first.metrics, again.metrics)
 
 
 def test_checkpoints_of_a_stream_are_refused_before_the_first_update(standard_promotion, tmp_path):
@@ -311,9 +317,9 @@ def test_checkpoints_of_a_stream_are_refused_before_the_first_update(standard_pr
     params = network.init(jax.random.key(0), jnp.zeros(4))
 
     def run(batch):
-        options = {"estimator": ld.A2C(network.value), "optimizer": optax.sgd(0.1), "num_updates": 1}
+        options = {"estimator": ld.A2C(network.value), "num_updates": 1}
         options["checkpoints"] = ld.Checkpoints(tmp_path / "run", every=1)
-        return ld.train(params, jax.random.key(1), network, gymnasium.make("CartPole-v1"), batch, **options)
+        return train(params, network, gymnasium.make("CartPole-v1"), batch, **options)
 
     with pytest.raises(ValueError, match=r"cannot go on in another; draw whole episodes \(logderiv.Episodes\)"):
         run(ld.Steps(2, 2))

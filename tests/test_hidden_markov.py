@@ -3,6 +3,7 @@
 import functools
 import itertools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,11 +29,7 @@ LEFT_TO_RIGHT = PARAMS._replace(
 )
 
 
-def normal_emission(params, state):
-    return ld.Normal(params["loc"][state], jnp.exp(params["log_scale"]))
-
-
-NORMAL = HiddenMarkovModel(emission=normal_emission)
+NORMAL = HiddenMarkovModel(lambda params, state: ld.Normal(params["loc"][state], jnp.exp(params["log_scale"])))
 NORMAL_PARAMS = PARAMS._replace(emission={"loc": jnp.array([-1.0, 0.0, 2.0]), "log_scale": jnp.array(-0.2)})
 CASES = {
     "symbols": (MODEL, PARAMS, Y, jnp.ones(T, bool)),
@@ -74,8 +71,7 @@ def test_likelihood_and_scores_are_those_of_the_sum_over_all_paths(name):
     found = run(name)
     (exact, exact_score), (value, by_filter) = found["sum"], found["filter"]
     np.testing.assert_allclose(value, exact, rtol=1e-12)
-    for score in (by_filter, found["identity"]):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-14), score, exact_score)
+    chex.assert_trees_all_close(by_filter, found["identity"], exact_score, rtol=1e-8, atol=1e-14)
     assert float(jnp.max(jnp.abs(by_filter.transition))) > 0.01
 
 
@@ -83,12 +79,10 @@ def test_likelihood_and_scores_are_those_of_the_sum_over_all_paths(name):
 def test_smoothed_marginals_are_those_of_the_enumerated_posterior(name):
     found = run(name)
     weights = np.exp(found["joint"] - found["sum"][0])
-    for t in range(T):
-        states = [np.sum(weights[PATHS[:, t] == i]) for i in range(S)]
-        np.testing.assert_allclose(found["smoothed"].states[t], states, atol=1e-13)
-    for t, i, j in itertools.product(range(T - 1), range(S), range(S)):
-        pair = np.sum(weights[(PATHS[:, t] == i) & (PATHS[:, t + 1] == j)])
-        np.testing.assert_allclose(found["smoothed"].pairs[t, i, j], pair, atol=1e-13)
+    visits = np.eye(S)[PATHS]  # (path, time, state)
+    np.testing.assert_allclose(found["smoothed"].states, np.einsum("k,kti->ti", weights, visits), atol=1e-13)
+    pairs = np.einsum("k,kti,ktj->tij", weights, visits[:, :-1], visits[:, 1:])
+    np.testing.assert_allclose(found["smoothed"].pairs, pairs, atol=1e-13)
 
 
 def test_a_missing_symbol_is_summed_over():
@@ -104,20 +98,17 @@ def test_impossible_observations_have_likelihood_zero():
 
 
 def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score():
-    num_samples = 4000
-
     @jax.jit
     def draw(params, keys):
         paths = jax.vmap(lambda key: MODEL.sample_states(params, key, Y, observed=MASK))(keys[0])
         prior = ld.rollout(params, keys[1], MODEL.policy, MODEL, horizon=T).actions[0]
-        return paths, prior, fisher_score_samples(params, keys[2, 0], MODEL, Y, num_samples=num_samples, observed=MASK)
+        return paths, prior, fisher_score_samples(params, keys[2, 0], MODEL, Y, num_samples=4000, observed=MASK)
 
-    paths, prior, scores = draw(PARAMS, jax.random.split(jax.random.key(0), (3, num_samples)))
+    paths, prior, scores = draw(PARAMS, jax.random.split(jax.random.key(0), (3, 4000)))
     exact = run("missing")["smoothed"].pairs  # of neighbors: no event is rare, and the paths are Markov chains
 
     def hits(states):
-        before, after = jax.nn.one_hot(states[:, :-1], S), jax.nn.one_hot(states[:, 1:], S)
-        return before[..., :, None] * after[..., None, :]
+        return jax.nn.one_hot(states[:, :-1], S)[..., :, None] * jax.nn.one_hot(states[:, 1:], S)[..., None, :]
 
     ld.testing.assert_unbiased(hits(paths), exact, resolution=0.05)
     with pytest.raises(AssertionError, match="BIASED"):  # paths that have not seen the observations
@@ -125,35 +116,3 @@ def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_scor
     ld.testing.assert_unbiased(scores, run("missing")["filter"][1], resolution=0.1)
     with pytest.raises(AssertionError, match="BIASED"):  # the score of another series
         ld.testing.assert_unbiased(scores, run("symbols")["filter"][1], resolution=0.1)
-
-
-def test_rollout_draws_what_the_policy_scores():
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
-
-    @jax.jit
-    def roll(params, keys):
-        taus = ld.rollout(params, keys, MODEL.policy, MODEL, horizon=3)
-        return taus, ld.log_prob(params, MODEL.policy, taus), MODEL.log_likelihood(params, taus.actions[1][0])
-
-    taus, logs, value = roll(params, jax.random.split(jax.random.key(0), 5))
-    np.testing.assert_array_equal(taus.observations.state[:, 1:], taus.actions[0][:, :-1])
-    assert {logs.dtype, value.dtype} == {jnp.dtype(jnp.float32)}
-    np.testing.assert_allclose(logs, jnp.sum(taus.behavior_log_probs, axis=1), rtol=1e-5)
-
-
-def test_bad_input():
-    mismatched = PARAMS._replace(initial=jnp.zeros(2))
-    for call in (
-        lambda: MODEL.log_likelihood(mismatched, Y),
-        lambda: ld.rollout(mismatched, jax.random.key(0), MODEL.policy, MODEL, horizon=2),
-    ):
-        with pytest.raises(
-            ValueError, match=r"transition: expected shape \(2, 2\), received \(3, 3\); start and kernel"
-        ):
-            call()
-    with pytest.raises(ValueError, match=r"observed: expected shape \(4,\)"):
-        MODEL.smooth(PARAMS, Y, observed=jnp.ones((4, 1)))
-    with pytest.raises(ValueError, match="observations: expected the same number of rows"):
-        MODEL.log_likelihood(PARAMS, Y[:0])
-    with pytest.raises(TypeError, match="expected integers"):
-        MODEL.log_likelihood(PARAMS, Y.astype(float))

@@ -1,5 +1,6 @@
 """Linear-quadratic control: values by forward moments, gradients by exact Gaussian expectations, optimum by scipy's Riccati solver."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,15 +37,18 @@ def test_value_by_forward_moments():
     for t in range(5):
         total -= GAMMA**t * (np.trace(q @ square) + np.trace(r @ (gain @ square @ gain.T + sigma)))
         square = (a + b @ gain) @ square @ (a + b @ gain).T + b @ sigma @ b.T + c @ c.T
-    value = jax.jit(lambda p, w: w.value(p, horizon=5, discount=GAMMA))(PARAMS, WORLD)
+    value, values = jax.jit(lambda p, w: [f(p, horizon=5, discount=GAMMA) for f in (w.value, w.quadratics)])(
+        PARAMS, WORLD
+    )
     np.testing.assert_allclose(value, total, rtol=1e-12)
+    assert values.matrix.shape == (6, 2, 2)
+    assert values.at(jnp.int32(5), WORLD.initial_mean) == 0
 
 
 def weighted_scores(horizon):
     """Nodes of all randomness of `horizon` steps: trajectories, their weights, their scores."""
-    nodes, weights = gauss_hermite(
-        2 + 3 * horizon - 2, 3
-    )  # start, then control and transition; the last one is not paid for
+    # start, then control and transition; the last one is not paid for
+    nodes, weights = gauss_hermite(3 * horizon, 3)
 
     def one(noise):
         x, rows = WORLD.initial_mean + WORLD.initial_noise @ noise[:2], []
@@ -74,28 +78,24 @@ def test_expected_return_times_score_is_the_gradient_of_the_value(horizon):
         return average(weights * returns), average(weights), exact
 
     estimate, mean_score, exact = run()
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8), estimate, exact)
-    jax.tree.map(lambda a: np.testing.assert_allclose(a, 0, atol=1e-12), mean_score)
+    chex.assert_trees_all_close(estimate, exact, rtol=1e-8)
+    chex.assert_trees_all_close(mean_score, jax.tree.map(jnp.zeros_like, mean_score), atol=1e-12)
 
 
 def test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one():
-    values = jax.jit(lambda p: WORLD.quadratics(p, horizon=4, discount=GAMMA))(PARAMS)
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=GAMMA)
 
     @jax.jit
-    def run(keys):
-        def one(keys):
-            taus = ld.rollout(PARAMS, keys, WORLD.policy, WORLD, horizon=4)
-            return estimator.estimate(PARAMS, estimator.init(PARAMS), WORLD.policy, taus)[0].grads
+    @jax.vmap
+    def estimates(keys):
+        taus = ld.rollout(PARAMS, keys, WORLD.policy, WORLD, horizon=4)
+        return estimator.estimate(PARAMS, (), WORLD.policy, taus)[0].grads
 
-        return jax.vmap(one)(keys), jax.grad(lambda p: WORLD.value(p, horizon=4, discount=GAMMA))(PARAMS)
-
-    samples, exact = run(jax.random.split(jax.random.key(0), (3000, 16)))
+    samples = estimates(jax.random.split(jax.random.key(0), (3000, 16)))
+    exact = jax.jit(jax.grad(lambda p: WORLD.value(p, horizon=4, discount=GAMMA)))(PARAMS)
     ld.testing.assert_unbiased(samples, exact, resolution=0.8)
     with pytest.raises(AssertionError, match="BIASED"):
         ld.testing.assert_unbiased(samples, exact._replace(gain=exact.gain + 1.0), resolution=0.8)
-    assert values.matrix.shape == (5, 2, 2)
-    assert values.at(jnp.int32(4), WORLD.initial_mean) == 0
 
 
 def test_gradient_vanishes_at_the_optimal_gain_of_a_riccati_solver():
@@ -119,36 +119,3 @@ def test_densities_of_a_trajectory_against_scipy():
         expected += normal_logpdf(new, WORLD.transition @ x + WORLD.control @ u, noise @ noise.T)
     logp = jax.jit(lambda tau: ld.log_prob(PARAMS, WORLD.policy, tau, environment=WORLD))(tau)
     np.testing.assert_allclose(logp, expected, rtol=1e-10)
-
-
-def test_a_known_start_and_float32():
-    known = jax.tree.map(
-        lambda x: x.astype(jnp.float32),
-        LinearQuadratic(
-            WORLD.transition, WORLD.control, WORLD.noise, WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
-        ),
-    )
-    params = jax.tree.map(lambda x: x.astype(jnp.float32), PARAMS)
-
-    @jax.jit
-    def run(params, key):
-        tau = ld.rollout(params, key, known.policy, known, horizon=2)
-        return tau, ld.log_prob(params, known.policy, tau, environment=known), known.value(params, horizon=2)
-
-    tau, logp, value = run(params, jax.random.key(0))
-    np.testing.assert_array_equal(tau.observations[0], known.initial_mean)
-    assert {tau.rewards.dtype, tau.observations.dtype, logp.dtype, value.dtype} == {jnp.dtype(jnp.float32)}
-
-
-def test_bad_input():
-    two = jnp.ones(2)
-    with pytest.raises(ValueError, match=r"noise: expected shape \(2, 2\), received \(2, 1\); n = 2, m = 1"):
-        LinearQuadratic(
-            WORLD.transition, WORLD.control, jnp.ones((2, 1)), WORLD.state_cost, WORLD.control_cost, WORLD.initial_mean
-        )
-    with pytest.raises(ValueError, match=r"control: expected shape \(n, m\)"):
-        LinearQuadratic(two, two, two, two, two, two)
-    with pytest.raises(
-        ValueError, match=r"params.gain: expected shape \(1, 2\), received \(2, 1\); \(m, n\) from log_std"
-    ):
-        ld.rollout(PARAMS._replace(gain=jnp.ones((2, 1))), jax.random.key(0), WORLD.policy, WORLD, horizon=2)

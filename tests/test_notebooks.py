@@ -13,6 +13,7 @@ from nbformat import NotebookNode
 
 NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
 PATHS = sorted(NOTEBOOKS.glob("*.ipynb"))
+assert {"01_the_identity", "02_reinforce_with_optax", "06_any_order", "07_sequences"} <= {path.stem for path in PATHS}
 MACHINE_PATH = re.compile(r"(?<![\w.:/-])(?:/(?:home|root|tmp|work|usr|opt|var|mnt|Users|private)/|[A-Z]:\\)")
 SECONDS_PER_CELL = 300  # a hang, not a limit on speed: the machine may be busy
 
@@ -65,18 +66,10 @@ def kinds(cell: NotebookNode) -> list[str]:
 
 def without_images(notebook: NotebookNode) -> str:
     """All text of a notebook; base64 may spell anything."""
-    copy = nbformat.from_dict(json.loads(json.dumps(notebook)))
-    for cell in code_cells(copy):
-        for output in cell.outputs:
-            output.get("data", {}).pop("image/png", None)
-    return "\n".join(_strings(copy))
-
-
-def _strings(value):
-    if isinstance(value, str):
-        return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
-    return [text for item in values for text in _strings(item)]
+    texts: list[str] = []
+    note = lambda pairs: texts.extend(str(value) for key, value in pairs if key != "image/png")  # noqa: E731
+    json.loads(json.dumps(notebook), object_pairs_hook=note)
+    return "\n".join(texts)
 
 
 def problems(notebook: NotebookNode) -> list[str]:
@@ -88,14 +81,14 @@ def problems(notebook: NotebookNode) -> list[str]:
     if not cells or "assert " not in cells[-1].source:
         found.append("does not end in an assert")
     for number, cell in enumerate(cells, 1):
+        wrong = []
         if shows(cell.source) != bool(cell.outputs):
-            found.append(
-                f"code cell {number}: {'shows something but has no' if not cell.outputs else 'unexpected'} output"
-            )
+            wrong.append("unexpected output" if cell.outputs else "shows something but has no output")
         if {"stderr", "error"} & set(kinds(cell)):
-            found.append(f"code cell {number}: a warning or an error in the outputs")
+            wrong.append("a warning or an error in the outputs")
         if "execution" in cell.metadata:
-            found.append(f"code cell {number}: time stamps in its metadata")
+            wrong.append("time stamps in its metadata")
+        found += [f"code cell {number}: {text}" for text in wrong]
     return found
 
 
@@ -104,64 +97,32 @@ def small(*sources: str) -> NotebookNode:
     return nbformat.v4.new_notebook(cells=cells)
 
 
-def test_there_are_notebooks():
-    assert {"01_the_identity", "02_reinforce_with_optax", "06_any_order", "07_sequences"} <= {p.stem for p in PATHS}
-
-
 @each_notebook
-def test_committed_notebook_is_clean(path):
-    notebook = read(path)
-    nbformat.validate(notebook)
-    assert problems(notebook) == []
-
-
-@each_notebook
-def test_notebook_runs_and_its_outputs_are_up_to_date(path):
+def test_notebook_runs_and_what_is_committed_is_clean_and_up_to_date(path):
     committed = read(path)
+    nbformat.validate(committed)
     executed = execute(read(path), NOTEBOOKS)
     assert [kinds(cell) for cell in code_cells(executed)] == [kinds(cell) for cell in code_cells(committed)]
-    assert problems(executed) == []
-
-
-def test_broken_notebook_fails(tmp_path):
-    path = tmp_path / "broken.ipynb"
-    nbformat.write(small("x = 1 + 1", "assert x == 3", "print('never reached')"), path)
-    with pytest.raises(CellExecutionError, match="AssertionError"):
-        execute(read(path), tmp_path)
-
-
-def test_kernel_is_fresh_and_in_the_folder(tmp_path):
-    source = """
-    import os, jax
-    print(os.path.samefile(os.getcwd(), {!r}), jax.default_backend(), jax.config.jax_enable_x64)
-    """
-    notebook = execute(small(source.format(str(tmp_path)).strip().replace("\n    ", "\n")), tmp_path)
-    assert notebook.cells[0].outputs[0].text == "True cpu False\n"
-
-
-@pytest.mark.parametrize(
-    ("sources", "expected"),
-    [
-        (("print(1)", "assert True"), []),
-        (("print(1)",), ["does not end in an assert"]),
-        (
-            ("import sys\nsys.stderr.write('careful'); None", "assert True"),
-            ["code cell 1: a warning or an error in the outputs"],
-        ),
-        (("print('/' + 'home/me/x')", "assert True"), ["a path of some machine: /home/"]),
-    ],
-    ids=["clean", "no assert", "stderr", "path"],
-)
-def test_problems_after_a_run(tmp_path, sources, expected):
-    notebook = execute(small(*sources), tmp_path)
-    assert [problem for problem in problems(notebook) if "shows" not in problem] == expected
+    assert problems(committed) == problems(executed) == []
 
 
 def test_problems_of_a_notebook_that_was_not_run():
-    assert problems(small("print(1)", "assert True")) == [
-        "not executed once from top to bottom",
-        "code cell 1: shows something but has no output",
-    ]
+    found = ["not executed once from top to bottom", "code cell 1: shows something but has no output"]
+    assert problems(small("print(1)", "assert True")) == found
+    assert problems(small("print(1)")) == [found[0], "does not end in an assert", found[1]]
+
+
+def test_problems_after_a_run_in_a_fresh_kernel_in_the_folder(tmp_path):
+    """One cell is right, one warns, one shows a path of the machine; a cell that raises ends it."""
+    folder = "os.path.samefile(os.getcwd(), os.path.dirname(os.environ['IPYTHONDIR']))"
+    right = f"import os, sys, jax\nprint({folder}, jax.default_backend(), jax.config.jax_enable_x64)"
+    warns, private = "sys.stderr.write('careful'); None", "print('/' + 'home/me/x')"
+    notebook = execute(small(right, warns, private, "assert True"), tmp_path)
+    assert notebook.cells[0].outputs[0].text == "True cpu False\n"
+    wrong = ["a path of some machine: /home/", "code cell 2: a warning or an error in the outputs"]
+    assert problems(notebook) == wrong
+    with pytest.raises(CellExecutionError, match="AssertionError"):
+        execute(small("x = 1 + 1", "assert x == 3", "print('never reached')"), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """What stands in invalid steps changes nothing: value, gradient and curvature, bit for bit."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import logderiv as ld
+from logderiv._core.arrays import expand
+from logderiv.testing.padding import FIELDS, extend
 from tests.worlds import TERMINATING_LOGITS, batch, rollout, terminating
 
 SIZE, LENGTH = 3, 6
@@ -44,34 +47,20 @@ PARAMS = {"w": jnp.array([[0.3, -0.2, 0.5], [0.1, 0.4, -0.6]]), "b": jnp.array([
 def _dirty(tau, number, integer):
     def dirty(x):
         bad = jnp.asarray(number if jnp.issubdtype(x.dtype, jnp.floating) else integer, x.dtype)
-        return jnp.where(tau.valid.reshape(tau.valid.shape + (1,) * (x.ndim - tau.valid.ndim)), x, bad)
+        return jnp.where(expand(tau.valid, x), x, bad)
 
-    fields = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
-    return tau._replace(**{name: dirty(getattr(tau, name)) for name in fields})
+    return tau._replace(**{name: dirty(getattr(tau, name)) for name in FIELDS})
 
 
-def _functions(policy):
-    estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9)
-    dice = ld.ScoreFunction(
-        ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9, surrogate=ld.estimators.DiCE()
-    )
-
-    def objective(of):
-        def value(params, tau):
-            weights, _ = of.advantages(params, of.init(params), policy, tau)
-            return of.objective(params, policy, tau, weights)
-
-        return value
-
-    return {
-        "log_prob": lambda params, tau: jnp.sum(ld.log_prob(params, policy, tau, block_size=4)),
-        "log_prob of one": lambda params, tau: ld.log_prob(
-            params, policy, jax.tree.map(lambda x: x[0], tau), block_size=2
-        ),
-        "prob": lambda params, tau: jnp.sum(ld.prob(params, policy, tau)),
-        "score surrogate": objective(estimator),
-        "dice surrogate": objective(dice),
-    }
+def _everything(policy, params, tau):
+    """Log-probability of a batch and of one, probability, and the objectives of two estimators."""
+    advantage, one = ld.advantages.ToGo(ld.baselines.LeaveOneOut()), jax.tree.map(lambda x: x[0], tau)
+    dice = ld.ScoreFunction(advantage, discount=0.9, surrogate=ld.estimators.DiCE())
+    found = [jnp.sum(ld.log_prob(params, policy, tau, block_size=4)), ld.log_prob(params, policy, one, block_size=2)]
+    for of in (ld.ScoreFunction(advantage, discount=0.9), dice):
+        weights, _ = of.advantages(params, of.init(params), policy, tau)
+        found.append(of.objective(params, policy, tau, weights))
+    return jnp.stack([*found, jnp.sum(ld.prob(params, policy, tau))])
 
 
 @pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
@@ -83,22 +72,17 @@ def test_value_gradient_and_curvature_do_not_see_the_padding(policy):
     direction = jax.tree.map(jnp.sin, PARAMS)
 
     @jax.jit
-    def everything(params, tau):
-        def of(f):
-            gradient = jax.grad(f)
-            return (
-                f(params, tau),
-                gradient(params, tau),
-                jax.jvp(lambda p: gradient(p, tau), (params,), (direction,))[1],
-            )
+    def derivatives(params, tau):
+        def gradients(params):
+            values, pull = jax.vjp(lambda p: _everything(policy, p, tau), params)
+            return values, jax.vmap(pull)(jnp.eye(5))
 
-        return {name: of(f) for name, f in _functions(policy).items()}
+        return gradients(params), jax.jvp(gradients, (params,), (direction,))[1]
 
-    clean = everything(PARAMS, _dirty(tau, 1.0, 0))
-    assert all(np.isfinite(x).all() for x in jax.tree.leaves(clean))
+    clean = derivatives(PARAMS, _dirty(tau, 1.0, 0))
+    chex.assert_tree_all_finite(clean)
     for number, integer in zip(FLOATS, INTEGERS, strict=True):
-        dirty = everything(PARAMS, _dirty(tau, number, integer))
-        jax.tree.map(np.testing.assert_array_equal, clean, dirty)
+        jax.tree.map(np.testing.assert_array_equal, clean, derivatives(PARAMS, _dirty(tau, number, integer)))
 
 
 def test_masking_the_output_alone_would_have_given_nan():
@@ -128,20 +112,15 @@ def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
     tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)._replace(valid=jnp.zeros(LENGTH, bool))
     tau = _dirty(tau, jnp.nan, -1)
     for policy in POLICIES.values():
-        (value, score), prob = jax.jit(lambda *args: (jax.value_and_grad(ld.log_prob)(*args), ld.prob(*args)))(
-            PARAMS, policy, tau
-        )
-        assert value == 0
-        assert all((x == 0).all() for x in jax.tree.leaves(score))
+        both = jax.jit(lambda *args: (jax.value_and_grad(ld.log_prob)(*args), ld.prob(*args)))
+        log_prob_and_score, prob = both(PARAMS, policy, tau)
+        assert all((x == 0).all() for x in jax.tree.leaves(log_prob_and_score))
         assert prob == 1
 
 
 def test_longer_padding_changes_nothing_beyond_rounding():
     tau = batch(jax.random.key(0), (LENGTH,), size=SIZE)
-    pad = jax.tree.map(lambda x: jnp.concatenate([x, jnp.full_like(x, 1)]), tau._replace(final_observation=None))
-    pad = pad._replace(valid=jnp.arange(2 * LENGTH) < LENGTH, final_observation=tau.final_observation)
-    pad = _dirty(pad, jnp.nan, -7)
+    pad = _dirty(extend(tau, LENGTH), jnp.nan, -7)
     of = jax.jit(jax.value_and_grad(ld.log_prob))
     for policy in POLICIES.values():
-        a, b = of(PARAMS, policy, tau), of(PARAMS, policy, pad)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-13), a, b)
+        chex.assert_trees_all_close(of(PARAMS, policy, pad), of(PARAMS, policy, tau), rtol=1e-13)

@@ -26,6 +26,10 @@ def ax():
     plt.close("all")
 
 
+def labels(ax) -> list[str]:
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
 def drawn(line: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
 
@@ -41,23 +45,17 @@ def test_learning_curves_draw_the_mean_and_a_band_around_it(ax):
     np.testing.assert_array_equal(flat, np.ones_like(flat))
     # of two seeds, a resample is twice the first or twice the second with probability 1/4 each: the band reaches both
     assert (band.min(), band.max()) == (0.0, 6.0)
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["same", "spread"]
+    assert labels(ax) == ["same", "spread"]
 
 
-def test_bootstrap_interval_is_that_of_the_mean():
-    values = np.random.default_rng(0).normal(size=(1, 400, 1))
-    low, high = _bootstrap_interval(values, 0.95)
-    half = 1.96 * values.std() / 20
-    np.testing.assert_allclose([low[0], high[0]], values.mean() + np.array([-half, half]), atol=0.1 * half)
-
-
-def test_bootstrap_over_tasks_is_stratified():
+def test_bootstrap_interval_is_that_of_the_mean_and_over_tasks_is_stratified():
     """Tasks a thousand apart: their distance is no error of the mean. Resampling all seeds together would take it for one."""
-    noise = np.random.default_rng(0).normal(size=(2, 200, 1))
-    apart = noise + np.array([0.0, 1000.0])[:, None, None]
-    low, high = _bootstrap_interval(apart, 0.95)
-    half = 1.96 * noise.std() / 20
-    np.testing.assert_allclose([low[0], high[0]], apart.mean() + np.array([-half, half]), atol=0.15 * half)
+    for tasks, share in ((1, 0.1), (2, 0.15)):
+        noise = np.random.default_rng(0).normal(size=(tasks, 400 // tasks, 1))
+        apart = noise + 1000.0 * np.arange(tasks)[:, None, None]
+        low, high = _bootstrap_interval(apart, 0.95)
+        half = 1.96 * noise.std() / 20
+        np.testing.assert_allclose([low[0], high[0]], apart.mean() + np.array([-half, half]), atol=share * half)
     low, high = _bootstrap_interval(apart.reshape(1, 400, 1), 0.95)
     assert high[0] - low[0] > 50
 
@@ -70,18 +68,13 @@ def test_learning_curves_compare_at_equal_steps(ax):
     np.testing.assert_allclose(y, 2 * x, rtol=1e-14)
 
 
-def test_several_tasks_are_averaged(ax):
+def test_several_tasks_are_averaged_and_every_seed_can_be_drawn_as_well(ax):
     plots.learning_curves({"a": np.arange(24.0).reshape(2, 3, 4)}, ax=ax)
     np.testing.assert_array_equal(drawn(ax.lines[0]), [[1, 2, 3, 4], [10, 11, 12, 13]])
-
-
-def test_every_seed_can_be_drawn_as_well(ax):
-    values = np.array([[0.0, 1, 2], [4.0, 5, 6]])
-    plots.learning_curves({"a": values}, individual=True, ax=ax)
-    first, second, mean = (drawn(line)[1] for line in ax.lines)
-    np.testing.assert_array_equal([first, second], values)
-    np.testing.assert_array_equal(mean, [2, 3, 4])
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a"]
+    ax.clear()
+    plots.learning_curves({"a": np.array([[0.0, 1, 2], [4.0, 5, 6]])}, individual=True, ax=ax)
+    np.testing.assert_array_equal([drawn(line)[1] for line in ax.lines], [[0, 1, 2], [4, 5, 6], [2, 3, 4]])
+    assert labels(ax) == ["a"]
 
 
 NAN, ONES = np.nan, np.ones((2, 3))
@@ -138,12 +131,9 @@ def test_the_frontier_has_lines_bands_and_what_was_computed(ax):
     assert grey.get_color() == "0.85"
     (band,) = ax.collections
     corners = {tuple(np.round(corner, 9)) for corner in band.get_paths()[0].vertices}
-    low, high = (
-        [0.8, 0.05, 0.15],
-        [1.2, 1.1, 0.35],
-    )  # two standard errors; a tenth of the error where that is less than 0
-    assert corners == {*zip(work["a"], low, strict=True), *zip(work["a"], high, strict=True)}
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b"]
+    # two standard errors; a tenth of the error where that is less than 0
+    assert corners == {(1, 0.8), (4, 0.05), (16, 0.15), (1, 1.2), (4, 1.1), (16, 0.35)}
+    assert labels(ax) == ["a", "b"]
     assert (ax.get_xscale(), ax.get_yscale(), ax.get_xlabel()) == ("log", "log", "cost")
 
 
@@ -157,27 +147,26 @@ def test_relative_error_marks_where_a_method_gives_no_number(ax):
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 
+CURVES, ERRORS, FRONTIER = plots.learning_curves, plots.relative_error, plots.frontier
+
+
 @pytest.mark.parametrize(
-    ("call", "message"),
+    ("plot", "given", "options", "message"),
     [
-        (lambda: plots.learning_curves({"a": np.ones(3)}), r"curves\['a'\]: expected shape \(seeds, updates\)"),
-        (
-            lambda: plots.learning_curves({"a": ONES}, steps={"a": ONES[:, 1:]}),
-            r"steps\['a'\]: expected shape \(2, 3\)",
-        ),
-        (lambda: plots.learning_curves({}, level=95), r"level: expected a number in \(0, 1\), received 95"),
-        (lambda: plots.learning_curves({"a": NAN * ONES}), r"curves\['a'\]: expected a return in every row"),
-        (lambda: plots.relative_error([1, 2], {"a": [1.0]}), r"errors\['a'\]: expected shape \(2,\)"),
-        (lambda: plots.frontier({"a": [1]}, {"a": [0.0]}), r"errors\['a'\]: expected positive numbers"),
-        (lambda: plots.frontier({"a": [1, 2]}, {"a": [1.0]}), r"work\['a'\]: expected positive numbers, shape \(1,\)"),
-        (lambda: plots.frontier({}, {"a": [1.0]}), r"work\['a'\]: expected positive numbers"),
-        (lambda: plots.frontier({"a": [1]}, {"a": [1]}, exact={"b": [1]}), r"exact: expected names of errors, \['a'\]"),
+        (CURVES, [{"a": np.ones(3)}], {}, r"curves\['a'\]: expected shape \(seeds, updates\)"),
+        (CURVES, [{"a": ONES}], {"steps": {"a": ONES[:, 1:]}}, r"steps\['a'\]: expected shape \(2, 3\)"),
+        (CURVES, [{}], {"level": 95}, r"level: expected a number in \(0, 1\), received 95"),
+        (CURVES, [{"a": NAN * ONES}], {}, r"curves\['a'\]: expected a return in every row"),
+        (ERRORS, [[1, 2], {"a": [1.0]}], {}, r"errors\['a'\]: expected shape \(2,\)"),
+        (FRONTIER, [{"a": [1]}, {"a": [0.0]}], {}, r"errors\['a'\]: expected positive numbers"),
+        (FRONTIER, [{"a": [1, 2]}, {"a": [1.0]}], {}, r"work\['a'\]: expected positive numbers, shape \(1,\)"),
+        (FRONTIER, [{}, {"a": [1.0]}], {}, r"work\['a'\]: expected positive numbers"),
+        (FRONTIER, [{"a": [1]}, {"a": [1]}], {"exact": {"b": [1]}}, r"exact: expected names of errors, \['a'\]"),
     ],
 )
-def test_plots_say_what_was_expected(call, message):
+def test_plots_say_what_was_expected(plot, given, options, message, ax):
     with pytest.raises(ValueError, match=message):
-        call()
-    plt.close("all")
+        plot(*given, ax=ax, **options)
 
 
 def test_plots_name_the_extra_when_matplotlib_is_missing(monkeypatch):

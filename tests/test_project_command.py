@@ -44,13 +44,9 @@ def test_every_room_of_the_architecture_has_a_name():
     assert {room.strip("_") for room in RANK} <= set(command.rooms())
 
 
-def test_an_unknown_room_is_an_error_that_names_the_known_ones(capsys):
-    assert command.main(["attic"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("unknown room attic; known are: ")
-    assert {"likelihood", "training"} <= set(error.replace(",", " ").split())
-
-
-def test_it_is_a_command():
-    done = subprocess.run([sys.executable, "-m", "tests", "attic"], cwd=command.ROOT, capture_output=True, check=False)
+def test_it_is_a_command_and_an_unknown_room_is_an_error_that_names_the_known_ones():
+    options = {"cwd": command.ROOT, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-m", "tests", "attic"], **options)
     assert done.returncode == 2
+    assert done.stderr.startswith("unknown room attic; known are: ")
+    assert {"likelihood", "training"} <= set(done.stderr.replace(",", " ").split())

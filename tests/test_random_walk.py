@@ -57,8 +57,3 @@ def test_steps_are_those_of_the_tables():
     tau = ld.rollout(jnp.array(5.0), jax.random.key(1), walk.policy, walk)
     assert tau.valid.shape == (6,)
     assert np.isfinite(ld.log_prob(jnp.array(5.0), walk.policy, tau, environment=walk))
-
-
-def test_steps_must_be_a_positive_whole_number():
-    with pytest.raises(ValueError, match="whole number >= 1, received 0"):
-        ld.processes.RandomWalk(0)

@@ -4,56 +4,50 @@ Each check holds a right estimator to its standard errors and rejects a wrong on
 alarm or a wrong twin that got through. `test_testing` and `test_testing_score` have such sweeps of their own, over seeds in one program.
 """
 
+import importlib
+from functools import partial
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from tests import (
-    test_autoregressive,
-    test_diagnostics,
-    test_diffusion,
-    test_distributions,
-    test_environments,
-    test_estimator_benchmarks,
-    test_games,
-    test_hidden_markov,
-    test_identity,
-    test_jump,
-    test_linear_gaussian,
-    test_siblings,
-    test_state_space,
-)
+import logderiv as ld
 
 NUM_SEEDS = 200
+NORMAL = ld.Normal(jnp.asarray(0.4), jnp.asarray(1.5))
+# Module, test and its arguments.
+TESTS = [
+    ("siblings", "noise_has_the_stated_laws"),
+    *(
+        ("siblings", "sampled_mean_and_variance_agree_with_the_closed_forms", k)
+        for k in ("score", "pathwise", "measure")
+    ),
+    ("siblings", "a_cost_that_jumps_needs_no_derivative_and_fools_pathwise"),
+    *(("siblings", "vectors_and_the_chain_rule", kind, jnp.float64) for kind in ("score", "pathwise", "measure")),
+    ("siblings", "categorical_and_bernoulli_through_the_public_calls"),
+    ("identity", "under_the_expectation_three_routes_give_one_gradient"),
+    ("environments", "sampled_trajectories_have_their_enumerated_probabilities"),
+    ("distributions", "samples_have_the_declared_mean_within_four_standard_errors", NORMAL, 0.4, 2.25),
+    ("diagnostics", "variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one"),
+    ("diagnostics", "the_alarm_knows_its_error"),
+    ("diffusion", "sampled_double_well_and_its_sensitivities"),
+    ("jump", "score_of_a_path_has_mean_zero_and_without_survival_it_has_not"),
+    ("jump", "birth_death_sensitivities_at_100_000_paths"),
+    ("estimator_benchmarks", "pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value"),
+    ("autoregressive", "sampled_paths_have_scores_and_those_of_another_start_have_not"),
+    ("autoregressive", "an_estimator_of_the_library_takes_the_process_as_it_is"),
+    ("linear_gaussian", "sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one"),
+    ("hidden_markov", "paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score"),
+    ("state_space", "paths_drawn_from_the_posterior_have_its_moments_and_average_to_the_score"),
+    ("games", "sampled_gradients_of_one_player_are_those_of_its_value"),
+]
 CHECKS = {
-    "noise laws": test_siblings.test_noise_has_the_stated_laws,
-    "moments of the score": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("score"),
-    "moments of pathwise": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("pathwise"),
-    "moments of measure": lambda: test_siblings.test_sampled_mean_and_variance_agree_with_the_closed_forms("measure"),
-    "a cost that jumps": test_siblings.test_a_cost_that_jumps_needs_no_derivative_and_fools_pathwise,
-    "vectors, score": lambda: test_siblings.test_vectors_and_the_chain_rule("score", jax.numpy.float64),
-    "vectors, pathwise": lambda: test_siblings.test_vectors_and_the_chain_rule("pathwise", jax.numpy.float64),
-    "vectors, measure": lambda: test_siblings.test_vectors_and_the_chain_rule("measure", jax.numpy.float64),
-    "discrete": test_siblings.test_categorical_and_bernoulli_through_the_public_calls,
-    "three routes": test_identity.test_under_the_expectation_three_routes_give_one_gradient,
-    "frequencies": test_environments.test_sampled_trajectories_have_their_enumerated_probabilities,
-    "normal samples": lambda: test_distributions.test_samples_have_the_declared_mean_within_four_standard_errors(
-        test_distributions.ld.Normal(jax.numpy.asarray(0.4), jax.numpy.asarray(1.5)), 0.4, 2.25
-    ),
-    "variance ratio": test_diagnostics.test_variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one,
-    "error of the alarm": test_diagnostics.test_the_alarm_knows_its_error,
-    "double well": test_diffusion.test_sampled_double_well_and_its_sensitivities,
-    "score of jumps": test_jump.test_score_of_a_path_has_mean_zero_and_without_survival_it_has_not,
-    "birth and death": test_jump.test_birth_death_sensitivities_at_100_000_paths,
-    "linear-quadratic": (
-        test_estimator_benchmarks.test_pathwise_gradient_of_the_linear_quadratic_task_is_that_of_its_value
-    ),
-    "AR(1), scores": test_autoregressive.test_sampled_paths_have_scores_and_those_of_another_start_have_not,
-    "AR(1), estimator": test_autoregressive.test_an_estimator_of_the_library_takes_the_process_as_it_is,
-    "linear-Gaussian": test_linear_gaussian.test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one,
-    "hidden Markov": (test_hidden_markov.test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score),
-    "state space": (test_state_space.test_paths_drawn_from_the_posterior_have_its_moments_and_average_to_the_score),
-    "two players": test_games.test_sampled_gradients_of_one_player_are_those_of_its_value,
+    " ".join(map(str, test)): partial(
+        getattr(importlib.import_module(f"tests.test_{test[0]}"), f"test_{test[1]}"), *test[2:]
+    )
+    for test in TESTS
 }
 
 
@@ -91,7 +85,7 @@ def test_two_hundred_fresh_seeds(name, monkeypatch, compiled_once):
 
 
 def test_a_check_that_always_fails_is_noticed(monkeypatch, compiled_once):
-    monkeypatch.setitem(CHECKS, "wrong", lambda: test_siblings.np.testing.assert_equal(1, 2))
+    monkeypatch.setitem(CHECKS, "wrong", lambda: np.testing.assert_equal(1, 2))
     monkeypatch.setattr("tests.test_seeds.NUM_SEEDS", 2)
     with pytest.raises(AssertionError, match="seed 2"):
         test_two_hundred_fresh_seeds("wrong", monkeypatch, None)

@@ -1,19 +1,16 @@
 """The speed benchmarks compare like with like: every candidate computes the same numbers. Speed itself is not tested."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import harness, likelihood_speed, peers, structure_speed
+from benchmarks import harness, likelihood_accuracy, likelihood_speed, peers, structure_speed
 
-
-@pytest.fixture(autouse=True)
-def as_users_write():
-    """What people would write broadcasts and mixes dtypes."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 def value_and_gradient(function, params, taus):
@@ -33,8 +30,10 @@ def test_every_form_of_log_prob_gives_the_same_value_and_gradient():
 
 
 def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient():
-    params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(700, 1, one_action=True)
-    value, grads = likelihood_speed.exact(params, taus)
+    params = likelihood_speed.parameters()
+    tau = likelihood_accuracy.trajectory(700, jax.random.key(0), actions=jnp.zeros(700, jnp.int32))
+    value, grads = likelihood_accuracy.exact_mlp(params, tau)
+    taus = jax.tree.map(lambda x: x[None], tau)
     wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, taus.observations))
     expected = value_and_gradient(peers.vectorized, wide[0], taus._replace(observations=wide[1]))
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
@@ -69,10 +68,9 @@ def test_every_form_of_a_structured_gradient_agrees(make, arguments, monkeypatch
     calls = getattr(structure_speed, make)(*arguments)
     found = {name: jax.device_get(call.run()) for name, call in calls.items()}
     if make == "moments":  # groups and the batch gradient are other quantities: means of what the others give
-        mean = jax.tree.map(lambda x: x[0], found["vmap(grad)"], is_leaf=lambda x: isinstance(x, tuple))
+        pairs = jax.tree.leaves(found["vmap(grad)"], is_leaf=lambda x: isinstance(x, tuple))
         streamed = jax.tree.leaves(found["streamed"])
-        both = [*jax.tree.leaves(mean), *(x[1] for x in _pairs(found["vmap(grad)"]))]
-        for a, b in zip(streamed, both, strict=True):
+        for a, b in zip(streamed, [pair[i] for i in (0, 1) for pair in pairs], strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
         return
     expected = found.pop("logderiv")
@@ -80,19 +78,9 @@ def test_every_form_of_a_structured_gradient_agrees(make, arguments, monkeypatch
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, expected)
 
 
-def _pairs(tree):
-    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, tuple))
-
-
 def test_what_each_point_is_held_to():
-    seconds = {
-        "logderiv": 1.0,
-        "plain scan over t": 5.0,
-        "vectorized": 3.0,
-        "torch": 5.0,
-        "rows 512": 0.9,
-        "rows 64": 2.0,
-    }
+    seconds: Any = {"logderiv": 1.0, "plain scan over t": 5.0, "vectorized": 3.0, "torch": 5.0}
+    seconds |= {"rows 512": 0.9, "rows 64": 2.0}
 
     def held(place, point):
         return {(b.name.split(",")[0], b.limit): b.holds for b in likelihood_speed.bounds_of(place, point, seconds)}

@@ -1,5 +1,6 @@
 """The tanh-Normal: its density, its bounds, its entropy."""
 
+import itertools
 from typing import Any
 
 import jax
@@ -30,15 +31,12 @@ def exact(loc, scale, y):
 
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_density_and_score_agree_with_forty_digits(dtype):
-    for loc, scale in ((0.0, 1.0), (1.5, 0.1), (-8.0, 3.0)):
-        for u in (0.0, 1e-6, -0.7, 3.0, 5.5, -5.5):
-            loc_, scale_, y = (jnp.asarray(x, dtype) for x in (loc, scale, np.tanh(u)))
-            value, score = value_and_score(loc_, scale_, y)
-            assert value.dtype == dtype
-            expected = exact(loc_, scale_, y)
-            np.testing.assert_allclose(
-                np.array([value, *score]), expected, rtol=3e-6 if dtype == jnp.float32 else 1e-13, atol=1e-6
-            )
+    rtol = 3e-6 if dtype == jnp.float32 else 1e-13
+    for (loc, scale), u in itertools.product(((0.0, 1.0), (1.5, 0.1), (-8.0, 3.0)), (0.0, 1e-6, -0.7, 3.0, 5.5, -5.5)):
+        arguments = [jnp.asarray(x, dtype) for x in (loc, scale, np.tanh(u))]
+        value, score = value_and_score(*arguments)
+        assert value.dtype == dtype
+        np.testing.assert_allclose([value, *score], exact(*arguments), rtol=rtol, atol=1e-6)
 
 
 @jax.jit
@@ -77,13 +75,16 @@ def test_bounds_begin_where_they_are_said_to():
 def test_values_and_gradients_are_finite_on_the_bounds_and_absent_beyond(dtype):
     eps = float(jnp.finfo(dtype).eps)
     for loc, scale in ((0.0, 1.0), (100.0, 1e-3), (-30.0, 50.0)):
-        for y in (-1.0, eps / 2 - 1, 1 - eps / 2, 1.0):
+        for y in (-1.0, eps / 2 - 1, 1 - eps / 2, 1.0, 1 + 2 * eps):
             value, score = value_and_score(*(jnp.asarray(x, dtype) for x in (loc, scale, y)))
-            assert np.isfinite(np.asarray([value, *score], float)).all()
-            assert float(score[0]) * y >= 0 or loc * y > 0  # towards the bound
-        value, score = value_and_score(*(jnp.asarray(x, dtype) for x in (loc, scale, 1 + 2 * eps)))
-        assert value == -jnp.inf
-        np.testing.assert_array_equal(np.asarray(score, float), 0)
+            score = np.asarray(score, float)
+            assert np.isfinite(score).all()
+            if y > 1:
+                assert value == -jnp.inf
+                assert (score == 0).all()
+            else:
+                assert np.isfinite(float(value))
+                assert score[0] * y >= 0 or loc * y > 0  # towards the bound
 
 
 def test_slope_of_the_tail_agrees_with_four_hundred_digits():
@@ -116,30 +117,25 @@ def test_bounds_move_the_density_by_their_width():
     moved = jnp.array([0.0, 2.5]) + jnp.array([2.0, 1.5]) * y
     np.testing.assert_allclose(box.log_prob(moved), unit.log_prob(y) - np.log(3), rtol=1e-13)
     np.testing.assert_allclose(box.entropy(), unit.entropy() + np.log(3), rtol=1e-13)
-    for low, high in ((1.0, 1.0), (0.0, np.inf), ((0.0, 3.0), 2.0)):
-        with pytest.raises(ValueError, match="low < high"):
-            ld.TanhNormal(loc, scale, low, high)
 
 
 @pytest.mark.parametrize(("loc", "scale", "rtol"), [(0.0, 0.3, 1e-13), (1.0, 1.0, 1e-13), (-3.0, 3.0, 1e-6)])
 def test_entropy_and_its_slope_agree_with_adaptive_quadrature(loc, scale, rtol):
-    def integrand(x, loc, scale):
-        u = loc + scale * x
-        return mpmath.npdf(x) * 2 * (mpmath.log(2) - u - mpmath.log1p(mpmath.exp(-2 * u)))
-
     def entropy(loc, scale):
-        return mpmath.log(scale) + (1 + mpmath.log(2 * mpmath.pi)) / 2 + mpmath.quad(
-            lambda x: integrand(x, loc, scale), [-12, -4, -1, 0, 1, 4, 12]
-        )  # fmt: skip
+        def integrand(x):
+            u = loc + scale * x
+            return mpmath.npdf(x) * 2 * (mpmath.log(2) - u - mpmath.log1p(mpmath.exp(-2 * u)))
 
-    value, slope = jax.jit(jax.value_and_grad(lambda loc, scale: ld.TanhNormal(loc, scale).entropy(), (0, 1)))(
-        loc, scale
-    )
+        normal = mpmath.log(scale) + (1 + mpmath.log(2 * mpmath.pi)) / 2
+        return normal + mpmath.quad(integrand, [-12, -4, -1, 0, 1, 4, 12])
+
+    ours = jax.jit(jax.value_and_grad(lambda loc, scale: ld.TanhNormal(loc, scale).entropy(), (0, 1)))
+    value, slope = ours(loc, scale)
     np.testing.assert_allclose(value, float(entropy(loc, scale)), rtol=rtol)
     h = mpmath.mpf("1e-4")
-    for i, (a, b) in enumerate((((loc - h, scale), (loc + h, scale)), ((loc, scale - h), (loc, scale + h)))):
-        expected = float((entropy(*b) - entropy(*a)) / (2 * h))
-        np.testing.assert_allclose(slope[i], expected, rtol=1e-6, atol=1e-5 if scale > 1 else 1e-7)
+    ends = (entropy(loc + h, scale) - entropy(loc - h, scale), entropy(loc, scale + h) - entropy(loc, scale - h))
+    expected = [float(x / (2 * h)) for x in ends]
+    np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-5 if scale > 1 else 1e-7)
 
 
 def test_heads_and_free_outputs():
@@ -155,6 +151,3 @@ def test_heads_and_free_outputs():
     score = jax.jit(jax.grad(lambda p: mlp.apply(p, jnp.ones(5)).log_prob(jnp.array([0.1, -0.2]))))(params)
     assert (score[-1]["state_independent"] != 0).all()
     assert ld.policies.tanh_normal_head(jnp.zeros(2)).high == 1
-    for free in (4, -1):
-        with pytest.raises(ValueError, match="state_independent: expected"):
-            ld.MLP(4, state_independent=free)

@@ -29,18 +29,6 @@ def suite(name):
             pytest.skip(f"{name} does not import: {type(error).__name__}: {error}")
 
 
-@pytest.fixture
-def as_shipped():
-    """Suites mix dtypes, use keys twice, and some of them work in 32 bits alone."""
-    with (
-        jax.enable_x64(False),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-        jax.debug_key_reuse(False),
-    ):
-        yield
-
-
 class Started:
     """An environment that always starts alike, so that the suite's own functions can be run beside it.
 
@@ -92,7 +80,12 @@ def check(environment, policy, observations, *, terminated=False):
         compare(twin)
 
 
-def stacked(observations):
+def unrolled(first, step, num_steps):
+    """The observations of a suite's own raw steps: `step(state)` gives the next one and its observation."""
+    (observation, state), observations = first, [first[0]]
+    for _ in range(num_steps):
+        observation, state = step(state)
+        observations.append(observation)
     return jax.tree.map(lambda *x: np.stack(x), *observations)
 
 
@@ -100,12 +93,9 @@ def test_gymnax_is_cut_with_its_own_last_observation(as_shipped):
     gymnax = suite("gymnax")
     environment, params = gymnax.make("Pendulum-v1")
     params = params.replace(max_steps_in_episode=4)
-    observation, state = environment.reset_env(jax.random.key(7), params)
-    observations = [observation]
-    for _ in range(4):
-        observation, state, *_ = environment.step_env(jax.random.key(0), state, jnp.full(1, 0.5), params)
-        observations.append(observation)
-    check(ld.environments.Gymnax(environment, params), constant([0.5]), stacked(observations))
+    first = environment.reset_env(jax.random.key(7), params)
+    step = lambda state: environment.step_env(jax.random.key(0), state, jnp.full(1, 0.5), params)[:2]  # noqa: E731
+    check(ld.environments.Gymnax(environment, params), constant([0.5]), unrolled(first, step, 4))
 
 
 def test_brax_is_cut_with_its_own_last_observation(as_shipped):
@@ -116,12 +106,13 @@ def test_brax_is_cut_with_its_own_last_observation(as_shipped):
     assert adapter.horizon == 4
     assert type(adapter.environment) is type(raw)
     assert as_environment(raw).horizon == 1000
-    state = raw.reset(jax.random.key_data(jax.random.key(7)))
-    observations = [state.obs]
-    for _ in range(4):
+
+    def step(state):
         state = raw.step(state, jnp.ones(1))
-        observations.append(state.obs)
-    check(adapter, constant([1.0]), stacked(observations))
+        return state.obs, state
+
+    first = raw.reset(jax.random.key_data(jax.random.key(7)))
+    check(adapter, constant([1.0]), unrolled((first.obs, first), step, 4))
     with pytest.raises(ValueError, match="action_repeat"):
         ld.environments.Brax(envs.create("fast", action_repeat=2))
 
@@ -144,13 +135,15 @@ def test_jumanji_terminates_with_its_own_last_observation(as_shipped):
     assert as_environment(environment).horizon == 3
     tsp = suite("jumanji.wrappers").AutoResetWrapper(jumanji.make("TSP-v1"))
     assert as_environment(tsp).environment is tsp.unwrapped
-    raw = tsp.unwrapped
-    state, timestep = raw.reset(jax.random.key_data(jax.random.key(7)))
-    observations, step = [timestep.observation], jax.jit(raw.step)
-    for _ in range(2):  # visiting a city twice ends it
-        state, timestep = step(state, jnp.int32(3))
-        observations.append(timestep.observation)
-    check(as_environment(tsp), constant(3), stacked(observations), terminated=True)
+    raw_step = jax.jit(tsp.unwrapped.step)
+
+    def step(state):
+        state, timestep = raw_step(state, jnp.int32(3))
+        return timestep.observation, state
+
+    state, timestep = tsp.unwrapped.reset(jax.random.key_data(jax.random.key(7)))
+    observations = unrolled((timestep.observation, state), step, 2)  # visiting a city twice ends it
+    check(as_environment(tsp), constant(3), observations, terminated=True)
 
 
 def test_jumanji_is_cut_where_it_says_so(as_shipped):
@@ -192,17 +185,14 @@ def test_craftax_is_cut_with_its_own_last_observation(as_shipped):
     craftax = suite("craftax.craftax_env")
     environment = craftax.make_craftax_env_from_name("Craftax-Classic-Symbolic-v1", auto_reset=True)
     params = environment.default_params.replace(max_timesteps=3)
-    observation, state = jax.jit(environment.reset_env)(jax.random.key(7), params)
-    observations, step = [observation], jax.jit(environment.step_env)
-    for _ in range(3):
-        observation, state, *_ = step(jax.random.key(0), state, jnp.int32(0), params)
-        observations.append(observation)
+    first = jax.jit(environment.reset_env)(jax.random.key(7), params)
+    step = jax.jit(lambda state: environment.step_env(jax.random.key(0), state, jnp.int32(0), params)[:2])
 
     class SameKey(ld.environments.Gymnax):
         def step(self, key, state, action, params=None):
             return super().step(jax.random.key(0), state, action, params)
 
-    check(SameKey(environment, params), constant(0), stacked(observations))
+    check(SameKey(environment, params), constant(0), unrolled(first, step, 3))
 
 
 class Board(NamedTuple):
@@ -215,7 +205,7 @@ class Board(NamedTuple):
 class Stairs:
     """Four actions, two of them allowed, which ones depends on where one is; the higher of the two is paid."""
 
-    horizon = 4
+    horizon, action_space = 4, None
 
     def reset(self, key, params=None):
         return self.look(jnp.int32(0)), jnp.int32(0)
@@ -251,36 +241,28 @@ def test_a_masked_policy_trains_and_never_takes_what_is_not_allowed(standard_pro
 
 
 def test_a_policy_that_cannot_mean_these_actions_is_refused_at_trace_time():
-    class Space(Stairs):
-        action_space = None
-
     def draw(space, distribution):
-        environment = Space()
+        environment = Stairs()
         environment.action_space = space
         policy = ld.FunctionPolicy(lambda params, _: distribution)
         return jax.eval_shape(lambda key: ld.rollout(jnp.zeros(()), key, policy, environment), jax.random.key(0))
 
-    two = ActionSpace((), True, 2, "2 actions")
-    box = ActionSpace((3,), False, None, "Box of shape (3,)")
+    two, box = ActionSpace((), True, 2, "2 actions"), ActionSpace((3,), False, None, "Box of shape (3,)")
     draw(two, ld.Categorical(jnp.zeros(2)))
-    with pytest.raises(ValueError, match=r"chooses among 3, this environment has 2 actions"):
-        draw(two, ld.Categorical(jnp.zeros(3)))
-    with pytest.raises(TypeError, match=r"takes 2 actions, whole numbers; the policy drew float64.*Categorical"):
-        draw(two, ld.Normal(jnp.zeros(()), jnp.ones(())))
-    with pytest.raises(ValueError, match=r"one action of shape \(3,\); the policy drew \(2,\)"):
-        draw(box, ld.Normal(jnp.zeros(2), jnp.ones(2)))
-    with pytest.raises(ValueError, match=r"one action of shape \(3,\); the policy drew \(\)"):
-        draw(box, ld.Categorical(jnp.zeros(2)))
-    with pytest.raises(TypeError, match=r"real numbers; the policy drew int32.*Normal"):
-        draw(box._replace(shape=()), ld.Categorical(jnp.zeros(2)))
+    for error, message, space, distribution in (
+        (ValueError, r"chooses among 3, this environment has 2 actions", two, ld.Categorical(jnp.zeros(3))),
+        (TypeError, r"2 actions, whole numbers; .* float64.*Categorical", two, ld.Normal(jnp.zeros(()), jnp.ones(()))),
+        (ValueError, r"action of shape \(3,\); the policy drew \(2,\)", box, ld.Normal(jnp.zeros(2), jnp.ones(2))),
+        (ValueError, r"one action of shape \(3,\); the policy drew \(\)", box, ld.Categorical(jnp.zeros(2))),
+        (TypeError, r"real numbers; .* int32.*Normal", box._replace(shape=()), ld.Categorical(jnp.zeros(2))),
+    ):
+        with pytest.raises(error, match=message):
+            draw(space, distribution)
 
 
 def test_spaces_of_gymnax_are_read():
-    gymnax = suite("gymnax")
-    for name, space in (
-        ("CartPole-v1", ActionSpace((), True, 2, "2 actions")),
-        ("Pendulum-v1", ActionSpace((1,), False, None, "Box of shape (1,)")),
-    ):
-        assert as_environment(gymnax.make(name)[0]).action_space == space
+    two, box = ActionSpace((), True, 2, "2 actions"), ActionSpace((1,), False, None, "Box of shape (1,)")
+    for name, space in (("CartPole-v1", two), ("Pendulum-v1", box)):
+        assert as_environment(suite("gymnax").make(name)[0]).action_space == space
     with pytest.raises(TypeError, match="environment_params: brax"):
         ld.environments.Brax(Stairs()).reset(jax.random.key(0), 3)

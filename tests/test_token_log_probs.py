@@ -4,6 +4,7 @@ import math
 from functools import partial
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 
 import logderiv as ld
 from logderiv.likelihood.vocabulary import _block_size
+from tests.agreement import assert_same, value
+from tests.worlds import trajectory
 
 
 def normal(seed, *shape):
@@ -22,12 +25,7 @@ UNEMBEDDING = normal(0, VOCABULARY, WIDTH)
 HIDDEN = 2 * normal(1, NUM, WIDTH)
 TOKENS = jnp.array([0, 22, 7, 7, 16])
 ALLOWED = jnp.ones(VOCABULARY, bool).at[jnp.array([1, 2, 3, 4, 5, 6, 20])].set(False)  # more than a block of five
-OPTIONS = {
-    "plain": {},
-    "temperature": {"temperature": 0.7},
-    "soft-cap and temperature": {"soft_cap": 1.5, "temperature": 0.7},
-    "not all allowed": {"allowed": ALLOWED, "soft_cap": 3.0},
-}
+CAPPED = {"soft_cap": 1.5, "temperature": 0.7}
 
 
 def reference(unembedding, hidden, tokens, *, temperature=1.0, soft_cap=None, allowed=None):
@@ -42,80 +40,60 @@ def reference(unembedding, hidden, tokens, *, temperature=1.0, soft_cap=None, al
     return ld.likelihood.TokenLogProbs(distribution.log_prob(tokens), distribution.entropy())
 
 
-def close(ours, expected, tolerance=1e-12):
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance), ours, expected)
+def close(ours, expected):
+    chex.assert_trees_all_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
-def scalar(function, options):
+def blocked(size=5, **options) -> Any:
+    """Ours, with entropies."""
+    return partial(ld.token_log_probs, entropy=True, block_size=size, **options)
+
+
+def scalar(found):
     """A weighted sum of everything that comes out, nonlinear so that second derivatives see first ones."""
     weights = normal(2, 2, NUM)
-
-    def value(unembedding, hidden):
-        log_probs, entropy = function(unembedding, hidden, TOKENS, **options)
-        return jnp.vdot(weights[0], log_probs + 0.1 * log_probs**2) + jnp.vdot(weights[1], entropy)
-
-    return value
+    return jnp.vdot(weights[0], found.log_probs + 0.1 * found.log_probs**2) + jnp.vdot(weights[1], found.entropy)
 
 
 @pytest.mark.parametrize(
-    ("name", "size"),
+    ("options", "size"),
     [
-        ("plain", 1),
-        ("plain", 5),  # does not divide the vocabulary
-        ("temperature", 23),
-        ("soft-cap and temperature", 5),
-        ("soft-cap and temperature", 40),
-        ("not all allowed", 5),
+        ({}, 1),
+        ({}, 5),  # does not divide the vocabulary
+        ({"temperature": 0.7}, 23),
+        (CAPPED, 5),
+        (CAPPED, 40),
+        ({"allowed": ALLOWED, "soft_cap": 3.0}, 5),
     ],
 )
-def test_values_and_derivatives_equal_the_plain_form(name, size):
-    options = OPTIONS[name]
-    ours = partial(ld.token_log_probs, entropy=True, block_size=size)
+def test_values_and_derivatives_equal_the_plain_form(options, size):
     tangents = (jnp.cos(UNEMBEDDING), jnp.sin(HIDDEN))
-
-    @jax.jit
-    def check(unembedding, hidden):
-        def everything(function):
-            value, primals = scalar(function, options), (unembedding, hidden)
-            gradient = jax.grad(value, (0, 1))
-            return {
-                "values": function(unembedding, hidden, TOKENS, **options),
-                "gradients": gradient(*primals),
-                "forward": jax.jvp(value, primals, tangents)[1],
-                "Hessian-vector, forward over reverse": jax.jvp(gradient, primals, tangents)[1],
-            }
-
-        return everything(ours), everything(reference)
-
-    close(*check(UNEMBEDDING, HIDDEN))
+    of_scalar = partial(jax.grad, argnums=(0, 1))
+    modes = (
+        value,
+        lambda f: of_scalar(lambda *args: scalar(f(*args))),
+        lambda f: lambda *args: jax.jvp(lambda *args: scalar(f(*args)), args, tangents)[1],
+        lambda f: lambda *args: jax.jvp(of_scalar(lambda *args: scalar(f(*args))), args, tangents)[1],
+    )
+    ours, plain = (lambda w, h, f=f: f(w, h, TOKENS) for f in (blocked(size, **options), partial(reference, **options)))
+    found = assert_same(ours, plain, UNEMBEDDING, HIDDEN, modes=modes)
+    assert min(np.linalg.norm(x) for x in jax.tree.leaves(found)) > 1e-3
 
 
 def test_a_full_hessian_by_reverse_over_reverse():
-    options = OPTIONS["soft-cap and temperature"]
-
-    @jax.jit
-    def check(hidden):
-        def hessian(function, outer):
-            return outer(jax.grad(lambda h: scalar(function, options)(UNEMBEDDING, h)))(hidden)
-
-        ours = partial(ld.token_log_probs, entropy=True, block_size=5)
-        return hessian(ours, jax.jacrev), hessian(reference, jax.jacfwd)
-
-    close(*check(HIDDEN))
+    ours, plain = (lambda h, f=f: scalar(f(UNEMBEDDING, h, TOKENS, **CAPPED)) for f in (blocked(), reference))
+    hessian = lambda f: (jax.jacrev if f is ours else jax.jacfwd)(jax.grad(f))  # noqa: E731
+    (found,) = assert_same(ours, plain, HIDDEN, modes=[hessian])
+    assert np.linalg.norm(found) > 1e-3
 
 
 def test_temperature_and_soft_cap_are_differentiated_too():
-    @jax.jit
-    def check(temperature, soft_cap):
-        def gradient(function):
-            def value(t, c):
-                return scalar(function, {"temperature": t, "soft_cap": c})(UNEMBEDDING, HIDDEN)
+    def of(function):
+        return lambda t, c: scalar(function(UNEMBEDDING, HIDDEN, TOKENS, temperature=t, soft_cap=c))
 
-            return jax.grad(value, (0, 1))(temperature, soft_cap)
-
-        return gradient(partial(ld.token_log_probs, entropy=True, block_size=5)), gradient(reference)
-
-    close(*check(jnp.array(0.7), jnp.array(1.5)))
+    modes = [partial(jax.grad, argnums=(0, 1))]
+    (slopes,) = assert_same(of(blocked()), of(reference), jnp.array(0.7), jnp.array(1.5), modes=modes)
+    assert np.abs(slopes).min() > 1e-3
 
 
 def test_a_pair_of_tokens_by_hand():
@@ -134,28 +112,20 @@ def test_batch_axes_and_vmap_agree_with_one_row_at_a_time():
     tokens = jax.random.randint(jax.random.key(4), (2, 4), 0, VOCABULARY)
     stacked = jnp.stack([UNEMBEDDING, 2 * UNEMBEDDING])
 
-    @jax.jit
-    def check(stacked, hidden):
-        ours = partial(ld.token_log_probs, entropy=True, block_size=5)
+    def everything(function, over_rows):
+        def total(w, h, t=tokens):
+            return jnp.sum(jnp.cos(function(w, h, t).log_probs))
 
-        def total(function):
-            return lambda w, h: jnp.sum(jnp.cos(function(w, h, tokens).log_probs))
+        def found(stacked, hidden):
+            gradient = jax.grad(total, (0, 1))
+            values = [of(UNEMBEDDING, hidden, tokens) for of in (function, over_rows)]
+            one = function(UNEMBEDDING, hidden[0, 0], tokens[0, 0]).log_probs
+            return values, one, gradient(UNEMBEDDING, hidden), jax.vmap(gradient)(stacked, hidden, tokens)
 
-        def of_a_row(function):
-            return lambda w, h, t: jax.grad(lambda w, h: jnp.sum(function(w, h, t).log_probs), (0, 1))(w, h)
+        return found
 
-        grads = [jax.grad(total(f), (0, 1))(UNEMBEDDING, hidden) for f in (ours, reference)]
-        over_rows = jax.vmap(ours, (None, 0, 0))
-        return {
-            "batch axes": (ours(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
-            "gradients": tuple(grads),
-            "vmap": (over_rows(UNEMBEDDING, hidden, tokens), reference(UNEMBEDDING, hidden, tokens)),
-            "vmap of gradients": tuple(jax.vmap(of_a_row(f))(stacked, hidden, tokens) for f in (ours, reference)),
-            "one token": (ours(UNEMBEDDING, hidden[0, 0], tokens[0, 0])[0], ours(UNEMBEDDING, hidden, tokens)[0][0, 0]),
-        }
-
-    for ours, expected in check(stacked, hidden).values():
-        close(ours, expected)
+    ours = everything(blocked(), jax.vmap(blocked(), (None, 0, 0)))
+    assert_same(ours, everything(reference, reference), stacked, hidden)
 
 
 def test_padding_never_matters():
@@ -164,10 +134,7 @@ def test_padding_never_matters():
     @jax.jit
     def everything(hidden, tokens):
         def value(unembedding, hidden):
-            log_probs, entropy = ld.token_log_probs(
-                unembedding, hidden, tokens, valid=valid, entropy=True, block_size=5, soft_cap=2.0
-            )
-            assert entropy is not None
+            log_probs, entropy = blocked(valid=valid, soft_cap=2.0)(unembedding, hidden, tokens)
             return jnp.sum(jnp.sin(log_probs) + entropy), (log_probs, entropy)
 
         gradient = jax.value_and_grad(value, (0, 1), has_aux=True)
@@ -176,9 +143,7 @@ def test_padding_never_matters():
 
     clean = everything(HIDDEN, TOKENS)
     (_, (log_probs, entropy)), (_, grad_hidden) = clean[0]
-    assert not np.any(np.asarray(log_probs)[~valid])
-    assert not np.any(np.asarray(entropy)[~valid])
-    assert not np.any(np.asarray(grad_hidden)[~valid])
+    assert not any(np.asarray(x)[~valid].any() for x in (log_probs, entropy, grad_hidden))
     for number, integer in ((jnp.nan, -1), (jnp.inf, VOCABULARY), (-1e30, 2**40)):
         dirty = everything(jnp.where(valid[:, None], HIDDEN, number), jnp.where(valid, TOKENS, integer))
         jax.tree.map(np.testing.assert_array_equal, dirty, clean)
@@ -230,19 +195,14 @@ def test_half_precision_inputs_are_accumulated_in_single_precision():
     unembedding = normal(0, 64, 8).astype(jnp.bfloat16)
     hidden, tokens = normal(1, 1024, 8).astype(jnp.bfloat16) + jnp.bfloat16(0.5), jnp.zeros(1024, jnp.int32)
 
-    def plain(unembedding, hidden, tokens):
-        return reference(unembedding, hidden, tokens).log_probs
-
-    def blocked(unembedding, hidden, tokens):
-        return ld.token_log_probs(unembedding, hidden, tokens, block_size=2).log_probs  # 32 blocks add to one gradient
-
     @partial(jax.jit, static_argnums=0)
     def values_and_gradients(function, unembedding, hidden):
-        values, pull = jax.vjp(lambda w, h: function(w, h, tokens), unembedding, hidden)
+        values, pull = jax.vjp(lambda w, h: function(w, h, tokens).log_probs, unembedding, hidden)
         return values, pull(jnp.ones_like(values))
 
-    exact = values_and_gradients(plain, *(x.astype(jnp.float64) for x in (unembedding, hidden)))
-    values, grads = values_and_gradients(blocked, unembedding, hidden)
+    exact = values_and_gradients(reference, *(x.astype(jnp.float64) for x in (unembedding, hidden)))
+    # 32 blocks add to one gradient
+    values, grads = values_and_gradients(partial(ld.token_log_probs, block_size=2), unembedding, hidden)
     assert values.dtype == jnp.float32
     assert all(g.dtype == jnp.bfloat16 for g in grads)
 
@@ -250,10 +210,10 @@ def test_half_precision_inputs_are_accumulated_in_single_precision():
         return float(np.linalg.norm(np.asarray(found, np.float64) - exact) / np.linalg.norm(exact))
 
     assert error(values, exact[0]) < 1e-6
-    rounding = [error(jnp.asarray(e).astype(jnp.bfloat16), e) for e in exact[1]]
+    rounding = [error(e.astype(jnp.bfloat16), e) for e in exact[1]]
     for found, e, least in zip(grads, exact[1], rounding, strict=True):
         assert error(found, e) < 1.01 * least  # rounded once, at the end
-    twin_values, twin = values_and_gradients(plain, unembedding, hidden)
+    twin_values, twin = values_and_gradients(reference, unembedding, hidden)
     assert error(twin_values, exact[0]) > 1e-3
     assert error(twin[1], exact[1][1]) > 1.5 * rounding[1]
 
@@ -306,7 +266,11 @@ def test_the_default_block_divides_the_vocabulary_where_it_can(tokens, vocabular
     ("error", "message", "change"),
     [
         (ValueError, r"hidden: .* \(5, 23\), received \(5, 3\); .*unembedding.T", {"unembedding": UNEMBEDDING.T}),
-        (ValueError, r"hidden: expected .* = \(4, 3\), received \(5, 3\)\.", {"tokens": TOKENS[:4]}),
+        (
+            ValueError,
+            r"hidden: expected shape \(4, 3\), received \(5, 3\); .*tokens.shape, D\)",
+            {"tokens": TOKENS[:4]},
+        ),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(23,\)", {"unembedding": UNEMBEDDING[:, 0]}),
         (ValueError, r"unembedding: expected shape \(V, D\), received \(0, 3\)", {"unembedding": UNEMBEDDING[:0]}),
         (ValueError, r"allowed: expected shape \(23,\), received \(5,\)", {"allowed": jnp.ones(5, bool)}),
@@ -328,63 +292,45 @@ def test_bad_input_is_refused(error, message, change):
         ld.token_log_probs(*data, **arguments)
 
 
-def hidden_states(params, tau):
-    """A model of sequences: the hidden state of step t has seen the tokens before t."""
-    embedded = params["embedding"][tau.observations]
-    return jnp.tanh(jnp.cumsum(embedded, axis=0) @ params["mix"])
-
-
-def in_blocks(params, tau):
-    """Log-probabilities of one trajectory, shape `(T,)`; the embedding is the unembedding."""
-    return ld.token_log_probs(params["embedding"], hidden_states(params, tau), tau.actions, block_size=4).log_probs
-
-
-def all_at_once(params, tau):
-    return reference(params["embedding"], hidden_states(params, tau), tau.actions).log_probs
-
-
 def never_step_by_step(params, observation):
     raise NotImplementedError
 
 
-def answers(vocabulary=11, num=4, length=6):
+def answers(vocabulary=11):
     """Answers of random lengths to one prompt, a reward at the end of each, garbage after it."""
-    keys = jax.random.split(jax.random.key(1), 4)
-    tokens = jax.random.randint(keys[0], (num, length), 0, vocabulary)
-    lengths = jnp.array([6, 3, 1, 4])
-    valid = jnp.arange(length)[None] < lengths[:, None]
-    rewards = jnp.where(jnp.arange(length)[None] == lengths[:, None] - 1, jax.random.normal(keys[1], (num, 1)), 0.0)
-    before = jnp.concatenate([jnp.zeros((num, 1), tokens.dtype), tokens[:, :-1]], axis=1)
+    keys, lengths, steps = jax.random.split(jax.random.key(1), 4), jnp.array([[6], [3], [1], [4]]), jnp.arange(6)[None]
+    tokens, valid = jax.random.randint(keys[0], (4, 6), 0, vocabulary), steps < lengths
+    rewards = jnp.where(steps == lengths - 1, jax.random.normal(keys[1], (4, 1)), 0.0)
     params = {"embedding": jax.random.normal(keys[2], (vocabulary, 3)), "mix": jax.random.normal(keys[3], (3, 3))}
-    return params, ld.Trajectory(
-        observations=jnp.where(valid, before, -5),
+    return params, trajectory(
+        observations=jnp.where(valid, jnp.roll(tokens, 1, axis=1).at[:, 0].set(0), -5),
         actions=jnp.where(valid, tokens, 99),
         rewards=jnp.where(valid, rewards, jnp.nan),
         discounts=jnp.where(valid & (rewards != 0), 0.0, 1.0),
         valid=valid,
-        behavior_log_probs=jnp.full((num, length), -2.0),
-        final_observation=tokens[:, -1],
     )
 
 
 def test_sequence_likelihoods_feed_the_estimators():
+    """The embedding is the unembedding; the hidden state of step t has seen the tokens before t."""
     params, taus = answers()
-    estimators = {"rloo": ld.RLOO(), "grpo": ld.GRPO(group_size=4), "dr_grpo": ld.estimators.DrGRPO(group_size=2)}
+    estimators = [ld.RLOO(), ld.GRPO(group_size=4), ld.estimators.DrGRPO(group_size=2)]
 
-    @jax.jit
-    def everything(params):
-        def under(model):
-            policy = ld.FunctionPolicy(never_step_by_step, log_factors=model)
-            drawn = taus._replace(behavior_log_probs=jax.lax.stop_gradient(ld.log_factors(params, policy, taus)))
-            return {
-                "factors": ld.log_factors(params, policy, taus),
-                "sequences": ld.log_prob(params, policy, taus),
-                **{n: e.estimate(params, e.init(params), policy, drawn)[0].grads for n, e in estimators.items()},
-            }
+    def under(function):
+        def of_one(params, tau):
+            hidden = jnp.tanh(jnp.cumsum(params["embedding"][tau.observations], axis=0) @ params["mix"])
+            return function(params["embedding"], hidden, tau.actions).log_probs
 
-        return under(in_blocks), under(all_at_once)
+        policy = ld.FunctionPolicy(never_step_by_step, log_factors=of_one)
 
-    ours, expected = everything(params)
-    close(ours, expected)
-    assert not np.any(np.asarray(ours["factors"])[~np.asarray(taus.valid)])
-    assert all(np.linalg.norm(ours[name]["embedding"]) > 1e-3 for name in estimators)
+        def everything(params):
+            factors = ld.log_factors(params, policy, taus)
+            drawn = taus._replace(behavior_log_probs=jax.lax.stop_gradient(factors))
+            grads = [e.estimate(params, e.init(params), policy, drawn)[0].grads for e in estimators]
+            return factors, ld.log_prob(params, policy, taus), grads
+
+        return everything
+
+    ((factors, _, grads),) = assert_same(under(partial(ld.token_log_probs, block_size=4)), under(reference), params)
+    assert not np.any(np.asarray(factors)[~np.asarray(taus.valid)])
+    assert all(np.linalg.norm(of["embedding"]) > 1e-3 for of in grads)

@@ -37,9 +37,8 @@ def _run_snippet(index: int) -> str:
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(snippets) == 2
     user = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", snippets[index]], capture_output=True, text=True, check=False, env=user
-    )
+    command = [sys.executable, "-c", snippets[index]]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=user)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
@@ -61,21 +60,11 @@ def test_the_readmes_training_reaches_475_on_cartpole():
     assert int(found[1]) >= 475
 
 
-def bandit(optimizer):
+def bandit(optimizer, params=START):
     """One step, reward = probability of action 1."""
-    world = ld.environments.TabularMDP(
-        jnp.array([1.0, 0]),
-        jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)),
-        jnp.array([[0.0, 1], [0, 0]]),
-        jnp.array([False, True]),
-    )
-    return train(20, ld.Episodes(8, horizon=1), params=jnp.zeros(2), world=world, optimizer=optimizer)
-
-
-def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
-    up = bandit(optax.sgd(0.5))
-    assert up.params[1] > 0.5
-    assert up.metrics.mean_return[-5:].mean() > 0.7
+    rewards, ends = jnp.array([[0.0, 1], [0, 0]]), jnp.array([False, True])
+    world = ld.environments.TabularMDP(jnp.array([1.0, 0]), jnp.tile(jnp.array([0.0, 1]), (2, 2, 1)), rewards, ends)
+    return train(20, ld.Episodes(8, horizon=1), params=params, world=world, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(
@@ -90,86 +79,62 @@ def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
         lambda inner: optax.MultiSteps(inner, 2),
     ],
 )
-def test_an_optimizer_that_is_turned_round_is_refused_at_any_nesting(nested):
-    bandit(nested(optax.sgd(0.5)))
+def test_an_optimizer_that_is_turned_round_is_refused_at_any_nesting_and_no_other(nested):
+    jax.eval_shape(lambda params: bandit(nested(optax.sgd(0.5)), params).params, START)
     with pytest.raises(ValueError, match="leave maximize out"):
         bandit(nested(ld.maximize(optax.sgd(0.5))))
+
+
+def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
+    up = bandit(optax.sgd(0.5), jnp.zeros(2))
+    assert up.params[1] > 0.5
+    assert up.metrics.mean_return[-5:].mean() > 0.7
 
 
 def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
     """p(right) = 2 - sqrt 2 = 0.586 at the optimum, J = -11.66; eight seeds by eight keys."""
     keys = jax.random.split(jax.random.key(0), 8)
     result = train(150, ld.Episodes(16, horizon=100), params=jnp.tile(START, (8, 1)), key=keys)
-    value = jax.vmap(lambda p: ld.exact.value(p, ld.shared_softmax, CORRIDOR, horizon=2000))
-    values = jax.jit(value)(result.params)
+    p = np.asarray(jax.nn.softmax(result.params))[:, 1]
+    values = (2 * p - 4) / (p * (1 - p))
     assert result.metrics.mean_return.shape == (8, 150)
     assert (values > -12.5).all()
     assert (result.metrics.mean_return[:, 0] < -60).all()
 
 
-class Traced:
-    """A policy that counts how often it is traced."""
-
-    def __init__(self):
-        self.count = 0
-        self.policy = ld.FunctionPolicy(self._apply)
-
-    def _apply(self, params, observation):
-        self.count += 1
-        del observation
-        return ld.Categorical(params)
-
-
 class Ignoring:
     """A reporter that looks at nothing."""
-
-    def check(self, names): ...
 
     def open(self, past, total):
         return contextlib.nullcontext(lambda updates, rows: None)
 
 
-@pytest.mark.parametrize("options", [{}, {"reporters": [Ignoring()]}], ids=["one piece", "pieces"])
-@pytest.mark.parametrize("seeds", [(), (3,)], ids=["one seed", "seeds"])
+@pytest.mark.parametrize(("seeds", "options"), [((), {}), ((3,), {"reporters": [Ignoring()]})], ids=["one", "pieces"])
 def test_training_and_evaluation_compile_once(options, seeds):
     """A second call with new parameters and another key traces nothing, however often the parts are rebuilt."""
-    traced = Traced()
+    calls = []
+
+    @ld.FunctionPolicy
+    def counted(params, observation):
+        calls.append(observation)
+        return ld.Categorical(params)
 
     def run(seed, scale):
-        key = jax.random.split(jax.random.key(seed), seeds)
-        world, play = ld.environments.short_corridor(horizon=5), jax.random.key(seed)
+        key, start = jax.random.split(jax.random.key(seed), seeds), scale * jnp.broadcast_to(START, (*seeds, 2))
+        world = ld.environments.short_corridor(horizon=5)
         parts = {
             "estimator": ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9),
             "evaluation": ld.Evaluation(every=2, num_episodes=2, stop_at=scale),
         }
-        start = scale * jnp.broadcast_to(START, (*seeds, 2))
-        result = train(4, ld.Episodes(3), params=start, key=key, policy=traced.policy, world=world, **parts, **options)
-        ld.evaluate(result.params.reshape(-1, 2)[0], play, traced.policy, world, num_episodes=2)
+        result = train(4, ld.Episodes(3), params=start, key=key, policy=counted, world=world, **parts, **options)
+        ld.evaluate(result.params.reshape(-1, 2)[0], jax.random.key(seed), counted, world, num_episodes=2)
         return result
 
-    first, count = run(0, 1.0), traced.count
+    first, count = run(0, 1.0), len(calls)
     assert count > 0
     second = run(1, 2.0)
-    assert traced.count == count
+    assert len(calls) == count
     assert not np.array_equal(first.params, second.params)
-
-
-def test_a_sweep_over_learning_rates_is_one_program():
-    """A traced rate, closed over by the optimizer, under `jit` and `vmap`; the same as runs one by one."""
-    traced = Traced()
-
-    def run(rate):
-        return train(3, ld.Episodes(4, 6), policy=traced.policy, optimizer=optax.adam(rate))
-
-    rates = jnp.array([0.0, 0.1, 0.3])
-    sweep = jax.jit(jax.vmap(run))
-    found = sweep(rates)
-    count = traced.count
-    np.testing.assert_array_equal(sweep(rates).params, found.params)
-    assert traced.count == count
-    for rate, params in zip(rates, found.params, strict=True):
-        np.testing.assert_allclose(params, run(float(rate)).params, rtol=1e-12)
-    np.testing.assert_allclose(jax.vmap(run)(rates).params, found.params, rtol=1e-12)
 
 
 @pytest.mark.parametrize("how", [jax.jit, lambda run: lambda x: jax.vmap(run)(x[None])], ids=["jit", "vmap"])
@@ -184,22 +149,6 @@ def test_what_the_host_does_is_refused_by_name_inside_jit_and_vmap(how, name, tm
         how(run)(START)
 
 
-def test_an_estimate_is_not_retraced_by_a_rebuilt_estimator():
-    traces = 0
-
-    @jax.jit
-    def estimate(params, estimator, taus):
-        nonlocal traces
-        traces += 1
-        return estimator.estimate(params, estimator.init(params), ld.shared_softmax, taus)[0].grads
-
-    for seed in range(3):
-        keys = jax.random.split(jax.random.key(seed), 4)
-        taus = ld.rollout(START, keys, ld.shared_softmax, CORRIDOR, horizon=6)
-        estimate(START, ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.9), taus)
-    assert traces == 1
-
-
 def test_metrics_count_real_steps_and_unfinished_episodes():
     result = train(3, ld.Episodes(16, horizon=7), params=jnp.zeros(2), optimizer=optax.sgd(0.0))
     np.testing.assert_array_equal(result.params, jnp.zeros(2))
@@ -208,22 +157,12 @@ def test_metrics_count_real_steps_and_unfinished_episodes():
     assert (result.metrics.grad_norm > 0).all()
 
 
-@pytest.mark.parametrize("seeds", [(), (3,)])
-def test_the_progress_bar_shows_the_last_update_and_return(seeds):
+def test_the_progress_bar_shows_the_last_update_and_return():
     pytest.importorskip("tqdm")
-    key, start = jax.random.split(jax.random.key(0), seeds), jnp.broadcast_to(START, (*seeds, 2))
+    key, start = jax.random.split(jax.random.key(0), 3), jnp.tile(START, (3, 1))
     with contextlib.redirect_stderr(io.StringIO()) as shown:
         train(7, ld.Episodes(2, horizon=3), params=start, key=key, progress=True)
-    text = shown.getvalue()
-    assert "7/7" in text
-    assert "return -3" in text
-    assert "0/7" in text
-
-
-def test_a_progress_bar_without_tqdm_names_the_extra(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-    with pytest.raises(ImportError, match=r"logderiv\[progress\]"):
-        train(1, ld.Episodes(2, horizon=2), progress=True)
+    assert all(text in shown.getvalue() for text in ("0/7", "7/7", "return -3"))
 
 
 def test_policies_start_near_uniform_and_are_differentiable():
@@ -231,11 +170,9 @@ def test_policies_start_near_uniform_and_are_differentiable():
     for policy in policies:
         params = policy.init(jax.random.key(0), {"a": jnp.ones(2), "b": jnp.ones((), int)})
         observation = {"a": jnp.array([0.5, -1.0]), "b": jnp.asarray(2)}
-        distribution = (
-            policy.apply(params, observation)
-            if policy.initial_carry is None
-            else policy.apply(params, policy.initial_carry(params), observation)[0]
-        )
+        carry = () if policy.initial_carry is None else (policy.initial_carry(params),)
+        found = policy.apply(params, *carry, observation)
+        distribution = found[0] if carry else found
         np.testing.assert_allclose(jax.nn.softmax(distribution.logits), 1 / 3, atol=0.05)
 
 

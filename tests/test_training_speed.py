@@ -16,11 +16,7 @@ from benchmarks import training_speed as benchmark
 TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=2)
 
 
-@pytest.fixture(autouse=True)
-def as_users_write():
-    """gymnax and the peers broadcast and mix dtypes."""
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("broadcasting")
 
 
 def test_steps_to_solve_by_hand():

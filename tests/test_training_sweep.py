@@ -65,6 +65,8 @@ def test_a_sweep_over_five_settings_is_one_program_and_equals_its_runs_one_by_on
         np.testing.assert_allclose(end, flat(alone(*row))[0], rtol=1e-11, atol=1e-11)
     numbers = run(*(float(x[-1]) for x in settings))
     np.testing.assert_allclose(ends[-1], flat(numbers)[0], rtol=1e-11, atol=1e-11)
+    eager = jax.vmap(run)(*(x[-2:] for x in settings))
+    np.testing.assert_allclose(ends[-2:], flat(eager, 2), rtol=1e-11, atol=1e-11)
     assert len(np.unique(ends, axis=0)) == 32
 
 

@@ -1,5 +1,7 @@
 """Small worlds and batches that several tests share."""
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -87,4 +89,22 @@ def batch(key: jax.Array, shape: tuple[int, ...], size: int = 4, actions: int = 
 
 def cast(tree, dtype):
     """Every floating leaf in another dtype."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    return jax.tree.map(
+        lambda x: jnp.asarray(x, dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree
+    )
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """The events of programs that are compiled meanwhile."""
+    found: list[str] = []
+
+    def note(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event.endswith("backend_compile_duration"):
+            found.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(note)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(note)

@@ -64,11 +64,6 @@ def accumulator_dtype(dtype: Any) -> Any:
     return widest(dtype, jnp.float32)
 
 
-def sum_valid(values: jax.Array, valid: jax.Array) -> jax.Array:
-    """The sum of all valid entries, in float32 at least."""
-    return jnp.sum(jnp.where(valid, values, jnp.zeros_like(values)), dtype=accumulator_dtype(values.dtype))
-
-
 def is_traced(*arrays: Any) -> bool:
     """Whether any of the arrays has no value yet."""
     return any(isinstance(x, Tracer) for x in arrays)

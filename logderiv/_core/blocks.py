@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import accumulator_dtype, sum_valid
+from logderiv._core.arrays import accumulator_dtype
 from logderiv._core.layout import Layout
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
@@ -98,31 +98,30 @@ def sum_rows(
     """
     block_size = block_size_or_default(block_size)
     if valid.size <= block_size:
-        return sum_valid(map_rows(function, params, inputs, block_size=block_size), valid)
+        values = map_rows(function, params, inputs, block_size=block_size)
+        return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
     function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
-        return sum_valid(map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, block_size=block_size), valid)
+        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, block_size=block_size)
+        return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
 
     total: Any = jax.custom_jvp(plain)
 
     @partial(total.defjvp, symbolic_zeros=True)
     def rule(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
         if not all(is_zero(t) for t in jax.tree.leaves(tangents[1])):
-            leaves, tree = jax.tree.flatten(primals)
-            return jvp_of_moving(lambda *leaves: plain(*tree.unflatten(leaves)), leaves, jax.tree.leaves(tangents))
-        leaves, tree = jax.tree.flatten(primals[0])
-        values, directions, among_all = moving(leaves, jax.tree.leaves(tangents[0]))
+            return jvp_of_moving(plain, primals, tangents)
+        values, directions, among_all = moving(primals[0], tangents[0])
 
-        def of_moving(values: list[jax.Array], x: Any) -> jax.Array:
-            p, captured = tree.unflatten(among_all(values))
+        def of_moving(values: Any, x: Any) -> jax.Array:
+            p, captured = among_all(values)
             return function(p, x, *captured)
 
         sums = by_shard(partial(_sum_blocks, of_moving, block_size), values, primals[1:])
         value, gradient = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-        gradient = [g.astype(x.dtype) for g, x in zip(gradient, values, strict=True)]
-        terms = [jnp.sum(g * d, dtype=value.dtype) for g, d in zip(gradient, directions, strict=True)]
-        return value, sum(terms, jnp.zeros_like(value))
+        terms = jax.tree.map(lambda g, d: jnp.sum(g.astype(d.dtype) * d, dtype=value.dtype), gradient, directions)
+        return value, sum(jax.tree.leaves(terms), jnp.zeros_like(value))
 
     return total((params, captured), inputs, valid)
 

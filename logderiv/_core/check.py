@@ -4,7 +4,7 @@ A value that is traced is not checked: only shapes, dtypes and structure are kno
 (`jax.vmap` over a discount) are arrays, all of whose entries must pass.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -29,26 +29,31 @@ def whole_or_none(**numbers: Any) -> None:
 def between(
     low: float, high: float, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
 ) -> None:
-    """Raise `ValueError` unless each number is in `[low, high]`, or, without an end that is open, in `(low, high]` or `[low, high)`."""
-    inside = ("(" if open_left else "[") + f"{low:g}, {high:g}" + (")" if open_right else "]")
-
-    def holds(x: np.ndarray) -> Any:
-        return ((x > low) if open_left else (x >= low)) & ((x < high) if open_right else (x <= high))
-
-    for name, number in numbers.items():
-        _in_range(name, number, f"a number in {inside}", holds, hint)
+    """Raise `ValueError` unless each number is in `[low, high]`, or, with an end that is open, in `(low, high]` or `[low, high)`."""
+    expected = f"a number in {'(' if open_left else '['}{low:g}, {high:g}{')' if open_right else ']'}"
+    above, below = np.greater if open_left else np.greater_equal, np.less if open_right else np.less_equal
+    _all_hold(expected, lambda x: above(x, low) & below(x, high), numbers, hint)
 
 
 def positive(*, finite: bool = False, hint: str = "", **numbers: Any) -> None:
     """Raise `ValueError` unless each number is above 0, and below infinity where `finite`."""
-    for name, number in numbers.items():
-        _in_range(name, number, "a positive number", lambda x: (x > 0) & (np.isfinite(x) | (not finite)), hint)
+    _all_hold("a positive number", lambda x: (x > 0) & (np.isfinite(x) | (not finite)), numbers, hint)
 
 
 def not_negative(**numbers: Any) -> None:
     """Raise `ValueError` unless each number is at least 0."""
+    _all_hold("a number >= 0", lambda x: x >= 0, numbers)
+
+
+def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any], hint: str = "") -> None:
     for name, number in numbers.items():
-        _in_range(name, number, "a number >= 0", lambda x: x >= 0)
+        if is_traced(number):
+            continue
+        values = np.asarray(number)
+        if not np.issubdtype(values.dtype, np.number):
+            raise TypeError(f"{name}: expected {expected}, received {number!r}.")
+        if not np.all(holds(values)):
+            raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")
 
 
 def one_of(options: Collection[Any], **values: Any) -> None:
@@ -94,10 +99,12 @@ def params(tree: Any) -> None:
             )
 
 
-def _in_range(name: str, number: Any, expected: str, holds: Any, hint: str = "") -> None:
-    if is_traced(number):
-        return
-    if isinstance(number, str | bytes) or not np.issubdtype(np.asarray(number).dtype, np.number):
-        raise TypeError(f"{name}: expected {expected}, received {number!r}.")
-    if not np.all(holds(np.asarray(number))):
-        raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")
+def auto(**arrays: Any) -> None:
+    """Raise `ValueError` if an array is sharded over axes of type `Explicit`, where operations must name their shardings."""
+    for name, array in arrays.items():
+        sharding: Any = jax.typeof(array).sharding
+        if any(axis is not None for axis in sharding.spec):
+            raise ValueError(
+                f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(array)} over axes of "
+                f"types {sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
+            )

@@ -50,9 +50,9 @@ class Layout(NamedTuple):
             last = x[:, -1:] if fill is None else jnp.asarray(fill, x.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(last, (x.shape[0], padding, *x.shape[2:]))], axis=1)
         x = x.reshape((*self, *x.shape[2:]))
-        if self.together > 1:
-            x = jnp.moveaxis(x, 0, 3)
-        return x.reshape((self.turns * self.outer, self.inner, self.together * self.steps, *x.shape[5:]))
+        return jnp.moveaxis(x, 0, 3).reshape(
+            (self.turns * self.outer, self.inner, self.together * self.steps, *x.shape[5:])
+        )
 
     def _unfold(self, y: jax.Array) -> jax.Array:
         y = y.reshape((self.turns, self.outer, self.inner, self.together, self.steps, *y.shape[3:]))

@@ -17,7 +17,7 @@ import numpy as np
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
-_TRACED = (jax.Array, np.ndarray, np.generic, float, complex)
+TRACED: Any = (jax.Array, np.ndarray, np.generic, float, complex)
 _PLAIN = (bool, int, str, bytes, type(None), type, np.dtype)
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
@@ -44,25 +44,21 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     names = [field.name for field in dataclasses.fields(cls)]
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
-    traced = tuple(name for name in names if name not in static)
-    fixed = tuple(name for name in names if name in static)
+    traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
+    fixed = [name for name in names if name in static]
 
     def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         if visit is not None:
             visit(obj)
-        return tuple(getattr(obj, name) for name in traced), tuple(getattr(obj, name) for name in fixed)
-
-    def flatten_with_keys(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        children, aux = flatten(obj)
-        return tuple(zip(map(jax.tree_util.GetAttrKey, traced), children, strict=True)), aux
+        return tuple((key, getattr(obj, name)) for name, key in traced.items()), tuple(getattr(obj, n) for n in fixed)
 
     def unflatten(aux: tuple[Any, ...], children: Iterable[Any]) -> Any:
         obj = object.__new__(cls)
-        for name, value in zip(traced + fixed, (*children, *aux), strict=True):
+        for name, value in zip([*traced, *fixed], (*children, *aux), strict=True):
             object.__setattr__(obj, name, value)
         return obj
 
-    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
 
 
@@ -84,8 +80,8 @@ def jit(function: F) -> F:
     @functools.wraps(function)
     def compiled(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
-        static = tuple(None if isinstance(leaf, _TRACED) else _Compared(leaf) for leaf in leaves)
-        return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, _TRACED)])
+        static = tuple(None if isinstance(leaf, TRACED) else _Compared(leaf) for leaf in leaves)
+        return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, TRACED)])
 
     return compiled  # pyright: ignore[reportReturnType]
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from logderiv._core.arrays import is_traced
+from logderiv._core.pytrees import TRACED
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -36,14 +37,13 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     """
     there = jax.device_count()
     num_devices = there if num_devices is None else num_devices
-    if not isinstance(num_devices, int) or not 1 <= num_devices <= there:
+    least = there if jax.process_count() > 1 else 1
+    if not isinstance(num_devices, int) or not least <= num_devices <= there:
         hint = "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
         raise ValueError(
-            f"num_devices: expected a whole number from 1 to {there}, the {jax.default_backend()} devices that there are, "
+            f"num_devices: expected a whole number from {least} to {there}, the {jax.default_backend()} devices that there are, "
             f"received {num_devices!r}{hint}."
         )
-    if jax.process_count() > 1 and num_devices < there:
-        raise ValueError(f"num_devices: expected all {there} devices of all processes, received {num_devices}.")
     return Mesh(np.array(jax.devices()[:num_devices]), ("batch",), axis_types=(AxisType.Auto,))
 
 
@@ -67,19 +67,6 @@ def check_divides(number: int, mesh: Mesh | None, name: str) -> None:
         )
 
 
-def check_auto(x: Any, name: str) -> None:
-    """Raise `ValueError` if this array is sharded over axes of type `Explicit`, where operations must name their shardings."""
-    sharding: Any = jax.typeof(x).sharding
-    if any(axis is not None for axis in sharding.spec):
-        raise ValueError(
-            f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(x)} over axes of types "
-            f"{sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
-        )
-
-
-_NUMBERS: Any = (jax.Array, np.ndarray, np.generic, float, complex)
-
-
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """The arrays and real numbers of `tree`, whole on every device of the mesh, in every process; other leaves as they are.
 
@@ -89,7 +76,7 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     whole = NamedSharding(mesh, PartitionSpec())
 
     def put(x: Any) -> Any:
-        if not isinstance(x, _NUMBERS):
+        if not isinstance(x, TRACED):
             return x
         if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not is_traced(x):
             return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))

@@ -1,6 +1,6 @@
 """Derivative rules that are taken only in what moves: of most arguments the tangent is known to be zero."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,20 +12,23 @@ def is_zero(tangent: Any) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
 
 
-def moving(primals: Sequence[Any], tangents: Sequence[Any]) -> tuple[list[Any], list[Any], Callable[..., list[Any]]]:
-    """The arguments that have a tangent, these tangents, and how to put values of the former among all the others."""
-    places = [i for i, tangent in enumerate(tangents) if not is_zero(tangent)]
+def moving(primals: Any, tangents: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
+    """The leaves that have a tangent, and these tangents, with `None` for the others; and how to put the others back among values."""
 
-    def among_all(values: Sequence[Any]) -> list[Any]:
-        arguments = list(primals)
-        for i, value in zip(places, values, strict=True):
-            arguments[i] = value
-        return arguments
+    def those_that_move(tree: Any) -> Any:
+        return jax.tree.map(lambda t, x: None if is_zero(t) else x, tangents, tree, is_leaf=_is_none)
 
-    return [primals[i] for i in places], [tangents[i] for i in places], among_all
+    def among_all(values: Any) -> Any:
+        return jax.tree.map(lambda value, x: x if value is None else value, values, primals, is_leaf=_is_none)
+
+    return those_that_move(primals), those_that_move(tangents), among_all
 
 
-def jvp_of_moving(function: Callable[..., Any], primals: Sequence[Any], tangents: Sequence[Any]) -> Any:
+def jvp_of_moving(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:
     """`jax.jvp` in those arguments that have a tangent, so that the others cost nothing."""
     values, directions, among_all = moving(primals, tangents)
-    return jax.jvp(lambda *values: function(*among_all(values)), values, directions)
+    return jax.jvp(lambda values: function(*among_all(values)), (values,), (directions,))
+
+
+def _is_none(x: Any) -> bool:
+    return x is None

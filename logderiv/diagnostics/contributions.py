@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 
@@ -16,10 +15,9 @@ from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary, count
 from logderiv.estimators import Estimator
-from logderiv.estimators.base import num_trajectories
 from logderiv.estimators.surrogates import Score
-from logderiv.likelihood.factors import log_factors
-from logderiv.types import Params, State, Trajectory
+from logderiv.likelihood.probability import log_factors
+from logderiv.types import Params, State, Trajectory, num_trajectories
 
 
 def per_trajectory_gradients(
@@ -70,7 +68,13 @@ def per_trajectory_gradients(
     if groups < 1 or num % groups:
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
-    return _mean_checked(*_samples(params, policy, trajectories, estimator, state, groups=groups, block=block))
+    samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
+    if not is_traced(differ) and differ:
+        raise ValueError(
+            "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
+            "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
+        )
+    return samples
 
 
 def gradient_moments(
@@ -185,15 +189,21 @@ def _in_groups(rows: Any, size: int) -> Any:
 @jit
 def _samples(
     params: Params, policy: Any, taus: Trajectory, estimator: Estimator, state: State, *, groups: int, block: int
-) -> tuple[Params, Params]:
-    """The gradient of each group's term, and of the whole."""
+) -> tuple[Params, jax.Array]:
+    """The gradient of each group's term, and whether their mean is another gradient than that of the whole."""
     rows = _rows(params, policy, taus, estimator, state)
 
     def gradient(rows: Any) -> Any:
         return jax.grad(estimator.objective)(params, policy, *rows)
 
     grouped = _in_groups(rows, num_trajectories(taus) // groups)
-    return lax.map(gradient, grouped, batch_size=None if block == 1 else block), gradient(rows)
+    samples = lax.map(gradient, grouped, batch_size=None if block == 1 else block)
+
+    def differ(samples: jax.Array, whole: jax.Array) -> jax.Array:
+        tolerance = 10 * jnp.finfo(samples.dtype).eps ** 0.5
+        return jnp.any(jnp.abs(jnp.mean(samples, axis=0) - whole) > tolerance * jnp.max(jnp.abs(samples), initial=0))
+
+    return samples, jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(differ, samples, gradient(rows)))))
 
 
 @jit
@@ -201,11 +211,14 @@ def _summary(
     params: Params, policy: Any, taus: Trajectory, estimator: Estimator, state: State, *, block: int
 ) -> Summary:
     rows, num = _rows(params, policy, taus, estimator, state), num_trajectories(taus)
-    gradient = jax.grad(estimator.objective)
-    mean = gradient(params, policy, *rows)
+
+    def gradient(rows: Any) -> Params:
+        return jax.grad(estimator.objective)(params, policy, *rows)
+
+    mean = gradient(rows)
 
     def add(total: Params, block: Any) -> tuple[Params, None]:
-        grads = jax.vmap(lambda row: gradient(params, policy, *row))(_in_groups(block, 1))
+        grads = jax.vmap(gradient)(_in_groups(block, 1))
         return jax.tree.map(lambda t, g, m: t + jnp.sum(jnp.square(g - m[None]), axis=0), total, grads, mean), None
 
     whole = num - num % block
@@ -232,20 +245,3 @@ def _by_step(params: Params, policy: Any, trajectories: Trajectory, weights: jax
 
     parts = lax.map(contributions, (trajectories, weights), batch_size=block)
     return jnp.sum(parts, axis=0) / (num_trajectories(trajectories) - 1)
-
-
-def _mean_checked(samples: Params, whole: Params) -> Any:
-    """The samples; where they have values, they must average to the whole batch's gradient."""
-    if is_traced(*jax.tree.leaves(samples)):
-        return samples
-    for (path, leaf), grad in zip(jax.tree_util.tree_leaves_with_path(samples), jax.tree.leaves(whole), strict=True):
-        values = np.asarray(leaf, np.float64)
-        gap = np.abs(values.mean(axis=0) - np.asarray(grad, np.float64))
-        tolerance = 10 * np.sqrt(float(jnp.finfo(leaf.dtype).eps)) * np.max(np.abs(values), initial=0.0)
-        if (gap > tolerance).any():
-            raise ValueError(
-                f"estimator: the contributions average to another gradient than the whole batch's (leaf "
-                f"{jax.tree_util.keystr(path) or 'params'}, off by {gap.max():.3g}): its objective is not a mean over "
-                "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
-            )
-    return samples

@@ -5,13 +5,15 @@
 spread of one sample, `sem` the error of their mean.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, widest
+from logderiv._core.arrays import floating, widest
 from logderiv.types import Params
 
 
@@ -41,7 +43,7 @@ class Summary(NamedTuple):
     @property
     def trace(self) -> jax.Array:
         """The trace tr Σ of the covariance of one sample: the variances of all entries, summed. A scalar."""
-        return _total(self.variance)
+        return jnp.asarray(optax.tree.sum(lifted(self.variance)))
 
     @property
     def signal_to_noise(self) -> Any:
@@ -93,7 +95,7 @@ class Summary(NamedTuple):
     @property
     def _signal(self) -> jax.Array:
         """Squared length of the mean, without the bias of its noise."""
-        return _squared_norm(self.mean).astype(self.trace.dtype) - self.trace / self.num_samples
+        return optax.tree.norm(lifted(self.mean), squared=True) - self.trace / self.num_samples
 
 
 class VarianceRatio(NamedTuple):
@@ -162,8 +164,8 @@ def cosine(tree: Params, reference: Params) -> jax.Array:
         ValueError: The structures or shapes differ.
     """
     check.like("tree", tree, reference, hint="a cosine is between two pytrees alike")
-    product = _total(jax.tree.map(lambda a, b: _lift(a) * _lift(b).astype(_lift(a).dtype), tree, reference))
-    return product / jnp.sqrt(_squared_norm(tree) * _squared_norm(reference).astype(product.dtype))
+    tree, reference = lifted((tree, reference))
+    return jnp.asarray(optax.tree.vdot(tree, reference)) / (optax.tree.norm(tree) * optax.tree.norm(reference))
 
 
 def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> VarianceRatio:
@@ -185,8 +187,7 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
     """
     check.like("baselined", baselined, plain, hint="both from the same trajectories")
     num = count(plain)
-    below = _squared_deviations(plain)
-    above = _squared_deviations(baselined).astype(below.dtype)
+    above, below = map(_squared_deviations, lifted((baselined, plain)))
     ratio = jnp.sum(above) / jnp.sum(below)
     error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
@@ -195,33 +196,22 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
 def count(samples: Any, *, at_least: int = 2) -> int:
     """`N`, the common leading axis; raises `ValueError` where there is none, or where it is shorter than `at_least`."""
     shapes = [jnp.shape(x) for x in jax.tree.leaves(samples)]
-    if not shapes or any(not s for s in shapes) or len({s[0] for s in shapes}) > 1:
+    leading = {shape[:1] for shape in shapes}
+    if len(leading) != 1 or leading == {()}:
         raise ValueError(f"samples: expected leaves with one common leading axis (N, ...), received shapes {shapes}.")
-    if shapes[0][0] < at_least:
-        raise ValueError(
-            f"samples: expected at least {at_least} samples on the leading axis, received {shapes[0][0]}; "
-            "a gradient without a leading axis of samples has no spread."
-        )
-    return shapes[0][0]
+    (num,) = leading.pop()
+    if num < at_least:
+        raise ValueError(f"samples: expected at least {at_least}, received {num}; one gradient alone has no spread.")
+    return num
 
 
-def _squared_deviations(samples: Any) -> jax.Array:
+def lifted(tree: Any) -> Any:
+    """The tree in the widest dtype among its leaves, float32 at least, so that sums over all of them may be taken."""
+    dtype = widest(jnp.float32, *(floating(x).dtype for x in jax.tree.leaves(tree)))
+    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+
+
+def _squared_deviations(samples: Params) -> jax.Array:
     """Squared distance of each sample to the mean, over all leaves. Shape `(N,)`."""
-    deviations = jax.tree.map(lambda x: _lift(x) - jnp.mean(_lift(x), axis=0, keepdims=True), samples)
-    return jax.vmap(_squared_norm)(deviations)
-
-
-def _squared_norm(tree: Any) -> jax.Array:
-    return _total(jax.tree.map(lambda x: jnp.square(_lift(x)), tree))
-
-
-def _total(tree: Any) -> jax.Array:
-    """Sum over all entries of all leaves, in the widest dtype among them."""
-    leaves = [_lift(x) for x in jax.tree.leaves(tree)]
-    dtype = widest(*(x.dtype for x in leaves))
-    return sum((jnp.sum(x).astype(dtype) for x in leaves), jnp.zeros((), dtype))
-
-
-def _lift(x: Any) -> jax.Array:
-    x = jnp.asarray(x)
-    return x.astype(accumulator_dtype(x.dtype))
+    deviations = jax.tree.map(lambda x: x - jnp.mean(x, axis=0, keepdims=True), lifted(samples))
+    return jax.vmap(partial(optax.tree.norm, squared=True))(deviations)

@@ -3,12 +3,7 @@
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal, masked
 from logderiv.distributions.forced import Forced
 from logderiv.distributions.interop import check_distribution, log_prob, log_probs, num_categories, prob, sample
-from logderiv.distributions.multivariate_normal import (
-    MultivariateNormal,
-    PartlyObserved,
-    covariance_from,
-    log_cholesky_of,
-)
+from logderiv.distributions.multivariate import MultivariateNormal, PartlyObserved, covariance_from, log_cholesky_of
 from logderiv.distributions.tanh_normal import TanhNormal
 
 __all__ = ["Bernoulli", "Categorical", "Forced", "MultivariateNormal", "Normal", "PartlyObserved", "TanhNormal"]

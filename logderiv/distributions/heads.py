@@ -40,8 +40,8 @@ class TanhNormalHead:
 
     def __call__(self, outputs: jax.Array) -> TanhNormal:
         """The distribution."""
-        loc, log_scale = jnp.split(outputs, 2, axis=-1)
-        return TanhNormal(loc, jnp.exp(log_scale), self.low, self.high)
+        normal = normal_head(outputs)
+        return TanhNormal(normal.loc, normal.scale, self.low, self.high)
 
 
 tanh_normal_head = TanhNormalHead()

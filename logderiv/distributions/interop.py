@@ -44,10 +44,8 @@ def log_prob(distribution: Any, action: Any) -> jax.Array:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
         ValueError: The log-probability is not a scalar.
     """
-    value = log_probs(distribution, action)
-    if jnp.shape(value) != ():
-        raise _not_scalar("log_prob", value)
-    return jnp.asarray(value)
+    check_distribution(distribution)
+    return _guarded("log_prob", distribution, action, -jnp.inf)
 
 
 def log_probs(distribution: Any, action: Any) -> jax.Array:
@@ -67,7 +65,7 @@ def log_probs(distribution: Any, action: Any) -> jax.Array:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
     """
     check_distribution(distribution)
-    return _guard(distribution, action, distribution.log_prob, -jnp.inf)
+    return _guarded("log_prob", distribution, action, -jnp.inf, scalar=False)
 
 
 def check_distribution(distribution: Any) -> None:
@@ -102,10 +100,7 @@ def prob(distribution: Any, action: Any) -> jax.Array:
     """
     if not hasattr(distribution, "prob"):
         return jnp.exp(log_prob(distribution, action))
-    value = _guard(distribution, action, distribution.prob, 0.0)
-    if jnp.shape(value) != ():
-        raise _not_scalar("prob", value)
-    return jnp.asarray(value)
+    return _guarded("prob", distribution, action, 0.0)
 
 
 def num_categories(distribution: Any, action: Any) -> int | None:
@@ -153,15 +148,15 @@ def check_range(categories: int | None, actions: Any, valid: Any, name: str = "a
         )
 
 
-def _guard(distribution: Any, action: Any, function: Any, outside: float) -> jax.Array:
-    """`function(action)`, with `outside` where a categorical action is out of range."""
+def _guarded(name: str, distribution: Any, action: Any, outside: float, *, scalar: bool = True) -> jax.Array:
+    """The method of this name of an action, with `outside` where a categorical action is out of range."""
+    function = getattr(distribution, name)
     categories = None if isinstance(distribution, Categorical) else num_categories(distribution, action)
-    return function(action) if categories is None else in_range(function, action, categories, outside)
-
-
-def _not_scalar(name: str, value: Any) -> ValueError:
-    return ValueError(
-        f"policy: expected {name} of one action to be a scalar, received shape {jnp.shape(value)}. Either the policy was "
-        "given, or returned, a whole batch (it is called with one observation), or an event axis is not summed "
-        "(use logderiv.Normal, or the library's Independent)."
-    )
+    value = function(action) if categories is None else in_range(function, action, categories, outside)
+    if scalar and jnp.shape(value) != ():
+        raise ValueError(
+            f"policy: expected {name} of one action to be a scalar, received shape {jnp.shape(value)}. Either the policy was "
+            "given, or returned, a whole batch (it is called with one observation), or an event axis is not summed "
+            "(use logderiv.Normal, or the library's Independent)."
+        )
+    return jnp.asarray(value)

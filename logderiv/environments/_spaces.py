@@ -54,19 +54,16 @@ def check_action(environment: Any, distribution: Any, action: Any) -> None:
     space = getattr(environment, "action_space", None)
     if not isinstance(space, ActionSpace):
         return
-    leaves = jax.tree.leaves(action)
-    if len(leaves) != 1 or jnp.shape(leaves[0]) != space.shape:
-        received = [jnp.shape(leaf) for leaf in leaves]
+    takes, shapes = f"actions: this environment takes {space.name}", [jnp.shape(x) for x in jax.tree.leaves(action)]
+    if shapes != [space.shape]:
+        drew = ", ".join(map(str, shapes))
         raise ValueError(
-            f"actions: this environment takes {space.name}, one action of shape {space.shape}; the policy drew "
-            f"{received[0] if len(received) == 1 else received}. The last axis of logderiv.Normal is the event."
+            f"{takes}, one action of shape {space.shape}; the policy drew {drew}. The last axis of logderiv.Normal is the event."
         )
-    integer = not jnp.issubdtype(jnp.result_type(leaves[0]), jnp.inexact)
-    if integer != space.integer:
-        raise TypeError(
-            f"actions: this environment takes {space.name}, {'whole' if space.integer else 'real'} numbers; the policy "
-            f"drew {jnp.result_type(leaves[0])}. Return logderiv.{'Categorical' if space.integer else 'Normal'}."
-        )
+    (dtype,) = map(jnp.result_type, jax.tree.leaves(action))
+    if jnp.issubdtype(dtype, jnp.inexact) == space.integer:
+        kind, fitting = ("whole", "Categorical") if space.integer else ("real", "Normal")
+        raise TypeError(f"{takes}, {kind} numbers; the policy drew {dtype}. Return logderiv.{fitting}.")
     categories = num_categories(distribution, action)
     if space.num_values is not None and categories is not None and categories > space.num_values:
         raise ValueError(

@@ -53,8 +53,7 @@ class Brax(Environment):
         return state.obs, (state, jnp.zeros((), jnp.int32))
 
     def step(self, key: Key, state: State, action: jax.Array, params: Any = None) -> Step:
-        del key  # brax steps without randomness
-        no_params(params, "brax")
+        del key, params  # brax steps without randomness
         inner, time = state
         with standard_promotion():
             inner, time = self.environment.step(inner, action), time + 1

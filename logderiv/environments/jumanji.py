@@ -35,9 +35,8 @@ class Jumanji(Environment):
         while type(environment).__name__ in _PEELED:
             environment = environment._env
         object.__setattr__(self, "environment", environment)
-        limit = getattr(environment, "time_limit", None)
-        if self.horizon is None and limit is not None:
-            object.__setattr__(self, "horizon", int(limit))
+        horizon = getattr(environment, "time_limit", None) if self.horizon is None else self.horizon
+        object.__setattr__(self, "horizon", horizon)
 
     @property
     def action_space(self) -> ActionSpace | None:
@@ -52,11 +51,9 @@ class Jumanji(Environment):
         return timestep.observation, state
 
     def step(self, key: Key, state: State, action: jax.Array, params: Any = None) -> Step:
-        del key  # jumanji keeps its own in the state
-        no_params(params, "jumanji")
+        del key, params  # jumanji keeps its own in the state
         with standard_promotion():
             state, timestep = self.environment.step(state, action)
-            last, discount = timestep.last(), timestep.discount
-        advice = "wrap an environment of several agents in jumanji's MultiToSingleWrapper"
-        reward, over = scalar_reward(timestep.reward, advice), jnp.all(discount == 0)
+            last, over = timestep.last(), jnp.all(timestep.discount == 0)
+        reward = scalar_reward(timestep.reward, "wrap several agents in jumanji's MultiToSingleWrapper")
         return Step(timestep.observation, state, reward, last & over, last & ~over)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import floating, is_traced
 from logderiv._core.pytrees import pytree
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
@@ -37,14 +37,15 @@ class TabularMDP(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("initial", "transition", "reward", "terminal"):
-            object.__setattr__(self, name, jnp.asarray(getattr(self, name), bool if name == "terminal" else None))
+        object.__setattr__(self, "terminal", jnp.asarray(self.terminal, bool))
+        for name in ("initial", "transition", "reward"):
+            object.__setattr__(self, name, floating(getattr(self, name)))
         if self.reward.ndim != 2:
             raise ValueError(f"TabularMDP.reward: expected shape (S, A), received {self.reward.shape}.")
         states, actions = self.reward.shape
         hint = f"S = {states}, A = {actions} (from reward)"
-        check.shape((states,), hint=hint, **{"TabularMDP.initial": self.initial, "TabularMDP.terminal": self.terminal})
-        check.shape((states, actions, states), hint=hint, **{"TabularMDP.transition": self.transition})
+        shapes = {"initial": (states,), "terminal": (states,), "transition": (states, actions, states)}
+        check.fields("TabularMDP.", self, hint=hint, **shapes)
         if not is_traced(self.initial, self.transition, self.terminal):
             _check_probabilities(np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal))
 
@@ -116,12 +117,9 @@ def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
 
 
 def _check_probabilities(initial: np.ndarray, transition: np.ndarray, terminal: np.ndarray) -> None:
-    tolerance = 100 * float(np.finfo(initial.dtype).eps) if np.issubdtype(initial.dtype, np.floating) else 0.0
     for name, table in (("initial", initial), ("transition", transition[~terminal])):
         worst = np.max(np.abs(table.sum(-1) - 1), initial=0.0)
-        if not (worst <= tolerance and np.all(table >= 0)):
-            raise ValueError(
-                f"TabularMDP.{name}: expected probabilities that sum to 1, received sums off by {worst:.3g}."
-            )
+        if not (worst <= 100 * jnp.finfo(initial.dtype).eps and np.all(table >= 0)):
+            raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
     if initial[terminal].any():
         raise ValueError("TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step.")

@@ -4,13 +4,12 @@ The advantage decides what each score is multiplied by, importance ratios make u
 surrogate) says how the weighted scores are differentiated again.
 """
 
-from logderiv.estimators.base import Estimator, Weighting
+from logderiv.estimators.base import Estimator
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.joint import ActorCritic
 from logderiv.estimators.least_variance import OptimalPerParameter
-from logderiv.estimators.policy_gradient import PPO, ScoreFunction
-from logderiv.estimators.recipes import A2C, GRPO, RLOO, DrGRPO, PPOActorCritic, Recipe
+from logderiv.estimators.policy_gradient import PPO, ActorCritic, ScoreFunction, Weighting
+from logderiv.estimators.recipes import A2C, GRPO, RLOO, DrGRPO, PPOActorCritic
 from logderiv.estimators.surrogates import DiCE, LoadedDiCE, Score, Surrogate, box, clipped, reduce_steps, step_weights
 
 __all__ = [
@@ -28,7 +27,6 @@ __all__ = [
     "OptimalPerParameter",
     "PPOActorCritic",
     "Part",
-    "Recipe",
     "Score",
     "ScoreFunction",
     "Structure",

@@ -16,14 +16,14 @@ from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, averaged, in_groups
-from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
+from logderiv.estimators.declaration import RETURN, Declaration, Stateful, Structure, biased, declaration_of, one
 from logderiv.estimators.returns import reward_to_go, total_return
 from logderiv.types import Params, Per, State
 
 Weighed = tuple[jax.Array, jax.Array, State]
 
 
-class Advantage(Part):
+class Advantage(Stateful):
     """Base of all advantages: from a batch to the weight of every step's score.
 
     One of your own is a frozen dataclass that inherits from this one, with `__call__` and the attributes `structure` and
@@ -37,18 +37,6 @@ class Advantage(Part):
 
     past_rewards = False
     own_ratios = False
-
-    def init(self, params: Params) -> State:
-        """The first state.
-
-        Args:
-            params: Parameters of the policy.
-
-        Returns:
-            A pytree of arrays, `()` for nothing.
-        """
-        del params
-        return ()
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         """Weights, from the *old* state, and the new one.
@@ -231,8 +219,9 @@ class Standardized(Transformed):
 
     @property
     def structure(self) -> Structure:
-        """Two trajectories at least."""
-        return self.advantage.structure & Structure(min_trajectories=2, degree=None)
+        """Two trajectories at least; a stream has none whose mean could be taken."""
+        inner = self.advantage.structure & Structure(min_trajectories=2, degree=None)
+        return inner._replace(streams=inner.streams and self.per == "step")
 
     @property
     def declaration(self) -> Declaration:
@@ -298,7 +287,7 @@ class Grouped(Transformed):
         return state
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
-        names = ("steps", "rewards", "discounts", "step_ratios", "ratios", "values")
+        names = ("steps", "valid", "rewards", "discounts", "scale", "ratios", "step_ratios", "values")
         groups = {k: jax.tree.map(lambda x: in_groups(x, self.group_size), getattr(batch, k)) for k in names}
 
         def of_group(group: dict[str, Any]) -> tuple[jax.Array, jax.Array]:

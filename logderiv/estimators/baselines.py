@@ -14,29 +14,17 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.batch import Batch, averaged, in_groups
-from logderiv.estimators.declaration import Declaration, Part, Structure, biased
+from logderiv.estimators.declaration import Declaration, Stateful, Structure, biased
 from logderiv.types import Params, Per, State
 
 
-class Baseline(Part):
+class Baseline(Stateful):
     """Base of all baselines: what is subtracted from the credit to lower the variance.
 
     Pure functions of a state; `values` sees the state as it was *before* a batch, `update` comes after it. One of your own is a
     frozen dataclass that inherits from this one, with `values` and the attributes `structure` and `declaration`, without which it
     is counted as biased; registered by `jax.tree_util.register_dataclass` it may be an argument of `jax.jit`.
     """
-
-    def init(self, params: Params) -> State:
-        """The first state.
-
-        Args:
-            params: Parameters of the policy.
-
-        Returns:
-            A pytree of arrays, `()` for nothing.
-        """
-        del params
-        return ()
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         """What is subtracted from the credit, ratios and γ^t included.
@@ -99,8 +87,40 @@ class Constant(Baseline):
         return jnp.asarray(self.value, credit.dtype) * (batch.scale if self.per == "step" else batch.ratios)
 
 
+class MeanCredit(Baseline):
+    """Base of means over trajectories.
+
+    Attributes:
+        per: "step" or "trajectory".
+
+    Raises:
+        ValueError: `per` is neither.
+    """
+
+    per: Per
+
+    def __post_init__(self) -> None:
+        check.one_of(("step", "trajectory"), per=self.per)
+
+    def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
+        del state
+        total, count = map(self.sums, averaged(credit, batch.valid, self.per))
+        return batch.ratios * jnp.broadcast_to(total / jnp.maximum(count, 1), credit.shape)
+
+    def sums(self, x: jax.Array) -> jax.Array:
+        """What each trajectory's mean is taken over, added up.
+
+        Args:
+            x: Leading axis `(N,)`.
+
+        Returns:
+            Shape of `x`, or a leading axis of one for all of them.
+        """
+        raise NotImplementedError
+
+
 @pytree(static=("per", "group_size"))
-class LeaveOneOut(Baseline):
+class LeaveOneOut(MeanCredit):
     """The mean credit C of the *other* trajectories of the batch.
 
     Per step: b_{n,t} = Σ_{m≠n} v_{m,t} C_{m,t} / Σ_{m≠n} v_{m,t} over the others that are still alive at step t (v = 1). The last
@@ -133,7 +153,7 @@ class LeaveOneOut(Baseline):
     declaration = Declaration()
 
     def __post_init__(self) -> None:
-        check.one_of(("step", "trajectory"), per=self.per)
+        super().__post_init__()
         check.whole(group_size=self.group_size)
 
     @property
@@ -142,20 +162,13 @@ class LeaveOneOut(Baseline):
         single = self.group_size == 1
         return Structure(2 * self.group_size, 2 if single and self.per == "trajectory" else None, symmetric=single)
 
-    def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
-        del state
-        total, count = map(self._others, averaged(credit, batch.valid, self.per))
-        return batch.ratios * jnp.broadcast_to(total / jnp.maximum(count, 1), credit.shape)
-
-    def _others(self, x: jax.Array) -> jax.Array:
-        """Sum over all trajectories but those of the own group."""
-        own = jnp.sum(in_groups(x, self.group_size), axis=1, keepdims=True)
-        others = jnp.sum(x, axis=0, keepdims=True)[None] - own
-        return jnp.broadcast_to(others, (others.shape[0], self.group_size, x.shape[1])).reshape(x.shape)
+    def sums(self, x: jax.Array) -> jax.Array:
+        own = jnp.sum(in_groups(x, self.group_size), axis=1)
+        return jnp.repeat(jnp.sum(x, axis=0, keepdims=True) - own, self.group_size, axis=0)
 
 
 @pytree(static=("per",))
-class BatchMean(Baseline):
+class BatchMean(MeanCredit):
     """The mean credit of the batch, the own trajectory included. Biased: E[g] = (1 − 1/N) ∇J.
 
     Per trajectory: the mean of C_{m,0}, at every step; on policy the factor is exact at every N and derivative order. Per step:
@@ -174,18 +187,13 @@ class BatchMean(Baseline):
 
     structure = Structure(min_trajectories=2, degree=None)
 
-    def __post_init__(self) -> None:
-        check.one_of(("step", "trajectory"), per=self.per)
-
     @property
     def declaration(self) -> Declaration:
         """The factor 1 − 1/N per trajectory; per step it depends on how many are alive."""
         return biased("batch mean: it contains the own sample", own_sample if self.per == "trajectory" else None)
 
-    def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
-        del state
-        total, count = (jnp.sum(x, axis=0, keepdims=True) for x in averaged(credit, batch.valid, self.per))
-        return batch.ratios * jnp.broadcast_to(total / jnp.maximum(count, 1), credit.shape)
+    def sums(self, x: jax.Array) -> jax.Array:
+        return jnp.sum(x, axis=0, keepdims=True)
 
 
 class MovingAverageState(NamedTuple):
@@ -233,9 +241,7 @@ class MovingAverage(Baseline):
         average = state.total / jnp.where(state.weight == 0, 1, state.weight)
         return batch.ratios * average.astype(credit.dtype)
 
-    def update(
-        self, state: MovingAverageState, credit: jax.Array, targets: jax.Array, batch: Batch
-    ) -> MovingAverageState:
+    def update(self, state: MovingAverageState, credit: jax.Array, targets: jax.Array, batch: Batch) -> State:
         del targets, batch
         mean, decay = jnp.mean(credit[:, 0]).astype(state.total.dtype), jnp.asarray(self.decay, state.total.dtype)
         return MovingAverageState(decay * state.total + (1 - decay) * mean, decay * state.weight + (1 - decay))

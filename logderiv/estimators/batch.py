@@ -1,56 +1,156 @@
 """A batch as advantages and baselines see it: what every one of them needs, computed once."""
 
-from typing import NamedTuple
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from logderiv.types import Params, Policy, Trajectory
+from logderiv._core.arrays import summable
+from logderiv._core.blocks import map_rows, wide_block_size
+from logderiv.estimators.importance import log_ratios
+from logderiv.likelihood.steps import fill_steps
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_steps
+
+ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
 
 
 class Batch(NamedTuple):
-    """Trajectories, or the steps of a stream as trajectories of one step, with the factors that their rewards are multiplied by.
+    """Trajectories, or the steps of a stream, with the factors that their rewards are multiplied by.
 
-    Shapes `(N, T)`; of a stream of E environments and T steps `(E T, 1)`.
+    Shapes `(N, T)`; of a stream of E environments `(E, T)`.
 
     Attributes:
-        steps: The trajectories.
+        steps: The trajectories; of a stream its steps, leading axes `(E, T, 1)`.
+        valid: Which steps are real.
         rewards: In float32 at least; 0 on invalid steps.
         discounts: 0 where the episode terminates, 1 elsewhere, in the dtype of the rewards.
         discount: γ of the objective, in that dtype. Shape `()`.
         inside: What multiplies `discounts` inside a sum of rewards that were already multiplied by `scale`: 1, or γ where γ^t
             is left out. Shape `()`.
-        powers: γ^t with the step's time in its episode, or ones where it is left out. Shape `(1, T)` or `(N, T)`.
-        step_ratios: π/b of each step; ones on policy.
+        scale: What every reward is multiplied by before credit is given: the ratio, times γ^t with the step's time in its episode
+            unless it is left out.
         ratios: Importance weight of the choices up to each step; ones on policy.
+        step_ratios: π/b of each step; ones on policy.
         params: Parameters of the policy whose gradient is wanted, detached.
         policy: That policy.
-        ends: Of a stream, whether the step is the last one of its episode, shape `(E, T)`; else `None`.
-        values: v(s_t) and v(s_{t+1}) of an actor-critic's own value function; `None` without one.
+        ends: Of a stream, whether the step is the last one of its episode; else `None`.
+        values: v(s_t) and v(s_{t+1}) of an actor-critic's own value function, leading axes of the steps; `None` without one.
     """
 
     steps: Trajectory
+    valid: jax.Array
     rewards: jax.Array
     discounts: jax.Array
     discount: jax.Array
     inside: jax.Array
-    powers: jax.Array
-    step_ratios: jax.Array
+    scale: jax.Array
     ratios: jax.Array
+    step_ratios: jax.Array
     params: Params
     policy: Policy
     ends: jax.Array | None = None
     values: tuple[jax.Array, jax.Array] | None = None
 
-    @property
-    def valid(self) -> jax.Array:
-        """Which steps are real."""
-        return self.steps.valid
 
-    @property
-    def scale(self) -> jax.Array:
-        """What every reward is multiplied by before credit is given, the ratio times γ^t."""
-        return self.powers * self.ratios
+def prepare(
+    estimator: Any, params: Params, policy: Policy, trajectories: Trajectories, value: ValueFunction | None = None
+) -> Batch:
+    """What the advantage of an estimator is given.
+
+    Args:
+        estimator: Its discount, γ^t and importance, a `Weighting`.
+        params: Parameters of the policy.
+        policy: The policy.
+        trajectories: Leading axes `(N, T)`; a stream `(E, T)`.
+        value: An actor-critic's own value function, of `params`.
+
+    Returns:
+        A `Batch`.
+    """
+    steps = as_steps(trajectories)
+    values = None if value is None else evaluate_value(value, params, steps)
+    times, ends = jnp.arange(steps.valid.shape[1])[None], None
+    if isinstance(trajectories, Stream):
+        times, ends = trajectories.times, trajectories.ends
+    shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
+    valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
+    rewards = jnp.where(valid, summable(steps.rewards).reshape(shape), 0)
+    dtype, importance = rewards.dtype, estimator.importance
+    step_ratios = ratios = jnp.ones_like(rewards)
+    if importance is not None or estimator.advantage.own_ratios:
+        logs = jax.lax.stop_gradient(log_ratios(params, policy, steps))
+        step_ratios = jnp.exp(logs).astype(dtype)
+        ratios = ratios if importance is None else importance.ratios(logs).astype(dtype)
+    discount = jnp.asarray(estimator.discount, dtype)
+    return Batch(
+        steps=steps,
+        valid=valid,
+        rewards=rewards,
+        discounts=jnp.where(valid, discounts, 1).astype(dtype),
+        discount=discount,
+        inside=jnp.ones_like(discount) if estimator.gamma_t else discount,
+        scale=discount ** times.astype(dtype) * ratios if estimator.gamma_t else ratios,
+        ratios=ratios,
+        step_ratios=step_ratios,
+        params=jax.lax.stop_gradient(params),
+        policy=policy,
+        ends=ends,
+        values=values,
+    )
+
+
+def evaluate_value(
+    function: ValueFunction, value_params: Params, trajectories: Trajectory
+) -> tuple[jax.Array, jax.Array]:
+    """v(s_t) and v(s_{t+1}) for a batch; the observations of invalid steps are never seen.
+
+    Args:
+        function: `(value_params, observation) -> scalar`.
+        value_params: Its parameters.
+        trajectories: Leading axes `(*batch, T)`.
+
+    Returns:
+        Two arrays of shape `(*batch, T)`, 0 on invalid steps. Detached.
+
+    Raises:
+        ValueError: The function does not return a scalar for one observation.
+    """
+    valid = trajectories.valid
+    values = value_of_each(function, value_params, trajectories.observations, valid)
+    last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
+    final = value_of_each(function, value_params, last, jnp.any(valid, axis=-1, keepdims=True))
+    follows = jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+    next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), final)
+    return jax.lax.stop_gradient((values, jnp.where(valid, next_values, 0)))
+
+
+def value_of_each(function: ValueFunction, value_params: Params, observations: Any, valid: jax.Array) -> jax.Array:
+    """The value of every observation, 0 on invalid steps.
+
+    Args:
+        function: `(value_params, observation) -> scalar`.
+        value_params: Its parameters.
+        observations: Leading axes `(*batch, T)`.
+        valid: Which of them are real. Shape `(*batch, T)`.
+
+    Returns:
+        Shape `(*batch, T)`.
+
+    Raises:
+        ValueError: The function does not return a scalar for one observation.
+    """
+    shape = valid.shape
+    grid = shape[0], math.prod(shape[1:])
+    rows = jax.tree.map(lambda x: x.reshape((*grid, *x.shape[len(shape) :])), fill_steps(observations, valid))
+    # One network forwards: large blocks cost little memory.
+    values = map_rows(function, value_params, rows, block_size=4 * wide_block_size())
+    if values.shape != grid:
+        raise ValueError(
+            f"value function: expected a scalar for one observation, received shape {values.shape[2:]}; squeeze its last axis."
+        )
+    return jnp.where(valid, values.reshape(shape), 0)
 
 
 def in_groups(x: jax.Array, size: int) -> jax.Array:

@@ -14,8 +14,6 @@ from logderiv.estimators.returns import backward_sums, td_residuals, vtrace
 from logderiv.estimators.values import SharedValue, StateBaseline
 from logderiv.types import Params, State
 
-_SHARED = SharedValue()
-
 
 class Bootstrapped(Advantage):
     """Base of advantages that take values of the state from a baseline, or from the actor-critic that they are part of.
@@ -44,7 +42,8 @@ class Bootstrapped(Advantage):
 
     def _values(self, state: State, batch: Batch) -> tuple[jax.Array, jax.Array]:
         values, next_values = self.baseline.state_values(state, batch)
-        return values.astype(batch.rewards.dtype), next_values.astype(batch.rewards.dtype)
+        shape, dtype = batch.valid.shape, batch.rewards.dtype
+        return values.reshape(shape).astype(dtype), next_values.reshape(shape).astype(dtype)
 
 
 @pytree
@@ -69,7 +68,7 @@ class GAE(Bootstrapped):
     """
 
     lambda_: float
-    baseline: StateBaseline = _SHARED
+    baseline: StateBaseline = SharedValue()
 
     @property
     def structure(self) -> Structure:
@@ -90,18 +89,13 @@ class GAE(Bootstrapped):
         values, next_values = self._values(state, batch)
         going_on = batch.discount * batch.discounts
         residuals = jax.vmap(td_residuals)(batch.rewards, going_on, values, next_values)
-        weights = self._sums(batch, batch.scale * residuals, batch.inside * batch.discounts)
-        targets = values + self._sums(batch, batch.step_ratios * residuals, batch.step_ratios * going_on)
+        lambda_ = jnp.asarray(self.lambda_, residuals.dtype)
+        mixing = lambda_ if batch.ends is None else jnp.where(batch.ends, 0, lambda_)
+        # Sums to the end of the trajectory, or of the episode in a stream.
+        weights = backward_sums(batch.scale * residuals, batch.inside * batch.discounts * mixing)
+        targets = values + backward_sums(batch.step_ratios * residuals, batch.step_ratios * going_on * mixing)
         weights, targets = (jnp.where(batch.valid, x, 0) for x in (weights, targets))
         return weights, targets, self.baseline.update(state, weights, targets, batch)
-
-    def _sums(self, batch: Batch, terms: jax.Array, factors: jax.Array) -> jax.Array:
-        """Σ from each step to the end of its trajectory, or of its episode in a stream."""
-        lambda_ = jnp.asarray(self.lambda_, terms.dtype)
-        if batch.ends is None:
-            return jax.vmap(backward_sums)(terms, factors * lambda_)
-        terms, factors = (x.reshape(batch.ends.shape) for x in (terms, factors))
-        return jax.vmap(backward_sums)(terms, factors * jnp.where(batch.ends, 0, lambda_)).reshape(batch.valid.shape)
 
 
 @pytree
@@ -126,7 +120,7 @@ class VTrace(Bootstrapped):
         Espeholt et al. (2018), arXiv:1802.01561, section 4.2.
     """
 
-    baseline: StateBaseline = _SHARED
+    baseline: StateBaseline = SharedValue()
     lambda_: float = 1.0
     clip_rho: float = 1.0
     clip_c: float = 1.0
@@ -152,5 +146,5 @@ class VTrace(Bootstrapped):
         settings = {name: jnp.asarray(getattr(self, name), values.dtype) for name in names}
         arrays = (batch.rewards, batch.discount * batch.discounts, values, next_values, batch.step_ratios)
         found = jax.vmap(partial(vtrace, **settings))(*arrays)
-        weights, targets = (jnp.where(batch.valid, x, 0) for x in (batch.powers * found.advantages, found.targets))
+        weights, targets = (jnp.where(batch.valid, x, 0) for x in (batch.scale * found.advantages, found.targets))
         return weights, targets, self.baseline.update(state, weights, targets, batch)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logderiv._core.arrays import is_traced
+from logderiv.types import Params, State
 
 Factor = Callable[[int], float]
 RETURN = "return"  # the finite-horizon discounted return
@@ -143,6 +144,22 @@ class Part:
 
     structure: Any = Structure(degree=None)
     declaration: Any = None
+
+
+class Stateful(Part):
+    """Base of what has a state that is carried from batch to batch."""
+
+    def init(self, params: Params) -> State:
+        """The first state.
+
+        Args:
+            params: Parameters of the policy.
+
+        Returns:
+            A pytree of arrays, `()` for nothing.
+        """
+        del params
+        return ()
 
 
 def declaration_of(part: Any) -> Declaration:

@@ -22,7 +22,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Per, Policy, Trajectory
 
 _COVERS = (

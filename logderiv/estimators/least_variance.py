@@ -12,48 +12,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
-from logderiv.estimators.base import Weighting
 from logderiv.estimators.baselines import Baseline
-from logderiv.estimators.batch import Batch
+from logderiv.estimators.batch import Batch, prepare
 from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
-from logderiv.likelihood.factors import log_factors
-from logderiv.types import Params, Policy, State, Stream, Trajectory
+from logderiv.estimators.policy_gradient import Weighting
+from logderiv.likelihood.probability import log_factors
+from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 
 _TOGETHER = 16  # trajectories whose scores are in memory at a time
 
 
-class _Fitted:
-    """What a baseline that is fitted in folds asks of a batch, and does to the expectation."""
-
-    folds: int
-    in_sample: bool
-
-    @property
-    def num_folds(self) -> int:
-        return 1 if self.in_sample else self.folds
-
-    @property
-    def fit_structure(self) -> Structure:
-        return Structure(2 if self.in_sample else self.folds, degree=None, symmetric=self.in_sample)
-
-    @property
-    def fit_declaration(self) -> Declaration:
-        return biased("optimal baseline fitted to the own sample") if self.in_sample else Declaration()
-
-    def check_folds(self) -> None:
-        if not isinstance(self.folds, int) or self.folds < 2:
-            raise ValueError(
-                f"folds: expected a whole number >= 2, received {self.folds!r}; fitted on its own fold a baseline is biased, "
-                "and is named in_sample=True."
-            )
-
-
 @pytree(static=("folds", "in_sample"))
-class Optimal(_Fitted, Baseline):
+class Optimal(Baseline):
     """The constant of least variance, cross-fitted: each fold uses b* = Σ⟨h, d⟩ / Σ|d|² of the others.
 
     Exactly unbiased at every order, at the cost of two more gradients per trajectory (a few in memory at a time). Trajectory n is
@@ -78,28 +53,37 @@ class Optimal(_Fitted, Baseline):
     in_sample: bool = False
 
     def __post_init__(self) -> None:
-        self.check_folds()
+        if not isinstance(self.folds, int) or self.folds < 2:
+            raise ValueError(
+                f"folds: expected a whole number >= 2, received {self.folds!r}; fitted on its own fold a baseline is biased, "
+                "and is named in_sample=True."
+            )
+
+    @property
+    def num_folds(self) -> int:
+        """How many there are: a single one in sample."""
+        return 1 if self.in_sample else self.folds
 
     @property
     def structure(self) -> Structure:
         """A trajectory in each fold."""
-        return self.fit_structure
+        return Structure(2 if self.in_sample else self.folds, degree=None, symmetric=self.in_sample)
 
     @property
     def declaration(self) -> Declaration:
-        """Unbiased at every order if each fold's number comes from the others."""
-        return self.fit_declaration
+        """Unbiased at every order if what is fitted for a fold comes from the others."""
+        return biased("optimal baseline fitted to the own sample") if self.in_sample else Declaration()
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state
         moments = leave_fold_out(fold_moments(credit, batch, self.num_folds))
-        optima = [ratio(*map(_total, pair)) for pair in moments]
+        optima = [ratio(*(jnp.asarray(optax.tree.sum(x)) for x in pair)) for pair in moments]
         fold = jnp.arange(credit.shape[0]) % self.num_folds
         return batch.ratios * jnp.stack(optima)[fold][:, None].astype(credit.dtype)
 
 
 @pytree(static=("folds", "in_sample", "gamma_t"))
-class OptimalPerParameter(_Fitted, Weighting):
+class OptimalPerParameter(Weighting):
     """The score-function estimator minus the baseline of least variance for each parameter i, cross-fitted.
 
         g_i = 1/N Σ_n (h_{n,i} − b_{i,k(n)} d_{n,i}),  h_n = Σ_t w_{n,t} s_{n,t},  d_n = Σ_t ρ_{n,t} s_{n,t}
@@ -135,24 +119,27 @@ class OptimalPerParameter(_Fitted, Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_folds()
+        _ = self.fit  # which checks the folds
+
+    @property
+    def fit(self) -> Optimal:
+        """The same fit of one number for all parameters."""
+        return Optimal(self.folds, self.in_sample)
 
     @property
     def structure(self) -> Structure:
         """A trajectory in each fold."""
-        return super().structure._replace(streams=False) & self.fit_structure
+        return super().structure._replace(streams=False) & self.fit.structure
 
     @property
     def declaration(self) -> Declaration:
         """Unbiased at order one if each fold's baseline comes from the others."""
-        return super().declaration & Declaration(order=1) & self.fit_declaration
+        return super().declaration & Declaration(order=1) & self.fit.declaration
 
-    def advantages(
-        self, params: Params, state: State, policy: Policy, trajectories: Trajectory | Stream
-    ) -> tuple[Any, State]:
-        batch = self.batch(params, policy, trajectories)
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
+        batch = prepare(self, params, policy, trajectories)
         weights, _, state = self.advantage(params, state, batch)
-        moments = leave_fold_out(fold_moments(weights, batch, self.num_folds))
+        moments = leave_fold_out(fold_moments(weights, batch, self.fit.num_folds))
         return (weights, batch.ratios, [jax.tree.map(ratio, *pair) for pair in moments]), state
 
     def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: Any) -> jax.Array:
@@ -234,16 +221,7 @@ def _score_moments(batch: Batch, steps: Trajectory, credit: jax.Array, ratios: j
     return jax.lax.scan(add, zeros, turns)[0]
 
 
-def _total(tree: Any) -> jax.Array:
-    leaves = [jnp.sum(x) for x in jax.tree.leaves(tree)]
-    return sum(leaves[1:], leaves[0])
-
-
 def _scaled_around(params: Params, scale: Params) -> Params:
     """The same parameters, with a derivative of `scale` instead of 1."""
-
-    def leaf(p: jax.Array, s: jax.Array) -> jax.Array:
-        fixed = jax.lax.stop_gradient(p)
-        return fixed + s.astype(p.dtype) * (p - fixed)
-
-    return jax.tree.map(leaf, params, scale)
+    fixed = jax.lax.stop_gradient(params)
+    return jax.tree.map(lambda p, there, s: there + s.astype(p.dtype) * (p - there), params, fixed, scale)

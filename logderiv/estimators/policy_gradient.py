@@ -1,21 +1,113 @@
-"""The two estimators of one advantage: the score-function estimator, and proximal policy optimization."""
+"""Estimators of one advantage: the score-function estimator, proximal policy optimization, and either with a critic beside it."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
-from logderiv.estimators.base import Weighting, sum_of_steps
-from logderiv.estimators.declaration import Declaration, Structure, declaration_of
+from logderiv.estimators.base import Estimator
+from logderiv.estimators.batch import ValueFunction, prepare
+from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.surrogates import Normalizer, Score, Surrogate, clipped, normalizer_declaration
-from logderiv.likelihood.factors import log_factors
-from logderiv.likelihood.probability import weighted_log_prob
-from logderiv.types import Params, Policy, TimeStep, Trajectory
+from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
+from logderiv.likelihood.probability import log_factors, weighted_log_prob
+from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory
+
+_ON_POLICY = "the batch was drawn with these parameters"
+
+
+class Weighting(Estimator):
+    """Base of estimators whose weights come from an advantage.
+
+    Attributes:
+        advantage: What decides the weights.
+        discount: γ in [0, 1].
+        gamma_t: Whether γ^t stays in the weights.
+        importance: Weights of off-policy steps; `None` where the trajectories are drawn with the same parameters.
+
+    Raises:
+        ValueError: `discount` is outside [0, 1]; the advantage weighs off-policy steps itself and `importance` is given.
+        TypeError: `advantage` is none.
+    """
+
+    advantage: Advantage
+    discount: float
+    gamma_t: bool
+    importance: Importance | None = None
+
+    def __post_init__(self) -> None:
+        check.between(0, 1, discount=self.discount)
+        if not callable(self.advantage) or not hasattr(self.advantage, "init"):
+            raise TypeError(
+                f"advantage: expected one of logderiv.advantages, such as ToGo(), received {type(self.advantage).__name__}."
+            )
+        if self.advantage.own_ratios and self.importance is not None:
+            raise ValueError(
+                f"importance: expected None, since {type(self.advantage).__name__} weighs off-policy steps itself, received "
+                f"{self.importance}."
+            )
+
+    @property
+    def structure(self) -> Structure:
+        """That of the advantage, on policy; ratios need whole episodes."""
+        own = self.advantage.structure
+        if self.importance is None:
+            return own
+        return own._replace(streams=False) & self.importance.structure
+
+    @property
+    def declaration(self) -> Declaration:
+        """What advantage, importance, discount and γ^t do to the expectation together."""
+        importance, declared = self.importance, declaration_of(self.advantage)
+        if not self.gamma_t and not self.advantage.past_rewards and (concrete("discount", self.discount) < 1).any():
+            declared &= biased("gamma^t left out: the gradient of no objective")
+        if importance is None:
+            return declared if self.advantage.own_ratios else declared & Declaration(assumes=(_ON_POLICY,))
+        if declared.objectives.get(RETURN) is not one:  # a factor below 1 is only known on policy
+            declared = Declaration({}, declared.order, declared.assumes, declared.reasons)
+        if importance.per == "step" and self.advantage.past_rewards:
+            declared &= biased(
+                f"Importance(per='step') with {type(self.advantage).__name__}, whose weights contain rewards from before their "
+                "step: such a reward carries the ratios up to its own step, and not that of the choice whose score it multiplies; "
+                "take per='trajectory', or advantages.ToGo"
+            )
+        return declared & importance.declaration
+
+    def init(self, params: Params) -> State:
+        return self.advantage.init(params)
+
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
+        weights, _, state = self.weigh(params, state, policy, trajectories)
+        return weights, state
+
+    def weigh(
+        self, params: Params, state: State, policy: Policy, trajectories: Trajectories, value: Any = None
+    ) -> tuple[jax.Array, jax.Array, State]:
+        """Weights and targets of a batch: the ratio multiplies the rewards before credit is given.
+
+        Args:
+            params: Parameters of the policy.
+            state: From `init`, or from the last call.
+            policy: The policy.
+            trajectories: Leading axes `(N, T)`; a stream `(E, T)`.
+            value: An actor-critic's own value function.
+
+        Returns:
+            `(weights, targets, state)`: what multiplies each score, what a value of each state should predict, both of the shape
+            of the steps' `valid` and 0 on invalid ones, and the state after this batch.
+
+        Raises:
+            ValueError: The advantage needs values of the state and there is no value function.
+        """
+        batch = prepare(self, params, policy, trajectories, value)
+        weights, targets, state = self.advantage(params, state, batch)
+        shape = batch.steps.valid.shape
+        return weights.reshape(shape), targets.reshape(shape), state
 
 
 @pytree(static=("gamma_t",))
@@ -77,11 +169,9 @@ class ScoreFunction(Weighting):
             return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)
 
-    def term(self, log_prob: jax.Array, behavior_log_prob: jax.Array, weight: jax.Array) -> jax.Array:
-        del behavior_log_prob  # drawn with the same parameters
-        if not isinstance(self.surrogate, Score):
-            raise ValueError("surrogate: expected Score(), which is a sum of one term a step.")
-        return weight * log_prob
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
+        del params, step, distribution
+        return weights * log_prob
 
 
 @pytree(static=("normalizer", "gamma_t"))
@@ -120,31 +210,110 @@ class PPO(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        normalizer_declaration(self.normalizer)
+        check.one_of(NORMALIZERS, normalizer=self.normalizer)
         if self.clip is not None:
             check.positive(clip=self.clip)
 
     @property
     def structure(self) -> Structure:
         """It compares with the policy that drew the batch, so several gradients may be taken of it."""
-        return super().structure._replace(reusable=True) & normalizer_declaration(self.normalizer)[0]
+        return super().structure._replace(reusable=True) & NORMALIZERS[self.normalizer][0]
 
     @property
     def declaration(self) -> Declaration:
         """Of the first gradient, at the parameters that drew the batch."""
         first = "it is the first gradient of the batch; later ones, at other parameters, are biased"
-        return super().declaration & Declaration(order=1, assumes=(first,)) & normalizer_declaration(self.normalizer)[1]
+        return super().declaration & Declaration(order=1, assumes=(first,)) & NORMALIZERS[self.normalizer][1]
 
-    def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
-        term = jax.tree_util.Partial(_clipped_term, self)
-        return sum_of_steps(term, self.normalizer, params, policy, trajectories, weights)
-
-    def term(self, log_prob: jax.Array, behavior_log_prob: jax.Array, weight: jax.Array) -> jax.Array:
-        return clipped(log_prob - behavior_log_prob, weight, self.clip)
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
+        del params, distribution
+        return clipped(log_prob - step.behavior_log_prob.astype(log_prob.dtype), weights, self.clip)
 
 
-def _clipped_term(
-    estimator: PPO, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weight: jax.Array
-) -> jax.Array:
-    del params, distribution
-    return estimator.term(log_prob, step.behavior_log_prob, weight)
+@pytree(static=("value",))
+class ActorCritic(Estimator):
+    """One objective for actor and critic, so that one optimizer trains both.
+
+        Σ_n Σ_t [ L_{n,t}(θ) − c_v/2 (v_θ(s_{n,t}) − G_{n,t})² + c_H H[π_θ(·|s_{n,t})] ]  over the normalizer of the actor
+
+    with the actor's term L: w log π of `ScoreFunction`, the clipped one of `PPO`. G is what a value should predict, the credit
+    from step t on. The advantage of the actor may take its values from the critic: `GAE(lambda_)` does so by default.
+
+    The value's parameters and the policy's are one pytree. Where the two do not overlap the actor's gradient is untouched: as
+    unbiased as the actor declares. The entropy's gradient is taken at the states of the batch and ignores how the policy changes
+    them. Weights are the pair of advantages and targets of the value.
+
+    Attributes:
+        actor: `ScoreFunction`, `PPO` or one of their kin; its surrogate is a sum over steps.
+        value: `(params, observation) -> scalar`, with all of the policy's `params`; `None` for no critic.
+        value_weight: c_v ≥ 0.
+        entropy_weight: c_H ≥ 0; `None` for no bonus.
+
+    Raises:
+        ValueError: A weight is negative; the surrogate is not a sum over steps (DiCE).
+        TypeError: Another kind of actor; later, a distribution without an entropy where a bonus is asked for.
+
+    References:
+        Mnih et al. (2016), arXiv:1602.01783, section 4, for the entropy; Schulman et al. (2017), arXiv:1707.06347, eq. 9.
+    """
+
+    actor: ScoreFunction | PPO
+    value: ValueFunction | None = None
+    value_weight: float = 0.5
+    entropy_weight: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.actor, ScoreFunction | PPO):
+            raise TypeError(
+                f"actor: expected ScoreFunction, PPO or one of their kin, received {type(self.actor).__name__}."
+            )
+        if not isinstance(getattr(self.actor, "surrogate", Score()), Score):
+            raise ValueError("surrogate: expected Score(), which is a sum of one term a step.")
+        check.not_negative(value_weight=self.value_weight)
+        if self.entropy_weight is not None:
+            check.not_negative(entropy_weight=self.entropy_weight)
+
+    @property
+    def discount(self) -> float:
+        """γ of the objective."""
+        return self.actor.discount
+
+    @property
+    def normalizer(self) -> Normalizer:
+        """That of the actor."""
+        return self.actor.normalizer
+
+    @property
+    def structure(self) -> Structure:
+        """That of the actor."""
+        return self.actor.structure
+
+    @property
+    def declaration(self) -> Declaration:
+        """That of the actor for the parameters that the value does not use; an entropy bonus changes the objective."""
+        declared = self.actor.declaration
+        if self.value is not None:
+            apart = "the parameters of the value are not looked at: theirs is the gradient of its error"
+            declared &= Declaration(order=1, assumes=(apart,))
+        if self.entropy_weight is not None and concrete("entropy_weight", self.entropy_weight).any():
+            declared &= biased("an entropy bonus is part of the objective")
+        return declared
+
+    def init(self, params: Params) -> State:
+        return self.actor.init(params)
+
+    def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
+        weights, targets, state = self.actor.weigh(params, state, policy, trajectories, self.value)
+        return (weights, targets), state
+
+    def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
+        dtype, (advantage, target) = log_prob.dtype, weights
+        total = self.actor.term(params, step, distribution, log_prob, advantage)
+        if self.value is not None:
+            error = jnp.square(self.value(params, step.observation).astype(dtype) - target)
+            total -= 0.5 * jnp.asarray(self.value_weight, dtype) * error
+        if self.entropy_weight is not None:
+            if not hasattr(distribution, "entropy"):
+                raise TypeError(f"entropy_weight: {type(distribution).__name__} has no entropy().")
+            total += jnp.asarray(self.entropy_weight, dtype) * distribution.entropy().astype(dtype)
+        return total

@@ -6,13 +6,11 @@ final one: a trajectory that was truncated, or cut by the horizon, bootstraps fr
 discount is 0 there. In the terms of rlax, `next_values` is `v_t` and `values` is `v_tm1`.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from logderiv._core import check
 
 
 def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
@@ -245,43 +243,26 @@ def vtrace(
     return VTraceReturns(values + errors, advantages, rewards + discounts * next_values + later)
 
 
-def discount_factors(discount: float | jax.Array, times: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """γ^t.
-
-    Args:
-        discount: γ.
-        times: t, whole numbers of any shape.
-        dtype: Of the result.
-
-    Returns:
-        Shape of `times`.
-
-    Gradients: flow through `discount`.
-    """
-    return jnp.asarray(discount, dtype) ** times.astype(dtype)
-
-
 def backward_sums(terms: jax.Array, factors: jax.Array) -> jax.Array:
     """Sums from the end, by an associative scan.
 
         y_t = x_t + c_t y_{t+1},  y_T = 0
 
     Args:
-        terms: x, shape `(T,)`.
-        factors: c, shape `(T,)`.
+        terms: x, shape `(*batch, T)`.
+        factors: c, same shape.
 
     Returns:
-        y, shape `(T,)`, dtype of `terms`.
+        y, same shape, dtype of `terms`.
 
     Gradients: flow through both arguments; nothing is detached.
     """
 
-    def combine(
-        later: tuple[jax.Array, jax.Array], earlier: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def combine(later: Any, earlier: Any) -> tuple[jax.Array, jax.Array]:
         return earlier[0] + earlier[1] * later[0], earlier[1] * later[1]
 
-    return lax.associative_scan(combine, (terms, factors.astype(terms.dtype)), reverse=True)[0]
+    pair = terms, factors.astype(terms.dtype)
+    return lax.associative_scan(combine, pair, reverse=True, axis=terms.ndim - 1)[0]
 
 
 def _masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -289,9 +270,9 @@ def _masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...
 
 
 def _check(**arrays: jax.Array) -> None:
-    first = next(iter(arrays.values()))
-    if first.ndim != 1:
+    shapes = {x.shape for x in arrays.values()}
+    if len(shapes) > 1 or len(shapes.pop()) != 1:
+        received = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
         raise ValueError(
-            f"{next(iter(arrays))}: expected one trajectory, shape (T,), received {first.shape}; use jax.vmap for a batch."
+            f"expected arrays of one trajectory, all of shape (T,), received {received}; use jax.vmap for a batch."
         )
-    check.shape(first.shape, hint="all arrays are of one trajectory, shape (T,); use jax.vmap for a batch", **arrays)

@@ -17,9 +17,21 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
+from logderiv.estimators.returns import backward_sums
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
-_NORMALIZERS = ("per_trajectory", "per_step_of_trajectory", "per_step_of_batch")
+NORMALIZERS = {  # what each asks of a batch, and what it does to the expectation
+    "per_trajectory": (Structure(), Declaration()),
+    "per_step_of_trajectory": (
+        Structure(),
+        biased("per_step_of_trajectory: each trajectory is divided by its own random length"),
+    ),
+    "per_step_of_batch": (
+        Structure(degree=None),
+        biased("per_step_of_batch: divided by the random number of steps in the batch"),
+    ),
+}
+_ONE_SHAPE = "a (N, 1) against a (N,) would broadcast to (N, N)"
 
 
 class Surrogate(Part):
@@ -56,11 +68,7 @@ class Surrogate(Part):
 
         Gradients: flow through `log_factors`; the weights are detached.
         """
-        if log_factors.shape != weights.shape or log_factors.ndim == 0:
-            raise ValueError(
-                f"surrogate: expected log_factors and weights of one shape (*batch, T), received {log_factors.shape} and "
-                f"{weights.shape}; a (N, 1) against a (N,) would broadcast to (N, N)."
-            )
+        check.shape(log_factors.shape, hint=_ONE_SHAPE, weights=weights)
         weights = lax.stop_gradient(weights).astype(log_factors.dtype)
         return jnp.mean(jnp.sum(weights * self.steps(log_factors), axis=-1))
 
@@ -133,13 +141,9 @@ class LoadedDiCE(Surrogate):
         return Declaration(order=1, reasons=(reason,))
 
     def steps(self, log_factors: jax.Array) -> jax.Array:
-        def combine(earlier: Any, later: Any) -> tuple[jax.Array, jax.Array]:
-            return later[0] + later[1] * earlier[0], later[1] * earlier[1]
-
         decays = jnp.full_like(log_factors, self.lambda_)
-        return _own_share(
-            log_factors, lax.associative_scan(combine, (log_factors, decays), axis=log_factors.ndim - 1)[0]
-        )
+        up_to = jnp.flip(backward_sums(jnp.flip(log_factors, -1), decays), -1)
+        return _own_share(log_factors, up_to)
 
 
 def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | None) -> jax.Array:
@@ -166,7 +170,7 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
-    check.shape(log_ratio.shape, hint="a (N, 1) against a (N,) would broadcast to (N, N)", weight=weight)
+    check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
     weight, ratio = lax.stop_gradient(weight).astype(log_ratio.dtype), jnp.exp(log_ratio)
     if clip is None:
         return ratio * weight
@@ -213,35 +217,14 @@ def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Ar
     Raises:
         ValueError: None of the three.
     """
-    check.one_of(_NORMALIZERS, normalizer=normalizer)
     num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=-1, keepdims=True).astype(dtype)
-    if normalizer == "per_trajectory":
-        divisors = jnp.full_like(lengths, num)
-    elif normalizer == "per_step_of_trajectory":
-        divisors = num * jnp.maximum(lengths, 1)
-    else:
-        divisors = jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1))
-    return jnp.broadcast_to(1 / divisors, valid.shape)
-
-
-def normalizer_declaration(normalizer: Normalizer) -> tuple[Structure, Declaration]:
-    """What a normalizer asks of a batch, and what it does to the expectation.
-
-    Args:
-        normalizer: One of the three of `reduce_steps`.
-
-    Returns:
-        `(Structure, Declaration)`.
-
-    Raises:
-        ValueError: None of the three.
-    """
-    check.one_of(_NORMALIZERS, normalizer=normalizer)
-    if normalizer == "per_trajectory":
-        return Structure(), Declaration()
-    if normalizer == "per_step_of_trajectory":
-        return Structure(), biased("per_step_of_trajectory: each trajectory is divided by its own random length")
-    return Structure(degree=None), biased("per_step_of_batch: divided by the random number of steps in the batch")
+    divisors = {
+        "per_trajectory": jnp.full_like(lengths, num),
+        "per_step_of_trajectory": num * jnp.maximum(lengths, 1),
+        "per_step_of_batch": jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1)),
+    }
+    check.one_of(NORMALIZERS, normalizer=normalizer)
+    return jnp.broadcast_to(1 / divisors[normalizer], valid.shape)
 
 
 def box(x: jax.Array) -> jax.Array:

@@ -8,14 +8,11 @@ import jax.numpy as jnp
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
-from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import Baseline
-from logderiv.estimators.batch import Batch
+from logderiv.estimators.batch import Batch, evaluate_value, value_of_each
 from logderiv.estimators.declaration import Declaration, Structure
-from logderiv.likelihood.steps import fill_invalid
-from logderiv.types import Params, State, Trajectory
+from logderiv.types import Params, State
 
 _EARLIER = Declaration(assumes=("the value function was fitted to earlier batches only",))
 
@@ -33,7 +30,7 @@ class StateBaseline(Baseline):
             batch: The batch.
 
         Returns:
-            Two arrays of shape `(N, T)`, 0 on invalid steps, detached.
+            Two arrays of the shape of `batch.steps.valid`, 0 on invalid steps, detached.
         """
         raise NotImplementedError
 
@@ -132,8 +129,8 @@ class LearnedValue(StateBaseline):
         targets, valid = jax.lax.stop_gradient(targets), batch.valid
 
         def loss(value_params: Params) -> jax.Array:
-            values = _values(self.function, value_params, fill_invalid(batch.steps).observations)
-            errors = jnp.where(valid, values - targets.astype(values.dtype), 0)
+            values = value_of_each(self.function, value_params, batch.steps.observations, batch.steps.valid)
+            errors = jnp.where(valid, values.reshape(valid.shape) - targets.astype(values.dtype), 0)
             return jnp.sum(jnp.square(errors)) / jnp.maximum(jnp.sum(valid), 1).astype(values.dtype)
 
         def step(_: int, state: State) -> State:
@@ -142,42 +139,3 @@ class LearnedValue(StateBaseline):
             return optax.apply_updates(value_params, updates), opt_state
 
         return jax.lax.fori_loop(0, self.num_steps, step, state)
-
-
-def evaluate_value(
-    function: Callable[[Any, Any], jax.Array], value_params: Params, trajectories: Trajectory
-) -> tuple[jax.Array, jax.Array]:
-    """v(s_t) and v(s_{t+1}) for a batch; the observations of invalid steps are never seen.
-
-    Args:
-        function: `(value_params, observation) -> scalar`.
-        value_params: Its parameters.
-        trajectories: Leading axes `(N, T)`.
-
-    Returns:
-        Two arrays of shape `(N, T)`, 0 on invalid steps. Detached.
-
-    Raises:
-        ValueError: The function does not return a scalar for one observation.
-    """
-    valid, filled = trajectories.valid, fill_invalid(trajectories)
-    values = jnp.where(valid, _values(function, value_params, filled.observations), 0)
-    final = _values(function, value_params, jax.tree.map(lambda x: x[:, None], filled.final_observation))[:, 0]
-    follows = jnp.roll(valid, -1, axis=1).at[:, -1].set(False)
-    next_values = jnp.where(follows, jnp.roll(values, -1, axis=1), expand(final, values))
-    return jax.lax.stop_gradient((values, jnp.where(valid, next_values, 0)))
-
-
-def _values(function: Callable[[Any, Any], jax.Array], value_params: Params, observations: Any) -> jax.Array:
-    """The value of every observation, leading axes `(N, T)`."""
-
-    def value(value_params: Params, observation: Any) -> jax.Array:
-        result = jnp.asarray(function(value_params, observation))
-        if result.shape != ():
-            raise ValueError(
-                f"value function: expected a scalar for one observation, received shape {result.shape}; squeeze its last axis."
-            )
-        return result
-
-    # One network forwards: large blocks cost little memory.
-    return map_rows(value, value_params, observations, block_size=4 * wide_block_size())

@@ -20,11 +20,10 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.pytrees import jit, pytree
+from logderiv._core.pytrees import jit
 from logderiv.estimators.declaration import Structure
 from logderiv.exact.enumeration import readable
-from logderiv.policies import as_policy
-from logderiv.types import Estimate, Params, State, Trajectory, batch_info
+from logderiv.types import Params, State, Trajectory
 
 Choice = Literal["degree", "multisets", "tuples"]
 
@@ -33,36 +32,8 @@ _NUMBERS = 2**21  # of output, evaluated at a time
 
 
 def structure(estimator: Any) -> Structure:
-    """What an estimator says of itself, and nothing where it says nothing."""
-    return getattr(estimator, "structure", Structure(degree=None))
-
-
-@pytree(static=("function",))
-class FunctionEstimator:
-    """A plain function `(params, policy, trajectories) -> grads` as an estimator that declares nothing."""
-
-    function: Callable[..., Any]
-
-    @property
-    def structure(self) -> Structure:
-        """Nothing is assumed but what the function's own attribute `symmetric` says."""
-        return Structure(degree=None, symmetric=getattr(self.function, "symmetric", True))
-
-    def estimate(self, params: Params, state: State, policy: Any, trajectories: Trajectory) -> tuple[Estimate, State]:
-        """The function's gradient."""
-        return Estimate(self.function(params, policy, trajectories), batch_info(trajectories)), state
-
-
-def as_estimator(estimator: Any) -> Any:
-    """An estimator from one, or from a plain function `(params, policy, trajectories) -> grads`; else raises `TypeError`."""
-    if hasattr(estimator, "estimate"):
-        return estimator
-    if callable(estimator):
-        return FunctionEstimator(estimator)
-    raise TypeError(
-        "estimator: expected estimate(params, state, policy, trajectories) -> (Estimate, state), or a function "
-        f"(params, policy, trajectories) -> grads; received {type(estimator).__name__}."
-    )
+    """What an estimator says of itself; where it says nothing, as a plain function, that it is symmetric unless `symmetric` denies it."""
+    return getattr(estimator, "structure", Structure(degree=None, symmetric=getattr(estimator, "symmetric", True)))
 
 
 def objective(estimator: Any, params: Params, state: State, policy: Any, trajectories: Trajectory) -> Any:
@@ -76,15 +47,15 @@ class Ensemble(NamedTuple):
 
     Attributes:
         context: Estimator, parameters, state of the estimator, policy.
-        trajectories: Every one that can be drawn, leading axes `(K, T)`.
-        probabilities: Of the single trajectories, float64, shape `(K,)`.
+        outcomes: Every trajectory that can be drawn, leading axes `(K, T)`; or whatever a batch is made of.
+        probabilities: Of the single outcomes, float64, shape `(K,)`.
         method: How the batches were chosen.
         size: Trajectories in each.
         number: How many batches.
     """
 
     context: tuple[Any, Params, State, Any]
-    trajectories: Trajectory
+    outcomes: Any
     probabilities: np.ndarray
     method: Choice
     size: int
@@ -95,15 +66,16 @@ class Ensemble(NamedTuple):
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Blocks of `(indices, probabilities, values)`, float64.
 
-        `function(estimator, params, state, policy, trajectories, *options)`, one that lives at module level, gives a vector of
+        `function(estimator, params, state, policy, batch, *options)`, one that lives at module level, gives a vector of
         `size` numbers for each batch. Memory is that of one block. Where order is said not to matter, some batches are
         first tried in another order.
         """
-        rows = max(1, min(_STEPS // (self.size * self.trajectories.valid.shape[-1]), _NUMBERS // size, self.number))
+        length = jax.tree.leaves(self.outcomes)[0].shape[1]
+        rows = max(1, min(_STEPS // (self.size * length), _NUMBERS // size, self.number))
 
         def values(indices: np.ndarray) -> np.ndarray:
             padded = np.concatenate([indices, np.repeat(indices[:1], rows - len(indices), axis=0)])
-            values = _on_batches(function, padded.astype(np.int32), self.trajectories, self.context, options)
+            values = _on_batches(function, padded.astype(np.int32), self.outcomes, self.context, options)
             return np.asarray(values, np.float64)[: len(indices)]
 
         if self.method == "multisets":
@@ -135,9 +107,9 @@ class Ensemble(NamedTuple):
 
 
 def ensemble(
-    context: tuple, trajectories: Trajectory, probabilities: Any, *, num: int, method: Choice | None, limit: int
+    context: tuple, outcomes: Any, probabilities: Any, *, num: int, method: Choice | None = None, limit: int
 ) -> Ensemble:
-    """Every batch of `num` out of these trajectories `(K, T)` of known probabilities `(K,)`.
+    """Every batch of `num` out of these trajectories, or other outcomes, `(K, T)` of known probabilities `(K,)`.
 
     `context` is what an estimator is called with: itself, parameters, its state (`None` for its first) and the policy.
 
@@ -148,27 +120,27 @@ def ensemble(
     known = structure(estimator)
     known.check(num)
     drawn = np.flatnonzero(probabilities)  # what is never drawn has no part in an expectation
-    trajectories = jax.tree.map(lambda x: np.asarray(x)[drawn], trajectories)
+    outcomes = jax.tree.map(lambda x: np.asarray(x)[drawn], outcomes)
     method, size = _method_and_size(known, num, method)
-    outcomes = len(drawn)
-    number = math.comb(outcomes + size - 1, size) if method == "multisets" else outcomes**size
+    count = len(drawn)
+    number = math.comb(count + size - 1, size) if method == "multisets" else count**size
     if number > limit:
         raise ValueError(
-            f"num_trajectories: batches of {size} out of {outcomes} trajectories ({method}) are {readable(number)} evaluations "
+            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {readable(number)} evaluations "
             f"of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
             "shrinks the number (structure). For total_return and reward_to_go with a fixed baseline "
             "logderiv.exact.weighted_score_moments lists no trajectories."
         )
     if state is None and hasattr(estimator, "init"):
         state = estimator.init(params)
-    context = (estimator, params, state, as_policy(policy))
-    return Ensemble(context, trajectories, np.asarray(probabilities, np.float64)[drawn], method, size, number)
+    context = (estimator, params, state, policy)
+    return Ensemble(context, outcomes, np.asarray(probabilities, np.float64)[drawn], method, size, number)
 
 
 @jit
-def _on_batches(function: Any, indices: Any, trajectories: Trajectory, context: Any, options: Any) -> jax.Array:
+def _on_batches(function: Any, indices: Any, outcomes: Any, context: Any, options: Any) -> jax.Array:
     def on_batch(rows: jax.Array) -> jax.Array:
-        return function(*context, jax.tree.map(lambda x: x[rows], trajectories), *options)
+        return function(*context, jax.tree.map(lambda x: x[rows], outcomes), *options)
 
     return jax.vmap(on_batch)(indices)
 

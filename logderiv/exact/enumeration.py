@@ -16,8 +16,7 @@ from logderiv._core.arrays import floating, is_traced, scalar_cost
 from logderiv._core.pytrees import jit
 from logderiv.environments import as_environment
 from logderiv.environments.tabular import TabularMDP
-from logderiv.estimators.returns import discount_factors
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
 
 LIMIT = 2**20
@@ -107,7 +106,7 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
     """sum_t γ^t r_t over the valid steps, shape `(*batch,)`."""
     rewards = jnp.where(trajectories.valid, trajectories.rewards, 0)
-    return rewards @ discount_factors(discount, jnp.arange(rewards.shape[-1]), rewards.dtype)
+    return rewards @ jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.shape[-1], dtype=rewards.dtype)
 
 
 def readable(count: int) -> str:
@@ -164,14 +163,14 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
         )
     stepper = as_environment(environment)
     inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
-    observations, states = _deterministic(_reset(stepper, inputs, len(starts)))
+    observations, states = _deterministic(_reset, len(starts), stepper, inputs)
     nodes, levels = [observations], []
     live, first, finished, size = np.arange(len(starts), dtype=np.int32), 0, 0, len(starts)
     while len(live) > 0 and len(levels) < horizon:
         if finished + len(live) * actions > limit:
             raise _too_many(environment, "too many", horizon, limit)
         source = first + np.repeat(live, actions)
-        new, inputs = _deterministic(_step(stepper, states, inputs, live, actions))
+        new, inputs = _deterministic(_step, len(source), stepper, states, inputs, live, actions)
         states, first, size = new.state, first + size, len(source)
         ended = np.asarray(new.terminated | new.truncated)
         live, finished = np.flatnonzero(~ended).astype(np.int32), finished + ended.sum()
@@ -183,13 +182,11 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
     return _Graph(observations, np.arange(len(starts)), np.asarray(starts), source, *steps)
 
 
-@jit
-def _reset(environment: Any, inputs: Any, number: int) -> tuple[Any, jax.Array]:
-    return _alike(lambda keys: jax.vmap(environment.reset)(keys, inputs), number)
+def _reset(keys: jax.Array, environment: Any, inputs: Any) -> tuple[Any, Any]:
+    return jax.vmap(environment.reset)(keys, inputs)
 
 
-@jit
-def _step(environment: Any, states: Any, inputs: Any, live: Any, actions: int) -> tuple[Any, jax.Array]:
+def _step(keys: jax.Array, environment: Any, states: Any, inputs: Any, live: Any, actions: int) -> tuple[Step, Any]:
     """Every action in each of the live states."""
     rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
     states, inputs = jax.tree.map(lambda x: x[rows], (states, inputs))
@@ -198,20 +195,21 @@ def _step(environment: Any, states: Any, inputs: Any, live: Any, actions: int) -
         new = Step(*environment.step(key, state, action, inputs))
         return new._replace(reward=scalar_cost(new.reward, "reward"))
 
-    new, alike = _alike(lambda keys: jax.vmap(step)(keys, states, action, inputs), rows.shape[0])
-    return (new, inputs), alike
+    return jax.vmap(step)(keys, states, action, inputs), inputs
 
 
-def _alike(function: Callable[[jax.Array], Any], number: int) -> tuple[Any, jax.Array]:
-    """`function(keys)`, and whether it is the same for other keys, more of them where there are few."""
-    several = jax.vmap(function)(jax.random.split(jax.random.key(0), (max(2, 64 // number), number)))
+@jit
+def _alike(function: Callable[..., Any], number: int, *arguments: Any) -> tuple[Any, jax.Array]:
+    """`function(keys, *arguments)`, and whether it is the same for other keys, more of them where there are few."""
+    keys = jax.random.split(jax.random.key(0), (max(2, 64 // number), number))
+    several = jax.vmap(lambda keys: function(keys, *arguments))(keys)
     leaves = [x for x in jax.tree.leaves(several) if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)]
     same = [jnp.all((x == x[:1]) | (x != x)) for x in leaves]
     return jax.tree.map(lambda x: x[0], several), jnp.all(jnp.stack(same))
 
 
-def _deterministic(found: tuple[Any, jax.Array]) -> Any:
-    result, alike = found
+def _deterministic(function: Callable[..., Any], number: int, *arguments: Any) -> Any:
+    result, alike = _alike(function, number, *arguments)
     if not alike:
         raise ValueError(
             "environment: expected one without randomness of its own to replay, received one that depends on the key; give the "

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.pytrees import jit
-from logderiv.exact.batches import Choice, Ensemble, as_estimator, ensemble, objective
+from logderiv.exact.batches import Choice, Ensemble, ensemble, objective
 from logderiv.exact.dynamic import evaluate, problem
 from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories
 from logderiv.policies import as_policy
@@ -112,12 +112,17 @@ def moments(
     """
     check.whole(order=order)
     check.params(params)
+    if not (hasattr(estimator, "estimate") or callable(estimator)):
+        raise TypeError(
+            "estimator: expected estimate(params, state, policy, trajectories) -> (Estimate, state), or a function "
+            f"(params, policy, trajectories) -> grads; received {type(estimator).__name__}."
+        )
     if order > 1 and not (hasattr(estimator, "advantages") and hasattr(estimator, "objective")):
         raise TypeError(
             f"estimator: expected one with advantages and objective, received {type(estimator).__name__}; a function that returns "
             "gradients has no higher derivatives to compare."
         )
-    estimator, policy = as_estimator(estimator), as_policy(policy)
+    policy = as_policy(policy)
     gamma = getattr(estimator, "discount", 1.0) if discount is None else discount
     given = problem(policy, environment, horizon, gamma)
     listing = given if isinstance(given, Listing) else list_trajectories(environment, horizon)
@@ -126,7 +131,7 @@ def moments(
     context = (estimator, params, state, policy)
     members = ensemble(context, every, probabilities, num=num_trajectories, method=method, limit=limit)
     exact = np.asarray(_exact(params, policy, given, horizon, gamma, order), np.float64)
-    bias, covariance = _sums(members, exact, num_trajectories, order)
+    bias, covariance = bias_and_covariance(members, _of_batch, exact, num_trajectories, order)
     mean, exact, bias = (_unravel(params, x) if order == 1 else x for x in (exact + bias, exact, bias))
     return Moments(mean, exact, bias, covariance, members.method, members.number)
 
@@ -146,14 +151,16 @@ def _drawn(params: Params, policy: Any, listing: Listing) -> tuple[Trajectory, n
     return every._replace(behavior_log_probs=logs), probabilities
 
 
-def _sums(members: Ensemble, exact: np.ndarray, number: int, order: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """E[g] - ∇J and Cov[g]; all terms are taken as differences from ∇J, so that nothing large cancels."""
+def bias_and_covariance(
+    members: Ensemble, of_batch: Callable[..., jax.Array], exact: np.ndarray, number: int, order: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """E[g] - ∇J and Cov[g], at order 1; all terms are taken as differences from ∇J, so that nothing large cancels."""
     size = exact.size
     degree = members.size if members.method == "degree" else number
     bias, second = np.zeros(size), np.zeros((size, size) if order == 1 else ())
     chances = members.probabilities
     given = {c: np.zeros((len(chances),) * c + (size,)) for c in range(1, degree) if order == 1 and degree < number}
-    for indices, probabilities, values in members.evaluate(_of_batch, size, order):
+    for indices, probabilities, values in members.evaluate(of_batch, size, order):
         terms = values - exact.ravel()
         bias += probabilities @ terms
         if order == 1:
@@ -161,7 +168,7 @@ def _sums(members: Ensemble, exact: np.ndarray, number: int, order: int) -> tupl
         for c, means in given.items():  # E[terms | the first c trajectories]
             rest = np.prod(chances[indices[:, c:]], axis=1)
             np.add.at(means, tuple(indices[:, :c].T), rest[:, None] * terms)
-    if order > 1:
+    if order != 1:
         return bias.reshape(exact.shape), None
     squares = {degree: second}
     for c, means in given.items():
@@ -174,25 +181,31 @@ def _sums(members: Ensemble, exact: np.ndarray, number: int, order: int) -> tupl
 
 @jit
 def _exact(params: Params, policy: Any, problem: Any, horizon: int, discount: Any, order: int) -> jax.Array:
-    return _derivative(lambda params: evaluate(params, policy, problem, horizon, discount), params, order)
+    return derivative(lambda params: evaluate(params, policy, problem, horizon, discount), params, order)
 
 
 def _of_batch(estimator: Any, params: Params, state: State, policy: Any, batch: Trajectory, order: int) -> jax.Array:
     if order > 1:
-        return _derivative(objective(estimator, params, state, policy, batch), params, order).ravel()
-    estimate, _ = estimator.estimate(params, state, policy, batch)
+        return derivative(objective(estimator, params, state, policy, batch), params, order).ravel()
+    if hasattr(estimator, "estimate"):
+        grads = estimator.estimate(params, state, policy, batch)[0].grads
+    else:
+        grads = estimator(params, policy, batch)
     hint = "return +grad for every parameter, zeros for one that is not used; was the mean over trajectories forgotten?"
-    check.like("the estimator's gradient", estimate.grads, params, hint=hint)
-    return ravel_pytree(estimate.grads)[0]
+    check.like("the estimator's gradient", grads, params, hint=hint)
+    return ravel_pytree(grads)[0]
 
 
-def _derivative(function: Callable[[Params], jax.Array], params: Params, order: int) -> jax.Array:
-    """The derivative of that order in the raveled parameters, shape `(D,) * order`."""
+def derivative(function: Callable[[Params], jax.Array], params: Params, order: int, first: Any = jax.grad) -> jax.Array:
+    """The derivative of that order in the raveled parameters, shape `(D,) * order`; of the orders the `first` one in this mode."""
     flat, unravel = ravel_pytree(params)
-    derivative = jax.grad(lambda flat: function(unravel(flat)))
-    for _ in range(order - 1):
-        derivative = jax.jacfwd(derivative)
-    return derivative(flat)
+
+    def of_order(order: int) -> Callable[[jax.Array], jax.Array]:
+        if order == 0:
+            return lambda flat: function(unravel(flat))
+        return (first if order == 1 else jax.jacfwd)(of_order(order - 1))
+
+    return of_order(order)(flat)
 
 
 def _unravel(params: Params, vector: np.ndarray) -> Params:

@@ -1,23 +1,21 @@
 """Every path of a program: its exact expected cost, and the exact expectation of any derivative of an estimate of it."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
+from logderiv.exact.batches import ensemble
 from logderiv.exact.enumeration import LIMIT, readable
-from logderiv.exact.estimators import Moments
+from logderiv.exact.estimators import Moments, bias_and_covariance, derivative
 from logderiv.expectations.programs import Expectation, Program
-from logderiv.expectations.sources import Given
-from logderiv.expectations.tape import Tape, check_tape
+from logderiv.expectations.tape import Given, Tape, check_tape
 from logderiv.types import Params
 
 
@@ -55,7 +53,7 @@ def program_value(
         >>> float(program_value(0.0, two_flips, num_choices=2, num_outcomes=2))
         0.25
     """
-    choices = _sequences("num_choices", num_choices, "outcomes", num_outcomes, limit)
+    choices = _sequences(num_choices, num_outcomes, limit)
     probabilities, costs = _outcomes(params, program, args, choices)
     if not is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
@@ -73,7 +71,7 @@ def program_derivatives(
 ) -> tuple[Moments, ...]:
     """E[∇ᵏ Ĵ] of what `logderiv.expectation` returns, beside ∇ᵏ J of the exact value, for k = 0, 1, ..., `order`.
 
-    Every tuple of `num_samples` paths is given to the estimate and differentiated there, its baseline and all. The two are
+    Every batch of `num_samples` paths is given to the estimate and differentiated there, its baseline and all. The two are
     equal, at every order, unless the program breaks a rule: a jump of the parameters into a cost, a choice that is not on the
     tape, a baseline that knows the choice.
 
@@ -90,30 +88,34 @@ def program_derivatives(
         `Moments` of each order from 0, the value; axes follow the raveled parameters.
 
     Raises:
-        ValueError: Too many sequences or tuples; the paths' probabilities do not sum to one; `order` below 0.
+        ValueError: Too many sequences or batches; the paths' probabilities do not sum to one; `order` below 0.
         TypeError: The program has randomness that cannot be listed.
     """
     check.whole(at_least=0, order=order)
-    program, number = expectation.program, expectation.num_samples
-    choices = _sequences("num_choices", num_choices, "outcomes", num_outcomes, limit)
-    probabilities = np.asarray(_outcomes(params, program, args, choices)[0], np.float64)
+    choices = _sequences(num_choices, num_outcomes, limit)
+    probabilities = np.asarray(_outcomes(params, expectation.program, args, choices)[0], np.float64)
     _check_sum(probabilities)
     paths, probabilities = choices[probabilities > 0], probabilities[probabilities > 0]
-    tuples = _sequences("num_samples", number, "paths", len(paths), limit)
-    tapes, weights = _tapes(paths[tuples], peers=expectation.peers), np.prod(probabilities[tuples], axis=-1)
-    found = _estimated_and_exact(params, expectation, args, tapes, weights, paths, order=order)
-    pairs = zip(*jax.tree.map(lambda x: np.asarray(x, np.float64), found), strict=True)
-    return tuple(Moments(a, b, a - b, None, "tuples", len(tuples)) for a, b in pairs)
+    context, tapes = (expectation, params, args, None), _tapes(paths, peers=expectation.peers)
+    members = ensemble(context, tapes, probabilities, num=expectation.num_samples, limit=limit)
+
+    def of_order(k: int) -> Moments:
+        exact = np.asarray(_exact(params, expectation.program, args, paths, k), np.float64)
+        bias, covariance = bias_and_covariance(members, _of_runs, exact, expectation.num_samples, k)
+        return Moments(exact + bias, exact, bias, covariance, members.method, members.number)
+
+    return tuple(of_order(k) for k in range(order + 1))
 
 
-def _sequences(name: str, length: int, what: str, number: int, limit: int) -> np.ndarray:
-    """Every sequence of `length` numbers below `number`, shape `(K, length)`."""
-    count = number**length
+def _sequences(num_choices: int, num_outcomes: int, limit: int) -> np.ndarray:
+    """Every sequence of choices, shape `(K, num_choices)`."""
+    count = num_outcomes**num_choices
     if count > limit:
         raise ValueError(
-            f"{name}: {length} out of {number} {what} are {readable(count)} sequences, more than limit={limit}; take a smaller program."
+            f"num_choices: {num_choices} out of {num_outcomes} outcomes are {readable(count)} sequences, more than limit={limit}; take "
+            "a smaller program."
         )
-    return np.indices((number,) * length, np.int32).reshape(length, count).T
+    return np.indices((num_outcomes,) * num_choices, np.int32).reshape(num_choices, count).T
 
 
 def _tapes(choices: Any, *, peers: str | None = None, box: Callable[[jax.Array], jax.Array] = box) -> Tape:
@@ -137,31 +139,12 @@ def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tupl
 
 
 @jit
-def _estimated_and_exact(
-    params: Params, expectation: Expectation, args: Any, tapes: Tape, weights: Any, paths: Any, *, order: int
-) -> tuple[Any, Any]:
-    def estimated(params: Params) -> jax.Array:
-        return weights @ jax.vmap(lambda tapes: expectation.on_tapes(params, tapes, *args))(tapes)
-
-    def exact(params: Params) -> jax.Array:
-        return jnp.dot(*_outcomes(params, expectation.program, args, paths))
-
-    return _derivatives(estimated, params, order), _derivatives(exact, params, order)
+def _exact(params: Params, program: Program, args: Any, paths: Any, order: int) -> jax.Array:
+    return derivative(lambda params: jnp.dot(*_outcomes(params, program, args, paths)), params, order, jax.jacfwd)
 
 
-def _derivatives(function: Callable[[Params], jax.Array], params: Params, order: int) -> tuple[jax.Array, ...]:
-    """The value of a function and its derivatives up to that order in the raveled parameters, in forward mode."""
-    flat, unravel = ravel_pytree(params)
-
-    def up_to(order: int, flat: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        """The derivative of that order, and with it all the lower ones."""
-        if order == 0:
-            value = function(unravel(flat))
-            return value, (value,)
-        highest, lower = jax.jacfwd(functools.partial(up_to, order - 1), has_aux=True)(flat)
-        return highest, (*lower, highest)
-
-    return up_to(order, flat)[1]
+def _of_runs(expectation: Expectation, params: Params, args: Any, _: None, tapes: Tape, order: int) -> jax.Array:
+    return derivative(lambda params: expectation.on_tapes(params, tapes, *args), params, order, jax.jacfwd).ravel()
 
 
 def _check_sum(probabilities: np.ndarray) -> None:

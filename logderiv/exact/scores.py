@@ -23,7 +23,7 @@ from logderiv import distributions
 from logderiv._core import check
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
-from logderiv.estimators.returns import discount_factors, reward_to_go, total_return
+from logderiv.estimators.returns import reward_to_go, total_return
 from logderiv.exact.dynamic import choices, live_tables, occupancy, problem
 from logderiv.exact.enumeration import Listing
 from logderiv.likelihood.probability import log_prob, prob
@@ -138,7 +138,7 @@ def _weighted_score_moments(
         second = jnp.einsum("sa,saij->sij", table, jax.vmap(over_actions)(following, factor * reward, b, scores))
         return jnp.where(mdp.terminal[:, None, None], end, second), None
 
-    factors = discount_factors(discount, jnp.arange(horizon), dtype)
+    factors = jnp.asarray(discount, dtype) ** jnp.arange(horizon, dtype=dtype)
     second, _ = lax.scan(backup, end, (factors, baselines.astype(dtype)), reverse=True)
     second = jnp.einsum("s,sij->ij", mdp.initial.astype(dtype), second)
     mean = second[0, -size:]

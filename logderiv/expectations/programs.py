@@ -31,6 +31,7 @@ References:
     (2023), arXiv:2212.06386 (ADEV, the same aim by program transformation).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -49,15 +50,49 @@ Program = Callable[..., Tape]
 
 @pytree(static=("program", "num_samples", "baseline"))
 class Expectation:
-    """What `expectation` returns: a function of parameters and a key, and an object that `jax.jit` takes as an argument.
+    """The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
+
+    A pytree, too, which `jax.jit` takes as an argument. The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, of any order and by any mix of
+    `jax.grad`, `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled
+    choices, derivatives through pathwise ones, and those of the costs themselves. `jax.jit` and `jax.vmap` apply.
+
+    **Loops.** JAX differentiates `lax.while_loop` in forward mode only. So do derivatives of a program that samples in one:
+    `jax.jvp`, `jax.jacfwd`, `jax.jacfwd(jax.jacfwd(...))`; `jax.grad` raises. With `logderiv.bounded_while_loop` in its place,
+    and with `lax.scan` and `lax.cond`, both modes work.
+
+    **Higher orders** want float64, and many samples: the k-th derivative carries products of k scores.
 
     Attributes:
-        program: `(params, tape, *args) -> tape`.
-        num_samples: `N` independent runs.
-        baseline: What the costs after a choice are compared with.
+        program: `(params, tape, *args) -> tape`; it makes choices by `tape.sample` and reports costs by `tape.cost`.
+        num_samples: `N` independent runs, side by side by `jax.vmap` (which runs both branches of a `lax.cond`).
+        baseline: `"leave_one_out"` compares the costs after a choice with what the *other* runs still had to pay when they
+            were at this point of the program: for run n and choice i, b = 1/(N-1) Σ_{m≠n} (C_m - C_m,<i). A run that has
+            finished counts 0; a branch that a run does not take must yet have finite costs there. `None` takes the baselines
+            that are given at the choices alone.
+
+    Raises:
+        ValueError: `num_samples` below 1, or below 2 with a baseline; another baseline.
+
+    Gradients: flow through `params` and `args`; sampled values are detached and scored.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, logderiv as ld
+        >>> def two_flips(logit, tape):
+        ...     tape, first = tape.sample(ld.Bernoulli(logit))
+        ...     tape, second = tape.sample(ld.Bernoulli(logit))
+        ...     return tape.cost(first * second)
+        >>> objective = ld.expectation(two_flips, num_samples=20_000)
+        >>> value, slope = jax.value_and_grad(objective)(0.0, jax.random.key(0))
+        >>> bool(abs(value - 0.25) < 0.02), bool(abs(slope - 0.25) < 0.03)  # p**2 and 2 p * p (1 - p) at p = 1/2
+        (True, True)
+
+    References:
+        Schulman et al. (2015), arXiv:1506.05254, theorem 1; Foerster et al. (2018), arXiv:1802.05098, eqs. 5-6; Mao et al. (2019),
+        arXiv:1904.09664, eq. 9.
     """
 
     program: Program
+    _: dataclasses.KW_ONLY
     num_samples: int = 1
     baseline: Literal["leave_one_out"] | None = None
 
@@ -118,53 +153,7 @@ class Expectation:
         return jnp.mean(jax.vmap(run, axis_name=SAMPLES)(tapes))
 
 
-def expectation(
-    program: Program, *, num_samples: int = 1, baseline: Literal["leave_one_out"] | None = None
-) -> Expectation:
-    """The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
-
-    The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, of any order and by any mix of
-    `jax.grad`, `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled
-    choices, derivatives through pathwise ones, and those of the costs themselves. `jax.jit` and `jax.vmap` apply.
-
-    **Loops.** JAX differentiates `lax.while_loop` in forward mode only. So do derivatives of a program that samples in one:
-    `jax.jvp`, `jax.jacfwd`, `jax.jacfwd(jax.jacfwd(...))`; `jax.grad` raises. With `logderiv.bounded_while_loop` in its place,
-    and with `lax.scan` and `lax.cond`, both modes work.
-
-    **Higher orders** want float64, and many samples: the k-th derivative carries products of k scores.
-
-    Args:
-        program: `(params, tape, *args) -> tape`; it makes choices by `tape.sample` and reports costs by `tape.cost`.
-        num_samples: `N` independent runs, side by side by `jax.vmap` (which runs both branches of a `lax.cond`).
-        baseline: `"leave_one_out"` compares the costs after a choice with what the *other* runs still had to pay when they
-            were at this point of the program: for run n and choice i, b = 1/(N-1) Σ_{m≠n} (C_m - C_m,<i). A run that has
-            finished counts 0; a branch that a run does not take must yet have finite costs there. `None` takes the baselines
-            that are given at the choices alone.
-
-    Returns:
-        A function, also an object that `jax.jit` takes as an argument.
-
-    Raises:
-        ValueError: `num_samples` below 1, or below 2 with a baseline; another baseline.
-
-    Gradients: flow through `params` and `args`; sampled values are detached and scored.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, logderiv as ld
-        >>> def two_flips(logit, tape):
-        ...     tape, first = tape.sample(ld.Bernoulli(logit))
-        ...     tape, second = tape.sample(ld.Bernoulli(logit))
-        ...     return tape.cost(first * second)
-        >>> objective = ld.expectation(two_flips, num_samples=20_000)
-        >>> value, slope = jax.value_and_grad(objective)(0.0, jax.random.key(0))
-        >>> bool(abs(value - 0.25) < 0.02), bool(abs(slope - 0.25) < 0.03)  # p**2 and 2 p * p (1 - p) at p = 1/2
-        (True, True)
-
-    References:
-        Schulman et al. (2015), arXiv:1506.05254, theorem 1; Foerster et al. (2018), arXiv:1802.05098, eqs. 5-6; Mao et al. (2019),
-        arXiv:1904.09664, eq. 9.
-    """
-    return Expectation(program, num_samples, baseline)
+expectation = Expectation  # written like the function that its instances are made to be
 
 
 def bounded_while_loop(

@@ -16,11 +16,95 @@ from logderiv._core.arrays import as_keys, scalar_cost
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.surrogates import box
-from logderiv.expectations.score_and_pathwise import check_reparameterized
-from logderiv.expectations.sources import Keys, Source
 from logderiv.types import Key
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
+
+
+@pytree
+class Keys:
+    """Random choices.
+
+    Attributes:
+        bits: Of a key, since a `lax.cond` under `jax.vmap` must not see the key itself.
+    """
+
+    bits: KeyBits
+
+    def choose(self, distribution: Any) -> tuple["Keys", Any]:
+        """Make one choice: the source to go on with, and the detached value."""
+        rest, keys = self.keys(1)
+        # Detached before as well as after: the sampler need not have a derivative.
+        made = jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, distribution)
+        return rest, lax.stop_gradient(distributions.sample(made, keys[0]))
+
+    def keys(self, num: int, purpose: str = "") -> tuple["Keys", jax.Array]:
+        """Take `num` keys: the source to go on with, and the keys."""
+        del purpose
+        keys = jax.random.split(self.bits.keys(), num + 1)
+        return Keys(KeyBits.of(keys[0])), keys[1:]
+
+    def fork(self, num: int) -> tuple["Keys", "Keys"]:
+        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
+        rest, keys = self.keys(num)
+        return rest, Keys(KeyBits.of(keys))
+
+    def join(self, parts: "Keys") -> "Keys":
+        """The source after parts, stacked, that have run side by side."""
+        del parts
+        return self
+
+
+@pytree(static=("stride",))
+class Given:
+    """Choices from a list: the next one is `choices[position]`, and the one after it `stride` further on.
+
+    Attributes:
+        choices: Integers; -1 stands behind the last one. Shape `(num_choices,)`.
+        used: Which of them have been made. Shape `(num_choices,)`.
+        position: Of the next one. Shape `()`.
+        stride: Parts that run side by side take turns, so that the list need not know how many choices each makes; static.
+    """
+
+    choices: jax.Array
+    used: jax.Array
+    position: jax.Array
+    stride: int = 1
+
+    @classmethod
+    def of(cls, choices: Any) -> "Given":
+        """A source for each row of choices, shape `(..., num_choices)`."""
+        choices = jnp.asarray(choices)
+        return cls(choices, jnp.zeros(choices.shape, bool), jnp.zeros(choices.shape[:-1], jnp.int32))
+
+    def choose(self, distribution: Any) -> tuple["Given", Any]:
+        """Make one choice: the source to go on with, and its value."""
+        like = jax.eval_shape(lambda key: distributions.sample(distribution, key), jax.random.key(0))
+        single = isinstance(like, jax.ShapeDtypeStruct) and like.shape == ()
+        if not (single and (jnp.issubdtype(like.dtype, jnp.integer) or like.dtype == jnp.bool_)):
+            raise _cannot_list(f"a sample of {type(distribution).__name__}: {like}")
+        value = self.choices.at[self.position].get(mode="fill", fill_value=-1).astype(like.dtype)
+        used = self.used.at[self.position].set(True, mode="drop")
+        return dataclasses.replace(self, used=used, position=self.position + self.stride), value
+
+    def keys(self, num: int, purpose: str) -> tuple["Given", jax.Array]:
+        """Raise `TypeError` with the purpose that keys were for."""
+        del num
+        raise _cannot_list(purpose)
+
+    def fork(self, num: int) -> tuple["Given", "Given"]:
+        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
+        choices, used = (jnp.broadcast_to(x, (num, *x.shape)) for x in (self.choices, self.used))
+        return self, Given(choices, used, self.position + self._turns(num), self.stride * num)
+
+    def join(self, parts: "Given") -> "Given":
+        """The source after parts, stacked, that have run side by side."""
+        num = parts.position.shape[0]
+        longest = jnp.max(parts.position - self._turns(num))  # of the part with most choices
+        return dataclasses.replace(self, used=self.used | jnp.any(parts.used, axis=0), position=longest)
+
+    def _turns(self, num: int) -> jax.Array:
+        return self.stride * jnp.arange(num, dtype=jnp.int32)
 
 
 @pytree(static=("peers", "box"), eq=False, visit=lambda tape: tape._hand_on())
@@ -41,7 +125,7 @@ class Tape:
             costs alone: no score, and no baseline.
     """
 
-    source: Source
+    source: Keys | Given
     log_prob: jax.Array
     total: jax.Array
     peers: str | None = None
@@ -107,7 +191,7 @@ class Tape:
         """
         tape, keys = self._keys(1, f"a pathwise sample of {type(distribution).__name__}")
         value = distributions.sample(distribution, keys[0])
-        check_reparameterized(distribution, value)
+        _check_reparameterized(distribution, value)
         return tape, value
 
     def score(self, distribution: Any, value: Any, *, baseline: Any = 0.0) -> Self:
@@ -254,3 +338,22 @@ def check_tape(tape: Any, source: str) -> None:
             f"{source}: expected to return its tape, received {type(tape).__name__}; a cost is reported by tape = tape.cost(value)."
         )
     tape._spend()
+
+
+def _check_reparameterized(distribution: Any, x: Any) -> None:
+    """Refuse samples without a derivative: integers, or where the library says so (numpyro, TFP)."""
+    discrete = any(not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in jax.tree.leaves(x))
+    declared = getattr(distribution, "has_rsample", True)
+    kind = str(getattr(distribution, "reparameterization_type", ""))
+    if discrete or declared is False or "NOT_REPARAMETERIZED" in kind:
+        raise TypeError(
+            f"distribution: expected one whose samples are differentiable in its parameters, received "
+            f"{type(distribution).__name__}, whose samples are discrete or not reparameterized: the pathwise gradient would be "
+            "zero or undefined. Use logderiv.expectations.gradients_score or logderiv.expectations.gradients_measure_valued."
+        )
+
+
+def _cannot_list(what: str) -> TypeError:
+    return TypeError(
+        f"program: expected every choice to be one integer from tape.sample, so that its paths can be listed; received {what}."
+    )

@@ -1,10 +1,9 @@
 """The probability of a trajectory, its logarithm, and their derivatives."""
 
 from logderiv.likelihood.counting import visit_counts
-from logderiv.likelihood.factors import log_factors
 from logderiv.likelihood.fisher import fisher_matrix, fisher_vector_product, natural_gradient
 from logderiv.likelihood.identity import Case, Comparison, compare
-from logderiv.likelihood.probability import grad_prob, log_prob, prob, weighted_log_prob
+from logderiv.likelihood.probability import grad_prob, log_factors, log_prob, prob, weighted_log_prob
 from logderiv.likelihood.steps import over_steps
 from logderiv.likelihood.vocabulary import TokenLogProbs, token_log_probs
 

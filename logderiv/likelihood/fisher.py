@@ -16,19 +16,13 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
-from logderiv.likelihood.factors import log_factors
+from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
 from logderiv.types import Params, Per, Trajectory, check_trajectory
 
 
 def fisher_vector_product(
-    params: Params,
-    policy: Any,
-    trajectories: Trajectory,
-    *,
-    per: Per = "step",
-    probabilities: jax.Array | None = None,
-    block_size: int | None = None,
+    params: Params, policy: Any, trajectories: Trajectory, *, per: Per = "step", probabilities: Any = None
 ) -> Callable[[Params], Params]:
     """The map v ↦ F v over a batch of trajectories drawn with these `params`.
 
@@ -44,7 +38,6 @@ def fisher_vector_product(
         per: Whose score is squared.
         probabilities: Shape `(N,)`, in the place of `1/N`. With every trajectory of a finite process and its probability
             (`logderiv.exact.enumerate_trajectories`, `logderiv.prob`) the product is exact. Detached.
-        block_size: Rows in a block; `None` for the backend's default. Speed and memory only.
 
     Returns:
         A linear function from pytrees of `params` to pytrees of `params`; linearized once, cheap to call many times.
@@ -58,15 +51,21 @@ def fisher_vector_product(
     """
     check.params(params)
     check.one_of(("step", "trajectory"), per=per)
-    weights = _weights(trajectories, probabilities)
+    batch, _ = check_trajectory(trajectories)
+    if len(batch) != 1:
+        raise ValueError(
+            f"trajectories: expected shape (N, T), received batch axes {batch}; F is a mean over one axis."
+        )
+    weights = jnp.full(batch, 1 / batch[0]) if probabilities is None else jnp.asarray(probabilities)
+    check.shape(batch, hint="one per trajectory", probabilities=weights)
 
     def logs(params: Any) -> jax.Array:
-        factors = log_factors(params, policy, trajectories, block_size=block_size)
+        factors = log_factors(params, policy, trajectories)
         return factors if per == "step" else jnp.sum(factors, axis=-1, keepdims=True)
 
     value, push = jax.linearize(logs, params)
     pull = jax.linear_transpose(push, params)
-    scale = weights.astype(value.dtype)[:, None]
+    scale = jax.lax.stop_gradient(weights).astype(value.dtype)[:, None]
     return lambda vector: pull(scale * push(vector))[0]
 
 
@@ -130,8 +129,8 @@ def natural_gradient(
         An `optax.GradientTransformationExtraArgs`; its state is a `NaturalGradientState`.
 
     Raises:
-        ValueError: `damping` is negative, `iterations` below 1; in `update`, `params` is missing.
-        TypeError: In `update`, `trajectories` is missing.
+        ValueError: `damping` is negative, `iterations` below 1.
+        TypeError: In `update`, `params` or `trajectories` is missing.
 
     References:
         Amari (1998), Neural Computation 10; Kakade (2001), "A natural policy gradient"; conjugate gradients as in Schulman et
@@ -147,11 +146,10 @@ def natural_gradient(
 
     def update(updates: Any, state: Any, params: Any = None, *, trajectories: Any = None, **extra: Any) -> Any:
         del extra  # is for other members of a chain
-        call = "optimizer.update(grads, state, params, trajectories=trajectories)"
-        if params is None:
-            raise ValueError(f"natural_gradient: expected {call}, received no params.")
-        if trajectories is None:
-            raise TypeError(f"natural_gradient: expected the batch of the gradient, received none; call {call}.")
+        if params is None or trajectories is None:
+            call = "optimizer.update(grads, state, params, trajectories=trajectories)"
+            missing = "params" if params is None else "trajectories, the batch of the gradient"
+            raise TypeError(f"natural_gradient: expected {call}, received no {missing}.")
         product = fisher_vector_product(params, policy, trajectories, per=per)
 
         def damped(vector: Any) -> Any:
@@ -163,16 +161,3 @@ def natural_gradient(
         return solution, NaturalGradientState(residual.astype(state.residual.dtype))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _weights(trajectories: Trajectory, probabilities: jax.Array | None) -> jax.Array:
-    """What each trajectory counts, shape `(N,)`."""
-    batch, _ = check_trajectory(trajectories)
-    if len(batch) != 1:
-        raise ValueError(
-            f"trajectories: expected shape (N, T), received batch axes {batch}; F is a mean over one axis."
-        )
-    if probabilities is None:
-        return jnp.full(batch, 1 / batch[0])
-    check.shape(batch, hint="one per trajectory", probabilities=probabilities)
-    return jax.lax.stop_gradient(jnp.asarray(probabilities))

@@ -1,18 +1,27 @@
 """The log-derivative identity on one trajectory: grad P by direct differentiation beside P * grad log P."""
 
+import decimal
 import enum
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
 
 from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
-from logderiv.likelihood.factors import all_factors, all_log_factors
-from logderiv.likelihood.probability import check_single, cumulative_product, log_prob, prob, signed_log, times_exp
+from logderiv.likelihood.probability import (
+    all_factors,
+    check_single,
+    log_prob,
+    prob,
+    running_product,
+    signed_log,
+    times_exp,
+)
 from logderiv.likelihood.steps import check_steps
 from logderiv.types import Params, SignedLog, Trajectory
 
@@ -82,17 +91,14 @@ class Comparison(NamedTuple):
             lines.append(f"  the running product becomes infinite at factor {int(self.first_overflow)}")
         forms = jax.tree.leaves(self.score_form, is_leaf=_is_signed_log)
         columns = forms, jax.tree.leaves(self.score), jax.tree.leaves(self.difference)
-        direct = jax.tree_util.tree_leaves_with_path(self.direct)
-        rows = [self._row(*path_and_leaf, *row) for path_and_leaf, *row in zip(direct, *columns, strict=True)]
-        names = ("leaf", "max |direct|", "max |P score|", "max |score|", "difference", "resolution")
-        lines.append(table(names, "<24 >14.4g >18 >13.4g >12.1e >12.1e", rows))
+        rows = []
+        for (path, direct), form, score, gap in zip(tree_leaves_with_path(self.direct), *columns, strict=True):
+            product = _power_of_ten(float(np.max(form.logabs, initial=-np.inf)))
+            largest = [float(np.max(np.abs(x), initial=0.0)) for x in (direct, score)]
+            rows.append((keystr(path) or "params", *largest, product, float(gap), float(self.resolution)))
+        names = ("leaf", "max |direct|", "max |score|", "max |P score|", "difference", "resolution")
+        lines.append(table(names, "<24 >14.4g >13.4g >18 >12.1e >12.1e", rows))
         return "\n".join([*lines, f"  => {_MEANING[int(self.case)]}"])
-
-    def _row(self, path: Any, direct: Any, form: SignedLog, score: Any, difference: Any) -> tuple[Any, ...]:
-        """One leaf, at its largest entries."""
-        largest = _power_of_ten(float(np.max(form.logabs, initial=-np.inf)))
-        d, s = (float(np.max(np.abs(x), initial=0.0)) for x in (direct, score))
-        return jax.tree_util.keystr(path) or "params", d, largest, s, float(difference), float(self.resolution)
 
 
 def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment: Any = None) -> Comparison:
@@ -125,12 +131,11 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
 def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any) -> Comparison:
     value, direct = jax.value_and_grad(prob)(params, policy, trajectory, environment=environment)
     logp, score = jax.value_and_grad(log_prob)(params, policy, trajectory, environment=environment)
-    logs = all_log_factors(params, policy, trajectory, environment=environment)
-    running = cumulative_product(all_factors(params, policy, trajectory, environment=environment))
+    running = running_product(all_factors(params, policy, trajectory, environment=environment))
 
     valid_steps = jnp.sum(trajectory.valid)
     num_factors = valid_steps if environment is None else 2 * valid_steps + jnp.minimum(valid_steps, 1)
-    zero_factor = jnp.any(jnp.isneginf(logs))
+    zero_factor = jnp.isneginf(logp)
     at_underflow = jnp.where(zero_factor, -1, _first(running == 0))
     at_overflow = _first(jnp.isinf(running))
 
@@ -177,7 +182,4 @@ def _lost(direct: jax.Array, form: SignedLog) -> jax.Array:
 
 def _power_of_ten(log: float) -> str:
     """`exp(log)` in scientific notation, however small."""
-    if not np.isfinite(log):
-        return "0" if log == -np.inf else str(log)
-    exponent = int(np.floor(log / np.log(10)))
-    return f"{np.exp(log - exponent * np.log(10)):.4f}e{exponent:+d}"
+    return f"{decimal.Context(Emin=decimal.MIN_EMIN, Emax=decimal.MAX_EMAX).exp(decimal.Decimal(log)):.5g}"

@@ -17,9 +17,34 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, widest
 from logderiv._core.pytrees import jit
-from logderiv.likelihood.factors import all_factors, environment_log_factors
-from logderiv.likelihood.steps import log_factor, over_steps, weighted_log_factor
+from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
 from logderiv.types import Params, SignedLog, Trajectory, check_trajectory
+
+
+def log_factors(params: Params, policy: Any, trajectory: Trajectory, *, block_size: int | None = None) -> jax.Array:
+    """The log-factors log π_θ(a_t|s_t) of every step; 0 on invalid steps.
+
+    A memoryless policy is evaluated in blocks of rows, one with memory in checkpointed segments of time, a policy with
+    its own `log_factors` once per trajectory. Any leading batch axes are taken natively: use that rather than `jax.vmap`, which
+    costs 1.3 to 4 times the time on a CPU.
+
+    Args:
+        params: Parameters of the policy.
+        policy: A policy, or a function `(params, observation) -> distribution`.
+        trajectory: Leading axes `(*batch, T)`.
+        block_size: Rows in a block; `None` for the backend's default. Speed and memory only.
+
+    Returns:
+        Shape `(*batch, T)`.
+
+    Raises:
+        ValueError: Shapes of the trajectory disagree, the policy's log-probability is not a scalar, `block_size` is below 1, or,
+            outside `jax.jit`, an action of a valid step is out of range. Inside `jax.jit` such an action has log-probability `-inf`.
+        TypeError: Not a policy, it does not return a distribution, or a categorical action is a float.
+
+    Gradients: flow through `params`, observations and actions, at any order. Nothing is detached.
+    """
+    return over_steps(log_factor, params, policy, trajectory, block_size=block_size)
 
 
 def log_prob(
@@ -120,7 +145,7 @@ def prob(
     Gradients: `jax.grad(prob)` differentiates the product itself. Nothing is detached.
     """
     factors = all_factors(params, policy, trajectory, environment=environment, block_size=block_size)
-    return cumulative_product(factors)[..., -1]
+    return running_product(factors)[..., -1]
 
 
 def grad_prob(params: Params, policy: Any, trajectory: Trajectory, *, environment: Any = None) -> Any:
@@ -166,7 +191,7 @@ def signed_log(x: jax.Array, log_scale: jax.Array) -> SignedLog:
 
 
 @jit
-def cumulative_product(factors: jax.Array) -> jax.Array:
+def running_product(factors: jax.Array) -> jax.Array:
     """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`, in the dtype of the factors."""
 
     def step(product: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -182,3 +207,45 @@ def check_single(trajectory: Trajectory) -> None:
     batch, _ = check_trajectory(trajectory)
     if batch:
         raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
+
+
+def all_factors(
+    params: Params, policy: Any, trajectory: Trajectory, *, environment: Any = None, block_size: int | None = None
+) -> jax.Array:
+    """Every factor of P(τ|θ) in the order in which they are multiplied; 1 on invalid steps.
+
+    Without `environment` those of the policy, shape `(*batch, T)`; with it ρ_0, π_0, p_0, π_1, p_1, ..., shape `(*batch, 2 T + 1)`.
+    """
+    factors = over_steps(factor, params, policy, trajectory, block_size=block_size)
+    factors = jnp.where(trajectory.valid, factors, jnp.ones_like(factors))
+    if environment is None:
+        return factors
+    initial, dynamics = map(jnp.exp, environment_log_factors(environment, trajectory))
+    return _interleave(initial, dynamics, factors)
+
+
+def environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
+    """Log-density of the start `(*batch,)` and of the transitions `(*batch, T)`; 0 on invalid steps."""
+    if not (hasattr(environment, "log_initial") and hasattr(environment, "log_factors")):
+        raise ValueError(
+            f"environment: expected one with known densities (log_initial and log_factors), received "
+            f"{type(environment).__name__}; leave environment out: the unknown factors do not depend on params."
+        )
+    return _environment_log_factors(environment, trajectory)
+
+
+@jit
+def _environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
+    both = per_trajectory(
+        lambda tau: (environment.log_initial(tau), environment.log_factors(tau)), trajectory.valid.ndim - 1
+    )
+    initial, dynamics = both(fill_invalid(trajectory))
+    return jnp.where(trajectory.valid[..., 0], initial, 0), jnp.where(trajectory.valid, dynamics, 0)
+
+
+def _interleave(initial: jax.Array, dynamics: jax.Array, choices: jax.Array) -> jax.Array:
+    """Factors in the order of the product: the start, then choice and transition of every step."""
+    dtype = widest(initial.dtype, dynamics.dtype, choices.dtype)
+    *batch, length = choices.shape
+    pairs = jnp.stack([choices.astype(dtype), dynamics.astype(dtype)], axis=-1).reshape((*batch, 2 * length))
+    return jnp.concatenate([initial.astype(dtype)[..., None], pairs], axis=-1)

@@ -38,7 +38,6 @@ from logderiv.policies import StepPolicy, as_policy
 from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory, check_leading_axes, check_trajectory
 
 Term = Callable[..., jax.Array]
-_REDUCTIONS = (None, "time", "all")
 
 
 def log_factor(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
@@ -103,8 +102,8 @@ def over_steps(
         >>> [round(float(x), 4) for x in over_steps(entropy, jnp.zeros(2), ld.shared_softmax, taus)[:, 0]]
         [0.6931, 0.6931, 0.6931]
     """
-    if reduce not in _REDUCTIONS:
-        check.one_of(_REDUCTIONS, reduce=reduce)
+    if reduce not in (None, "time", "all"):
+        check.one_of((None, "time", "all"), reduce=reduce)
     if block_size is not None:
         check.whole(block_size=block_size)
     policy = check_steps(params, policy, trajectories, *extras)
@@ -146,35 +145,47 @@ def per_trajectory(function: Callable[..., Any], num_axes: int) -> Callable[...,
 def _over_steps(
     term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, extras: Any, reduce: Any, block_size: Any
 ) -> jax.Array:
+    counted = _count(term, params, policy, trajectory, extras, reduce)
+    if counted is not None:
+        return counted
     visit, valid = partial(_visit, term, policy), trajectory.valid
+    *batch, length = valid.shape
+    num, first = math.prod(batch), batch[0] if batch else 1  # the first axis is the one that may be sharded
     steps = TimeStep(trajectory.observations, trajectory.actions, trajectory.behavior_log_probs)
     rows = fill_steps((steps, extras), valid)
-    if reduce is not None:
-        sums = _count(term, params, policy, trajectory, extras, reduce)
-        if sums is None:
-            sums = _sum(visit, params, policy, rows, valid, reduce, block_size)
-        if sums is not None:
-            return sums
+
+    def of_shape(*axes: int) -> Any:
+        return jax.tree.map(lambda x: x.reshape((*axes, *x.shape[valid.ndim :])), (rows, valid))
+
+    def alone(params: Params, row: Any) -> jax.Array:
+        return visit(params, (), row)[1]
+
+    total, summed = partial(sum_rows, alone, params, block_size=block_size), reduce is not None
     if policy.takes_sequences:
-        values = _of_sequences(term, params, policy, trajectory, rows)
+        values, summed = _of_sequences(term, params, policy, trajectory, rows), False
     elif policy.has_memory:
-        values = scan_steps(visit, params, policy.start(params), *_flat((rows, valid), valid, _grid(valid)))
+        values = scan_steps(visit, params, policy.start(params), *of_shape(num, length), total=summed)
+    elif reduce == "all":
+        values = total(*of_shape(first, valid.size // max(first, 1)))
+    elif reduce == "time" and _fits_one_pass(params, rows, num, length, block_size):
+        values = map_trajectories(lambda x: total(*x), of_shape(num, 1, length))
     else:
-        values = map_rows(_alone(visit), params, _flat(rows, valid, _grid(valid)), block_size=block_size)
-    values = values.reshape(valid.shape)
-    values = jnp.where(valid, values, jnp.zeros_like(values))
-    if reduce is None:
-        return values
-    sums = jnp.sum(values, axis=-1, dtype=accumulator_dtype(values.dtype))
-    return jnp.sum(sums) if reduce == "all" else sums
+        values, summed = map_rows(alone, params, of_shape(num, length)[0], block_size=block_size), False
+    if not summed:
+        values = values.reshape(valid.shape)
+        values = jnp.where(valid, values, jnp.zeros_like(values))
+        if reduce is None:
+            return values
+        values = jnp.sum(values, axis=-1, dtype=accumulator_dtype(values.dtype))
+    return jnp.sum(values) if reduce == "all" else values.reshape(batch)
 
 
 def _count(
-    term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, extras: Any, reduce: str
+    term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, extras: Any, reduce: str | None
 ) -> jax.Array | None:
     """Sums of log-factors of a tabular policy, where counting pays: no more logits than there are steps to count."""
     valid, actions = trajectory.valid, trajectory.actions
-    table = getattr(policy.policy, "table", None)
+    table = None if reduce is None else getattr(policy.policy, "table", None)
     if table is None or term not in (log_factor, weighted_log_factor) or not isinstance(actions, jax.Array):
         return None
     if actions.shape != valid.shape or not jnp.issubdtype(actions.dtype, jnp.integer):
@@ -189,31 +200,11 @@ def _count(
     return counted(states, actions, weights)
 
 
-def _sum(
-    visit: Any, params: Params, policy: StepPolicy, rows: Any, valid: jax.Array, reduce: str, block_size: Any
-) -> jax.Array | None:
-    """Sums without the values, where that is cheaper."""
-    if policy.takes_sequences or not valid.size:
-        return None
-    batch, (num, length) = valid.shape[:-1], _grid(valid)
-    flat = partial(_flat, (rows, valid), valid)
-    if policy.has_memory:
-        sums = scan_steps(visit, params, policy.start(params), *flat((num, length)), total=True)
-        return jnp.sum(sums) if reduce == "all" else sums.reshape(batch)
-    total = partial(sum_rows, _alone(visit), params, block_size=block_size)
-    if reduce == "all":  # the first axis is the one that may be sharded
-        return total(*flat((batch[0] if batch else 1, -1)))
-    if _fits_one_pass(params, rows, valid, block_size):
-        return map_trajectories(lambda x: total(*x), flat((num, 1, length))).reshape(batch)
-    return None
-
-
-def _fits_one_pass(params: Params, rows: Any, valid: jax.Array, block_size: int | None) -> bool:
+def _fits_one_pass(params: Params, rows: Any, num: int, length: int, block_size: int | None) -> bool:
     """Whether a pass over a trajectory at a time, which holds a gradient for each of them, is the cheaper one.
 
     Not where trajectories do not fill a block, nor where a gradient is larger than the trajectory it belongs to.
     """
-    num, length = _grid(valid)
     if num == 1 or length <= block_size_or_default(block_size):
         return num == 1
     return num * optax.tree.size(params) <= optax.tree.size(rows[0][:2])  # observations and actions
@@ -264,11 +255,6 @@ def _visit(term: Term, policy: StepPolicy, params: Params, carry: Any, row: Any)
     return carry, jnp.asarray(value)
 
 
-def _alone(visit: Callable[..., Any]) -> Callable[[Params, Any], jax.Array]:
-    """The term of a step that carries nothing."""
-    return lambda params, row: visit(params, (), row)[1]
-
-
 def fill_steps(tree: Any, valid: jax.Array) -> Any:
     """What stands in invalid steps, replaced by that of the first valid step of the trajectory, or by ones."""
     first = jnp.argmax(valid, axis=-1, keepdims=True)
@@ -281,13 +267,3 @@ def fill_steps(tree: Any, valid: jax.Array) -> Any:
         return jnp.where(valid[trailing], x, source)
 
     return jax.tree.map(fill, tree)
-
-
-def _grid(valid: jax.Array) -> tuple[int, int]:
-    """`(N, T)`, the batch axes as one."""
-    return math.prod(valid.shape[:-1]), valid.shape[-1]
-
-
-def _flat(tree: Any, valid: jax.Array, shape: tuple[int, ...]) -> Any:
-    """The leading axes, those of `valid`, as this shape."""
-    return jax.tree.map(lambda x: x.reshape((*valid.reshape(shape).shape, *x.shape[valid.ndim :])), tree)

@@ -260,10 +260,8 @@ def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed
     if unembedding.ndim != 2 or not unembedding.shape[0]:
         raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
     vocabulary, width = unembedding.shape
-    if hidden.shape != (*tokens.shape, width):
-        hint = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
-        expected = f"(*tokens.shape, D) = {(*tokens.shape, width)}"
-        raise ValueError(f"hidden: expected shape {expected}, received {hidden.shape}{hint}.")
+    turned = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
+    check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
     check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
     check.shape(tokens.shape, valid=tokens if valid is None else valid)
     if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():

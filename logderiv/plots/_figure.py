@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from logderiv._core.optional import optional
+
 # Okabe & Ito's colors, which most color-blind readers can tell apart, and line styles for those who print in grey.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _STYLES = ("-", "--", "-.", ":")
@@ -9,12 +11,7 @@ _STYLES = ("-", "--", "-.", ":")
 
 def axes_or_current(ax: Any) -> Any:
     """The axes given, or the current ones."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "logderiv.plots needs matplotlib; install it, or the extra: pip install 'logderiv[plots]'."
-        ) from error
+    plt = optional("matplotlib.pyplot", "logderiv.plots needs matplotlib", "plots")
     return plt.gca() if ax is None else ax
 
 

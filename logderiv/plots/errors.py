@@ -63,9 +63,7 @@ def identity(comparison: Comparison, *, ax: Any = None) -> Any:
     ax = axes_or_current(ax)
     lengths = np.asarray(comparison.num_factors)
     if lengths.ndim != 1:
-        raise ValueError(
-            f"comparison: expected one leading axis (L,), received {lengths.shape}; jax.vmap(compare) has it."
-        )
+        raise ValueError(f"comparison: expected one leading axis (L,), received {lengths.shape}; vmap compare.")
     forms = jax.tree.leaves(comparison.score_form, is_leaf=lambda x: isinstance(x, SignedLog))
     score = _largest([form.logabs for form in forms]) / np.log(10)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -156,9 +154,7 @@ def _largest(leaves: list[Any]) -> np.ndarray:
 def _positive(what: str, name: str, values: Mapping[str, Any], shape: tuple[int, ...] | None = None) -> np.ndarray:
     array = np.asarray(values.get(name), float)
     if array.ndim != 1 or not (array > 0).all() or array.shape != (shape or array.shape):
-        raise ValueError(
-            f"{what}[{name!r}]: expected positive numbers, shape {shape or '(points,)'}, received {array}."
-        )
+        raise ValueError(f"{what}[{name!r}]: expected positive numbers, shape {shape or '(N,)'}, received {array}.")
     return array
 
 

@@ -57,10 +57,9 @@ def learning_curves(
                 f"curves[{name!r}]: expected shape (seeds, updates) or (tasks, seeds, updates), received {values.shape}; "
                 "one seed is values[None]."
             )
-        positions = np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape)
-        if steps is not None:
-            positions = np.asarray(steps[name], float)
-            check.shape(values.shape, hint="that of the curve", **{f"steps[{name!r}]": positions})
+        updates = np.broadcast_to(np.arange(1, values.shape[-1] + 1), values.shape)
+        positions = updates if steps is None else np.asarray(steps[name], float)
+        check.shape(values.shape, hint="that of the curve", **{f"steps[{name!r}]": positions})
         rows = (values.reshape(-1, values.shape[-1]), positions.reshape(-1, values.shape[-1]))
         x, filled = _common_grid(name, *rows, interpolate=steps is not None)
         low, high = _bootstrap_interval(filled.reshape(-1, values.shape[-2], len(x)), level)

@@ -133,13 +133,10 @@ class MLP(Policy):
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
         check.whole(outputs=self.outputs, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
-        if not (isinstance(self.state_independent, int) and 0 <= self.state_independent < self.outputs):
-            raise ValueError(
-                f"state_independent: expected a whole number in 0 .. outputs - 1 = {self.outputs - 1}, received "
-                f"{self.state_independent}."
-            )
+        check.whole(at_least=0, state_independent=self.state_independent)
+        check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
-    def init(self, key: jax.Array, observation: Any) -> list[dict[str, jax.Array]]:
+    def init(self, key: jax.Array, observation: Any) -> Params:
         """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller, which starts the policy near uniform.
 
         Args:
@@ -150,14 +147,13 @@ class MLP(Policy):
             One dictionary a layer.
         """
         widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
-        keys = jax.random.split(key, len(widths) - 1)
-        params = [dense_init(k, m, n) for k, m, n in zip(keys, widths[:-1], widths[1:], strict=True)]
-        params[-1]["weight"] = params[-1]["weight"] * 0.01
+        keys, scales = jax.random.split(key, len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
+        params: Any = list(map(dense_init, keys, widths[:-1], widths[1:], scales))
         if self.state_independent:
             params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
         return params
 
-    def apply(self, params: list[dict[str, jax.Array]], observation: Any) -> Any:
+    def apply(self, params: Params, observation: Any) -> Any:
         """The distribution at one observation.
 
         Args:
@@ -177,7 +173,7 @@ class MLP(Policy):
 
 
 @pytree(static=("outputs", "hidden", "head", "state_independent"))
-class MLPActorCritic(Policy):
+class MLPActorCritic(MLP):
     """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.ActorCritic`.
 
     Attributes:
@@ -190,14 +186,7 @@ class MLPActorCritic(Policy):
         ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`.
     """
 
-    outputs: int
     hidden: tuple[int, ...] = (64, 64)
-    head: Head = Categorical
-    state_independent: int = 0
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        _ = self.actor  # which checks the fields
 
     @property
     def actor(self) -> MLP:
@@ -209,7 +198,7 @@ class MLPActorCritic(Policy):
         """The value, `(params, observation) -> scalar`."""
         return MLPValue(self.hidden)
 
-    def init(self, key: jax.Array, observation: Any) -> dict[str, Any]:
+    def init(self, key: jax.Array, observation: Any) -> Params:
         """Parameters of both networks, `"actor"` and `"critic"`.
 
         Args:
@@ -222,7 +211,7 @@ class MLPActorCritic(Policy):
         actor, critic = jax.random.split(key)
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
-    def apply(self, params: dict[str, Any], observation: Any) -> Any:
+    def apply(self, params: Params, observation: Any) -> Any:
         """The distribution at one observation.
 
         Args:
@@ -245,7 +234,7 @@ class MLPValue:
 
     hidden: tuple[int, ...]
 
-    def __call__(self, params: dict[str, Any], observation: Any) -> jax.Array:
+    def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
         return MLP(1, self.hidden, lambda outputs: outputs[0]).apply(params["critic"], observation)
 
@@ -287,13 +276,11 @@ class GRU(Policy):
         Returns:
             Dictionaries `"input"`, `"state"` and `"output"`.
         """
-        keys = jax.random.split(key, 3)
-        size = flatten_observation(observation).size
-        out = dense_init(keys[2], self.hidden, self.outputs)
+        keys, size = jax.random.split(key, 3), flatten_observation(observation).size
         return {
             "input": dense_init(keys[0], size, 3 * self.hidden),
             "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
-            "output": {"weight": out["weight"] * 0.01, "bias": out["bias"]},
+            "output": dense_init(keys[2], self.hidden, self.outputs, 0.01),
         }
 
     def initial_carry(self, params: Params) -> jax.Array:
@@ -335,9 +322,9 @@ def flatten_observation(observation: Any) -> jax.Array:
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
 
 
-def dense_init(key: jax.Array, inputs: int, outputs: int) -> dict[str, jax.Array]:
-    """LeCun-normal weight `(inputs, outputs)` and zero bias."""
-    weight = jax.random.normal(key, (inputs, outputs)) / math.sqrt(max(inputs, 1))
+def dense_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> dict[str, jax.Array]:
+    """LeCun-normal weight `(inputs, outputs)`, times `scale`, and zero bias."""
+    weight = jax.random.normal(key, (inputs, outputs)) / math.sqrt(max(inputs, 1)) * scale
     return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
 

@@ -81,32 +81,16 @@ class Autoregressive(Process):
         Raises:
             ValueError: `series` has another number of axes than one, or no value.
         """
+        if series.ndim != 1 or series.shape[0] == 0:
+            raise ValueError(f"series: expected shape (T,), T >= 1, received {series.shape}; use jax.vmap for a batch.")
         phi, log_scale = params
-        squares, _ = self._sums(phi, series)
-        fixed = 0.5 * jnp.log1p(-jnp.square(phi)) if self.initial is None else 0
-        return fixed - series.shape[0] * (HALF_LOG_2PI + log_scale) - 0.5 * squares * jnp.exp(-2 * log_scale)
-
-    def score(self, params: AutoregressiveParams, series: jax.Array) -> AutoregressiveParams:
-        """The derivative of `log_likelihood` in closed form.
-
-        Σ_t (x_t - φ x_t-1) x_t-1 / σ² in φ and S / σ² - T in log σ; a stationary start adds φ x_0² / σ² - φ / (1 - φ²) to the
-        first.
-
-        Args:
-            params: φ and log σ.
-            series: x_0, ..., x_T-1, shape `(T,)`; `jax.vmap` for a batch.
-
-        Returns:
-            The two derivatives.
-
-        Raises:
-            ValueError: `series` has another number of axes than one, or no value.
-        """
-        phi, log_scale = params
-        precision = jnp.exp(-2 * log_scale)
-        squares, products = self._sums(phi, series)
-        fixed = phi / (1 - jnp.square(phi)) if self.initial is None else 0
-        return AutoregressiveParams(products * precision - fixed, squares * precision - series.shape[0])
+        stationary = self.initial is None
+        # Of the start, relative to that of a step.
+        precision = 1 - jnp.square(phi) if stationary else jnp.ones_like(phi)
+        before = jnp.full(1, 0 if stationary else self.initial, series.dtype)
+        errors = series - phi * jnp.concatenate([before, series[:-1]])
+        squares = jnp.sum(jnp.square(errors).at[0].multiply(precision)) * jnp.exp(-2 * log_scale)
+        return 0.5 * (jnp.log(precision) - squares) - series.shape[0] * (HALF_LOG_2PI + log_scale)
 
     def fisher_information(self, params: AutoregressiveParams, horizon: int) -> jax.Array:
         """Fisher information of `T` values in (φ, log σ).
@@ -121,16 +105,13 @@ class Autoregressive(Process):
         Returns:
             Shape `(2, 2)`.
         """
-        phi, log_scale = params
-        rest = 1 - jnp.square(phi)
-        both = jnp.full_like(phi, 2 * horizon)
-        if self.initial is None:
-            cross = 2 * phi / rest
-            return jnp.array([[(horizon - 1) / rest + 2 * jnp.square(phi / rest), cross], [cross, both]])
+        phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
         mean, covariance = self.moments(params, horizon)
-        squares = jnp.square(mean) + jnp.diagonal(covariance)
-        before = jnp.square(jnp.asarray(self.initial, phi.dtype)) + jnp.sum(squares[:-1])
-        return jnp.diag(jnp.stack([before * jnp.exp(-2 * log_scale), both]))
+        before = precision * jnp.sum((jnp.square(mean) + jnp.diagonal(covariance))[:-1])
+        if self.initial is None:
+            slope = phi / (1 - jnp.square(phi))  # of minus the logarithm of the first standard deviation
+            return jnp.array([[before + 2 * jnp.square(slope), 2 * slope], [2 * slope, 2 * horizon]], phi.dtype)
+        return jnp.diag(jnp.array([before + precision * jnp.square(self.initial), 2 * horizon], phi.dtype))
 
     def moments(self, params: AutoregressiveParams, horizon: int) -> GaussianMoments:
         """Mean and covariance of x_0, ..., x_T-1, from which any expected quadratic follows.
@@ -154,15 +135,3 @@ class Autoregressive(Process):
             mean, variance = powers * self.initial, jnp.cumsum(jnp.square(lags))
         s, t = jnp.arange(horizon)[:, None], jnp.arange(horizon)[None]
         return GaussianMoments(mean, lags[jnp.abs(s - t)] * variance[jnp.minimum(s, t)] * jnp.exp(2 * log_scale))
-
-    def _sums(self, phi: jax.Array, series: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The sum of squares `S`, and minus half of its derivative by `phi`."""
-        if series.ndim != 1 or series.shape[0] == 0:
-            raise ValueError(f"series: expected shape (T,), T >= 1, received {series.shape}; use jax.vmap for a batch.")
-        errors = series[1:] - phi * series[:-1]
-        squares, products = jnp.sum(jnp.square(errors)), jnp.sum(errors * series[:-1])
-        if self.initial is None:
-            square = jnp.square(series[0])
-            return squares + (1 - jnp.square(phi)) * square, products + phi * square
-        error = series[0] - phi * self.initial
-        return squares + jnp.square(error), products + error * self.initial

@@ -74,7 +74,8 @@ class Process:
     environment, the policy and the log-factors follow. As all randomness is in the policy, the environment's own
     log-factors, which `ld.log_prob(..., environment=process)` adds, are 0.
 
-        @pytree(static=("horizon",))
+        @partial(jax.tree_util.register_dataclass, data_fields=["step_size"], meta_fields=["horizon"])
+        @dataclass(frozen=True)
         class Drift(Process):
             step_size: float = 1.0
             horizon: int | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import floating
@@ -17,8 +18,8 @@ from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact import policy_table
-from logderiv.exact import value as exact_value
 from logderiv.processes.base import Process
+from logderiv.processes.markov_chains import MarkovChain
 from logderiv.types import Key, Params, Trajectory
 
 
@@ -135,18 +136,13 @@ class MatrixGame(Process):
             player: 0 or 1.
 
         Returns:
-            A `TabularMDP` of S = A_1 A_2 + 1 states and A_1 A_2 actions.
+            A `TabularMDP` of S = A_1 A_2 + 1 states and A_1 A_2 actions: the rounds are a `MarkovChain`.
 
         Raises:
             ValueError: `player` is neither 0 nor 1.
         """
         check.one_of((0, 1), player=player)
-        joint, dtype = self.payoffs[0].size, self.payoffs.dtype
-        states = joint + 1
-        initial, terminal = jax.nn.one_hot(joint, states, dtype=dtype), jnp.zeros(states, bool)
-        moves = jnp.broadcast_to(jnp.eye(joint, states, dtype=dtype), (states, joint, states))
-        reward = jnp.broadcast_to(self.payoffs[player].reshape(-1), (states, joint))
-        return TabularMDP(initial, moves, reward, terminal, self.horizon)
+        return MarkovChain(self.payoffs[player].reshape(-1), horizon=self.horizon)
 
     def value(self, params: Params, *, horizon: int | None = None, discount: float = 1.0) -> jax.Array:
         """Both players' expected discounted return, exactly.
@@ -181,20 +177,22 @@ class MatrixGame(Process):
         endless = horizon is None
         hint = "endless play is discounted; or give a horizon" if endless else ""
         check.between(0, 1, open_right=endless, discount=discount, hint=hint)
+        check.whole_or_none(horizon=horizon)
         return _value(self, params, horizon, discount)
 
 
 @jit
 def _value(game: MatrixGame, params: Params, horizon: int | None, discount: Any) -> jax.Array:
-    if horizon is not None:
-        options = {"horizon": horizon, "discount": discount}
-        return jnp.stack([exact_value(params, game.policy, game.mdp(i), **options) for i in range(2)])
     table = policy_table(params, game.policy, game.mdp(0))  # (S, A_1 A_2): also the probability of the next state
-    joint = table.shape[1]
-    payoffs = game.payoffs.reshape(2, joint).T.astype(table.dtype)
-    # After the start a state is an outcome: v = table[:-1] (r + gamma v), then one round before it.
-    values = jnp.linalg.solve(jnp.eye(joint, dtype=table.dtype) - discount * table[:-1], table[:-1] @ payoffs)
-    return table[-1] @ (payoffs + discount * values)
+    payoffs = game.payoffs.reshape(2, -1).T.astype(table.dtype)
+    # After the start a state is an outcome: v = outcomes (r + gamma v), then one round before it.
+    outcomes, start = table[:-1], table[-1]
+    if horizon is None:
+        values = jnp.linalg.solve(jnp.eye(len(payoffs), dtype=table.dtype) - discount * outcomes, outcomes @ payoffs)
+    else:
+        rounds = jnp.zeros_like(payoffs), jnp.arange(horizon - 1)
+        values, _ = lax.scan(lambda values, _: (outcomes @ (payoffs + discount * values), None), *rounds)
+    return start @ (payoffs + discount * values)
 
 
 def prisoners_dilemma(*, horizon: int | None = None) -> MatrixGame:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced, scalar_cost
+from logderiv._core.arrays import scalar_cost
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.forced import Forced
 from logderiv.distributions.interop import num_categories
@@ -142,8 +142,7 @@ class TokenModel:
         object.__setattr__(self, "network", as_policy(self.network))
         check.whole(at_least=2, vocabulary=self.vocabulary)
         check.whole(horizon=self.horizon, context=self.context)
-        if not 0 <= self.end < self.vocabulary:
-            raise ValueError(f"end: expected a token in 0 .. {self.vocabulary - 1}, received {self.end}.")
+        check.between(0, self.vocabulary - 1, end=self.end, hint="a token of the vocabulary")
         object.__setattr__(self, "prompts", jnp.asarray(self._checked_prompts(), jnp.int32))
 
     @property
@@ -175,10 +174,8 @@ class TokenModel:
         Raises:
             ValueError: There is no prompt of that number.
         """
-        if params is not None and not is_traced(params) and not 0 <= int(params) < len(self.prompts):
-            raise ValueError(
-                f"environment_params: expected the number of a prompt, 0 .. {len(self.prompts) - 1}, received {params}."
-            )
+        if params is not None:
+            check.between(0, len(self.prompts) - 1, environment_params=params, hint="the number of a prompt")
         number = jax.random.randint(key, (), 0, len(self.prompts)) if params is None else params
         prompt = self.prompts[number]
         prompt = jnp.pad(prompt, (0, self.horizon + 1 - len(prompt)), constant_values=PAD)
@@ -254,11 +251,7 @@ class TokenModel:
                 f"prompts: expected fewer than horizon = {self.horizon} tokens, so that one is left to choose, received "
                 f"{prompts.shape[1]}; the horizon counts the prompt."
             )
-        outside = (prompts < PAD) | (prompts >= self.vocabulary)
-        if outside.any():
-            raise ValueError(
-                f"prompts: expected tokens in 0 .. {self.vocabulary - 1}, or {PAD} after the last, received {prompts[outside][0]}."
-            )
+        check.between(PAD, self.vocabulary - 1, prompts=prompts, hint=f"tokens, or {PAD} after the last")
         if np.any((prompts[:, :-1] == PAD) & (prompts[:, 1:] != PAD)):
             raise ValueError(f"prompts: expected {PAD} only after a prompt's last token.")
         return prompts

@@ -64,8 +64,6 @@ def _same_leaves(new: Place, old: Place) -> Place:
 
     def leaf(path: Any, a: Any, b: Any) -> Any:
         before, after = jnp.result_type(b), jnp.result_type(a)
-        if jnp.issubdtype(before, jax.dtypes.prng_key):
-            return a
         if jnp.issubdtype(after, jnp.inexact) and not jnp.issubdtype(before, jnp.inexact):
             raise TypeError(
                 f"environment: leaf {jax.tree_util.keystr(path)} of (observation, state, carry) is {before} after reset and "

@@ -10,7 +10,6 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_keys, expand
 from logderiv._core.pytrees import jit
-from logderiv._core.sharding import check_auto
 from logderiv.environments import as_environment
 from logderiv.policies import StepPolicy, as_policy
 from logderiv.sampling._transition import Place, transition
@@ -67,8 +66,8 @@ def rollout(
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    check.whole(horizon=horizon, **{} if block_size is None else {"block_size": block_size})
-    check_auto(key, "key")
+    check.whole_or_none(horizon=horizon, block_size=block_size)
+    check.auto(key=key)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced
     if start_key is not None:

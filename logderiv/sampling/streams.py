@@ -4,6 +4,7 @@ A rollout draws whole episodes, which an unbiased estimate of an episode's retur
 credit bootstraps from values of the state, so a batch may cut an episode anywhere, and no step is spent on padding.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -98,7 +99,8 @@ def collect(
     if policy.has_memory:
         raise TypeError("policy: a stream cuts episodes, which one with memory must not forget; use whole episodes.")
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    check.whole(num_steps=num_steps, **{} if horizon is None else {"horizon": horizon})
+    check.whole(num_steps=num_steps)
+    check.whole_or_none(horizon=horizon)
     return _collect(params, as_keys(key), policy, (environment, environment_params), state, num_steps, horizon)
 
 
@@ -121,7 +123,10 @@ def _collect(
     def together(state: StreamState, keys: KeyBits) -> tuple[StreamState, Stream]:
         of_choices, of_restarts = jax.tree.map(lambda x: x[:2], keys), jax.tree.map(lambda x: x[2], keys)
         state, row = jax.vmap(one)(state, *of_choices.keys())
-        return _renew(of_restarts, row.ends, state, *world), row
+        place = state.observation, state.state
+        restart = partial(_restart, of_restarts, row.ends, place, *world)
+        observation, inner = lax.cond(jnp.any(row.ends), restart, lambda: place)
+        return state._replace(observation=observation, state=inner), row
 
     keys = jax.random.split(key, (num_steps, 3, state.times.shape[0]))
     state, rows = lax.scan(together, state, KeyBits.of(keys))
@@ -130,17 +135,9 @@ def _collect(
     return rows._replace(steps=steps._replace(final_observation=rows.steps.final_observation)), state
 
 
-def _renew(
-    keys: KeyBits, ended: jax.Array, state: StreamState, environment: Any, environment_params: Any
-) -> StreamState:
-    """Every environment, restarted where its episode ended."""
-    old = state.observation, state.state
-
-    def restart() -> Any:
-        if hasattr(environment, "renew"):
-            return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys.keys(), ended, *old, environment_params)
-        fresh = jax.vmap(environment.reset, (0, None))(keys.keys(), environment_params)
-        return jax.tree.map(lambda a, b: jnp.where(expand(ended, b), a, b), fresh, old)
-
-    observation, inner = lax.cond(jnp.any(ended), restart, lambda: old)
-    return state._replace(observation=observation, state=inner)
+def _restart(keys: KeyBits, ended: jax.Array, place: Any, environment: Any, environment_params: Any) -> Any:
+    """Observations and states, `place`, of every environment, at a new start where its episode ended."""
+    if hasattr(environment, "renew"):
+        return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys.keys(), ended, *place, environment_params)
+    fresh = jax.vmap(environment.reset, (0, None))(keys.keys(), environment_params)
+    return jax.tree.map(lambda a, b: jnp.where(expand(ended, b), a, b), fresh, place)

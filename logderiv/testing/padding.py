@@ -1,16 +1,18 @@
 """Does padding matter? Value, gradient and Hessian-vector product with garbage in every invalid step, and with more of them."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand, widest
+from logderiv._core.arrays import expand
 from logderiv._core.pytrees import jit
+from logderiv.diagnostics.statistics import lifted
 from logderiv.types import Params, Trajectory, check_trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
@@ -87,11 +89,10 @@ def check_padding(
     # Compiled, a product with a mask becomes a selection and hides its NaN; operation by operation it does not.
     failures = _failures(params, function, trajectories, "compiled", _compiled, tuple(GARBAGE))
     failures += _failures(params, function, trajectories, "eager", _derivatives, ("NaN",))
-    num_cases = len(QUANTITIES) * (len(GARBAGE) + 1)
     if num_extra:
         given, longer = (_compiled(params, function, x) for x in (trajectories, extend(trajectories, num_extra)))
         failures += [f"{num_extra} more invalid steps: the {name} changes" for name in _apart(given, longer)]
-        num_cases += len(QUANTITIES)
+    num_cases = len(QUANTITIES) * (len(GARBAGE) + 1 + bool(num_extra))
     report = PaddingReport(num_cases, num_invalid, tuple(failures))
     if not report.passed:
         raise AssertionError(f"check_padding: {report}")
@@ -101,7 +102,8 @@ def check_padding(
 def _failures(params: Params, function: Any, taus: Trajectory, how: str, derivatives: Any, kinds: Any) -> list[str]:
     """One line for each field and quantity that these kinds of garbage change."""
     given = derivatives(params, function, taus)
-    failures = [f"the {name} is NaN with the padding as given ({how})" for name in _nan(given)]
+    nan = (any(np.isnan(x).any() for x in jax.tree.leaves(tree)) for tree in given)
+    failures = [f"the {name} is NaN with the padding as given ({how})" for name in itertools.compress(QUANTITIES, nan)]
 
     def changed(kind: str, fields: tuple[str, ...] = FIELDS) -> list[str]:
         results = derivatives(params, function, fill(taus, kind, fields))
@@ -109,15 +111,12 @@ def _failures(params: Params, function: Any, taus: Trajectory, how: str, derivat
 
     where: dict[tuple[str, str], list[str]] = {}  # field, quantity: kinds of garbage
     for kind in kinds:
-        together = changed(kind)
-        for field in FIELDS if together else ():
-            for name in changed(kind, (field,)):
-                where.setdefault((field, name), []).append(kind)
-        if together and not where:
-            failures.append(f"{kind} in several fields at once: the {together[0]} changes ({how})")
-    return failures + [
-        f"{', '.join(kind)} in {field}: the {name} changes ({how})" for (field, name), kind in where.items()
-    ]
+        if together := changed(kind):
+            alone = [(field, name) for field in FIELDS for name in changed(kind, (field,))]
+            for place in alone or [("several fields at once", together[0])]:
+                where.setdefault(place, []).append(kind)
+    lines = (f"{', '.join(kinds)} in {field}: the {name} changes ({how})" for (field, name), kinds in where.items())
+    return [*failures, *lines]
 
 
 def fill(trajectories: Trajectory, kind: str, fields: tuple[str, ...] = FIELDS) -> Trajectory:
@@ -127,33 +126,30 @@ def fill(trajectories: Trajectory, kind: str, fields: tuple[str, ...] = FIELDS) 
         x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return x
-        return jnp.where(expand(trajectories.valid, x), x, jnp.asarray(_garbage(kind, x.dtype), x.dtype))
+        return jnp.where(expand(trajectories.valid, x), x, _garbage(kind, x.dtype))
 
     return trajectories._replace(**{name: jax.tree.map(leaf, getattr(trajectories, name)) for name in fields})
 
 
 def extend(trajectories: Trajectory, number: int) -> Trajectory:
     """The trajectories with `number` more invalid steps, which repeat the last one."""
-    axis = trajectories.valid.ndim - 1
+    *batch, length = trajectories.valid.shape
+    times = np.minimum(np.arange(length + number), length - 1)
 
     def leaf(x: jax.Array) -> jax.Array:
-        last = lax.slice_in_dim(x, x.shape[axis] - 1, x.shape[axis], axis=axis)
-        return jnp.concatenate([x, *[last] * number], axis=axis)
+        return jnp.take(x, times, axis=len(batch))
 
     fields = {name: jax.tree.map(leaf, getattr(trajectories, name)) for name in FIELDS}
-    nothing = jnp.zeros((*trajectories.valid.shape[:-1], number), bool)
-    return trajectories._replace(valid=jnp.concatenate([trajectories.valid, nothing], axis=axis), **fields)
+    return trajectories._replace(valid=leaf(trajectories.valid).at[..., length:].set(False), **fields)
 
 
 def _garbage(kind: str, dtype: Any) -> Any:
     floating, integer, boolean = GARBAGE[kind]
     if jnp.issubdtype(dtype, jnp.bool_):
         return boolean
-    value: Any = floating if jnp.issubdtype(dtype, jnp.inexact) else integer
-    limits: Any = jnp.finfo(dtype) if jnp.issubdtype(dtype, jnp.inexact) else jnp.iinfo(dtype)
-    if isinstance(value, str):
-        return getattr(limits, value)
-    return max(value, limits.min) if value == -1 else value
+    inexact = jnp.issubdtype(dtype, jnp.inexact)
+    value, limits = (floating, jnp.finfo(dtype)) if inexact else (integer, jnp.iinfo(dtype))
+    return np.asarray(getattr(limits, value) if isinstance(value, str) else value).astype(dtype)
 
 
 def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tuple[Any, Any, Any]:
@@ -161,9 +157,8 @@ def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tup
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
         outputs = function(params, trajectories)
-        totals = [jnp.sum(x * _ramp(x)) for x in jax.tree.leaves(outputs)]
-        dtype = widest(*(x.dtype for x in totals))
-        return jnp.sum(jnp.stack([x.astype(dtype) for x in totals])), outputs
+        numbers = lifted(outputs)
+        return jnp.asarray(optax.tree.vdot(jax.tree.map(_ramp, numbers), numbers)), outputs
 
     gradient = jax.grad(weighted, has_aux=True)
     direction = jax.tree.map(_ramp, params)
@@ -184,19 +179,12 @@ def _bits(tree: Any) -> list[bytes]:
 
 def _apart(first: tuple[Any, Any, Any], second: tuple[Any, Any, Any]) -> list[str]:
     """Quantities that differ by more than rounding; none where the outputs have another shape."""
-    if any(jnp.shape(a) != jnp.shape(b) for a, b in zip(*map(jax.tree.leaves, (first[0], second[0])), strict=True)):
+    if [x.shape for x in jax.tree.leaves(first[0])] != [x.shape for x in jax.tree.leaves(second[0])]:
         return []
 
     def close(a: jax.Array, b: jax.Array) -> bool:
-        tolerance, x, y = float(jnp.finfo(a.dtype).eps) ** 0.5, np.asarray(a, np.float64), np.asarray(b, np.float64)
-        return np.allclose(x, y, rtol=0, atol=tolerance * np.max(np.abs(x), initial=0.0))
+        tolerance = float(jnp.finfo(a.dtype).eps) ** 0.5 * jnp.max(jnp.abs(a), initial=0)
+        return np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=float(tolerance))
 
     pairs = zip(QUANTITIES, first, second, strict=True)
     return [name for name, *both in pairs if not all(map(close, *map(jax.tree.leaves, both)))]
-
-
-def _nan(results: tuple[Any, Any, Any]) -> list[str]:
-    def has_nan(tree: Any) -> bool:
-        return any(np.isnan(np.asarray(x, np.float64)).any() for x in jax.tree.leaves(tree))
-
-    return [name for name, tree in zip(QUANTITIES, results, strict=True) if has_nan(tree)]

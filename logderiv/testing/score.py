@@ -41,7 +41,6 @@ class ScoreReport(NamedTuple):
         square: Mean of the squared derivative, `v^T E[s s^T] v`.
         bartlett: Mean of squared derivative plus second derivative, which should be 0, with its spread.
         k: Standard errors allowed, after family-wise control.
-        num_samples: Number of samples.
         holds: What must be true. `"detached"`: no derivative arrives through the sampler. `"informative"`: the whole
             log-probability depends on the parameters along every direction, and nothing is NaN. `"powered"`: `k` standard errors
             fit into the resolution. `"centered"`: the first identity holds. `"consistent"`: the second does.
@@ -51,7 +50,6 @@ class ScoreReport(NamedTuple):
     square: jax.Array
     bartlett: Summary
     k: Any
-    num_samples: Any
     holds: dict[str, jax.Array]
 
     @property
@@ -62,7 +60,7 @@ class ScoreReport(NamedTuple):
     def __str__(self) -> str:
         findings = [text for name, text in _FINDINGS.items() if not self.holds[name]]
         verdict = "\n  ".join(["FAILED:", *findings]) if findings else "passed"
-        head = f"{verdict}\n{int(self.num_samples)} samples, k = {float(self.k):.2f} standard errors\n"
+        head = f"{verdict}\n{int(self.score.num_samples)} samples, k = {float(self.k):.2f} standard errors\n"
         rows = [self._worst("E[s]", self.score), self._worst("E[s s] + E[s']", self.bartlett)]
         names = ("worst of", "direction", "row", "value", "sem", "E[s s]")
         return head + table(names, "<20 >10 >6 >13.6g >11.2g >13.6g", rows)
@@ -85,15 +83,11 @@ _FINDINGS = {
 }
 
 
-LogProb = Callable[[Params, Any], jax.Array]
-Sample = Callable[[Params, Key], Any]
-
-
 def check_score(
     params: Params,
     key: Key,
-    log_prob: LogProb,
-    sample: Sample,
+    log_prob: Callable[[Params, Any], jax.Array],
+    sample: Callable[[Params, Key], Any],
     *,
     num_samples: int = 20_000,
     resolution: float = 0.25,
@@ -172,7 +166,7 @@ def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float) -> Scor
         "consistent": jnp.abs(bartlett.mean) <= k * bartlett.sem + floor,
     }
     square = jnp.mean(jnp.square(through), axis=0)
-    return ScoreReport(score, square, bartlett, k, len(through), jax.tree.map(jnp.all, holds))
+    return ScoreReport(score, square, bartlett, k, jax.tree.map(jnp.all, holds))
 
 
 def random_directions(size: int) -> np.ndarray:
@@ -193,9 +187,7 @@ def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: j
     def logs(params: Any, x: Any) -> jax.Array:
         values = jnp.asarray(log_prob(params, x))
         if values.ndim > 1:
-            raise ValueError(
-                f"log_prob: expected shape () or (T,) for one sample, received {values.shape}; sum over the event axes."
-            )
+            raise ValueError(f"log_prob: expected shape () or (T,), received {values.shape}; sum over the event axes.")
         return values[None] if values.ndim == 0 else jnp.concatenate([jnp.sum(values, keepdims=True), values])
 
     def along(params: Any) -> jax.Array:
@@ -206,11 +198,10 @@ def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: j
 
 
 def _names(params: Any) -> str:
-    names = [
-        f"{jax.tree_util.keystr(path) or 'params'}{list(index) if index else ''}"
+    axes = [
+        f"{jax.tree_util.keystr(path) or 'params'}{list(index) or ''}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
         for index in np.ndindex(jnp.shape(leaf))
     ]
-    if len(names) > MAX_AXES:
-        return "random"
-    return ", ".join(f"{i} = {name}" for i, name in enumerate(names)) + ", then random"
+    named = [f"{i} = {axis}" for i, axis in enumerate(axes)] if len(axes) <= MAX_AXES else []
+    return ", ".join([*named, "then random"])

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.pytrees import jit
@@ -117,12 +118,10 @@ def assert_unbiased(
     if jax.tree.structure(resolution) == jax.tree.structure(0.0):
         resolution = jax.tree.map(lambda _: resolution, exact)
     elif jax.tree.structure(resolution) != jax.tree.structure(exact):
-        raise ValueError(
-            f"resolution: expected one number or a pytree like exact, {jax.tree.structure(exact)}; "
-            f"received {jax.tree.structure(resolution)}."
-        )
-    for path, leaf in jax.tree_util.tree_leaves_with_path(resolution):
-        check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf})
+        found = jax.tree.structure(resolution)
+        raise ValueError(f"resolution: expected one number or a pytree of the structure of exact, received {found}.")
+    named = jax.tree_util.tree_leaves_with_path(resolution)
+    check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     report = _report(samples, exact, resolution, familywise(k, optax.tree.size(exact)))
     if raises and not report.passed:
         raise AssertionError(f"assert_unbiased: {report}")
@@ -135,21 +134,16 @@ def _report(samples: Params, exact: Params, resolution: Params, k: float) -> Unb
     samples, exact = jax.tree.map(lambda x: jnp.asarray(x).astype(dtype), (samples, exact))
     resolution = jax.tree.map(lambda r, e: jnp.broadcast_to(jnp.asarray(r, dtype), e.shape), resolution, exact)
     found = summary(samples)
-    mean, sem, num = found.mean, found.sem, found.num_samples
-
-    def varies(x: jax.Array, v: jax.Array) -> jax.Array:
-        return jnp.sqrt(v) > 100 * jnp.finfo(dtype).eps * jnp.max(jnp.abs(x), axis=0)
-
-    def every(function: Any, *trees: Any) -> jax.Array:
-        return jnp.all(jnp.stack([jnp.all(x) for x in jax.tree.leaves(jax.tree.map(function, *trees))]))
-
-    needed = jax.tree.map(lambda s, r: jnp.max(jnp.ceil(num * jnp.square(k * s / r))), sem, resolution)
+    largest = jax.tree.map(lambda x: jnp.max(jnp.abs(x), axis=0), samples)
+    trees = (found.variance, largest, found.sem, resolution, jax.tree.map(jnp.subtract, found.mean, exact))
+    variance, size, sem, visible, bias = (ravel_pytree(tree)[0] for tree in trees)
     holds = {
-        "varies": every(varies, samples, found.variance),
-        "powered": every(lambda s, r: k * s <= r, sem, resolution),
-        "centered": every(lambda m, e, s: jnp.abs(m - e) <= k * s, mean, exact, sem),
+        "varies": jnp.all(jnp.sqrt(variance) > 100 * jnp.finfo(dtype).eps * size),
+        "powered": jnp.all(k * sem <= visible),
+        "centered": jnp.all(jnp.abs(bias) <= k * sem),
     }
-    return UnbiasedReport(mean, exact, sem, resolution, k, num, jnp.max(jnp.stack(jax.tree.leaves(needed))), holds)
+    needed = jnp.max(jnp.ceil(found.num_samples * jnp.square(k * sem / visible)))
+    return UnbiasedReport(found.mean, exact, found.sem, resolution, k, found.num_samples, needed, holds)
 
 
 def familywise(k: float, num_comparisons: int) -> float:

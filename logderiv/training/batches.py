@@ -29,11 +29,19 @@ class Batch:
         num_trajectories: How many.
         group_size: So many consecutive ones start alike.
         horizon: Largest number of steps of an episode; `None` for the environment's own.
+
+    Raises:
+        ValueError: A number is below 1, or no whole number.
     """
 
     num_trajectories: Any
     group_size: Any = 1
     horizon: Any
+
+    def __post_init__(self) -> None:
+        numbers = dict(vars(self))
+        check.whole_or_none(horizon=numbers.pop("horizon"))
+        check.whole(**numbers)
 
     def check(self, estimator: Any, mesh: Any) -> None:
         """Refuse what does not go with this batch.
@@ -118,10 +126,6 @@ class Episodes(Batch):
     num_trajectories: int
     horizon: int | None = None
 
-    def __post_init__(self) -> None:
-        check.whole(num_trajectories=self.num_trajectories)
-        check.whole_or_none(horizon=self.horizon)
-
 
 @pytree(static=("num_groups", "group_size", "horizon"))
 class Groups(Batch):
@@ -143,10 +147,6 @@ class Groups(Batch):
     num_groups: int
     group_size: int
     horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        check.whole(num_groups=self.num_groups, group_size=self.group_size)
-        check.whole_or_none(horizon=self.horizon)
 
     @property
     def num_trajectories(self) -> int:
@@ -176,10 +176,6 @@ class Steps(Batch):
     num_environments: int
     num_steps: int
     horizon: int | None = None
-
-    def __post_init__(self) -> None:
-        check.whole(num_environments=self.num_environments, num_steps=self.num_steps)
-        check.whole_or_none(horizon=self.horizon)
 
     def check(self, estimator: Any, mesh: Any) -> None:
         if not estimator.structure.streams:

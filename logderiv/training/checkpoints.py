@@ -1,7 +1,7 @@
 """Checkpoints: a run that was killed goes on from its newest complete checkpoint.
 
 Orbax (the extra `checkpoints`) writes each checkpoint under another name and renames it when it is complete, so that a kill
-at any moment leaves it whole or not there. Orbax does not notice when numbers change on the disk; the SHA-256 of every leaf,
+at any moment leaves it whole or not there. Orbax does not notice when numbers change on the disk; a SHA-256 of them all,
 which is kept beside them and checked on the way back, does.
 """
 
@@ -66,11 +66,11 @@ class Checkpoints:
             ImportError: Orbax is not installed.
         """
         ocp = require()
-        kinds = _kinds(payload)
+        run = dict(run or {}) | _kinds(payload)
         arrays = {name: _storable(leaf) for name, leaf in _named_leaves(payload)}
-        leaves = {name: [list(x.shape), str(x.dtype), _sha256(on_host(x))] for name, x in arrays.items()}
-        note = {"run": dict(run or {}), "model": kinds, "leaves": leaves}
-        note = {"note": note, "sha256": _sha256(json.dumps(note, sort_keys=True).encode())}
+        leaves = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
+        note: dict[str, Any] = {"run": run, "leaves": leaves}
+        note["sha256"] = _sha256(note, arrays.values())
         full = {name: array for name, array in arrays.items() if array.size}  # orbax refuses arrays without elements
         args = ocp.args.Composite(arrays=ocp.args.StandardSave(full), note=ocp.args.JsonSave(note))
         with self._manager(alone=False) as manager:
@@ -109,8 +109,7 @@ class Checkpoints:
                     warnings.warn(f"checkpoint {where} is damaged and passed over: {why}.", stacklevel=2)
                     continue
                 expected = like(step)
-                _check_same("run", where, note["run"], run or {})
-                _check_same("model", where, note["model"], _kinds(expected))
+                _check_same(where, note["run"], dict(run or {}) | _kinds(expected))
                 multihost_utils.assert_equal(np.int32(step), _DISAGREE)
                 _move_aside([path for path, _ in damaged])
                 placed = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(expected)]
@@ -148,37 +147,30 @@ def require() -> Any:
 
 
 def _read(manager: Any, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A checkpoint's note and arrays, with all digests checked."""
-    args = require().args
-    stored = manager.restore(step, args=args.Composite(note=args.JsonRestore()))["note"]
-    note = stored["note"]
-    if stored["sha256"] != _sha256(json.dumps(note, sort_keys=True).encode()):
-        raise ValueError("its note has changed since it was saved")
-    return note, {name: _read_leaf(manager, step, name, *leaf) for name, leaf in note["leaves"].items()}
-
-
-def _read_leaf(manager: Any, step: int, name: str, shape: Any, dtype: str, digest: str) -> np.ndarray:
-    """One array. Orbax would read all at once, but when one fails it leaves the others' errors to be printed by Python."""
-    array = np.empty(shape, dtype)
-    if array.size:
-        ocp = require()
-        item = {name: array}
+    """A checkpoint's note and arrays, with their digest checked."""
+    ocp, arrays = require(), {}
+    note = manager.restore(step, args=ocp.args.Composite(note=ocp.args.JsonRestore()))["note"]
+    digest = note.pop("sha256")
+    # One at a time. Orbax would read all at once, but when one fails it leaves the others' errors to be printed by Python.
+    for name, (shape, dtype) in note["leaves"].items():
+        item = {name: np.empty(shape, dtype)}
         how = ocp.args.PyTreeRestore(item, ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True)
-        array = manager.restore(step, args=ocp.args.Composite(arrays=how))["arrays"][name]
-    if _sha256(array) != digest:
-        raise ValueError(f"the numbers of {name} have changed since they were saved")
-    return array
+        full = item[name].size > 0
+        arrays |= manager.restore(step, args=ocp.args.Composite(arrays=how))["arrays"] if full else item
+    if digest != _sha256(note, arrays.values()):
+        raise ValueError("its numbers have changed since they were saved")
+    return note, arrays
 
 
-def _check_same(what: str, where: Any, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+def _check_same(where: Any, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
     for name in [*expected, *found]:
         there, here = found.get(name, "nothing"), expected.get(name, "nothing")
         if there != here:
             shared = next(i for i, (a, b) in enumerate(itertools.zip_longest(there, here)) if a != b)
             start = max(0, shared - 60)
             raise ValueError(
-                f"checkpoint {where} is of another {what}: {name}: expected {_cut(here, start)}, found {_cut(there, start)}. "
-                f"Give this {what} a directory of its own."
+                f"checkpoint {where} is of another run: {name}: expected {_cut(here, start)}, found {_cut(there, start)}. "
+                f"Give this run a directory of its own."
             )
 
 
@@ -201,10 +193,10 @@ def _is_key(leaf: Any) -> bool:
 
 def _kind(name: str, leaf: Any) -> str:
     """What a leaf is, as far as a checkpoint has to agree: `float32[3,4]`, `key<fry>[]`, `int`."""
-    if isinstance(leaf, (bool, int, float, complex)) and not isinstance(leaf, np.generic):
-        return type(leaf).__name__
     if isinstance(leaf, (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct)) and leaf.dtype != object:
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    if isinstance(leaf, (bool, int, float, complex)):
+        return type(leaf).__name__
     raise TypeError(f"payload: leaf {name}: expected an array or a Python number, received {type(leaf).__name__}.")
 
 
@@ -229,8 +221,11 @@ def on_host(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def _sha256(data: Any) -> str:
-    return hashlib.sha256(data if isinstance(data, bytes) else np.ascontiguousarray(data).tobytes()).hexdigest()
+def _sha256(note: Mapping[str, Any], arrays: Iterable[Any]) -> str:
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(on_host(array)).tobytes())
+    return digest.hexdigest()
 
 
 def _like(leaf: Any, array: np.ndarray) -> Any:
@@ -238,10 +233,10 @@ def _like(leaf: Any, array: np.ndarray) -> Any:
     if _is_key(leaf):
         data = jax.random.key_data(leaf) if isinstance(leaf, jax.Array) else jax.eval_shape(jax.random.key_data, leaf)
         return jax.random.wrap_key_data(_like(data, array), impl=jax.random.key_impl(jnp.empty((), leaf.dtype)))
-    if isinstance(leaf, (np.ndarray, np.generic)):
-        return array if isinstance(leaf, np.ndarray) else array[()]
+    if isinstance(leaf, np.ndarray):
+        return array
     if not isinstance(leaf, (jax.Array, jax.ShapeDtypeStruct)):
-        return array.item()
+        return type(leaf)(array[()])
     if leaf.sharding is None or not getattr(leaf, "committed", True):
         return jnp.asarray(array)
     return jax.make_array_from_callback(array.shape, leaf.sharding, lambda index: array[index])

@@ -14,11 +14,6 @@ class _Maximized(NamedTuple):
     """Marks the state of an optimizer that `maximize` has turned round."""
 
 
-def _mark(params: Any) -> Any:
-    del params
-    return _Maximized()
-
-
 def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
     """An optimizer that ascends, for loops written by hand: optax descends, and `Estimate.grads` points uphill.
 
@@ -37,8 +32,7 @@ def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransform
         >>> climbing.update(jnp.array(2.0), climbing.init(jnp.array(0.0)))[0].item()
         1.0
     """
-    turn = optax.GradientTransformation(_mark, optax.scale(-1.0).update)
-    return optax.chain(turn, optimizer)
+    return optax.chain(optax.scale(-1.0)._replace(init=lambda _: _Maximized()), optimizer)
 
 
 def init_climbing(optimizer: optax.GradientTransformation, params: Params) -> Any:

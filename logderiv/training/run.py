@@ -21,8 +21,7 @@ from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
 from logderiv.training.loop import Metrics, Plan, TrainState, advance, missing, start
-from logderiv.training.reporting.bar import Bar
-from logderiv.training.reporting.protocol import Reporter, Rows, check_reporters
+from logderiv.training.reporting import Bar, Reporter, Rows
 from logderiv.types import Key, Params
 
 _PIECE = 2**15  # environment steps between two looks of the host: some 0.2 s at the speeds of a CPU
@@ -70,7 +69,7 @@ def train(
     |---|---|
     | `Episodes(16, horizon=100)` | whole episodes, drawn until the last one has ended: any estimator |
     | `Groups(8, 4)` | the same, groups of 4 that start alike: group-relative estimators |
-    | `Steps(64, 32)` | a stream of 64 environments that go on across updates: estimators that bootstrap (`a2c`, `ppo_actor_critic`) |
+    | `Steps(64, 32)` | a stream of 64 environments that go on across updates: estimators that bootstrap (`A2C`, `PPOActorCritic`) |
 
     A run is one compiled program. With reporters or checkpoints it is called several times, each call a piece of the run whose
     end follows from the arguments alone, and the host reports and saves in between. Calling `train` again with equal settings
@@ -92,7 +91,7 @@ def train(
         optimizer: An optax one as it is, such as `optax.adam(1e-2)`: `train` climbs by itself. Schedules, clipping
             (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's.
         num_updates: How many updates.
-        epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`ppo`).
+        epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`PPO`).
         minibatches: Parts of each pass: of whole episodes, or of a stream's steps in time.
         environment_params: Passed to the environment; `None` for its own.
         evaluation: When and how to evaluate, and when to stop.
@@ -126,16 +125,17 @@ def train(
 
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
-    mesh, key = None if mesh is None else as_mesh(mesh), as_keys(key)
-    world = as_policy(policy), as_environment(environment), environment_params
-    plan = Plan(*world, batch, estimator, optimizer, epochs, minibatches, evaluation)
+    key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
+    if mesh is not None:
+        mesh = as_mesh(mesh)
+        given = (params, key, policy, environment, environment_params)
+        params, key, policy, environment, environment_params = replicate(given, mesh)
+    plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
     _check(params, key, plan, num_updates, mesh)
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
     reporters = (*reporters, *([Bar()] if progress else []))
-    check_reporters(reporters, [name for name in Metrics._fields if name != "evaluation" or evaluation is not None])
-    if mesh is not None:
-        params, key, world = replicate((params, key, world), mesh)
-        plan = Plan(*world, *plan[len(world) :])
+    if any(reporter in reporters[:i] for i, reporter in enumerate(reporters)):
+        raise ValueError(f"reporters: expected different ones, received {list(reporters)}.")
     with using(mesh):
         state = start(params, key, plan)
         if reporters or checkpoints is not None:
@@ -173,12 +173,12 @@ def _in_pieces(
         found = checkpoints.restore(lambda step: (state, empty(step)), run)
         step, (state, *rows) = found or (0, (state, *rows))
         if step > num_updates:
-            raise ValueError(
-                f"checkpoints: {checkpoints.directory} is at update {step} already, num_updates is {num_updates}."
-            )
-    told, past = reporters if jax.process_index() == 0 else (), _columns(rows[0])
+            raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
+    opened = [
+        reporter.open(_columns(rows[0]), num_updates) for reporter in reporters
+    ]  # one that refuses does so before any begins
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(reporter.open(past, num_updates)) for reporter in told]
+        writers = [stack.enter_context(block) for block in opened if jax.process_index() == 0]
         while step < num_updates and not np.all(on_host(state.stopped)):
             stop = min(step - step % length + length, step - step % every + every, num_updates)
             state, new = advance(state, np.int32(step), np.int32(stop), length, plan)

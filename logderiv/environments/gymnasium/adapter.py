@@ -108,17 +108,15 @@ class Gymnasium(Environment):
             key: Not used.
             state: The handle from `reset`, `renew` or the last step; used once.
             action: One action.
-            params: `None`.
+            params: Not used.
 
         Returns:
             Observation, the next handle, reward, and the two signals of the end.
 
         Raises:
-            TypeError: `params` are given.
             ValueError: On the host: an action outside the space, or a state that was used before.
         """
-        del key
-        no_params(params, "Gymnasium")
+        del key, params
         action = jax.lax.stop_gradient(action)
         observation, outcome, state = self._call("step", state, action, outcome=True)
         return Step(observation, state, outcome[0], outcome[1] != 0, outcome[2] != 0)
@@ -133,15 +131,12 @@ class Gymnasium(Environment):
             ended: Whether it ended. Shape `()`, bool.
             observation: The last one.
             state: The handle that came with it.
-            params: `None`.
+            params: Not used.
 
         Returns:
             Observation and handle: of the new start where `ended`, else the given ones.
-
-        Raises:
-            TypeError: `params` are given.
         """
-        no_params(params, "Gymnasium")
+        del params
         start, new = self._call("renew", state, ended, _seed(key))
         return jax.tree.map(lambda a, b: jnp.where(ended, a, b), (start, new), (observation, state))
 

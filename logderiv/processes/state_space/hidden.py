@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import as_keys
@@ -27,33 +28,31 @@ from logderiv.processes.base import Previous, Process, num_rows
 from logderiv.types import Key, Params, Trajectory
 
 
-@pytree(static=("emission",))
+@pytree
 class Emitting:
-    """The distribution of a pair `(x, y)`: x from `state`, then y from `emission(params, x)`.
+    """The distribution of a pair `(x, y)`: x from `state`, then y from `emission(x)`.
 
     Attributes:
         state: Distribution of x.
-        emission: `(params, x) -> distribution` of y.
-        params: What `emission` takes.
+        emission: `x -> distribution` of y, a pytree: `jax.tree_util.Partial` of a function and its parameters.
         observed: Which components of y are seen, bool; where none is, the factor of y is 1.
     """
 
     state: Any
-    emission: Callable[[Any, Any], Any]
-    params: Any
+    emission: Partial
     observed: Any
 
     def log_prob(self, action: tuple[Any, Any]) -> jax.Array:
         """Log-density of the pair, shape `()`."""
         state, observation = action
-        emitted = self.emission(self.params, state).log_prob(observation)
+        emitted = self.emission(state).log_prob(observation)
         return self.state.log_prob(state) + jnp.where(jnp.any(self.observed), emitted, 0)
 
     def sample(self, key: Key) -> tuple[Any, Any]:
         """A pair; `key` is consumed."""
         key_state, key_emission = jax.random.split(key)
         state = self.state.sample(key_state)
-        return state, self.emission(self.params, state).sample(key_emission)
+        return state, self.emission(state).sample(key_emission)
 
 
 _full_precision = functools.partial(jax.default_matmul_precision, "highest")
@@ -69,6 +68,19 @@ class Filtered(NamedTuple):
 
     states: Any
     increments: jax.Array
+
+
+class Smoothed(NamedTuple):
+    """What all observations say of the states.
+
+    Attributes:
+        states: Of x_t given y: `GaussianMoments` of a state-space model, probabilities `(T, S)` of a hidden Markov model.
+        pairs: Of x_t and x_t+1 for t = 0, ..., T - 2: Cov(x_t, x_t+1 | y), shape `(T - 1, n, n)`, or p(x_t = i, x_t+1 = j | y), shape
+            `(T - 1, S, S)`.
+    """
+
+    states: Any
+    pairs: jax.Array
 
 
 class HiddenProcess(Process):

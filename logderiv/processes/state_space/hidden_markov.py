@@ -15,12 +15,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.processes.base import Previous, no_reward
-from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, backwards
+from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards
 from logderiv.types import Key
 
 
@@ -36,18 +37,6 @@ class HiddenMarkovParams(NamedTuple):
     initial: jax.Array
     transition: jax.Array
     emission: Any
-
-
-class SmoothedChain(NamedTuple):
-    """Posterior marginals given all observations.
-
-    Attributes:
-        states: p(x_t = i | y), shape `(T, S)`.
-        pairs: p(x_t-1 = i, x_t = j | y) for t = 1, ..., T - 1, shape `(T - 1, S, S)`.
-    """
-
-    states: jax.Array
-    pairs: jax.Array
 
 
 def categorical_emission(params: jax.Array, state: jax.Array) -> Categorical:
@@ -109,7 +98,7 @@ class HiddenMarkovModel(HiddenProcess):
         """
         _check_params(params)
         logits = jnp.where(observation.start, params.initial, params.transition[observation.state])
-        return Emitting(Categorical(logits), self.emission, params.emission, observation.observed)
+        return Emitting(Categorical(logits), Partial(self.emission, params.emission), observation.observed)
 
     def _filter(self, params: HiddenMarkovParams, observations: Any, observed: jax.Array) -> Filtered:
         start, kernel = _log_tables(params)
@@ -122,12 +111,12 @@ class HiddenMarkovModel(HiddenProcess):
 
         return lax.scan(step, start, self._emission_log_probs(params, observations, observed))[1]
 
-    def _smooth(self, params: HiddenMarkovParams, filtered: jax.Array) -> SmoothedChain:
+    def _smooth(self, params: HiddenMarkovParams, filtered: jax.Array) -> Smoothed:
         def step(later: jax.Array, log_filtered: jax.Array) -> tuple[jax.Array, jax.Array]:
             pair = jnp.exp(_backward_kernel(params, log_filtered)) * later[None]
             return jnp.sum(pair, axis=1), pair
 
-        return SmoothedChain(*backwards(step, jnp.exp(filtered[-1]), filtered))
+        return Smoothed(*backwards(step, jnp.exp(filtered[-1]), filtered))
 
     def _sample(self, params: HiddenMarkovParams, key: Key, filtered: jax.Array) -> jax.Array:
         def step(later: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
@@ -138,7 +127,7 @@ class HiddenMarkovModel(HiddenProcess):
         states, _ = backwards(step, jnp.argmax(filtered[-1] + noise[-1]), (filtered, noise))
         return states.astype(jnp.int32)
 
-    def _expected(self, params: Any, posterior: SmoothedChain, observations: Any, observed: jax.Array) -> jax.Array:
+    def _expected(self, params: Any, posterior: Smoothed, observations: Any, observed: jax.Array) -> jax.Array:
         start, kernel = _log_tables(params)
         emitted = self._emission_log_probs(params, observations, observed)
         weights = posterior.states[0], jnp.sum(posterior.pairs, axis=0), posterior.states

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
-from logderiv.distributions.multivariate_normal import PartlyObserved, mask_covariance
+from logderiv.distributions.multivariate import PartlyObserved, mask_covariance
 from logderiv.processes.base import GaussianMoments
-from logderiv.processes.state_space.hidden import Filtered, backwards
+from logderiv.processes.state_space.hidden import Filtered, Smoothed, backwards
 from logderiv.types import Key
 
 
@@ -42,18 +42,6 @@ class StateSpaceMatrices(NamedTuple):
     state_covariance: jax.Array
     design: jax.Array
     observation_covariance: jax.Array
-
-
-class SmoothedStates(NamedTuple):
-    """What all observations say.
-
-    Attributes:
-        states: Of x_t given y, mean `(T, n)` and covariance `(T, n, n)`.
-        cross: Cov(x_t, x_t+1 | y) for t = 0, ..., T - 2, shape `(T - 1, n, n)`.
-    """
-
-    states: GaussianMoments
-    cross: jax.Array
 
 
 def kalman_filter(model: StateSpaceMatrices, observations: jax.Array, observed: jax.Array) -> Filtered:
@@ -83,7 +71,7 @@ def kalman_filter(model: StateSpaceMatrices, observations: jax.Array, observed: 
     return lax.scan(step, start, (observations.astype(start.mean.dtype), observed))[1]
 
 
-def kalman_smoother(model: StateSpaceMatrices, filtered: GaussianMoments) -> SmoothedStates:
+def kalman_smoother(model: StateSpaceMatrices, filtered: GaussianMoments) -> Smoothed:
     """Smoothed states and the covariances of neighbors, backwards from what the filter gave."""
 
     def step(later: GaussianMoments, state: GaussianMoments) -> tuple[GaussianMoments, jax.Array]:
@@ -91,7 +79,7 @@ def kalman_smoother(model: StateSpaceMatrices, filtered: GaussianMoments) -> Smo
         mean = state.mean + gain @ (later.mean - model.transition @ state.mean)
         return GaussianMoments(mean, rest + gain @ later.covariance @ gain.T), gain @ later.covariance
 
-    return SmoothedStates(*backwards(step, jax.tree.map(lambda x: x[-1], filtered), filtered))
+    return Smoothed(*backwards(step, jax.tree.map(lambda x: x[-1], filtered), filtered))
 
 
 def sample_posterior(model: StateSpaceMatrices, key: Key, filtered: GaussianMoments) -> jax.Array:

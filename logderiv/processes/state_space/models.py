@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.scipy.linalg import cho_solve
+from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, expand
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from
-from logderiv.distributions.multivariate_normal import mask_covariance
+from logderiv.distributions.multivariate import mask_covariance
 from logderiv.processes.base import GaussianMoments, Previous, no_reward, num_rows
 from logderiv.processes.state_space import kalman
-from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess
-from logderiv.processes.state_space.kalman import SmoothedStates, StateSpaceMatrices
+from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed
+from logderiv.processes.state_space.kalman import StateSpaceMatrices
 from logderiv.types import Key
 
 _STRUCTURE = ("num_states", "num_observed", "reward", "horizon")
@@ -72,23 +73,23 @@ class StateSpaceModel(HiddenProcess):
         loc = jnp.where(observation.start, model.initial_mean, model.transition @ previous)
         covariance = jnp.where(observation.start, model.initial_covariance, model.state_covariance)
         state = MultivariateNormal(loc, jnp.linalg.cholesky(covariance))
-        return Emitting(state, _emission, (model.design, model.observation_covariance, observed), observed)
+        return Emitting(state, Partial(_emission, model.design, model.observation_covariance, observed), observed)
 
     def _filter(self, params: Any, observations: jax.Array, observed: jax.Array) -> Filtered:
         return kalman.kalman_filter(self._matrices(params), observations, observed)
 
-    def _smooth(self, params: Any, filtered: GaussianMoments) -> SmoothedStates:
+    def _smooth(self, params: Any, filtered: GaussianMoments) -> Smoothed:
         return kalman.kalman_smoother(self._matrices(params), filtered)
 
     def _sample(self, params: Any, key: Key, filtered: GaussianMoments) -> jax.Array:
         return kalman.sample_posterior(self._matrices(params), key, filtered)
 
-    def _expected(self, params: Any, posterior: SmoothedStates, observations: jax.Array, seen: jax.Array) -> jax.Array:
+    def _expected(self, params: Any, posterior: Smoothed, observations: jax.Array, seen: jax.Array) -> jax.Array:
         model, (means, covariances) = self._matrices(params), posterior.states
         length, size = means.shape
         start = means[0] - model.initial_mean
         moves = means[1:] - means[:-1] @ model.transition.T
-        moved = model.transition @ posterior.cross  # Cov(F x_t, x_{t+1})
+        moved = model.transition @ posterior.pairs  # Cov(F x_t, x_{t+1})
         spread = model.transition @ covariances[:-1] @ model.transition.T
         spread += covariances[1:] - moved - jnp.swapaxes(moved, 1, 2)
 
@@ -215,8 +216,7 @@ class LocalLevel(StateSpaceModel):
         return StateSpaceMatrices(mean, variance, one, level, one, noise)
 
 
-def _emission(params: tuple[jax.Array, jax.Array, jax.Array], state: jax.Array) -> PartlyObserved:
-    design, covariance, observed = params
+def _emission(design: jax.Array, covariance: jax.Array, observed: jax.Array, state: jax.Array) -> PartlyObserved:
     return PartlyObserved(design @ state, covariance, observed)
 
 

@@ -1,10 +1,19 @@
-"""Measure-valued (weak) derivatives for one random choice, coupled.
+"""Three gradients for one random choice: ∇_θ E f(x) with x ~ p_θ, by the score function, pathwise, and measure-valued.
 
-The derivative of a density is a difference of two densities, ∂p_θ/∂θ = c (p⁺ - p⁻), so ∂E[f]/∂θ = c (E₊[f] - E₋[f]) with one
-expectation under each: no derivative of the cost, at the price of two or more evaluations per parameter. The two sides are drawn
-from common noise (coupled), which removes the noise where the cost is nearly symmetric about the mean or flat. It is no free
-lunch: on a steep slope the two sides of a mean's derivative move apart with the common noise, and the variance is up to twice
-that of independent draws.
+They share one signature and return one gradient per sample, so the choice can be made on numbers: `logderiv.diagnostics` takes
+what they return. All assume that the cost itself does not depend on the parameters. The first two are programs of one choice.
+
+| estimator | needs | of the cost |
+|---|---|---|
+| `gradients_score` | a density that can be evaluated, fixed support | values only |
+| `gradients_pathwise` | a differentiable sampler | a derivative |
+| `gradients_measure_valued` | a known decomposition of the density's derivative | values only, 2 or more per parameter |
+
+A measure-valued (weak) derivative: the derivative of a density is a difference of two densities, ∂p_θ/∂θ = c (p⁺ - p⁻), so
+∂E[f]/∂θ = c (E₊[f] - E₋[f]) with one expectation under each: no derivative of the cost, at the price of two or more evaluations
+per parameter. The two sides are drawn from common noise (coupled), which removes the noise where the cost is nearly symmetric
+about the mean or flat. It is no free lunch: on a steep slope the two sides of a mean's derivative move apart with the common
+noise, and the variance is up to twice that of independent draws.
 
 | distribution, parameter | c | p⁺ | p⁻ | common noise |
 |---|---|---|---|---|
@@ -14,20 +23,94 @@ that of independent draws.
 | Bernoulli, logit | p (1 - p) | 1 | 0 | no noise at all: exact |
 
 References:
-    Mohamed et al. (2020), JMLR 21(132), section 6, table 1 and section 7.2 (coupling); Pflug (1989), Annals of Operations Research 18.
+    Mohamed, Rosca, Figurnov & Mnih (2020), "Monte Carlo gradient estimation in machine learning", JMLR 21(132), section 6, table 1 and
+    section 7.2 (coupling) for measures; Pflug (1989), Annals of Operations Research 18.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import scalar_cost
+from logderiv._core import check
+from logderiv._core.arrays import as_keys, scalar_cost
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal
-from logderiv.expectations.score_and_pathwise import Cost, MakeDistribution, detached_sample, sample_keys
-from logderiv.types import Key, Params
+from logderiv.expectations.programs import Program, expectation
+from logderiv.expectations.tape import Tape
+from logderiv.types import Distribution, Key, Params
+
+Cost = Callable[[Any], jax.Array]
+MakeDistribution = Callable[[Any], Distribution]
+
+
+def gradients_score(
+    params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int, baseline: Any = 0.0
+) -> Any:
+    """(f(x) - b) ∇ log p_θ(x) for each sample; unbiased.
+
+    The sample is detached, and the cost is never differentiated. Choose it where the cost jumps, cannot be differentiated, or
+    the choice is discrete.
+
+    Args:
+        params: Parameters, floating point.
+        key: Consumed.
+        distribution: `params -> distribution`, of this library, distrax, TFP or numpyro.
+        cost: `f`, from one sample to a scalar. It must not depend on `params`.
+        num_samples: `N`.
+        baseline: A number that does not depend on the samples.
+
+    Returns:
+        One gradient per sample: pytree of `params` with a leading axis `N`.
+
+    Raises:
+        TypeError: A parameter is not floating point.
+        ValueError: The cost is not a scalar, or `num_samples` is below 1.
+
+    References:
+        Mohamed et al. (2020), section 4.
+    """
+
+    def program(params: Params, tape: Tape) -> Tape:
+        tape, x = tape.sample(distribution(params), baseline=baseline)
+        return tape.cost(cost(x))
+
+    return _of_each_sample(program, params, key, num_samples)
+
+
+def gradients_pathwise(
+    params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int
+) -> Any:
+    """∇_θ f(x_θ(ε)) for each sample: the derivative through the sampler; unbiased for a smooth cost.
+
+    Choose it where the cost is smooth and its slope does not vary much.
+
+    Args:
+        params: Parameters, floating point.
+        key: Consumed.
+        distribution: `params -> distribution`, with a sampler that is differentiable in its parameters (reparameterized).
+        cost: `f`, differentiable almost everywhere and continuous: the jumps of a cost contribute nothing here, silently.
+        num_samples: `N`.
+
+    Returns:
+        One gradient per sample: pytree of `params` with a leading axis `N`.
+
+    Raises:
+        TypeError: The distribution is discrete or not reparameterized: its samples have no derivative; or a parameter is not
+            floating point.
+        ValueError: The cost is not a scalar, or `num_samples` is below 1.
+
+    References:
+        Mohamed et al. (2020), section 5; Kingma & Welling (2014), arXiv:1312.6114.
+    """
+
+    def program(params: Params, tape: Tape) -> Tape:
+        tape, x = tape.sample_pathwise(distribution(params))
+        return tape.cost(cost(x))
+
+    return _of_each_sample(program, params, key, num_samples)
 
 
 class NormalNoise(NamedTuple):
@@ -72,7 +155,7 @@ def gradients_measure_valued(
     References:
         Mohamed et al. (2020), section 6.
     """
-    keys = sample_keys(params, key, num_samples)
+    keys = _sample_keys(params, key, num_samples)
     made, pull = jax.vjp(distribution, params)
     one = _derivative(lax.stop_gradient(made), cost)
     return jax.vmap(lambda key: pull(one(key))[0])(keys)
@@ -131,7 +214,7 @@ def _derivative(made: Any, cost: Cost) -> Any:
         return lambda key: normal_derivative(made, cost, normal_noise(key, shape, dtype))
     if isinstance(made, Categorical):
         _check_event("Categorical logits", jnp.shape(made.logits)[1:])
-        return lambda key: categorical_derivative(made, cost, detached_sample(made, key))
+        return lambda key: categorical_derivative(made, cost, made.sample(key))
     if isinstance(made, Bernoulli):
         _check_event("Bernoulli logits", jnp.shape(made.logits))
         return lambda _: bernoulli_derivative(made, cost)
@@ -152,3 +235,14 @@ def _reduce_to(derivative: jax.Array, parameter: jax.Array) -> jax.Array:
     """Sum over the coordinates that a broadcast parameter is shared by."""
     _, pull = jax.vjp(lambda x: jnp.broadcast_to(x, derivative.shape), parameter)
     return pull(derivative.astype(jnp.result_type(parameter)))[0]
+
+
+def _of_each_sample(program: Program, params: Params, key: Key, num_samples: int) -> Params:
+    return jax.vmap(jax.grad(expectation(program)), (None, 0))(params, _sample_keys(params, key, num_samples))
+
+
+def _sample_keys(params: Params, key: Key, num_samples: int) -> jax.Array:
+    """`num_samples` keys, after a check of what every estimator here takes."""
+    check.params(params)
+    check.whole(num_samples=num_samples)
+    return jax.random.split(as_keys(key), num_samples)
