@@ -42,7 +42,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "importance": ("importance.py", "importance"),
     "surrogates": ("surrogates.py", "surrogates"),
     "baselines": ("baselines.py least_variance.py values.py", "baselines"),
-    "declarations": ("declaration.py policy_gradient.py", "bias declaration estimators compositions"),
+    "declarations": ("declaration.py policy_gradient.py", "declaration expectations compositions"),
 }
 OPERATORS = (
     *(

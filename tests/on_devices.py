@@ -1,4 +1,4 @@
-"""What `tests/test_devices.py` runs on several sets of devices, in processes of their own."""
+"""What `tests/test_training_devices.py` runs on several sets of devices, in processes of their own."""
 
 import json
 import math

@@ -9,8 +9,8 @@ import pytest
 import logderiv as ld
 from benchmarks import __main__ as command
 from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, tasks, training_speed
-from tests.test_benchmarks import corridor
-from tests.test_training_speed import TINY
+from tests.test_benchmarks_harness import corridor
+from tests.test_benchmarks_training_speed import TINY
 
 EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
 MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}

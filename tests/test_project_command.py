@@ -39,7 +39,7 @@ def test_a_room_is_its_tests_and_its_doctests(ran):
 
 
 def test_every_room_of_the_architecture_has_a_name():
-    from tests.test_architecture import RANK
+    from tests.test_project_architecture import RANK
 
     assert {room.strip("_") for room in RANK} <= set(command.rooms())
 

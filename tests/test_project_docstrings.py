@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from logderiv import types
-from tests.test_architecture import SOURCES
+from tests.test_project_architecture import SOURCES
 
 PACKAGES = [name for name in SOURCES if "._" not in name and hasattr(importlib.import_module(name), "__all__")]
 

@@ -14,7 +14,7 @@ import logderiv as ld
 from benchmarks import kill_and_resume
 from logderiv.training import Checkpoints
 from logderiv.training.reporting import CSVWriter
-from tests.test_checkpoints import same
+from tests.test_training_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 
 pytest.importorskip("orbax.checkpoint")

@@ -9,7 +9,7 @@ import pytest
 
 import logderiv as ld
 from tests import oracle
-from tests.test_credit import recursions
+from tests.test_estimators_credit import recursions
 from tests.worlds import batch, cast
 from tests.zoo import LEARNED, table_value
 

@@ -86,6 +86,6 @@ def test_two_hundred_fresh_seeds(name, monkeypatch, compiled_once):
 
 def test_a_check_that_always_fails_is_noticed(monkeypatch, compiled_once):
     monkeypatch.setitem(CHECKS, "wrong", lambda: np.testing.assert_equal(1, 2))
-    monkeypatch.setattr("tests.test_seeds.NUM_SEEDS", 2)
+    monkeypatch.setattr("tests.test_training_seeds.NUM_SEEDS", 2)
     with pytest.raises(AssertionError, match="seed 2"):
         test_two_hundred_fresh_seeds("wrong", monkeypatch, None)

@@ -28,7 +28,7 @@ def links(page: Path) -> list[str]:
     return [target for target in found if not re.match(r"[a-z]+:|#", target)]
 
 
-# The two blocks of the README are run, and what they print is read, by `tests/test_training.py`.
+# The two blocks of the README are run, and what they print is read, by `tests/test_training_run.py`.
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_as_pasted_one_after_the_other(page, tmp_path):
     """In a fresh interpreter with a user's types and promotion; hardly optimized, since compiling is what costs."""

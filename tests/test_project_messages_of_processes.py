@@ -11,7 +11,7 @@ from logderiv import processes
 from logderiv.likelihood import fisher_vector_product, natural_gradient, over_steps, visit_counts
 from logderiv.processes.diffusion import ornstein_uhlenbeck_moments, transfer_value
 from tests import examples
-from tests.test_messages import BLIND, MLP, PARAMS, TAU, TAUS
+from tests.test_project_messages import BLIND, MLP, PARAMS, TAU, TAUS
 from tests.worlds import batch, two_states
 
 

@@ -13,7 +13,7 @@ from logderiv.advantages import GAE, Standardized, ToGo
 from logderiv.estimators.returns import backward_sums
 
 from . import oracle
-from .test_actor_critic import NETWORK, _episodes, _params
+from .test_estimators_actor_critic import NETWORK, _episodes, _params
 from .worlds import cast, compilations, trajectory
 from .zoo import GIVEN, off_policy, zoo
 

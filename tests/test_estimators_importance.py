@@ -13,7 +13,7 @@ from logderiv.estimators.importance import Importance, effective_sample_size, lo
 from logderiv.estimators.returns import generalized_advantages, lambda_returns, vtrace
 
 from . import oracle
-from .test_credit import random_arrays
+from .test_estimators_credit import random_arrays
 from .worlds import batch
 from .zoo import GIVEN, LOO
 

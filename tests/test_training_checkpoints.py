@@ -258,7 +258,7 @@ import sys, warnings
 import jax, numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from logderiv.training.checkpoints import Checkpoints
-from tests.test_checkpoints import data_file, flip, sharded
+from tests.test_training_checkpoints import data_file, flip, sharded
 from pathlib import Path
 
 process, port, directory = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
