@@ -212,15 +212,6 @@ class MLPActorCritic(MLP):
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
     def apply(self, params: Params, observation: Any) -> Any:
-        """The distribution at one observation.
-
-        Args:
-            params: From `init`.
-            observation: One observation.
-
-        Returns:
-            What `head` makes of the outputs.
-        """
         return self.actor.apply(params["actor"], observation)
 
 

@@ -170,7 +170,7 @@ def _check_same(where: Any, found: Mapping[str, str], expected: Mapping[str, str
             start = max(0, shared - 60)
             raise ValueError(
                 f"checkpoint {where} is of another run: {name}: expected {_cut(here, start)}, found {_cut(there, start)}. "
-                f"Give this run a directory of its own."
+                "Give this run a directory of its own."
             )
 
 
