@@ -59,8 +59,8 @@ def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS)
     if baseline:
         values = ld.exact.state_values(params, policy, mdp, horizon=horizon)
         weights = weights - values[jnp.arange(horizon)[None], every.observations]
-    derivatives = jax.jit(_each, static_argnums=(0, 1))
-    found = [derivatives(policy, lambda_, params, every, weights) for lambda_ in lambdas]
+    derivatives = jax.jit(_each, static_argnums=0)
+    found = [derivatives(policy, jnp.asarray(x), params, every, weights) for x in lambdas]
     gradients, hessians = (np.asarray([x[i] for x in found]) for i in (0, 1))
     means = np.einsum("k,lkij->lij", probability, hessians)
     spread = np.einsum("k,lkij->l", probability, np.square(hessians - means[:, None]))
@@ -74,7 +74,7 @@ def curve(horizon: int, *, baseline: bool, lambdas: tuple[float, ...] = LAMBDAS)
     )
 
 
-def _each(policy: Any, lambda_: float, params: jax.Array, every: ld.Trajectory, weights: jax.Array) -> Any:
+def _each(policy: Any, lambda_: Any, params: jax.Array, every: ld.Trajectory, weights: jax.Array) -> Any:
     """Gradient and Hessian of the surrogate for each trajectory: `(K, D)` and `(K, D, D)`."""
     surrogate = ld.estimators.LoadedDiCE(lambda_)
     flat, unravel = ravel_pytree(params)

@@ -14,6 +14,7 @@ from tests.test_benchmarks_training_speed import TINY
 
 EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
 MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
+SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_seconds": 1.0}  # see tests/on_devices.py
 # Where a quick run is still more than a test should take.
 SMALLER = {
     "estimator_frontier": {
@@ -34,7 +35,8 @@ SMALLER = {
     "product_vs_score": {"DTYPES": ("float32",)},
     "proof_table": {"QUICK": ("total return", "biased: batch mean", "biased: standardized")},
     "reinforce_table": {"QUICK": ("REINFORCE",), "control_tasks": types.SimpleNamespace(cartpole=lambda: EASY)},
-    "reporting_cost": {"SIZES": {"quick": dict.fromkeys(("0.1 s", "1 ms", "nothing", "ld.train"), (2, 1))}},
+    "reporting_cost": {"SIZES": {"quick": dict.fromkeys(("0.1 s", "nothing", "ld.train"), (2, 1))}},
+    "scaling": {"scale": lambda counts, **_: [SCALED | {"devices": n, "steps_per_second": 10.0 * n} for n in counts]},
     "structure_speed": {
         "NET": ld.MLP(2, hidden=(5, 4)),
         "recurrent_memory": lambda lengths: [MEMORY | {"T": t} for t in lengths],
@@ -60,7 +62,13 @@ def as_users_run_them(monkeypatch, as_shipped):
     def here(_, function, *args):
         return json.loads(json.dumps(harness._plain(harness._named(function)(*args))))
 
-    for name, value in (("on_cores", here), ("peak_rss", lambda *_: 2**20), ("machine_floor", lambda: {"exp": 1.0})):
+    one_place = lambda: {"one core": 1}  # noqa: E731
+    for name, value in (
+        ("on_cores", here),
+        ("places", one_place),
+        ("peak_rss", lambda *_: 2**20),
+        ("machine_floor", lambda: {"exp": 1.0}),
+    ):
         monkeypatch.setattr(harness, name, value)
 
 

@@ -139,18 +139,15 @@ def test_a_second_call_with_equal_settings_compiles_nothing():
         assert bool(found) == compiles
 
 
-def _weights(estimator: Any, taus: ld.Trajectory) -> np.ndarray:
+@jax.jit
+def _weights(estimator: Any, taus: ld.Trajectory) -> jax.Array:
     params = jnp.zeros(2, taus.rewards.dtype)
-
-    @jax.jit
-    def run(estimator: Any, taus: ld.Trajectory) -> jax.Array:
-        taus = ld.importance.with_behavior(params, ld.shared_softmax, taus)
-        return estimator.advantages(params, (), ld.shared_softmax, taus)[0]
-
-    return np.asarray(run(estimator, taus), np.float64)
+    taus = ld.importance.with_behavior(params, ld.shared_softmax, taus)
+    return estimator.advantages(params, (), ld.shared_softmax, taus)[0].astype(jnp.float64)
 
 
-def _added_then_subtracted(taus: ld.Trajectory, discount: Any, lambda_: Any) -> np.ndarray:
+@jax.jit
+def _added_then_subtracted(taus: ld.Trajectory, discount: Any, lambda_: Any) -> jax.Array:
     """The wrong twin: δ = (r + γ v') - v, in the dtype of the data."""
     values = taus.observations
     then = jnp.append(values[0, 1:], taus.final_observation)[None]
@@ -158,7 +155,7 @@ def _added_then_subtracted(taus: ld.Trajectory, discount: Any, lambda_: Any) -> 
     residuals = (taus.rewards + going * then) - values
     sums = jax.vmap(backward_sums)(residuals, going * jnp.asarray(lambda_, values.dtype))
     powers = jnp.asarray(discount, values.dtype) ** jnp.arange(values.shape[1], dtype=values.dtype)
-    return np.asarray(powers[None] * sums, np.float64)
+    return (powers[None] * sums).astype(jnp.float64)
 
 
 def test_large_values_cost_no_digits():

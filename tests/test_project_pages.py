@@ -36,7 +36,7 @@ def test_every_block_of_a_page_runs_as_pasted_one_after_the_other(page, tmp_path
     for module in OPTIONAL:
         if re.search(rf"^import {module}\b", source, re.M):
             pytest.importorskip(module)
-    user = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_ENABLE_X64", "JAX_DEBUG_NANS")}
+    user = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS")}
     user |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
     user["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
     command = [sys.executable, "-c", source]

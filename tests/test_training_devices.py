@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -20,6 +21,7 @@ RUN = """
 import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count={devices}"
 import jax
+import jax.numpy as jnp
 {start}
 from tests import on_devices
 on_devices.main()
@@ -142,6 +144,8 @@ def test_speedups_of_the_scaling_benchmark_by_hand(monkeypatch):
     """Tiny, in this process; speeds of more devices than there are here are made up."""
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
         first = scaling.measure(1, 4, 4, 1, 1)
+        exchanged = scaling.communicate(jnp.zeros(()), ld.make_mesh(1), {"weight": np.ones((2, 3))}, 2, 1)
+    assert exchanged == 0
     assert set(first) == {"steps_per_second", "compile_seconds", "communication"}
     assert first["steps_per_second"] > 0
     monkeypatch.setattr(

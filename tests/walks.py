@@ -18,11 +18,15 @@ def stations(call: Callable[[], Any]) -> list[str]:
     lambdas belong to the function that they stand in.
     """
     entered: dict[Any, tuple[str, str]] = {}
+    seen: set[Any] = set()
 
     def note(frame: Any, event: str, _: Any) -> None:
         code = frame.f_code
+        if event != "call" or code in seen:
+            return
+        seen.add(code)
         path = Path(code.co_filename)
-        if event == "call" and path.is_relative_to(ROOT) and not code.co_name.startswith("<") and code not in entered:
+        if path.is_relative_to(ROOT) and not code.co_name.startswith("<"):
             entered[code] = (str(path.relative_to(ROOT)), code.co_name)
 
     sys.setprofile(note)
