@@ -4,16 +4,5 @@ from logderiv.estimators.baselines import Baseline, BatchMean, Constant, LeaveOn
 from logderiv.estimators.least_variance import Optimal
 from logderiv.estimators.values import LearnedValue, SharedValue, StateBaseline, Value
 
-__all__ = [
-    "Baseline",
-    "BatchMean",
-    "Constant",
-    "LearnedValue",
-    "LeaveOneOut",
-    "MovingAverage",
-    "MovingAverageState",
-    "Optimal",
-    "SharedValue",
-    "StateBaseline",
-    "Value",
-]
+__all__ = ["Baseline", "BatchMean", "Constant", "LearnedValue", "LeaveOneOut", "MovingAverage", "MovingAverageState"]
+__all__ += ["Optimal", "SharedValue", "StateBaseline", "Value"]
