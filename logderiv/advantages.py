@@ -13,24 +13,6 @@ from logderiv.estimators.returns import (
     vtrace,
 )
 
-__all__ = [
-    "GAE",
-    "Advantage",
-    "Batch",
-    "Bootstrapped",
-    "Credit",
-    "Credited",
-    "Grouped",
-    "Return",
-    "Standardized",
-    "ToGo",
-    "Transformed",
-    "VTrace",
-    "VTraceReturns",
-    "generalized_advantages",
-    "lambda_returns",
-    "reward_to_go",
-    "td_residuals",
-    "total_return",
-    "vtrace",
-]
+__all__ = ["GAE", "Advantage", "Batch", "Bootstrapped", "Credit", "Credited", "Grouped", "Return", "Standardized"]
+__all__ += ["ToGo", "Transformed", "VTrace", "VTraceReturns", "generalized_advantages", "lambda_returns"]
+__all__ += ["reward_to_go", "td_residuals", "total_return", "vtrace"]

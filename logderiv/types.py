@@ -12,8 +12,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import expand, summable
+from logderiv._core.arrays import continues, expand, summable
 from logderiv._core.pytrees import pytree
+
+__all__ = ["BatchInfo", "Distribution", "Environment", "Estimate", "FunctionPolicy", "Policy", "SignedLog", "Step"]
+__all__ += ["Stream", "TimeStep", "Trajectory", "batch_info", "next_observations", "num_trajectories"]
 
 Params: TypeAlias = Any  # a pytree of floating-point arrays, what is differentiated
 Key: TypeAlias = chex.PRNGKey  # typed (`jax.random.key`) or raw
@@ -90,7 +93,15 @@ class TimeStep(NamedTuple):
 
 
 class Step(NamedTuple):
-    """What `Environment.step` returns; any 5-tuple in this order is accepted."""
+    """What `Environment.step` returns; any 5-tuple in this order is accepted.
+
+    Attributes:
+        observation: After the transition.
+        state: The environment's own, for the next step.
+        reward: On leaving the step before. Shape `()`.
+        terminated: Whether the episode is over, shape `()`, bool.
+        truncated: Whether it is cut here instead, likewise.
+    """
 
     observation: Any
     state: Any
@@ -227,7 +238,12 @@ class BatchInfo(NamedTuple):
 
 
 class SignedLog(NamedTuple):
-    """A real number as `sign * exp(logabs)`, the convention of `numpy.linalg.slogdet`; zero is `(0, -inf)`."""
+    """A real number as `sign * exp(logabs)`, the convention of `numpy.linalg.slogdet`; zero is `(0, -inf)`.
+
+    Attributes:
+        sign: -1, 0 or 1.
+        logabs: Logarithm of the magnitude.
+    """
 
     sign: jax.Array
     logabs: jax.Array
@@ -278,7 +294,8 @@ def num_trajectories(trajectories: Trajectories) -> int:
         N.
 
     Raises:
-        ValueError: Not exactly one batch axis.
+        ValueError: Not exactly one batch axis; shapes of the trajectories disagree.
+        TypeError: `valid` is not boolean.
     """
     batch, _ = check_trajectory(as_steps(trajectories))
     if len(batch) != 1 + isinstance(trajectories, Stream):
@@ -304,6 +321,10 @@ def next_observations(trajectory: Trajectory) -> Any:
     Returns:
         Pytree of `trajectory.observations`.
 
+    Raises:
+        ValueError: Shapes of the trajectory disagree.
+        TypeError: `valid` is not boolean.
+
     Example:
         >>> import jax.numpy as jnp
         >>> one, row = jnp.ones(3), jnp.array([4, 5, 99])
@@ -313,19 +334,32 @@ def next_observations(trajectory: Trajectory) -> Any:
         [5, 6, 6]
     """
     batch, _ = check_trajectory(trajectory)
-    axis = len(batch)
-    continues = jnp.roll(trajectory.valid, -1, axis).at[..., -1].set(False)
+    axis, goes_on = len(batch), continues(trajectory.valid)
 
     def shift(x: jax.Array, final: jax.Array) -> jax.Array:
-        return jnp.where(expand(continues, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
+        return jnp.where(expand(goes_on, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
 
     return jax.tree.map(shift, trajectory.observations, trajectory.final_observation)
 
 
 def batch_info(trajectories: Trajectories) -> BatchInfo:
-    """What a batch looked like; see `BatchInfo`. Any leading axes, all of which are averaged over."""
+    """What a batch looked like.
+
+    Args:
+        trajectories: Any leading axes, all of which are averaged over; or a stream.
+
+    Returns:
+        A `BatchInfo`.
+
+    Raises:
+        ValueError: Shapes of the trajectories disagree.
+        TypeError: `valid` is not boolean.
+    """
     if isinstance(trajectories, Stream):
-        return _stream_info(trajectories)
+        ends, going_on = trajectories.ends, ~trajectories.ends[:, -1]
+        ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, trajectories.returns, 0))
+        mean_return, truncated_fraction = total / ended.astype(total.dtype), jnp.mean(going_on, dtype=total.dtype)
+        return BatchInfo(mean_return, jnp.asarray(ends.size), ended, truncated_fraction, jnp.zeros_like(ended))
     _, horizon = check_trajectory(trajectories)
     valid = trajectories.valid
     rewards = jnp.where(valid, summable(trajectories.rewards), 0)
@@ -335,11 +369,3 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
     truncated_fraction, num_empty = jnp.mean(cut.astype(returns.dtype)), jnp.sum(lengths == 0)
     num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
     return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)
-
-
-def _stream_info(stream: Stream) -> BatchInfo:
-    ended = jnp.sum(stream.ends)
-    total = jnp.sum(jnp.where(stream.ends, stream.returns, 0))
-    mean_return = total / ended.astype(total.dtype)
-    truncated_fraction = jnp.mean(~stream.ends[:, -1], dtype=total.dtype)
-    return BatchInfo(mean_return, jnp.asarray(stream.ends.size), ended, truncated_fraction, jnp.zeros_like(ended))

@@ -7,9 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from logderiv._core.blocks import map_rows, sum_rows
-from logderiv._core.layout import Layout
-from logderiv._core.segments import scan_steps
+from logderiv._core.blocks import Layout, map_rows, scan_steps, sum_rows
 from tests.agreement import assert_same, value
 
 PARAMS = {"w": jnp.array([0.3, -0.7, 0.2]), "b": jnp.asarray(1.3)}

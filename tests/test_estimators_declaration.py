@@ -65,7 +65,7 @@ def test_objectives_that_only_one_part_estimates_are_lost():
 
 def test_check_raises_below_the_minimum():
     Structure(2).check(2)
-    with pytest.raises(ValueError, match="expected at least 2 for this estimator, received 1"):
+    with pytest.raises(ValueError, match="expected a whole number >= 2, received 1; this estimator needs"):
         Structure(2).check(1)
 
 

@@ -104,7 +104,7 @@ def test_degree_and_symmetry_are_as_declared(name):
 def test_below_the_minimum_it_raises(name):
     estimator, world = ZOO[name], oracle.cut()
     batch = oracle.batch(world, estimator.structure.min_trajectories - 1)
-    with pytest.raises(ValueError, match="expected at least"):
+    with pytest.raises(ValueError, match="this estimator needs as many"):
         estimator.estimate(world.params, estimator.init(world.params), oracle.POLICY, batch)
 
 

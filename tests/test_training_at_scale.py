@@ -252,7 +252,7 @@ def test_bad_plans_are_refused():
         ("ScoreFunction needs whole episodes", lambda: STREAM),
         ("num_steps = 4, received 3", lambda: {"estimator": PPO, "minibatches": 3, **STREAM}),
         ("num_trajectories = 6, received 4", lambda: {"estimator": ld.PPO(), "minibatches": 4}),
-        ("at least 2 for this estimator, received 1", lambda: {"batch": ld.Episodes(1, horizon=2)}),
+        (">= 2, received 1; this estimator needs", lambda: {"batch": ld.Episodes(1, horizon=2)}),
         ("parameters that drew the batch only", lambda: {"epochs": 2}),
         ("parameters that drew the batch only", lambda: {"minibatches": 2}),
         (f"epochs: {whole} 0", lambda: {"epochs": 0}),

@@ -15,6 +15,11 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
+def continues(valid: jax.Array) -> jax.Array:
+    """Whether a valid step follows, shape `(*batch, T)`."""
+    return jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+
+
 def widen(x: jax.Array) -> jax.Array:
     """Integers (booleans too) in 32 bits at least: the sizes that they are compared with may not fit into fewer."""
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)

@@ -1,4 +1,4 @@
-"""Evaluating a function on every step of every trajectory, in blocks of rows.
+"""Evaluating a function on every step of every trajectory: in blocks of rows, or in segments of time.
 
 Given a trajectory, the factors of a memoryless policy need no sequential scan over time: the `N * T` steps are rows
 that can be taken in any order. All at once needs memory for all of them; one at a time wastes the machine. `map_rows`
@@ -7,6 +7,9 @@ takes a block of rows at a time, vectorized inside, scans over the blocks and re
 parameter cotangent from zero, which keeps float32 gradients exact to about 1e-6 at 10^7 steps where a single running
 sum is wrong in the second digit. `sum_rows` does the same for a sum, and takes value and gradient in one pass.
 
+A policy with memory has its steps scanned in time instead (`scan_steps`), in checkpointed segments: memory O(sqrt(T)) on the
+way back.
+
 The trajectory axis is never scanned over as a whole, so it may be sharded; where a mesh is in use (`jax.set_mesh`, or
 `train(mesh=)`) each device goes through blocks of its own trajectories and the devices meet once, to add up their gradients.
 """
@@ -14,14 +17,13 @@ The trajectory axis is never scanned over as a whole, so it may be sharded; wher
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core.arrays import accumulator_dtype
-from logderiv._core.layout import Layout
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
 
@@ -34,6 +36,59 @@ _ROWS_ELSEWHERE = 65536
 _WIDE = 2048
 
 Function = Callable[[Any, Any], Any]  # of what rows share, and of a row
+
+
+class Layout(NamedTuple):
+    """How `(N, T)` steps become `(groups, blocks, rows)`: `N = together * turns` and `T <= outer * inner * steps`.
+
+        N: | together      | turns |            rows   = together * steps: a block, vectorized
+        T: | outer | inner | steps |            blocks = inner:            scanned inside a group
+                                                groups = turns * outer:    scanned
+
+    A block holds `steps` consecutive steps of `together` trajectories. Of the trajectory axis only `turns` is scanned, the
+    part that varies fastest, so that the axis stays where it is when it is sharded.
+    """
+
+    together: int
+    turns: int
+    outer: int
+    inner: int
+    steps: int
+
+    @classmethod
+    def of(cls, num_trajectories: int, num_steps: int, block_size: int) -> "Layout":
+        """Blocks of at most `block_size` rows, in groups of about the square root of their number."""
+        together = max(d for d in range(1, min(num_trajectories, block_size) + 1) if num_trajectories % d == 0)
+        turns = num_trajectories // together
+        steps = min(num_steps, max(1, block_size // together))
+        blocks = -(-num_steps // steps)
+        groups = max(1, math.isqrt(turns * blocks) // turns)
+        inner = -(-blocks // groups)
+        outer = -(-blocks // inner)
+        return cls(together, turns, outer, inner, -(-num_steps // (outer * inner)))
+
+    def fold(self, tree: Any, fill: Any = None) -> Any:
+        """Leaves `(N, T, ...)` as `(groups, blocks, rows, ...)`; padding repeats the last step, or is `fill`."""
+        return jax.tree.map(lambda x: self._fold(x, fill), tree)
+
+    def unfold(self, tree: Any, num_steps: int) -> Any:
+        """The inverse of `fold`, padding taken off."""
+        return jax.tree.map(lambda y: self._unfold(y)[:, :num_steps], tree)
+
+    def _fold(self, x: jax.Array, fill: Any) -> jax.Array:
+        padding = self.outer * self.inner * self.steps - x.shape[1]
+        if padding:
+            last = x[:, -1:] if fill is None else jnp.asarray(fill, x.dtype)
+            x = jnp.concatenate([x, jnp.broadcast_to(last, (x.shape[0], padding, *x.shape[2:]))], axis=1)
+        x = x.reshape((*self, *x.shape[2:]))
+        return jnp.moveaxis(x, 0, 3).reshape(
+            (self.turns * self.outer, self.inner, self.together * self.steps, *x.shape[5:])
+        )
+
+    def _unfold(self, y: jax.Array) -> jax.Array:
+        y = y.reshape((self.turns, self.outer, self.inner, self.together, self.steps, *y.shape[3:]))
+        y = jnp.moveaxis(y, 3, 0)
+        return y.reshape((self.together * self.turns, self.outer * self.inner * self.steps, *y.shape[5:]))
 
 
 def block_size_or_default(block_size: int | None) -> int:
@@ -145,6 +200,28 @@ def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)
 
 
+def scan_steps(
+    function: Callable[..., Any], params: Any, carry: Any, inputs: Any, valid: jax.Array, *, total: bool = False
+) -> Any:
+    """Scan `carry, y = function(params, carry, x)` over time for `N` trajectories side by side.
+
+    Args:
+        function: One step of one trajectory. Where the step is not valid the carry stays as it is.
+        params: Whatever `function` shares between steps.
+        carry: Start, without a trajectory axis.
+        inputs: Pytree with leading axes `(N, T)`; the last step is repeated to fill the segments.
+        valid: Which steps are real. Shape `(N, T)`.
+        total: Return the sums of `y` over the valid steps, segment by segment, instead of every `y`.
+
+    Returns:
+        The `y`, with leading axes `(N, T)`; their sums, leading axis `(N,)`, with `total`.
+
+    Gradients: flow through everything. Each segment is recomputed on the way back: memory O(sqrt(T)) beyond the inputs
+    and what is returned.
+    """
+    return by_shard(partial(_in_segments, function, total), (params, carry), (inputs, valid))
+
+
 def _sum_blocks(function: Function, block_size: int, shared: Any, batch: Any) -> tuple[jax.Array, Any]:
     """Sum over the valid rows and its gradient in `shared`, two levels deep, each block once; with a leading axis of 1."""
     inputs, valid = batch
@@ -173,3 +250,29 @@ def _partial_sums(values: jax.Array, lanes: int = 8) -> jax.Array:
     """Sums of few values each, to be added up at the end: a sum of a whole block would be taken in sequence."""
     padded = jnp.pad(values, (0, -values.size % lanes))
     return jnp.sum(padded.reshape(lanes, -1), axis=0, dtype=accumulator_dtype(values.dtype))
+
+
+def _in_segments(function: Callable[..., Any], total: bool, start: Any, batch: Any) -> Any:
+    (params, carry), (inputs, valid) = start, batch
+    num, length = valid.shape
+    segments = math.isqrt(length)
+    layout = Layout(num, 1, segments, -(-length // segments), 1)
+
+    def one(carry: Any, x: Any, valid: jax.Array) -> tuple[Any, Any]:
+        new, y = function(params, carry, x)
+        if total:
+            y = jax.tree.map(lambda y: jnp.where(valid, y, jnp.zeros_like(y)), y)
+        return jax.tree.map(lambda a, b: jnp.where(valid, a, b), new, carry), y
+
+    def segment(carry: Any, xs: Any) -> tuple[Any, Any]:
+        carry, ys = lax.scan(lambda c, x: jax.vmap(one)(c, *x), carry, xs)
+        return carry, _sum_first(ys) if total else ys
+
+    carry = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), carry)
+    folded = layout.fold(inputs), layout.fold(valid, fill=False)
+    _, results = lax.scan(jax.checkpoint(segment, prevent_cse=False), carry, folded)
+    return _sum_first(results) if total else layout.unfold(results, length)
+
+
+def _sum_first(tree: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0, dtype=accumulator_dtype(x.dtype)), tree)

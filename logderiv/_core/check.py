@@ -14,11 +14,12 @@ import numpy as np
 from logderiv._core.arrays import is_traced
 
 
-def whole(*, at_least: int = 1, **numbers: Any) -> None:
+def whole(*, at_least: int = 1, hint: Any = "", **numbers: Any) -> None:
     """Raise `ValueError`, naming the first of them, unless each is a whole number from `at_least`."""
     for name, number in numbers.items():
         if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < at_least:
-            raise ValueError(f"{name}: expected a whole number >= {at_least}, received {number!r}.")
+            received = f"{number!r}{hint and '; ' + hint}"
+            raise ValueError(f"{name}: expected a whole number >= {at_least}, received {received}.")
 
 
 def whole_or_none(**numbers: Any) -> None:

@@ -12,29 +12,6 @@ from logderiv.estimators.policy_gradient import PPO, ActorCritic, ScoreFunction,
 from logderiv.estimators.recipes import A2C, GRPO, RLOO, DrGRPO, PPOActorCritic
 from logderiv.estimators.surrogates import DiCE, LoadedDiCE, Score, Surrogate, box, clipped, reduce_steps, step_weights
 
-__all__ = [
-    "A2C",
-    "GRPO",
-    "PPO",
-    "RLOO",
-    "ActorCritic",
-    "Declaration",
-    "DiCE",
-    "DrGRPO",
-    "Estimator",
-    "Importance",
-    "LoadedDiCE",
-    "OptimalPerParameter",
-    "PPOActorCritic",
-    "Part",
-    "Score",
-    "ScoreFunction",
-    "Structure",
-    "Surrogate",
-    "Weighting",
-    "biased",
-    "box",
-    "clipped",
-    "reduce_steps",
-    "step_weights",
-]
+__all__ = ["A2C", "GRPO", "PPO", "RLOO", "ActorCritic", "Declaration", "DiCE", "DrGRPO", "Estimator", "Importance"]
+__all__ += ["LoadedDiCE", "OptimalPerParameter", "PPOActorCritic", "Part", "Score", "ScoreFunction", "Structure"]
+__all__ += ["Surrogate", "Weighting", "biased", "box", "clipped", "reduce_steps", "step_weights"]

@@ -16,14 +16,14 @@ from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, averaged, in_groups
-from logderiv.estimators.declaration import RETURN, Declaration, Stateful, Structure, biased, declaration_of, one
+from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
 from logderiv.estimators.returns import reward_to_go, total_return
 from logderiv.types import Params, Per, State
 
 Weighed = tuple[jax.Array, jax.Array, State]
 
 
-class Advantage(Stateful):
+class Advantage(Part):
     """Base of all advantages: from a batch to the weight of every step's score.
 
     One of your own is a frozen dataclass that inherits from this one, with `__call__` and the attributes `structure` and
@@ -260,10 +260,7 @@ class Grouped(Transformed):
     group_size: int
 
     def __post_init__(self) -> None:
-        check.whole(group_size=self.group_size)
-        least = self.advantage.structure.min_trajectories
-        if self.group_size < least:
-            raise ValueError(f"group_size: expected at least {least} for this advantage, received {self.group_size}.")
+        check.whole(at_least=self.advantage.structure.min_trajectories, group_size=self.group_size)
 
     @property
     def structure(self) -> Structure:

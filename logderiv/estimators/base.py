@@ -8,7 +8,7 @@ from logderiv._core import check
 from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
-from logderiv.estimators.declaration import Declaration, Stateful, Structure
+from logderiv.estimators.declaration import Declaration, Part, Structure
 from logderiv.estimators.surrogates import step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
 from logderiv.types import (
@@ -26,7 +26,7 @@ from logderiv.types import (
 )
 
 
-class Estimator(Stateful):
+class Estimator(Part):
     """Base of all estimators: three pure functions and a declaration; `estimate` follows from them.
 
     One of your own is a frozen dataclass that inherits from this one, with `advantages`, `objective`, `structure` and

@@ -3,7 +3,7 @@
 A baseline leaves the gradient unbiased if b_t of trajectory n does not depend on the choices of trajectory n from step t on. An
 average that contains the sample itself does depend on them: `BatchMean` and `Optimal(in_sample=True)`, both in wide use, say so
 in their declaration, and by how much where that is known. Here are those that are one number, a constant and averages of credit;
-`values` has values of the state, `least_variance` those fitted to scores.
+`bootstrapped` has values of the state, `least_variance` those fitted to scores.
 """
 
 from typing import NamedTuple
@@ -14,11 +14,11 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.batch import Batch, averaged, in_groups
-from logderiv.estimators.declaration import Declaration, Stateful, Structure, biased
+from logderiv.estimators.declaration import Declaration, Part, Structure, biased
 from logderiv.types import Params, Per, State
 
 
-class Baseline(Stateful):
+class Baseline(Part):
     """Base of all baselines: what is subtracted from the credit to lower the variance.
 
     Pure functions of a state; `values` sees the state as it was *before* a batch, `update` comes after it. One of your own is a

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import summable
+from logderiv._core import check
+from logderiv._core.arrays import continues, summable
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
@@ -121,8 +122,7 @@ def evaluate_value(
     values = value_of_each(function, value_params, trajectories.observations, valid)
     last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
     final = value_of_each(function, value_params, last, jnp.any(valid, axis=-1, keepdims=True))
-    follows = jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
-    next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), final)
+    next_values = jnp.where(continues(valid), jnp.roll(values, -1, axis=-1), final)
     return jax.lax.stop_gradient((values, jnp.where(valid, next_values, 0)))
 
 
@@ -147,9 +147,8 @@ def value_of_each(function: ValueFunction, value_params: Params, observations: A
     # One network forwards: large blocks cost little memory.
     values = map_rows(function, value_params, rows, block_size=4 * wide_block_size())
     if values.shape != grid:
-        raise ValueError(
-            f"value function: expected a scalar for one observation, received shape {values.shape[2:]}; squeeze its last axis."
-        )
+        hint = "a scalar for one observation; squeeze its last axis"
+        check.shape(grid, hint=hint, **{"values of the value function": values})
     return jnp.where(valid, values.reshape(shape), 0)
 
 

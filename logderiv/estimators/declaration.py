@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv.types import Params, State
 
@@ -55,11 +56,8 @@ class Structure(NamedTuple):
         Raises:
             ValueError: There are too few.
         """
-        if num_trajectories < self.min_trajectories:
-            raise ValueError(
-                f"trajectories: expected at least {self.min_trajectories} for this estimator, received {num_trajectories}; "
-                "draw more, or choose another baseline."
-            )
+        hint = "this estimator needs as many; draw more, or choose another baseline"
+        check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
 
 
 def one(num_trajectories: int) -> float:
@@ -135,7 +133,7 @@ def biased(reason: str, factor: Factor | None = None) -> Declaration:
 
 
 class Part:
-    """Base of what an estimator is composed of. Nothing is assumed of a part that does not say it.
+    """Base of what an estimator is composed of, and of estimators. Nothing is assumed of a part that does not say it.
 
     Attributes:
         structure: What it asks of a batch, a `Structure`.
@@ -145,12 +143,8 @@ class Part:
     structure: Any = Structure(degree=None)
     declaration: Any = None
 
-
-class Stateful(Part):
-    """Base of what has a state that is carried from batch to batch."""
-
     def init(self, params: Params) -> State:
-        """The first state.
+        """The first state, of a part that carries one from batch to batch.
 
         Args:
             params: Parameters of the policy.

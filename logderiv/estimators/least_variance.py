@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
 from logderiv.estimators.baselines import Baseline
@@ -53,11 +54,8 @@ class Optimal(Baseline):
     in_sample: bool = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.folds, int) or self.folds < 2:
-            raise ValueError(
-                f"folds: expected a whole number >= 2, received {self.folds!r}; fitted on its own fold a baseline is biased, "
-                "and is named in_sample=True."
-            )
+        hint = "fitted on its own fold a baseline is biased, and is named in_sample=True"
+        check.whole(at_least=2, hint=hint, folds=self.folds)
 
     @property
     def num_folds(self) -> int:

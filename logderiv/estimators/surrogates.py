@@ -223,7 +223,8 @@ def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Ar
         "per_step_of_trajectory": num * jnp.maximum(lengths, 1),
         "per_step_of_batch": jnp.full_like(lengths, jnp.maximum(jnp.sum(lengths), 1)),
     }
-    check.one_of(NORMALIZERS, normalizer=normalizer)
+    if normalizer not in divisors:
+        check.one_of(divisors, normalizer=normalizer)
     return jnp.broadcast_to(1 / divisors[normalizer], valid.shape)
 
 

@@ -11,9 +11,8 @@ from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
-from logderiv.exact.batches import ensemble
 from logderiv.exact.enumeration import LIMIT, readable
-from logderiv.exact.estimators import Moments, bias_and_covariance, derivative
+from logderiv.exact.estimators import Moments, bias_and_covariance, derivative, ensemble
 from logderiv.expectations.programs import Expectation, Program
 from logderiv.expectations.tape import Given, Tape, check_tape
 from logderiv.types import Params

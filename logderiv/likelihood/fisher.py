@@ -18,7 +18,7 @@ from jax.scipy.sparse.linalg import cg
 from logderiv._core import check
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
-from logderiv.types import Params, Per, Trajectory, check_trajectory
+from logderiv.types import Params, Per, Trajectory, num_trajectories
 
 
 def fisher_vector_product(
@@ -51,13 +51,9 @@ def fisher_vector_product(
     """
     check.params(params)
     check.one_of(("step", "trajectory"), per=per)
-    batch, _ = check_trajectory(trajectories)
-    if len(batch) != 1:
-        raise ValueError(
-            f"trajectories: expected shape (N, T), received batch axes {batch}; F is a mean over one axis."
-        )
-    weights = jnp.full(batch, 1 / batch[0]) if probabilities is None else jnp.asarray(probabilities)
-    check.shape(batch, hint="one per trajectory", probabilities=weights)
+    num = num_trajectories(trajectories)
+    weights = jnp.full(num, 1 / num) if probabilities is None else jnp.asarray(probabilities)
+    check.shape((num,), hint="one per trajectory", probabilities=weights)
 
     def logs(params: Any) -> jax.Array:
         factors = log_factors(params, policy, trajectories)

@@ -221,9 +221,12 @@ def all_factors(
     if environment is None:
         return factors
     initial, dynamics = map(jnp.exp, environment_log_factors(environment, trajectory))
-    return _interleave(initial, dynamics, factors)
+    dtype = widest(initial.dtype, dynamics.dtype, factors.dtype)
+    pairs = jnp.stack([factors.astype(dtype), dynamics.astype(dtype)], axis=-1)
+    return jnp.concatenate([initial.astype(dtype)[..., None], pairs.reshape((*initial.shape, -1))], axis=-1)
 
 
+@jit
 def environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     """Log-density of the start `(*batch,)` and of the transitions `(*batch, T)`; 0 on invalid steps."""
     if not (hasattr(environment, "log_initial") and hasattr(environment, "log_factors")):
@@ -231,21 +234,8 @@ def environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[j
             f"environment: expected one with known densities (log_initial and log_factors), received "
             f"{type(environment).__name__}; leave environment out: the unknown factors do not depend on params."
         )
-    return _environment_log_factors(environment, trajectory)
-
-
-@jit
-def _environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
     both = per_trajectory(
         lambda tau: (environment.log_initial(tau), environment.log_factors(tau)), trajectory.valid.ndim - 1
     )
     initial, dynamics = both(fill_invalid(trajectory))
     return jnp.where(trajectory.valid[..., 0], initial, 0), jnp.where(trajectory.valid, dynamics, 0)
-
-
-def _interleave(initial: jax.Array, dynamics: jax.Array, choices: jax.Array) -> jax.Array:
-    """Factors in the order of the product: the start, then choice and transition of every step."""
-    dtype = widest(initial.dtype, dynamics.dtype, choices.dtype)
-    *batch, length = choices.shape
-    pairs = jnp.stack([choices.astype(dtype), dynamics.astype(dtype)], axis=-1).reshape((*batch, 2 * length))
-    return jnp.concatenate([initial.astype(dtype)[..., None], pairs], axis=-1)

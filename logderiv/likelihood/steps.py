@@ -29,9 +29,8 @@ from jax.core import Tracer
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, expand
-from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, sum_rows
+from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
-from logderiv._core.segments import scan_steps
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
 from logderiv.policies import StepPolicy, as_policy

@@ -18,7 +18,7 @@ from logderiv._core import check
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.estimators import Estimator
-from logderiv.exact.batches import ensemble, objective, structure
+from logderiv.exact.estimators import ensemble, objective, structure
 from logderiv.testing.score import random_directions
 from logderiv.types import Params, State, Trajectory
 
