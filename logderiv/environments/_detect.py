@@ -3,7 +3,7 @@
 from typing import Any
 
 from logderiv.environments.brax import Brax
-from logderiv.environments.gymnasium.adapter import Gymnasium, is_gymnasium
+from logderiv.environments.gymnasium.adapter import Gymnasium
 from logderiv.environments.gymnax import Gymnax
 from logderiv.environments.jumanji import Jumanji
 
@@ -44,4 +44,5 @@ def as_environment(environment: Any) -> Any:
         return Brax(environment)
     if has("action_spec", "observation_spec"):
         return Jumanji(environment)
-    return Gymnasium.of(environment) if is_gymnasium(environment) else environment
+    of_gymnasium = any(base.__module__.split(".")[0] == "gymnasium" for base in type(environment).__mro__)
+    return Gymnasium.of(environment) if of_gymnasium else environment

@@ -24,7 +24,7 @@ from logderiv._core.arrays import as_keys
 from logderiv._core.pytrees import jit, pytree
 from logderiv.likelihood.probability import log_prob
 from logderiv.likelihood.steps import fill_steps
-from logderiv.processes.base import Previous, Process, num_rows
+from logderiv.processes.base import Previous, Process
 from logderiv.types import Key, Params, Trajectory
 
 
@@ -215,7 +215,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: No observation; `observed` has another length.
         """
-        length = num_rows("observations", observations)
+        length = check.rows("observations", observations)
         mask = jnp.ones(length, bool) if observed is None else jnp.asarray(observed, bool)
         check.shape((length,), observed=mask, hint="that of the series")
         return fill_steps(observations, mask), mask
