@@ -34,9 +34,8 @@ from logderiv.processes.jump import (
     master_equation_value,
     schlogl,
 )
-from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams
+from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams, RandomWalk
 from logderiv.processes.parameter_search import Fitness, NormalSearch, SearchParams, TreeNormal, rollout_pairs
-from logderiv.processes.random_walks import RandomWalk
 from logderiv.processes.state_space.hidden import HiddenProcess, fisher_score, fisher_score_samples
 from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams
 from logderiv.processes.state_space.kalman import StateSpaceMatrices

@@ -14,8 +14,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import scalar_cost
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.forced import Forced
-from logderiv.distributions.interop import num_categories
+from logderiv.distributions.interop import Forced, num_categories
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
 from logderiv.types import Key, Params, Step, Trajectory
 
