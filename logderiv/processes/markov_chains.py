@@ -48,6 +48,13 @@ class MarkovChainPolicy(Policy):
     def apply(self, params: MarkovChainParams, observation: jax.Array) -> Categorical:
         """The distribution of the next state.
 
+        Args:
+            params: Logits of the start and of the kernel.
+            observation: The last state, or `S`.
+
+        Returns:
+            A distribution over `S` states.
+
         Raises:
             ValueError: The start or the kernel is not over `S` states.
         """

@@ -94,7 +94,13 @@ class TokenPolicy(PolicyWrapper):
 
 
 class TokenState(NamedTuple):
-    """Tokens so far `(T,)`, then -1; the prompt `(T + 1,)`, then -1; how many tokens there are."""
+    """Where a sequence stands; int32.
+
+    Attributes:
+        tokens: So far, then -1. Shape `(T,)`.
+        prompt: Its tokens, then -1. Shape `(T + 1,)`.
+        length: How many tokens there are. Shape `()`.
+    """
 
     tokens: jax.Array
     prompt: jax.Array

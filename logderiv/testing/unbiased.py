@@ -115,11 +115,7 @@ def assert_unbiased(
     check.rows("samples", samples, at_least=MIN_REPLICATES)
     one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
     check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
-    if jax.tree.structure(resolution) == jax.tree.structure(0.0):
-        resolution = jax.tree.map(lambda _: resolution, exact)
-    elif jax.tree.structure(resolution) != jax.tree.structure(exact):
-        found = jax.tree.structure(resolution)
-        raise ValueError(f"resolution: expected one number or a pytree of the structure of exact, received {found}.")
+    resolution = jax.tree.broadcast(resolution, exact)
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     report = _report(samples, exact, resolution, familywise(k, optax.tree.size(exact)))

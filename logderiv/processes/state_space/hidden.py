@@ -43,13 +43,27 @@ class Emitting:
     observed: Any
 
     def log_prob(self, action: tuple[Any, Any]) -> jax.Array:
-        """Log-density of the pair, shape `()`."""
+        """Log-density of the pair.
+
+        Args:
+            action: State and emission.
+
+        Returns:
+            Shape `()`.
+        """
         state, observation = action
         emitted = self.emission(state).log_prob(observation)
         return self.state.log_prob(state) + jnp.where(jnp.any(self.observed), emitted, 0)
 
     def sample(self, key: Key) -> tuple[Any, Any]:
-        """A pair; `key` is consumed."""
+        """Draw a pair.
+
+        Args:
+            key: Consumed.
+
+        Returns:
+            State and emission.
+        """
         key_state, key_emission = jax.random.split(key)
         state = self.state.sample(key_state)
         return state, self.emission(state).sample(key_emission)
