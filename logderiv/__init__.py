@@ -25,7 +25,7 @@ from logderiv import (
     types,
 )
 from logderiv.distributions import Bernoulli, Categorical, Forced, Normal, TanhNormal, masked
-from logderiv.distributions.heads import normal_head
+from logderiv.distributions.tanh_normal import normal_head
 from logderiv.estimators import A2C, GRPO, PPO, RLOO, ActorCritic, Estimator, PPOActorCritic, ScoreFunction
 from logderiv.expectations import Tape, bounded_while_loop, expectation
 from logderiv.likelihood import (

@@ -58,15 +58,6 @@ FOREIGN = (  # names in signatures that are explained elsewhere; where they are 
 )
 PRIVATE = (  # types of the library that signatures name and no `__all__` holds
     "logderiv._core.pytrees.T",
-    "logderiv.expectations.programs.Expectation",
-    "logderiv.processes.base.GaussianMoments",
-    "logderiv.processes.base.Previous",
-    "logderiv.processes.control.QuadraticValues",
-    "logderiv.processes.jump.MasterEquationValue",
-    "logderiv.processes.markov_chains.MarkovChainPolicy",
-    "logderiv.processes.state_space.hidden.Emitting",
-    "logderiv.processes.state_space.hidden.Filtered",
-    "logderiv.processes.token_model.TokenState",
 )
 nitpick_ignore = [("py:class", name) for name in PRIVATE]
 nitpick_ignore_regex = [("py:(class|exc|obj)", name) for name in FOREIGN]

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 import logderiv as ld
 from logderiv import plots
-from logderiv.plots.learning import _bootstrap_interval
+from logderiv.plots.figures import _bootstrap_interval
 from tests.worlds import trajectory
 
 

@@ -98,7 +98,7 @@ VALUES = {
     "num_steps": lambda: _collect(0),
     "horizon: expected a whole number >= 1, received 0": lambda: _collect(horizon=0),
     r"series: expected shape \(T,\).*use jax.vmap": lambda: AR.log_likelihood(AR_PARAMS, Y),
-    "actions: expected the same number of rows": lambda: AR.trajectory(jnp.ones(0)),
+    "actions: .*common leading axis of at least 1": lambda: AR.trajectory(jnp.ones(0)),
     r"actions.state: expected shape \(\), received \(3,\)": lambda: AR.trajectory(jnp.ones((2, 3))),
     "no default": lambda: _roll("Autoregressive", processes.Autoregressive()),
     "whole number >= 1, received 0": lambda: processes.RandomWalk(0),
@@ -120,11 +120,13 @@ VALUES = {
     r"observed: expected shape \(4,\)": lambda: HIDDEN.smooth(
         HIDDEN_PARAMS, jnp.zeros(4, int), observed=jnp.ones((4, 1))
     ),
-    "observations: expected the same number of rows": lambda: HIDDEN.log_likelihood(HIDDEN_PARAMS, jnp.zeros(0, int)),
+    "observations: .*common leading axis of at least 1": lambda: HIDDEN.log_likelihood(
+        HIDDEN_PARAMS, jnp.zeros(0, int)
+    ),
     r"observations: expected shape .*received \(4, 3\); use jax.vmap": lambda: GAUSSIAN.log_likelihood(
         GAUSSIAN_PARAMS, jnp.zeros((4, 3))
     ),
-    "same number of rows, at least one": lambda: GAUSSIAN.log_likelihood(GAUSSIAN_PARAMS, Y[:0]),
+    "common leading axis of at least 1, received": lambda: GAUSSIAN.log_likelihood(GAUSSIAN_PARAMS, Y[:0]),
     r"observed: expected shape \(4,\) or \(4, 1\), received \(3,\)": lambda: GAUSSIAN.smooth(
         GAUSSIAN_PARAMS, Y, observed=jnp.ones(3)
     ),
@@ -132,7 +134,7 @@ VALUES = {
         GAUSSIAN_PARAMS._replace(initial_mean=jnp.zeros(3)), Y
     ),
     r"design: expected shape \(1, 2\)": lambda: _roll("LinearGaussian", params=GAUSSIAN_PARAMS._replace(design=EYE)),
-    "expected the same number of rows": lambda: GAUSSIAN.pair_trajectory(jnp.zeros((3, 2)), Y),
+    "expected leaves with one common leading axis": lambda: GAUSSIAN.pair_trajectory(jnp.zeros((3, 2)), Y),
     r"noise: expected shape \(2, 2\), received \(2, 1\); n = 2, m = 1": lambda: processes.LinearQuadratic(
         EYE, TALL, TALL, EYE, jnp.eye(1), BLIND
     ),

@@ -158,7 +158,7 @@ def test_familywise_control():
         (jnp.ones((50, 2)), jnp.ones(3), {}, "expected shape"),
         ({"a": jnp.ones((50, 2))}, jnp.ones(2), {}, "of the structure"),
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": 0.0}, "positive"),
-        (jnp.ones((50, 2)), jnp.ones(2), {"resolution": {"a": 1.0}}, "one number or a pytree"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"resolution": {"a": 1.0}}, "prefix"),
         (jnp.ones((50, 2)), jnp.ones(2), {"k": 0.0}, "k: expected a number in"),
     ],
 )

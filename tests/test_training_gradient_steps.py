@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv.training.gradient_steps import improve
+from logderiv.training.loop import improve
 from logderiv.types import as_steps
 from tests.worlds import TERMINATING_LOGITS, batch, terminating
 

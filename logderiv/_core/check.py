@@ -90,6 +90,16 @@ def like(name: str, received: Any, expected: Any, *, hint: str = "") -> None:
             raise ValueError(f"{leaf}: expected shape {jnp.shape(b)}, received {jnp.shape(a)}{hint}.")
 
 
+def rows(name: str, tree: Any, *, at_least: int = 1) -> int:
+    """The length of the leading axis that all leaves have in common; `ValueError` unless there is one, of so many rows."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or min(lengths) < (at_least,):
+        expected = f"leaves with one common leading axis of at least {at_least}"
+        raise ValueError(f"{name}: expected {expected}, received shapes {shapes}.")
+    return lengths.pop()[0]
+
+
 def params(tree: Any) -> None:
     """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -13,7 +13,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
-from logderiv.diagnostics.statistics import Summary, count
+from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
 from logderiv.estimators.surrogates import Score
 from logderiv.likelihood.probability import log_factors
@@ -110,7 +110,7 @@ def gradient_moments(
     Gradients: the weights are detached.
     """
     num, block = _checked(params, policy, trajectories, estimator, block_size)
-    count(trajectories.valid)
+    check.rows("trajectories", trajectories.valid, at_least=2)
     return _summary(params, policy, trajectories, estimator, state, block=block)._replace(num_samples=num)
 
 
@@ -148,7 +148,7 @@ def variance_by_step(
         hint="one per step, shape (N, T); an estimator whose weights are something else has no such decomposition",
         weights=weights,
     )
-    count(trajectories.valid)
+    check.rows("trajectories", trajectories.valid, at_least=2)
     return _by_step(params, policy, trajectories, weights, block=block)
 
 

@@ -130,7 +130,7 @@ def summary(samples: Params) -> Summary:
         >>> float(found.mean), float(found.variance), float(found.sem)
         (2.0, 2.0, 1.0)
     """
-    num = count(samples)
+    num = check.rows("samples", samples, at_least=2)
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), samples)
     return Summary(mean, jax.tree.map(lambda x: jnp.var(x, axis=0, ddof=1), samples), num)
 
@@ -186,23 +186,11 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
         ValueError: The two differ in structure or shape, or there are fewer than two samples.
     """
     check.like("baselined", baselined, plain, hint="both from the same trajectories")
-    num = count(plain)
+    num = check.rows("samples", plain, at_least=2)
     above, below = map(_squared_deviations, lifted((baselined, plain)))
     ratio = jnp.sum(above) / jnp.sum(below)
     error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
-
-
-def count(samples: Any, *, at_least: int = 2) -> int:
-    """`N`, the common leading axis; raises `ValueError` where there is none, or where it is shorter than `at_least`."""
-    shapes = [jnp.shape(x) for x in jax.tree.leaves(samples)]
-    leading = {shape[:1] for shape in shapes}
-    if len(leading) != 1 or leading == {()}:
-        raise ValueError(f"samples: expected leaves with one common leading axis (N, ...), received shapes {shapes}.")
-    (num,) = leading.pop()
-    if num < at_least:
-        raise ValueError(f"samples: expected at least {at_least}, received {num}; one gradient alone has no spread.")
-    return num
 
 
 def lifted(tree: Any) -> Any:

@@ -1,8 +1,7 @@
 """One random choice: distributions of ours, and the functions that take those of any library."""
 
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal, masked
-from logderiv.distributions.forced import Forced
-from logderiv.distributions.interop import check_distribution, log_prob, log_probs, num_categories, prob, sample
+from logderiv.distributions.interop import Forced, check_distribution, log_prob, log_probs, num_categories, prob, sample
 from logderiv.distributions.multivariate import MultivariateNormal, PartlyObserved, covariance_from, log_cholesky_of
 from logderiv.distributions.tanh_normal import TanhNormal
 

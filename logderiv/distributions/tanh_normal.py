@@ -1,6 +1,8 @@
-"""The tanh-Normal distribution of bounded continuous actions."""
+"""The tanh-Normal distribution of bounded continuous actions, and heads: from the outputs of a network to a distribution."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal, normal_terms, sum_event
 
 Bound = float | tuple[float, ...]
+Head = Callable[[jax.Array], Any]  # from the outputs of a network to a distribution
 
 
 @pytree(static=("low", "high"))
@@ -136,6 +139,40 @@ class TanhNormal:
         last = 0.5 * np.log((2 - gap) / gap)
         found = (low, high, middle, half, gap, last)
         return tuple(jnp.broadcast_to(jnp.asarray(x, like.dtype), like.shape) for x in found)
+
+
+def normal_head(outputs: jax.Array) -> Normal:
+    """A diagonal Normal from `2 D` outputs: means, then log standard deviations.
+
+    Args:
+        outputs: Shape `(..., 2 D)`.
+
+    Returns:
+        A `Normal` of `D` coordinates.
+    """
+    loc, log_scale = jnp.split(outputs, 2, axis=-1)
+    return Normal(loc, jnp.exp(log_scale))
+
+
+@pytree(static=("low", "high"))
+class TanhNormalHead:
+    """A `TanhNormal` between bounds from `2 D` outputs: means before the squashing, then log standard deviations.
+
+    Attributes:
+        low: Lower bound, or a tuple of `D`.
+        high: Upper bound, or a tuple of `D`.
+    """
+
+    low: Bound = -1.0
+    high: Bound = 1.0
+
+    def __call__(self, outputs: jax.Array) -> TanhNormal:
+        """The distribution."""
+        normal = normal_head(outputs)
+        return TanhNormal(normal.loc, normal.scale, self.low, self.high)
+
+
+tanh_normal_head = TanhNormalHead()
 
 
 @jax.custom_jvp

@@ -1,11 +1,8 @@
 """Environments with the two-function protocol of `logderiv.types.Environment`, and adapters to public suites."""
 
-from logderiv.environments._detect import as_environment
 from logderiv.environments._spaces import ActionSpace, check_action
-from logderiv.environments.brax import Brax
 from logderiv.environments.gymnasium.adapter import Gymnasium
-from logderiv.environments.gymnax import Gymnax
-from logderiv.environments.jumanji import Jumanji
+from logderiv.environments.suites import Brax, Gymnax, Jumanji, as_environment
 from logderiv.environments.tabular import TabularMDP, short_corridor
 
 __all__ = ["ActionSpace", "Brax", "Gymnasium", "Gymnax", "Jumanji", "TabularMDP", "as_environment", "check_action"]

@@ -29,6 +29,7 @@ References:
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -38,7 +39,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_keys, scalar_cost
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal
-from logderiv.expectations.programs import Program, expectation
+from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
 from logderiv.types import Distribution, Key, Params
 
@@ -72,12 +73,7 @@ def gradients_score(
     References:
         Mohamed et al. (2020), section 4.
     """
-
-    def program(params: Params, tape: Tape) -> Tape:
-        tape, x = tape.sample(distribution(params), baseline=baseline)
-        return tape.cost(cost(x))
-
-    return _of_each_sample(program, params, key, num_samples)
+    return _of_each_sample(partial(Tape.sample, baseline=baseline), params, key, distribution, cost, num_samples)
 
 
 def gradients_pathwise(
@@ -105,12 +101,7 @@ def gradients_pathwise(
     References:
         Mohamed et al. (2020), section 5; Kingma & Welling (2014), arXiv:1312.6114.
     """
-
-    def program(params: Params, tape: Tape) -> Tape:
-        tape, x = tape.sample_pathwise(distribution(params))
-        return tape.cost(cost(x))
-
-    return _of_each_sample(program, params, key, num_samples)
+    return _of_each_sample(Tape.sample_pathwise, params, key, distribution, cost, num_samples)
 
 
 class NormalNoise(NamedTuple):
@@ -237,7 +228,15 @@ def _reduce_to(derivative: jax.Array, parameter: jax.Array) -> jax.Array:
     return pull(derivative.astype(jnp.result_type(parameter)))[0]
 
 
-def _of_each_sample(program: Program, params: Params, key: Key, num_samples: int) -> Params:
+def _of_each_sample(
+    choose: Callable[[Tape, Any], tuple[Tape, Any]], params: Params, key: Key, make: Any, cost: Cost, num_samples: int
+) -> Params:
+    """Gradients of the program that makes one choice and pays its cost."""
+
+    def program(params: Params, tape: Tape) -> Tape:
+        tape, x = choose(tape, make(params))
+        return tape.cost(cost(x))
+
     return jax.vmap(jax.grad(expectation(program)), (None, 0))(params, _sample_keys(params, key, num_samples))
 
 

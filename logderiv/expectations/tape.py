@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv import distributions
+from logderiv._core import check
 from logderiv._core.arrays import as_keys, scalar_cost
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
@@ -268,14 +269,9 @@ class Tape:
             ValueError: The tape is spent, or `xs` has no leading axis.
             TypeError: `function` does not return a pair that begins with a tape.
         """
-        sizes = {jnp.shape(x)[:1] for x in jax.tree.leaves(xs)}
-        if len(sizes) != 1 or () in sizes:
-            raise ValueError(
-                f"xs: expected leaves with one common leading axis, received leading axes {sorted(sizes)}."
-            )
+        num = check.rows("xs", xs, at_least=0)
         self._spend()
-        shape = sizes.pop()
-        (rest, sources), zeros = self.source.fork(*shape), jnp.zeros(shape, self.total.dtype)
+        (rest, sources), zeros = self.source.fork(num), jnp.zeros(num, self.total.dtype)
 
         def part(tape: Self, x: Any) -> tuple[Self, Any]:
             tape, output = function(tape, x)

@@ -4,7 +4,6 @@ matplotlib is imported inside the functions only, so that `import logderiv` does
 `ax` and returns it; titles and limits are the caller's.
 """
 
-from logderiv.plots.errors import frontier, identity, relative_error
-from logderiv.plots.learning import learning_curves
+from logderiv.plots.figures import frontier, identity, learning_curves, relative_error
 
 __all__ = ["frontier", "identity", "learning_curves", "relative_error"]

@@ -3,10 +3,9 @@
 Each is a frozen dataclass, so that one rebuilt with the same fields does not retrace; `apply` works on one observation.
 """
 
-from logderiv.distributions.heads import TanhNormalHead, normal_head, tanh_normal_head
+from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
-from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
-from logderiv.policies.wrapper import PolicyWrapper
+from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, PolicyWrapper, StepPolicy, as_policy
 from logderiv.types import FunctionPolicy
 
 __all__ = ["GRU", "MLP", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]

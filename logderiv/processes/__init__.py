@@ -11,8 +11,8 @@ drawn as an action that *is* the next state. Beside each process stand its exact
 """
 
 from logderiv.processes.autoregressive import Autoregressive, AutoregressiveParams
-from logderiv.processes.base import Process
-from logderiv.processes.control import LinearPolicyParams, LinearQuadratic
+from logderiv.processes.base import GaussianMoments, Previous, Process
+from logderiv.processes.control import LinearPolicyParams, LinearQuadratic, QuadraticValues
 from logderiv.processes.diffusion import (
     EulerMaruyama,
     Position,
@@ -27,6 +27,7 @@ from logderiv.processes.jump import (
     Event,
     JumpProcess,
     MassAction,
+    MasterEquationValue,
     NextEvent,
     Population,
     birth_death,
@@ -34,10 +35,9 @@ from logderiv.processes.jump import (
     master_equation_value,
     schlogl,
 )
-from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams
+from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams, MarkovChainPolicy, RandomWalk
 from logderiv.processes.parameter_search import Fitness, NormalSearch, SearchParams, TreeNormal, rollout_pairs
-from logderiv.processes.random_walks import RandomWalk
-from logderiv.processes.state_space.hidden import HiddenProcess, fisher_score, fisher_score_samples
+from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, fisher_score, fisher_score_samples
 from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams
 from logderiv.processes.state_space.kalman import StateSpaceMatrices
 from logderiv.processes.state_space.models import (
@@ -47,14 +47,15 @@ from logderiv.processes.state_space.models import (
     LocalLevelParams,
     StateSpaceModel,
 )
-from logderiv.processes.token_model import TokenModel, TokenObservation, TokenPolicy
+from logderiv.processes.token_model import TokenModel, TokenObservation, TokenPolicy, TokenState
 
-__all__ = ["Autoregressive", "AutoregressiveParams", "EulerMaruyama", "Event", "Fitness", "HiddenMarkovModel"]
-__all__ += ["HiddenMarkovParams", "HiddenProcess", "JumpProcess", "LinearGaussian", "LinearGaussianParams"]
-__all__ += ["LinearPolicyParams", "LinearQuadratic", "LocalLevel", "LocalLevelParams", "MarkovChain"]
-__all__ += ["MarkovChainParams", "MassAction", "MatrixGame", "NextEvent", "NormalSearch", "Population", "Position"]
-__all__ += ["Process", "RandomWalk", "SearchParams", "StateSpaceMatrices", "StateSpaceModel", "TokenModel"]
-__all__ += ["TokenObservation", "TokenPolicy", "TreeNormal", "birth_death", "birth_death_mean", "double_well_drift"]
-__all__ += ["fisher_score", "fisher_score_samples", "girsanov_log_ratios", "look_ahead", "master_equation_value"]
-__all__ += ["ornstein_uhlenbeck_drift", "ornstein_uhlenbeck_moments", "prisoners_dilemma", "rollout_pairs", "schlogl"]
-__all__ += ["transfer_value"]
+__all__ = ["Autoregressive", "AutoregressiveParams", "Emitting", "EulerMaruyama", "Event", "Filtered", "Fitness"]
+__all__ += ["GaussianMoments", "HiddenMarkovModel", "HiddenMarkovParams", "HiddenProcess", "JumpProcess"]
+__all__ += ["LinearGaussian", "LinearGaussianParams", "LinearPolicyParams", "LinearQuadratic", "LocalLevel"]
+__all__ += ["LocalLevelParams", "MarkovChain", "MarkovChainParams", "MarkovChainPolicy", "MassAction"]
+__all__ += ["MasterEquationValue", "MatrixGame", "NextEvent", "NormalSearch", "Population", "Position", "Previous"]
+__all__ += ["Process", "QuadraticValues", "RandomWalk", "SearchParams", "StateSpaceMatrices", "StateSpaceModel"]
+__all__ += ["TokenModel", "TokenObservation", "TokenPolicy", "TokenState", "TreeNormal", "birth_death"]
+__all__ += ["birth_death_mean", "double_well_drift", "fisher_score", "fisher_score_samples", "girsanov_log_ratios"]
+__all__ += ["look_ahead", "master_equation_value", "ornstein_uhlenbeck_drift", "ornstein_uhlenbeck_moments"]
+__all__ += ["prisoners_dilemma", "rollout_pairs", "schlogl", "transfer_value"]

@@ -56,10 +56,9 @@ class Autoregressive(Process):
 
     def transition(self, params: AutoregressiveParams, observation: Previous) -> Normal:
         phi, scale = params.coefficient, jnp.exp(params.log_scale)
-        loc = phi * observation.state.astype(phi.dtype)  # 0 at a stationary start
-        if self.initial is not None:
-            return Normal(loc, scale)
-        return Normal(loc, jnp.where(observation.start, scale / jnp.sqrt(1 - jnp.square(phi)), scale))
+        _, precision = self._before(phi)
+        loc = phi * observation.state.astype(phi.dtype)
+        return Normal(loc, jnp.where(observation.start, scale / jnp.sqrt(precision), scale))
 
     def advance(self, state: Previous, action: jax.Array) -> tuple[Previous, jax.Array, bool]:
         return state.then(action), self.reward(action), False
@@ -84,11 +83,8 @@ class Autoregressive(Process):
         if series.ndim != 1 or series.shape[0] == 0:
             raise ValueError(f"series: expected shape (T,), T >= 1, received {series.shape}; use jax.vmap for a batch.")
         phi, log_scale = params
-        stationary = self.initial is None
-        # Of the start, relative to that of a step.
-        precision = 1 - jnp.square(phi) if stationary else jnp.ones_like(phi)
-        before = jnp.full(1, 0 if stationary else self.initial, series.dtype)
-        errors = series - phi * jnp.concatenate([before, series[:-1]])
+        before, precision = self._before(phi)
+        errors = series - phi * jnp.concatenate([before[None].astype(series.dtype), series[:-1]])
         squares = jnp.sum(jnp.square(errors).at[0].multiply(precision)) * jnp.exp(-2 * log_scale)
         return 0.5 * (jnp.log(precision) - squares) - series.shape[0] * (HALF_LOG_2PI + log_scale)
 
@@ -107,11 +103,9 @@ class Autoregressive(Process):
         """
         phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
         mean, covariance = self.moments(params, horizon)
-        before = precision * jnp.sum((jnp.square(mean) + jnp.diagonal(covariance))[:-1])
-        if self.initial is None:
-            slope = phi / (1 - jnp.square(phi))  # of minus the logarithm of the first standard deviation
-            return jnp.array([[before + 2 * jnp.square(slope), 2 * slope], [2 * slope, 2 * horizon]], phi.dtype)
-        return jnp.diag(jnp.array([before + precision * jnp.square(self.initial), 2 * horizon], phi.dtype))
+        squares = jnp.square(self._before(phi)[0]) + jnp.sum((jnp.square(mean) + jnp.diagonal(covariance))[:-1])
+        slope = jax.grad(lambda phi: -0.5 * jnp.log(self._before(phi)[1]))(phi)  # of the logarithm of the first scale
+        return jnp.array([[precision * squares + 2 * slope**2, 2 * slope], [2 * slope, 2 * horizon]], phi.dtype)
 
     def moments(self, params: AutoregressiveParams, horizon: int) -> GaussianMoments:
         """Mean and covariance of x_0, ..., x_T-1, from which any expected quadratic follows.
@@ -127,11 +121,16 @@ class Autoregressive(Process):
             Mean `(T,)` and covariance `(T, T)`.
         """
         phi, log_scale = params
+        before, precision = self._before(phi)
         powers = jnp.cumprod(jnp.full(horizon, phi))  # phi^1, ..., phi^T
         lags = jnp.concatenate([jnp.ones(1, powers.dtype), powers[:-1]])
-        if self.initial is None:
-            mean, variance = jnp.zeros_like(powers), jnp.full(horizon, 1 / (1 - jnp.square(phi)))
-        else:
-            mean, variance = powers * self.initial, jnp.cumsum(jnp.square(lags))
+        variance = jnp.cumsum(jnp.square(lags)) + jnp.square(lags) * (1 / precision - 1)
         s, t = jnp.arange(horizon)[:, None], jnp.arange(horizon)[None]
-        return GaussianMoments(mean, lags[jnp.abs(s - t)] * variance[jnp.minimum(s, t)] * jnp.exp(2 * log_scale))
+        covariance = lags[jnp.abs(s - t)] * variance[jnp.minimum(s, t)] * jnp.exp(2 * log_scale)
+        return GaussianMoments(powers * before, covariance)
+
+    def _before(self, phi: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """What stands before the first value, 0 at a stationary start, and the first precision relative to that of a step."""
+        if self.initial is None:
+            return jnp.zeros_like(phi), 1 - jnp.square(phi)
+        return jnp.asarray(self.initial, phi.dtype), jnp.ones_like(phi)

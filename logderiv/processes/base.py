@@ -209,7 +209,7 @@ class Process:
         Raises:
             ValueError: No step, leaves that disagree on their number, or rows of another shape than the process draws.
         """
-        num_rows("actions", actions)
+        check.rows("actions", actions)
 
         def step(state: State, action: Any) -> tuple[State, Any]:
             new, reward, ended = self.advance(state, action)
@@ -221,25 +221,6 @@ class Process:
         ones = jnp.ones(ended.shape, rewards.dtype)
         ends = jnp.where(ended, 0, ones)
         return Trajectory(observations, actions, rewards, ends, ones > 0, 0 * ones, self.observe(final))
-
-
-def num_rows(name: str, tree: Any) -> int:
-    """The number of steps that the leaves of a tree have in common.
-
-    Args:
-        name: Of the tree, for the message.
-        tree: Pytree whose leaves have the leading axis `(T,)`.
-
-    Returns:
-        `T`, at least 1.
-
-    Raises:
-        ValueError: No leaf, no step, or leaves that disagree.
-    """
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tree)]
-    if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
-        raise ValueError(f"{name}: expected the same number of rows, at least one, in every leaf; received {shapes}.")
-    return shapes[0][0]
 
 
 def no_reward(value: Any) -> jax.Array:

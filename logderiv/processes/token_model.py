@@ -14,8 +14,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import scalar_cost
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.forced import Forced
-from logderiv.distributions.interop import num_categories
+from logderiv.distributions.interop import Forced, num_categories
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
 from logderiv.types import Key, Params, Step, Trajectory
 
@@ -95,7 +94,13 @@ class TokenPolicy(PolicyWrapper):
 
 
 class TokenState(NamedTuple):
-    """Tokens so far `(T,)`, then -1; the prompt `(T + 1,)`, then -1; how many tokens there are."""
+    """Where a sequence stands; int32.
+
+    Attributes:
+        tokens: So far, then -1. Shape `(T,)`.
+        prompt: Its tokens, then -1. Shape `(T + 1,)`.
+        length: How many tokens there are. Shape `()`.
+    """
 
     tokens: jax.Array
     prompt: jax.Array

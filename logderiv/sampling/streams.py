@@ -17,7 +17,7 @@ from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv.environments import as_environment
 from logderiv.policies import StepPolicy, as_policy
-from logderiv.sampling._transition import Place, transition
+from logderiv.sampling.episodes import Place, transition
 from logderiv.types import Key, Observation, Params, State, Stream
 
 

@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 from logderiv._core import check
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
-from logderiv.diagnostics.statistics import count, summary
+from logderiv.diagnostics.statistics import summary
 from logderiv.types import Params
 
 MIN_REPLICATES = 30
@@ -112,14 +112,10 @@ def assert_unbiased(
         >>> bool(assert_unbiased(samples, jax.numpy.full(3, 2.0), resolution=0.25).passed)
         True
     """
-    count(samples, at_least=MIN_REPLICATES)
+    check.rows("samples", samples, at_least=MIN_REPLICATES)
     one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
     check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
-    if jax.tree.structure(resolution) == jax.tree.structure(0.0):
-        resolution = jax.tree.map(lambda _: resolution, exact)
-    elif jax.tree.structure(resolution) != jax.tree.structure(exact):
-        found = jax.tree.structure(resolution)
-        raise ValueError(f"resolution: expected one number or a pytree of the structure of exact, received {found}.")
+    resolution = jax.tree.broadcast(resolution, exact)
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     report = _report(samples, exact, resolution, familywise(k, optax.tree.size(exact)))

@@ -1,5 +1,5 @@
 """Environments of Gymnasium, which run on the host."""
 
-from logderiv.environments.gymnasium.adapter import Gymnasium, is_gymnasium
+from logderiv.environments.gymnasium.adapter import Gymnasium
 
-__all__ = ["Gymnasium", "is_gymnasium"]
+__all__ = ["Gymnasium"]

@@ -1,7 +1,6 @@
 """Gymnasium: environments that live on the host, behind one callback per step for the whole batch."""
 
 import functools
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.environments._spaces import ActionSpace, action_space, no_params
 from logderiv.environments.gymnasium.host import Host
-from logderiv.environments.gymnasium.steppers import Remake, checked, described, maker
+from logderiv.environments.gymnasium.steppers import checked, described, maker, remake
 from logderiv.types import Environment, Key, Observation, Step
 
 
@@ -73,24 +72,18 @@ class Gymnasium(Environment):
             environment: Made by `gymnasium.make`.
 
         Returns:
-            The same adapter for the same environment.
+            The adapter; equal ones for environments that were made alike, unless functions in their options tell them apart.
 
         Raises:
             TypeError: It is a vector environment, or was made without a spec.
         """
-        if environment not in _OF:
-            spec = getattr(environment, "spec", None)
-            if spec is None or getattr(environment, "num_envs", None) is not None:
-                raise TypeError(
-                    f"environment: expected one Gymnasium environment made by gymnasium.make, received {environment}; "
-                    "pass logderiv.environments.Gymnasium(id), or logderiv.environments.Gymnasium(a function that makes one)."
-                )
-            try:
-                words = spec.to_json()
-            except (TypeError, ValueError):  # something in it is a function
-                words = object()
-            _OF[environment] = cls(Remake(words, spec))
-        return _OF[environment]
+        spec = getattr(environment, "spec", None)
+        if spec is None or getattr(environment, "num_envs", None) is not None:
+            raise TypeError(
+                f"environment: expected one Gymnasium environment made by gymnasium.make, received {environment}; "
+                "pass logderiv.environments.Gymnasium(id), or logderiv.environments.Gymnasium(a function that makes one)."
+            )
+        return cls(remake(spec))
 
     @property
     def action_space(self) -> ActionSpace | None:
@@ -164,18 +157,6 @@ class Gymnasium(Environment):
         return jax.pure_callback(callback, results, *arguments, vmap_method="broadcast_all")
 
 
-def is_gymnasium(environment: Any) -> bool:
-    """Whether an object is of Gymnasium, without importing it.
-
-    Args:
-        environment: Any object.
-
-    Returns:
-        True where one of its classes is defined there.
-    """
-    return any(base.__module__.split(".")[0] == "gymnasium" for base in type(environment).__mro__)
-
-
 def _shape(space: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(space.shape, jax.dtypes.canonicalize_dtype(space.dtype))
 
@@ -191,6 +172,3 @@ def _host(environment: Gymnasium) -> Host:
         return jax.tree.map(functools.partial(checked, clip=environment.clip), spaces, action)
 
     return Host(maker(environment.make), environment.max_batches, legal)
-
-
-_OF: weakref.WeakKeyDictionary[Any, Gymnasium] = weakref.WeakKeyDictionary()

@@ -135,8 +135,6 @@ class Host:
     def _groups(self, handles: np.ndarray) -> list[tuple[Any, _Batch, np.ndarray]]:
         """For each batch among the handles: where it is meant, the batch, its rows."""
         names, rows = handles[:, 0], handles[:, 1]
-        if (names == names[0]).all():
-            return [(slice(None), self._find(int(names[0])), rows)]
         return [(where := names == name, self._find(int(name)), rows[where]) for name in np.unique(names)]
 
     def _find(self, name: int) -> _Batch:

@@ -1,8 +1,6 @@
 """Gymnasium environments by rows: one after the other, or CartPole in numpy; what their spaces hold and allow."""
 
-import dataclasses
 import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,26 +13,18 @@ from logderiv.environments.gymnasium.host import Leaves
 _CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
 
 
-@dataclasses.dataclass(frozen=True)
-class Remake:
-    """Makes further environments like the one that a spec describes.
-
-    Attributes:
-        words: The spec as JSON, which says whether two make the same; an object of its own where JSON cannot say it.
-        spec: Gymnasium's.
-    """
-
-    words: Any
-    spec: Any = dataclasses.field(compare=False, repr=False)
-
-    def __call__(self) -> Any:
-        """One environment."""
-        return make(self.spec)
+def remake(spec: Any) -> Any:
+    """What makes further environments like the one of a spec: its JSON, or its own function where JSON cannot say it."""
+    try:
+        words = spec.to_json()
+    except (TypeError, ValueError):  # something in it is a function
+        return spec.make
+    return words if _spec(words) == spec else spec.make
 
 
 def make(source: Any) -> Any:
-    """One environment from an id, a spec, or a function that makes one."""
-    return source() if callable(source) else _library().make(source)
+    """One environment from an id, a spec as JSON, or a function that makes one."""
+    return source() if callable(source) else _spec(source).make()
 
 
 @functools.cache
@@ -49,9 +39,7 @@ def described(source: Any) -> tuple[int | None, Any, Any]:
 
 def maker(source: Any) -> Callable[[int], Any]:
     """How to make `n` environments at once: in numpy where that is known to be the same environment."""
-    spec = source.spec if isinstance(source, Remake) else source
-    if isinstance(spec, str):
-        spec = _library().spec(spec)
+    spec: Any = source if callable(source) else _spec(source)
     if getattr(spec, "vector_entry_point", None) == _CARTPOLE and not spec.additional_wrappers:
         options = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
         return lambda n: CartPoles(n, spec.max_episode_steps, options)
@@ -86,14 +74,13 @@ class CartPoles:
     """Gymnasium's `CartPoleVectorEnv`, with its auto-reset off and each row seeded as a single environment would be."""
 
     def __init__(self, n: int, max_episode_steps: int | None, options: dict[str, Any]) -> None:
-        module, name = _CARTPOLE.split(":")
-        vectorized = getattr(importlib.import_module(module), name)
+        vectorized = _library().envs.registration.load_env_creator(_CARTPOLE)
         self.vector = vectorized(n, max_episode_steps=max_episode_steps or 2**30, **options)
         self.vector.reset(seed=0)
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
         """Draw a start for each of these rows."""
-        vector, generator = self.vector, importlib.import_module("gymnasium.utils.seeding").np_random
+        vector, generator = self.vector, _library().utils.seeding.np_random
         starts = [generator(seed)[0].uniform(vector.low, vector.high, size=4) for seed in seeds.tolist()]
         vector.state[:, rows] = np.stack(starts, 1)
         vector.steps[rows] = 0
@@ -150,6 +137,12 @@ def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
 
 def _library() -> Any:
     return optional("gymnasium", "Gymnasium needs the package gymnasium", "envs")
+
+
+def _spec(source: str) -> Any:
+    """Gymnasium's description of an environment, from an id or from JSON."""
+    library = _library()
+    return library.envs.registration.EnvSpec.from_json(source) if source.startswith("{") else library.spec(source)
 
 
 def _bounds(space: Any) -> tuple[Any, Any, str]:

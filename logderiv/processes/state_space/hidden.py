@@ -24,7 +24,7 @@ from logderiv._core.arrays import as_keys
 from logderiv._core.pytrees import jit, pytree
 from logderiv.likelihood.probability import log_prob
 from logderiv.likelihood.steps import fill_steps
-from logderiv.processes.base import Previous, Process, num_rows
+from logderiv.processes.base import Previous, Process
 from logderiv.types import Key, Params, Trajectory
 
 
@@ -43,13 +43,27 @@ class Emitting:
     observed: Any
 
     def log_prob(self, action: tuple[Any, Any]) -> jax.Array:
-        """Log-density of the pair, shape `()`."""
+        """Log-density of the pair.
+
+        Args:
+            action: State and emission.
+
+        Returns:
+            Shape `()`.
+        """
         state, observation = action
         emitted = self.emission(state).log_prob(observation)
         return self.state.log_prob(state) + jnp.where(jnp.any(self.observed), emitted, 0)
 
     def sample(self, key: Key) -> tuple[Any, Any]:
-        """A pair; `key` is consumed."""
+        """Draw a pair.
+
+        Args:
+            key: Consumed.
+
+        Returns:
+            State and emission.
+        """
         key_state, key_emission = jax.random.split(key)
         state = self.state.sample(key_state)
         return state, self.emission(state).sample(key_emission)
@@ -215,7 +229,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: No observation; `observed` has another length.
         """
-        length = num_rows("observations", observations)
+        length = check.rows("observations", observations)
         mask = jnp.ones(length, bool) if observed is None else jnp.asarray(observed, bool)
         check.shape((length,), observed=mask, hint="that of the series")
         return fill_steps(observations, mask), mask

@@ -104,10 +104,8 @@ class HiddenMarkovModel(HiddenProcess):
         start, kernel = _log_tables(params)
 
         def step(predicted: jax.Array, emitted: jax.Array) -> tuple[jax.Array, Filtered]:
-            joint = predicted + emitted
-            increment = _logsumexp(joint)
-            states = joint - jnp.where(jnp.isneginf(increment), 0, increment)
-            return _logsumexp(states[:, None] + kernel), Filtered(states, increment)
+            states, increment = _normalized(predicted + emitted)
+            return _normalized(states[:, None] + kernel)[1], Filtered(states, increment)
 
         return lax.scan(step, start, self._emission_log_probs(params, observations, observed))[1]
 
@@ -152,16 +150,17 @@ def _log_tables(params: HiddenMarkovParams) -> tuple[jax.Array, jax.Array]:
 
 def _backward_kernel(params: HiddenMarkovParams, log_filtered: jax.Array) -> jax.Array:
     """Log p(x_t-1 = i | x_t = j, y_0, ..., y_t-1), shape `(S, S)`; a column of a state that cannot be reached is `-inf`."""
-    joint = log_filtered[:, None] + _log_tables(params)[1]
-    norm = _logsumexp(joint)
-    return joint - jnp.where(jnp.isneginf(norm), 0, norm)[None]
+    return _normalized(log_filtered[:, None] + _log_tables(params)[1])[0]
 
 
-def _logsumexp(x: jax.Array) -> jax.Array:
-    """`logsumexp` over the first axis whose gradient is 0, not NaN, where everything is `-inf`."""
-    impossible = jnp.all(jnp.isneginf(x), axis=0, keepdims=True)
-    total = jax.nn.logsumexp(jnp.where(impossible, 0, x), axis=0)
-    return jnp.where(impossible[0], -jnp.inf, total)
+def _normalized(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities along the first axis, and the `logsumexp` that they were off by.
+
+    Where everything is `-inf`, so are both, and their gradients are 0, not NaN.
+    """
+    impossible = jnp.all(jnp.isneginf(logs), axis=0, keepdims=True)
+    total = jax.nn.logsumexp(jnp.where(impossible, 0, logs), axis=0, keepdims=True)
+    return logs - jnp.where(impossible, 0, total), jnp.where(impossible, -jnp.inf, total)[0]
 
 
 def _check_params(params: HiddenMarkovParams) -> None:

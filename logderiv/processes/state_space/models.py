@@ -23,7 +23,7 @@ from logderiv._core.arrays import HALF_LOG_2PI, expand
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from
 from logderiv.distributions.multivariate import mask_covariance
-from logderiv.processes.base import GaussianMoments, Previous, no_reward, num_rows
+from logderiv.processes.base import GaussianMoments, Previous, no_reward
 from logderiv.processes.state_space import kalman
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed
 from logderiv.processes.state_space.kalman import StateSpaceMatrices
@@ -124,7 +124,7 @@ class StateSpaceModel(HiddenProcess):
         """
         y = jnp.asarray(observations)
         y = y[:, None] if y.ndim == 1 and self.num_observed == 1 else y
-        check.shape((num_rows("observations", y), self.num_observed), observations=y, hint="use jax.vmap for a batch")
+        check.shape((check.rows("observations", y), self.num_observed), observations=y, hint="use jax.vmap for a batch")
         seen = jnp.ones(y.shape, bool) if observed is None else jnp.asarray(observed, bool)
         if seen.shape not in (y.shape, y.shape[:1]):
             raise ValueError(f"observed: expected shape {y.shape[:1]} or {y.shape}, received {seen.shape}.")
