@@ -7,6 +7,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv.plots._figure import axes_or_current, line_style
+from logderiv.training import Metrics
 
 
 def learning_curves(
@@ -30,8 +31,9 @@ def learning_curves(
     stopped early, or may have diverged, and the mean goes on with its last return.
 
     Args:
-        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`.
-        steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates.
+        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics.
+        steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates, and results
+            of `train`, if `curves` holds nothing else, against their own steps.
         level: Coverage of the band, in (0, 1).
         individual: Draw every seed as well, faintly.
         threshold: Height of a horizontal reference line; `None` for none.
@@ -50,6 +52,11 @@ def learning_curves(
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
+    metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
+    metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
+    if steps is None and metrics.keys() == curves.keys():
+        steps = {name: np.cumsum(np.atleast_2d(found.num_steps), axis=-1) for name, found in metrics.items()}
+    curves = dict(curves) | {name: np.atleast_2d(found.mean_return) for name, found in metrics.items()}
     for index, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
         if values.ndim not in (2, 3):
