@@ -26,7 +26,7 @@ from logderiv import plots
 from logderiv.estimators.advantages import Return
 
 POLICY, HORIZON = ld.tabular_softmax, 3
-LENGTHS = (1, 3, 10, 30, 60, 90, 120, 140, 160, 200, 400, 1000)
+LENGTHS = (1, 10, 20, 40, 60, 80, 100, 120, 140, 160, 200, 250, 300)
 NETWORK = ld.MLPActorCritic(2)
 ESTIMATORS = {
     "leave one out": ld.ScoreFunction(Return(ld.baselines.LeaveOneOut(per="trajectory"))),

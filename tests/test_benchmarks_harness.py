@@ -141,7 +141,7 @@ def test_the_main_job_explains_each_step_and_is_exact(monkeypatch, capsys):
 
 
 def overview_metrics():
-    rows = np.ones((2, 10))
+    rows = jnp.ones((2, 10))
     return ld.training.Metrics(rows, rows, rows, 0 * rows, rows, 0 * rows)
 
 

@@ -69,10 +69,11 @@ def identity(comparison: Comparison, *, ax: Any = None) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         direct = np.log10(_largest([np.abs(leaf) for leaf in jax.tree.leaves(comparison.direct)]))
     order = np.argsort(lengths)
-    for index, (label, values) in enumerate({"product, differentiated": direct, "P times the score": score}.items()):
+    for index, (label, values) in enumerate(
+        {"product, differentiated (to the cross: then 0)": direct, "P times the score": score}.items()
+    ):
         _line_to_cross(ax, lengths[order], values[order], index, label, linewidth=(3.5, 1.5)[index])
-    ax.set_yscale("symlog", linthresh=1)
-    ax.set(xscale="log", xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
+    ax.set(xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
     ax.legend(frameon=False)
     return ax
 
