@@ -1,20 +1,28 @@
-"""`python -m benchmarks [names...] [--quick] [--platform gpu] [--list]`: list the benchmarks, or run some or all of them.
+"""`python -m benchmarks` runs the main job; with names the benchmarks that are named, with `--all` every one.
 
-A benchmark is a module of this folder that defines `main(quick)`; the first line of its docstring is its question. Each
-runs in a process of its own, so that its peak memory is its own and one that fails does not stop the others.
+The main job, `overview`, says at each step what it does. A benchmark is a module of this folder that defines `main(quick)`; the
+first line of its docstring is its question. Several run in processes of their own, so that the peak memory of each is
+its own and one that fails does not stop the others, and end in one table.
 """
 
 import argparse
 import ast
 import importlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+from benchmarks import RESULTS
 
 FOLDER = Path(__file__).resolve().parent
+MAIN_JOB = "overview"
 BY_NAME = ("mutation",)  # run only when named: most of an hour, and about the tests rather than the library
+INSTALL = "pip install -e '.[all]'"
 
 
 def questions(*, by_name: bool = False) -> dict[str, str]:
@@ -29,9 +37,14 @@ def questions(*, by_name: bool = False) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    """The command line. Returns the exit code: 0, 1 if a benchmark failed, 2 for an unknown name."""
+    """The command line.
+
+    Returns the exit code: 1 if a benchmark failed or missed a bound other than those on times, 2 if one is not known, a
+    package is missing or the folder of results cannot be written, else 0.
+    """
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run benchmarks.")
-    parser.add_argument("names", nargs="*", help=f"which to run; none means all but {', '.join(BY_NAME)}")
+    parser.add_argument("names", nargs="*", help=f"which to run; none means the main job, {MAIN_JOB}")
+    parser.add_argument("--all", action="store_true", help=f"run all but {', '.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
     parser.add_argument("--platform", help="cpu, gpu or tpu: run on that accelerator instead of JAX's own choice")
     parser.add_argument("--list", action="store_true", help="only list them")
@@ -39,6 +52,7 @@ def main(arguments: list[str]) -> int:
 
     standard = questions()
     known = standard | questions(by_name=True)
+    names = list(standard) if options.all else options.names or [MAIN_JOB]
     unknown = [name for name in options.names if name not in known]
     if unknown:
         print(f"unknown benchmark {', '.join(unknown)}; known are: {', '.join(known)}", file=sys.stderr)
@@ -47,26 +61,53 @@ def main(arguments: list[str]) -> int:
         for name, question in known.items():
             print(f"{name:<22}{question}")
         return 0
+    try:
+        RESULTS.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=RESULTS).close()
+    except OSError as error:
+        reason = f"cannot write to {RESULTS}: {error.strerror}"
+        print(f"{reason}; name a folder that you can write: LOGDERIV_RESULTS=FOLDER", file=sys.stderr)
+        return 2
     if options.platform:
         os.environ["JAX_PLATFORMS"] = options.platform  # read when JAX is imported, here and in further processes
-    if len(options.names) == 1:
-        name = options.names[0]
-        report = importlib.import_module(f"benchmarks.{name}").main(options.quick)
-        importlib.import_module("benchmarks.harness").publish(name, report, quick=options.quick)
-        return 0
-    failed = [name for name in options.names or standard if not _run_alone(name, known[name], options.quick)]
-    if failed:
-        print(f"failed: {', '.join(failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    if len(names) == 1:
+        return _run_here(names[0], options.quick)
+    return _conclude([_run_alone(name, known[name], options.quick) for name in names])
 
 
-def _run_alone(name: str, question: str, quick: bool) -> bool:
+def _run_here(name: str, quick: bool) -> int:
+    try:
+        report = importlib.import_module(f"benchmarks.{name}").main(quick)
+        missed = importlib.import_module("benchmarks.harness").publish(name, report, quick=quick)
+    except ImportError as error:
+        print(f"{name} cannot run: {str(error).rstrip('.')}; {INSTALL} installs what they all need.", file=sys.stderr)
+        return 2
+    return 1 if missed else 0
+
+
+def _run_alone(name: str, question: str, quick: bool) -> dict[str, Any]:
+    """Run it in a process of its own. Returns its row of the last table; one that failed has kept nothing."""
     print(f"\n== {name}: {question}", flush=True)
-    start = time.perf_counter()
+    start, path = time.time(), RESULTS / f"{name}.jsonl"
     command = [sys.executable, "-m", "benchmarks", name, *(["--quick"] if quick else [])]
-    succeeded = subprocess.run(command, cwd=FOLDER.parent, check=False).returncode == 0
-    print(f"== {name} took {time.perf_counter() - start:.0f} s", flush=True)
-    return succeeded
+    subprocess.run(command, cwd=FOLDER.parent, check=False)
+    row = {"name": name, "seconds": time.time() - start}
+    if not path.exists() or path.stat().st_mtime < start:
+        return row | {"outcome": "failed"}
+    saved = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+    missed = {kind: [bound["name"] for bound in saved[kind] if not bound["holds"]] for kind in ("bounds", "timings")}
+    kept = sum(bound["holds"] for bound in saved["bounds"])
+    counts = {"kept": kept, "missed": len(missed["bounds"]), "slow": len(missed["timings"])}
+    return row | counts | {"outcome": "missed a bound" if missed["bounds"] else "", "figure": saved["figure"]}
+
+
+def _conclude(rows: list[dict[str, Any]]) -> int:
+    """Print one table of all; whether each ran and kept its bounds, those on times apart."""
+    harness = importlib.import_module("benchmarks.harness")
+    heads = "benchmark | bounds kept | missed | times missed | seconds | figure | "
+    cells = "{r[name]} | {r[kept]} | {r[missed]} | {r[slow]} | {r[seconds]:.0f} | {r[figure]} | {r[outcome]}"
+    print(harness.Table("All of them", heads, cells, rows))
+    return 1 if any(row["outcome"] for row in rows) else 0
 
 
 if __name__ == "__main__":

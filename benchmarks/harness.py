@@ -30,9 +30,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import logderiv as ld
+from benchmarks import RESULTS
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "results"
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.3", "0.6")  # Okabe & Ito's, and greys
 _PACKAGES = ("jax", "jaxlib", "optax", "numpy", "gymnax", "gymnasium")
 
@@ -139,6 +139,7 @@ class Report(NamedTuple):
         numbers: To save in the JSON row: numbers, arrays, named tuples, and lists and mappings of them.
         draw: Makes the figure, where there is one.
         timings: Bounds on times and other things that the machine and its load decide.
+        summary: Lines to end with.
     """
 
     tables: Sequence[Table]
@@ -146,6 +147,7 @@ class Report(NamedTuple):
     numbers: Mapping[str, Any]
     draw: Callable[[], Any] | None = None
     timings: Sequence[Bound] = ()
+    summary: Sequence[str] = ()
 
 
 def compile_call(function: Callable[..., Any], *args: Any) -> Compiled:
@@ -312,7 +314,10 @@ def _status_bytes(field: str) -> int:
 
 
 def publish(name: str, report: Report, *, quick: bool) -> list[Bound]:
-    """Print the tables, the bounds, the machine and its floor; save the row and the figure. Returns the bounds that were missed."""
+    """Print the tables, the bounds, the machine and its floor; save the row and the figure; print the summary.
+
+    Returns the bounds that were missed, those on times not counted.
+    """
     print(*report.tables, sep="\n")
     for title, bounds in (("bounds", report.bounds), ("bounds on this machine's times", report.timings)):
         print(*([f"\n{title}", *bounds] if bounds else []), sep="\n  ")
@@ -321,7 +326,8 @@ def publish(name: str, report: Report, *, quick: bool) -> list[Bound]:
     print(f"peak     {peak_memory_bytes() / 2**20:.0f} MiB resident")
     saved = [save_row(name, report, quick=quick), *([save_figure(name, report.draw)] if report.draw else [])]
     print(f"saved    {', '.join(path.name for path in saved)}")
-    return [bound for bound in (*report.bounds, *report.timings) if not bound.holds]
+    print(*(["", *report.summary] if report.summary else []), sep="\n")
+    return [bound for bound in report.bounds if not bound.holds]
 
 
 def save_row(name: str, report: Report, *, quick: bool) -> Path:
@@ -336,8 +342,8 @@ def save_row(name: str, report: Report, *, quick: bool) -> Path:
         "numbers": report.numbers,
         "bounds": [bound._asdict() | {"holds": bound.holds} for bound in report.bounds],
         "timings": [bound._asdict() | {"holds": bound.holds} for bound in report.timings],
+        "figure": f"{name}.png" if report.draw else None,
     }
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(_plain(row), allow_nan=False) + "\n")
@@ -359,7 +365,6 @@ def save_figure(name: str, draw: Callable[[], Any]) -> Path:
         for ax in figure.axes:  # whatever has names and no legend of its own
             if ax.get_legend() is None and ax.get_legend_handles_labels()[1] and not figure.legends:
                 ax.legend()
-        RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{name}.png"
         figure.savefig(path, dpi=120)
         plt.close(figure)

@@ -1,10 +1,12 @@
-r"""What is this library about, in one figure?
+r"""What is this library for: the identity both ways, an estimate, its exact expectation, and training by optax?
 
-Left, the identity: the product of the factors' probabilities, differentiated directly, until it underflows; P times the score goes on. Middle, why
-estimators are proved and not only sampled: E[g] / grad J over every batch that a small world can give. Right, what it is for: gymnax's CartPole-v1.
-The README shows the figure (`notebooks/overview.png` is a copy).
+`python -m benchmarks` without a name runs it, and it says at each step what it does. A decision process of two states and three steps has eight trajectories,
+so that whatever is estimated there is also known, in float64. Then gymnax's CartPole-v1, REINFORCE on whole episodes and PPO on a stream.
 
-Finding (2 CPU cores, jax 0.10.2): in float32 the product of a fair coin's factors is 0 from some 150 on; a batch mean that contains the own sample leaves 1 - 1/N of
+The figure, which the README shows (`notebooks/overview.png` is a copy). Left, the identity: the product of the factors' probabilities, differentiated directly,
+until it underflows in float32; P times the score goes on. Middle, why estimators are proved and not only sampled: E[g] over grad J. Right, what it is for.
+
+Finding (2 CPU cores, jax 0.10.2): the product of a fair coin's factors is 0 from some 150 on; a batch mean that contains the own sample leaves 1 - 1/N of
 the gradient, and leave-one-out all of it, to rounding; both ways of training reach 475.
 """
 
@@ -23,96 +25,152 @@ from benchmarks.harness import Report, Table, at_least, at_most, cells, new_figu
 from logderiv import plots
 from logderiv.estimators.advantages import Return
 
+POLICY, HORIZON = ld.tabular_softmax, 3
+LENGTHS = (1, 10, 20, 40, 60, 80, 100, 120, 140, 160, 200, 250, 300)
 NETWORK = ld.MLPActorCritic(2)
-ADVANTAGES = {
-    "leave one out": Return(ld.baselines.LeaveOneOut(per="trajectory")),
-    "batch mean": Return(ld.baselines.BatchMean()),
-    "standardized": ld.advantages.Standardized(Return(), per="trajectory"),
+ESTIMATORS = {
+    "leave one out": ld.ScoreFunction(Return(ld.baselines.LeaveOneOut(per="trajectory"))),
+    "batch mean": ld.ScoreFunction(Return(ld.baselines.BatchMean())),
+    "standardized": ld.ScoreFunction(ld.advantages.Standardized(Return(), per="trajectory")),
 }
 
 
-def both_sides(lengths: tuple[int, ...]) -> ld.likelihood.Comparison:
+def world() -> tuple[ld.environments.TabularMDP, jax.Array]:
+    """Two states, of which the second action takes one to the other; and logits."""
+    mdp = ld.environments.TabularMDP(
+        initial=jnp.array([1.0, 0.0]),
+        transition=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]),
+        reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
+        terminal=jnp.array([False, False]),
+    )
+    return mdp, jnp.array([[0.2, -0.1], [0.4, 0.3]])
+
+
+def both_sides() -> ld.likelihood.Comparison:
     """The identity on sequences of coin tosses, float32, of growing length."""
-    params, length = jnp.array([0.1, -0.1], jnp.float32), max(lengths)
-    actions = jax.random.bernoulli(jax.random.key(0), 0.6, (length,)).astype(jnp.int32)
-    taus = [peers.trajectory(jnp.ones(n, jnp.float32), actions[:n]) for n in lengths]  # padding would count as factors
-    compared = [jax.jit(ld.compare)(params, ld.shared_softmax, tau) for tau in taus]
-    return jax.tree.map(lambda *x: jnp.stack([jnp.asarray(leaf) for leaf in x]), *compared)
+    params = jnp.array([0.1, -0.1], jnp.float32)
+    steps = jnp.arange(max(LENGTHS))
+    actions = jax.random.bernoulli(jax.random.key(0), 0.6, steps.shape).astype(jnp.int32)
+    tosses = peers.trajectory(jnp.ones(steps.shape, jnp.float32), actions)
+
+    def compared(length: jax.Array) -> ld.likelihood.Comparison:
+        return ld.compare(params, ld.shared_softmax, tosses._replace(valid=steps < length))
+
+    return jax.jit(jax.vmap(compared))(jnp.array(LENGTHS))
 
 
-def factors(sizes: tuple[int, ...]) -> dict[str, list[float]]:
-    """E[g] projected on grad J, relative to it: every batch of a world with two states and two steps, float64."""
-    with jax.enable_x64(True):
-        world = ld.environments.TabularMDP(
-            initial=jnp.array([1.0, 0.0]),
-            transition=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]),
-            reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
-            terminal=jnp.array([False, False]),
-        )
-        params = jnp.array([[0.2, -0.1], [0.4, 0.3]])
-
-        def factor(estimator: Any, n: int) -> float:
-            moments = ld.exact.moments(params, ld.tabular_softmax, world, estimator, horizon=2, num_trajectories=n)
-            mean, exact = np.ravel(moments.mean), np.ravel(moments.exact)
-            return float(mean @ exact / (exact @ exact))
-
-        return {name: [factor(ld.ScoreFunction(a), n) for n in sizes] for name, a in ADVANTAGES.items()}
+def factor(moments: ld.exact.Moments) -> float:
+    """E[g] projected on grad J, relative to it."""
+    mean, exact = np.ravel(moments.mean), np.ravel(moments.exact)
+    return float(mean @ exact / (exact @ exact))
 
 
-def curves(*, seeds: int, scale: float) -> dict[str, ld.training.Metrics]:
+def finite_world(sizes: tuple[int, ...]) -> dict[str, Any]:
+    """What there is to know where every trajectory can be listed; each step says what it does."""
+    mdp, params = world()
+    keys = jax.random.split(jax.random.key(1), 3)
+    say(
+        "1. One trajectory is drawn. P, the product of its probabilities, is differentiated directly, and by P * grad log P:"
+    )
+    identity = ld.compare(params, POLICY, ld.rollout(params, keys[0], POLICY, mdp, horizon=HORIZON), environment=mdp)
+    say(identity)
+
+    say(
+        "2. grad E[R]: from every trajectory, each P multiplied out; the same by scores; and by a mean of R * grad log P"
+    )
+    say("   over trajectories that were drawn, where P does not occur: drawing supplies it.")
+    routes = ld.exact.compare_expectation(params, keys[1], POLICY, mdp, horizon=HORIZON)
+    say(routes)
+
+    say("3. An estimate from a batch of 16, each return judged by the mean of the others (leave one out):")
+    batch = ld.rollout(params, jax.random.split(keys[2], 16), POLICY, mdp, horizon=HORIZON)
+    estimator = ESTIMATORS["leave one out"]
+    say(estimator.estimate(params, estimator.init(params), POLICY, batch)[0])
+
+    say("4. Was that luck? The estimator's expectation, from every batch that could have been drawn, without sampling:")
+    exact = partial(ld.exact.moments, params, POLICY, mdp, horizon=HORIZON)
+    found = {name: [exact(e, num_trajectories=n) for n in sizes] for name, e in ESTIMATORS.items()}
+    say(found["leave one out"][-1])
+    factors = {name: [factor(moments) for moments in row] for name, row in found.items()}
+    return {"identity": identity, "routes": routes, "factors": factors}
+
+
+def train(*, seeds: int, scale: float) -> dict[str, ld.training.Training]:
     """CartPole-v1: REINFORCE with leave-one-out on whole episodes, PPO on a stream."""
-    world = ld.environments.Gymnax(*gymnax.make("CartPole-v1"))
+    environment = ld.environments.Gymnax(*gymnax.make("CartPole-v1"))
     leave_one_out = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
     clipped = optax.chain(optax.clip_by_global_norm(0.5), optax.adam(5e-3, eps=1e-5))
-    stream = {"batch": ld.Steps(64, 32), "epochs": 4, "minibatches": 4, "num_updates": int(100 * scale)}
+    stream = {"batch": ld.Steps(64, 32), "epochs": 4, "minibatches": 4, "num_updates": int(75 * scale)}
     episodes = {"batch": ld.Episodes(16), "num_updates": int(90 * scale)}
     recipes: dict[str, dict[str, Any]] = {
         "REINFORCE, leave one out": {"estimator": leave_one_out, "optimizer": optax.adam(5e-3), **episodes},
         "PPO": {"estimator": ld.PPOActorCritic(NETWORK.value), "optimizer": clipped, **stream},
     }
+    say(f"5. Training on gymnax's CartPole-v1, where 500 is the most: {seeds} seeds at once, optax takes the steps.")
+    trained = {}
+    for name, how in recipes.items():
+        keys = jax.vmap(jax.random.split, out_axes=1)(jax.random.split(jax.random.key(1), seeds))
+        params = jax.vmap(lambda key: NETWORK.init(key, jnp.zeros(4)))(keys[0])
+        trained[name] = ld.train(params, keys[1], NETWORK, environment, **how)
+        say(f"{name}\n{trained[name]}")
+    return trained
 
-    def run(key: jax.Array, options: dict[str, Any]) -> ld.training.Metrics:
-        key_init, key_train = jax.random.split(key)
-        return ld.train(NETWORK.init(key_init, jnp.zeros(4)), key_train, NETWORK, world, **options).metrics
 
-    keys = jax.random.split(jax.random.key(1), seeds)
-    return {name: jax.vmap(partial(run, options=how))(jax.random.clone(keys)) for name, how in recipes.items()}
+def say(text: Any) -> None:
+    """Print it now."""
+    print(f"\n{text}", flush=True)
 
 
 def main(quick: bool) -> Report:
-    lengths = (1, 3, 10, 30, 60, 90, 120, 140, 160, 200, 400, 1000)
     sizes = (2, 3, 4) if quick else (2, 3, 4, 5, 6)
-    compared, found = both_sides(lengths), factors(sizes)
-    trained = curves(seeds=2 if quick else 8, scale=0.1 if quick else 1.0)
-    last = {name: np.nanmean(np.asarray(m.mean_return)[:, -10:]) for name, m in trained.items()}
+    with jax.enable_x64(True):
+        found = finite_world(sizes)
+        routes, factors = found["routes"], found["factors"]
+        apart = float(np.max(np.abs(routes.direct - routes.score)))
+        z = float(np.max(np.abs((routes.sampled - routes.direct) / routes.sem)))
+    compared = both_sides()
+    trained = train(seeds=2 if quick else 8, scale=0.1 if quick else 1.0)
+    last = {name: np.nanmean(np.asarray(run.metrics.mean_return)[:, -10:]) for name, run in trained.items()}
     table = Table(
         "E[g] / grad J over every batch of N trajectories",
         " | ".join(["baseline", *(f"N = {n}" for n in sizes)]),
         "{r[name]} | " + cells(range(len(sizes)), ".6f"),
-        [{"name": name} | dict(enumerate(row)) for name, row in found.items()],
-        "CartPole-v1, mean return of the last ten updates: " + ", ".join(f"{k} {v:.0f}" for k, v in last.items()),
+        [{"name": name} | dict(enumerate(row)) for name, row in factors.items()],
     )
-    error = max(abs(x - 1) for x in found["leave one out"])
-    shrunk = max(abs(x - (1 - 1 / n)) for x, n in zip(found["batch mean"], sizes, strict=True))
+    sides = float(found["identity"].difference)
+    error = max(abs(x - 1) for x in factors["leave one out"])
+    shrunk = max(abs(x - (1 - 1 / n)) for x, n in zip(factors["batch mean"], sizes, strict=True))
     bounds = [
+        at_most("grad P against P grad log P, relative", sides, 1e-12),
+        at_most("grad E[R] from products against from scores", apart, 1e-12),
+        at_most("grad E[R] sampled: largest number of standard errors", z, 5),
         at_most("leave one out: |E[g] / grad J - 1|", error, 1e-12),
         at_most("batch mean: |E[g] / grad J - (1 - 1/N)|", shrunk, 1e-12),
     ]
     if not quick:
         bounds += [at_least(f"{name}: last return", value, 475.0) for name, value in last.items()]
-    draw = partial(_draw, compared, sizes, found, trained)
-    return Report([table], bounds, {"factors": found, "last_return": last}, draw)
+    lost = next(n for n, p in zip(LENGTHS, compared.prob, strict=True) if p == 0)
+    summary = [
+        f"Identity     both sides of grad P = P grad log P differ by {sides:.0e}; at {lost} factors P is 0 in float32, the score is not.",
+        f"Estimate     the mean of R grad log P is within {z:.1f} standard errors of grad E[R]; nobody multiplied P out.",
+        f"Expectation  leave one out has grad E[R] as its mean, to {error:.0e}; a batch mean that holds the own sample loses 1/N.",
+        "Training     mean return of the last ten updates: "
+        + ", ".join(f"{name} {x:.0f}" for name, x in last.items())
+        + ".",
+        "Figure       overview.png, beside all numbers in overview.jsonl. What next: notebooks/start.md.",
+    ]
+    numbers = {"factors": factors, "last_return": last}
+    draw = partial(_draw, compared, sizes, factors, trained)
+    return Report([table], bounds, numbers, draw, summary=summary)
 
 
-def _draw(compared: Any, sizes: tuple[int, ...], found: dict[str, list[float]], trained: dict[str, Any]) -> Any:
+def _draw(compared: Any, sizes: tuple[int, ...], factors: dict[str, list[float]], trained: dict[str, Any]) -> Any:
     figure, axes = new_figure(ncols=3, figsize=(15, 4.2))
     plots.identity(compared, ax=axes[0]).set_title("grad P = P grad log P, in float32")
-    for name, row in found.items():
-        axes[1].plot(sizes, row, marker="o", label=name)
+    for (name, row), marker in zip(factors.items(), "os^", strict=True):
+        axes[1].plot(sizes, row, marker=marker, label=name)
     axes[1].set(title="E[g] / grad J, over every batch", xlabel="trajectories N", ylim=(0, None), xticks=sizes)
     axes[1].axhline(1.0, color="0.4", linewidth=0.8, linestyle=(0, (1, 2)))
-    returns = {name: m.mean_return for name, m in trained.items()}
-    steps = {name: np.cumsum(m.num_steps, axis=1) for name, m in trained.items()}
-    right = plots.learning_curves(returns, steps=steps, threshold=475.0, ax=axes[2])
+    right = plots.learning_curves(trained, threshold=475.0, ax=axes[2])
     right.set(title="CartPole-v1", xlim=(0, 150_000), ylim=(0, 510))
     return figure

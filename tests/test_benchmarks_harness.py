@@ -1,4 +1,6 @@
+import contextlib
 import dataclasses
+import importlib
 import itertools
 import json
 import platform
@@ -14,7 +16,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import __main__ as command
-from benchmarks import control_tasks, harness, likelihood_accuracy, product_vs_score, reinforce_table
+from benchmarks import control_tasks, harness, likelihood_accuracy, overview, product_vs_score, reinforce_table
 
 # First T at which a product of T equal factors is zero on XLA's CPU backend (jax 0.10.2); None: it never is. Counted by
 #     lax.scan(lambda x, _: (x * p, x * p), dtype(1), None, length=10**6)[1] == 0
@@ -41,22 +43,106 @@ def test_list_names_every_benchmark_and_its_question_and_an_unknown_name_is_an_e
     assert captured.out == ""  # nothing was run
 
 
-def test_the_command_runs_what_was_named(monkeypatch, capsys):
-    seen = []
+@pytest.fixture
+def made_up(monkeypatch, tmp_path):
+    """Benchmarks `kept`, `missed`, `slow`, `raises`, `needs` instead of the real ones, run here instead of in processes."""
+    modules = {
+        "kept": lambda quick: made_up_report(bounds=[harness.at_most("x", 1, 1)], draw=lambda: harness.new_figure()[0]),
+        "missed": lambda quick: made_up_report(),
+        "slow": lambda quick: made_up_report(bounds=[], timings=[harness.at_most("seconds", 2, 1)]),
+        "raises": lambda quick: 1 / 0,
+        "needs": lambda quick: importlib.import_module("no_such_package"),
+    }
+    real = importlib.import_module
 
-    class Module:
-        main = staticmethod(lambda quick: seen.append(quick) or "report")
-        publish = staticmethod(lambda name, report, *, quick: seen.append((name, report, quick)))
+    def import_module(name):
+        made = modules.get(name.removeprefix("benchmarks."))
+        return real(name) if made is None else SimpleNamespace(main=made)
 
-    monkeypatch.setattr(command.importlib, "import_module", lambda name: seen.append(name) or Module)
-    assert command.main(["nile", "--quick"]) == 0
-    assert seen == ["benchmarks.nile", True, "benchmarks.harness", ("nile", "report", True)]
+    def run(arguments, **_):
+        with contextlib.suppress(ZeroDivisionError):
+            command.main([x for x in arguments[3:] if x != "--all"])
 
+    monkeypatch.setattr(command, "importlib", SimpleNamespace(import_module=import_module))
+    monkeypatch.setattr(command.subprocess, "run", run)
+    monkeypatch.setattr(command, "questions", lambda *, by_name=False: {} if by_name else dict.fromkeys(modules, "?"))
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "machine_floor", lambda: {"exp": 1.0})
+
+
+def last_table(printed):
+    """Words of each row of the table that all of them end in."""
+    lines = printed[printed.index("All of them") :].splitlines()[3:]
+    return {words[0]: words[1:] for words in map(str.split, lines) if words}
+
+
+@pytest.mark.usefixtures("results", "made_up")
+def test_all_of_them_end_in_one_table(capsys):
+    assert command.main(["--all", "--quick"]) == 1
+    captured = capsys.readouterr()
+    table = last_table(captured.out)
+    assert table == {
+        "kept": ["1", "0", "0", "0", "kept.png"],
+        "missed": ["0", "1", "0", "0", "-", "missed", "a", "bound"],
+        "slow": ["0", "0", "1", "0", "-"],
+        "raises": ["-", "-", "-", "0", "-", "failed"],
+        "needs": ["-", "-", "-", "0", "-", "failed"],
+    }
+    assert command.main(["kept", "slow"]) == 0
+    assert set(last_table(capsys.readouterr().out)) == {"kept", "slow"}
+
+
+@pytest.mark.usefixtures("results", "made_up")
+def test_one_benchmark_fails_by_an_exception_and_by_a_bound_that_is_none_of_time():
+    assert [command.main([name]) for name in ("kept", "missed", "slow")] == [0, 1, 0]
+    with pytest.raises(ZeroDivisionError):
+        command.main(["raises"])
+
+
+@pytest.mark.usefixtures("results", "made_up")
+def test_a_missing_package_is_one_sentence_with_the_remedy(capsys):
+    assert command.main(["needs"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("needs cannot run: No module named 'no_such_package'; pip install -e '.[all]'")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.usefixtures("made_up")
+def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(monkeypatch, tmp_path, capsys):
+    (tmp_path / "a_file").write_text("")
+    monkeypatch.setattr(command, "RESULTS", tmp_path / "a_file" / "results")
+    assert command.main(["kept"]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"cannot write to {tmp_path}/a_file/results: ")
+    assert captured.err.endswith("LOGDERIV_RESULTS=FOLDER\n")
+    assert captured.out == ""
+
+
+def test_without_a_name_the_main_job_is_run(monkeypatch, tmp_path):
     ran = []
-    monkeypatch.setattr(command, "_run_alone", lambda name, question, quick: ran.append(name) or name != "nile")
-    assert command.main([]) == 1
-    assert ran == list(command.questions())
-    assert capsys.readouterr().err == "failed: nile\n"
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(command, "_run_here", lambda name, quick: ran.append((name, quick)) or 0)
+    assert command.main([]) == command.main(["--quick"]) == 0
+    assert ran == [("overview", False), ("overview", True)]
+
+
+@pytest.mark.usefixtures("as_shipped")
+def test_the_main_job_explains_each_step_and_is_exact(monkeypatch, capsys):
+    monkeypatch.setattr(overview, "train", lambda **_: {"PPO": ld.training.Training(None, overview_metrics())})
+    report = overview.main(quick=True)
+    assert len(report.bounds) == 5
+    assert all(bound.holds for bound in report.bounds), report.bounds
+    assert len(report.summary) == 5
+    printed = capsys.readouterr().out
+    assert [printed.count(f"\n{number}. ") for number in range(1, 5)] == [1] * 4
+    assert "both forms agree" in printed
+    half = report.numbers["factors"]["batch mean"][0]
+    assert half == pytest.approx(0.5, abs=1e-12)  # of two trajectories, the mean of both loses half
+
+
+def overview_metrics():
+    rows = jnp.ones((2, 10))
+    return ld.training.Metrics(rows, rows, rows, 0 * rows, rows, 0 * rows)
 
 
 SMALL = (0.9, 0.5, 1 / 3, 0.25, 0.1, 0.01)

@@ -77,6 +77,15 @@ def test_several_tasks_are_averaged_and_every_seed_can_be_drawn_as_well(ax):
     assert labels(ax) == ["a"]
 
 
+def test_results_of_training_are_drawn_against_their_own_steps(ax):
+    rows = jnp.array([[1.0, 2, 3], [3.0, 4, 5]])
+    metrics = ld.training.Metrics(rows, 10 * jnp.ones((2, 3)), rows, rows, rows, rows)
+    plots.learning_curves({"run": ld.training.Training(None, metrics), "metrics": metrics}, ax=ax)  # pyright: ignore[reportArgumentType]
+    for line in ax.lines:
+        x, y = drawn(line)
+        assert (x[0], x[-1], y[0], y[-1]) == (10, 30, 2, 4)
+
+
 NAN, ONES = np.nan, np.ones((2, 3))
 GAPS = np.array([[NAN, 1, NAN, NAN, 4, 5, NAN], [10, 20, 30, NAN, NAN, NAN, NAN]])
 

@@ -3,6 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import jax
+import numpy as np
+from jax.tree_util import keystr, tree_leaves_with_path
+
+from logderiv._core.arrays import is_traced
+
 
 def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> str:
     """Lines of text: the names of the columns, then one line for each row.
@@ -19,3 +25,17 @@ def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> 
     head = [format(name, spec.partition(".")[0]) for name, spec in zip(names, specs, strict=True)]
     body = [[format(value, spec) for value, spec in zip(row, specs, strict=True)] for row in rows]
     return "\n".join("  " + "".join(cells).rstrip() for cells in [head, *body])
+
+
+def shapes(title: str, tree: Any) -> str:
+    """What is known of a pytree without its numbers: a title, and dtype and shape of each leaf."""
+    leaves = [(keystr(path).lstrip(".") or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
+    rows = [(name, str(getattr(x, "dtype", type(x).__name__)), str(getattr(x, "shape", ""))) for name, x in leaves]
+    return f"{title}\n{table(('leaf', 'dtype', 'shape'), '<32 <12 <0', rows)}"
+
+
+def known(tree: Any) -> bool:
+    """Whether there is a leaf, and all of them are arrays whose numbers can be read here: not traced, not on another host."""
+    leaves = jax.tree.leaves(tree)
+    arrays = all(isinstance(x, (np.ndarray, np.generic, jax.Array)) and not is_traced(x) for x in leaves)
+    return bool(leaves) and arrays and all(getattr(x, "is_fully_addressable", True) for x in leaves)

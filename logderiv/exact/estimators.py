@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.pytrees import jit
+from logderiv._core.tables import known, shapes, table
 from logderiv.estimators.declaration import Structure
 from logderiv.exact.dynamic import evaluate, problem
 from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories, readable
@@ -33,6 +34,7 @@ Choice = Literal["degree", "multisets", "tuples"]
 
 _STEPS = 2**16  # of trajectories, evaluated at a time
 _NUMBERS = 2**21  # of output, evaluated at a time
+_PRINTED = 12  # entries of a gradient
 
 
 class Ensemble(NamedTuple):
@@ -120,6 +122,29 @@ class Moments(NamedTuple):
     covariance: Any
     method: Choice
     num_evaluations: int
+
+    def __str__(self) -> str:
+        if not known(self[:3]):
+            return shapes("Moments", self)
+        mean, exact, bias = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[:3])
+        size, off = np.linalg.norm(exact), np.linalg.norm(bias)
+        parts = [f"|grad J| = {size:.6g}", f"|bias| = {off:.2e}"] + ([f"{off / size:.2%} of it"] if size > 0 else [])
+        spread = np.full(mean.size, np.nan)
+        if self.covariance is not None:
+            spread = np.sqrt(np.maximum(np.diagonal(self.covariance), 0))
+            parts.append(f"sqrt(tr Cov) = {np.linalg.norm(spread):.6g}")
+        names = [
+            f"{jax.tree_util.keystr(path) or 'params'}{list(index)}"
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.mean)
+            for index in np.ndindex(np.shape(leaf))
+        ]
+        rows = list(zip(names, exact, mean, bias, spread, strict=True))
+        more = f"\n  and {len(rows) - _PRINTED} more" if len(rows) > _PRINTED else ""
+        head = (
+            f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  {', '.join(parts)}\n"
+        )
+        columns = ("entry", "grad J", "E[g]", "bias", "std of g")
+        return head + table(columns, "<24 >14.8f >14.8f >12.1e >12.4g", rows[:_PRINTED]) + more
 
 
 def moments(

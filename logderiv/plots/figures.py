@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from logderiv._core import check
+from logderiv.training import Metrics
 from logderiv._core.optional import optional
 from logderiv.likelihood.identity import Comparison
 from logderiv.types import SignedLog
@@ -84,10 +85,11 @@ def identity(comparison: Comparison, *, ax: Any = None) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         direct = np.log10(_largest([np.abs(leaf) for leaf in jax.tree.leaves(comparison.direct)]))
     order = np.argsort(lengths)
-    for index, (label, values) in enumerate({"product, differentiated": direct, "P times the score": score}.items()):
+    for index, (label, values) in enumerate(
+        {"product, differentiated (to the cross: then 0)": direct, "P times the score": score}.items()
+    ):
         _line_to_cross(ax, lengths[order], values[order], index, label, linewidth=(3.5, 1.5)[index])
-    ax.set_yscale("symlog", linthresh=1)
-    ax.set(xscale="log", xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
+    ax.set(xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
     ax.legend(frameon=False)
     return ax
 
@@ -201,8 +203,9 @@ def learning_curves(
     stopped early, or may have diverged, and the mean goes on with its last return.
 
     Args:
-        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`.
-        steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates.
+        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics.
+        steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates, and results
+            of `train`, if `curves` holds nothing else, against their own steps.
         level: Coverage of the band, in (0, 1).
         individual: Draw every seed as well, faintly.
         threshold: Height of a horizontal reference line; `None` for none.
@@ -221,6 +224,11 @@ def learning_curves(
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
+    metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
+    metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
+    if steps is None and metrics.keys() == curves.keys():
+        steps = {name: np.cumsum(np.atleast_2d(found.num_steps), axis=-1) for name, found in metrics.items()}
+    curves = dict(curves) | {name: np.atleast_2d(found.mean_return) for name, found in metrics.items()}
     for index, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
         if values.ndim not in (2, 3):

@@ -14,6 +14,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_keys, is_traced
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
+from logderiv._core.tables import known, shapes, table
 from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.policies import as_policy
@@ -42,6 +43,35 @@ class Training(NamedTuple):
     def params(self) -> Any:
         """The trained parameters."""
         return self.state.params
+
+    def __str__(self) -> str:
+        metrics = self.metrics
+        if not known(metrics) or metrics.num_steps.size == 0:
+            return shapes("Training", self)
+        steps = np.asarray(metrics.num_steps)
+        steps = steps.reshape(-1, steps.shape[-1])  # a row for each seed; an early stop leaves zeros
+        rows = []
+        for name in ("mean_return", "grad_norm", "evaluation"):
+            if getattr(metrics, name) is not None:
+                values = np.asarray(getattr(metrics, name), float).reshape(steps.shape)
+                real = [row[(taken > 0) & np.isfinite(row)] for row, taken in zip(values, steps, strict=True)]
+                first, last = np.array([_ends(row) for row in real]).T
+                rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
+        return (
+            f"Training: {len(steps)} seeds, at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
+            f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite\n"
+            + table(
+                ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
+                "<14 >13.5g >13.5g >13.5g >13.5g",
+                rows,
+            )
+        )
+
+
+def _ends(row: np.ndarray) -> tuple[float, float]:
+    """Means of the first and the last tenth; NaN where there is nothing."""
+    tenth = max(1, len(row) // 10)
+    return (float(np.mean(row[:tenth])), float(np.mean(row[-tenth:]))) if len(row) else (np.nan, np.nan)
 
 
 def train(
