@@ -45,7 +45,7 @@ def _together(ends, off, number):
             name: e.estimate(world.params, states[name], oracle.POLICY, batch)[0].grads for name, e in alike.items()
         }
 
-    return oracle.over_tuples(of_batch, world, number, off_policy=off)[0]
+    return oracle.over_tuples(of_batch, [world], number, off_policy=off)[0][0]
 
 
 def _estimates(name):
