@@ -246,4 +246,7 @@ def test_integer_rewards_and_tokens_outside_the_vocabulary():
     params = moved(whole.policy.init(jax.random.key(0)))
     taus = rollout(params, jax.random.key(0), whole.policy, whole)
     assert float(taus.rewards.sum()) == int(taus.valid.sum())
-    assert jax.jit(ld.log_prob)(params, whole.policy, taus._replace(actions=taus.actions.at[0].set(7))) == -jnp.inf
+    assert (
+        jax.jit(ld.log_prob)(params, whole.policy, taus._replace(actions=jnp.asarray(taus.actions).at[0].set(7)))
+        == -jnp.inf
+    )
