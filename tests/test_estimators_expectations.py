@@ -269,7 +269,8 @@ def test_weights_of_a_published_example():
     rewards = jnp.array([1.0, 0, 1, 0, 0, 1, 0, 0])[:, None]
     arguments: Any = (None, (), None, trajectory(rewards=rewards))
     rloo, dr_grpo = ld.RLOO(group_size=8), ld.estimators.DrGRPO(group_size=8)
-    weights = [e.advantages(*arguments)[0] for e in (rloo, dr_grpo, ld.GRPO(group_size=8, epsilon=0.0))]
+    estimators = rloo, dr_grpo, ld.GRPO(group_size=8, epsilon=0.0)
+    weights = jax.jit(lambda: [e.advantages(*arguments)[0] for e in estimators])()
     for found, wrong, right in zip(weights, (-0.4286, -0.3750, -0.7246), (0.7143, 0.6250, 1.2076), strict=True):
         np.testing.assert_allclose(found, jnp.where(rewards == 1, right, wrong), rtol=0, atol=5e-5)
     np.testing.assert_allclose(weights[1], dr_grpo.declaration.factor(8) * weights[0], rtol=0, atol=EXACT)
@@ -279,11 +280,11 @@ def test_ppo_takes_many_gradients_and_stops_at_the_clip():
     """One action with a positive weight: its probability rises until the ratio reaches 1 + clip, then the gradient is 0."""
     world, batch = oracle.cut(), oracle.batch(oracle.cut(), 1)
     estimator = ld.PPO(discount=DISCOUNT, clip=0.1)
-    weights, _ = estimator.advantages(world.params, (), oracle.POLICY, batch)
-    gradient = jax.grad(lambda p: estimator.objective(p, oracle.POLICY, batch, jnp.abs(weights) + 1))
 
     @jax.jit
     def climb(params):
+        weights, _ = estimator.advantages(params, (), oracle.POLICY, batch)
+        gradient = jax.grad(lambda p: estimator.objective(p, oracle.POLICY, batch, jnp.abs(weights) + 1))
         params = jax.lax.fori_loop(0, 400, lambda _, p: p + 0.01 * gradient(p), params)
         return gradient(params), jnp.exp(log_ratios(params, oracle.POLICY, batch))
 
