@@ -45,7 +45,7 @@ def listed(model, params):
     every = ld.exact.enumerate_trajectories(model, horizon=4)
     probabilities = jax.jit(lambda p: ld.prob(p, model.policy, every, environment=model))(params)
     np.testing.assert_allclose(np.sum(probabilities), 1, rtol=1e-13)
-    return every, probabilities
+    return jax.tree.map(np.asarray, (every, probabilities))
 
 
 PROMPTED = {"horizon": 4, "prompts": ((1, 0), (2, -1))}
