@@ -32,6 +32,7 @@ class Row(NamedTuple):
 
 
 def _rows(world: oracle.World, off_policy: bool) -> tuple[list[Row], np.ndarray]:
+    every: Any
     every, probabilities = oracle.trajectories(world, off_policy=off_policy)
     rows = []
     for n, valid in enumerate(every.valid):
@@ -43,16 +44,7 @@ def _rows(world: oracle.World, off_policy: bool) -> tuple[list[Row], np.ndarray]
         score[np.arange(len(steps)), states] = actions - up
         ratio = np.where(actions == 1, up, 1 - up) / np.where(actions == 1, drawn, 1 - drawn)
         v_next = np.append(VALUES[states][1:], VALUES[min(int(every.final_observation[n]), 1)])
-        rows.append(
-            Row(
-                np.asarray(every.rewards)[n][steps],
-                np.asarray(every.discounts)[n][steps],
-                VALUES[states],
-                v_next,
-                score,
-                ratio,
-            )
-        )
+        rows.append(Row(every.rewards[n][steps], every.discounts[n][steps], VALUES[states], v_next, score, ratio))
     return rows, probabilities
 
 

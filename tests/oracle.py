@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -80,21 +80,35 @@ def gradient(world: World) -> np.ndarray:
 
 
 def over_tuples(
-    function: Callable[[ld.Trajectory], Any], world: World, number: int, *, off_policy: bool = False
-) -> tuple[Any, np.ndarray]:
-    """`function(batch)` of every batch of `number` trajectories, compiled, and their probabilities."""
-    every, probabilities = trajectories(world, off_policy=off_policy)
-    indices = np.moveaxis(np.indices((len(probabilities),) * number), 0, -1).reshape(-1, number)
-    batches = jax.tree.map(lambda x: x[indices], every)  # an argument, or the compiler would fold it as a constant
-    return jax.jit(jax.vmap(function), compiler_options=QUICK)(batches), np.prod(probabilities[indices], axis=1)
+    function: Callable[[ld.Trajectory], Any], worlds: Iterable[World], number: int, *, off_policy: bool = False
+) -> tuple[list[Any], list[np.ndarray]]:
+    """By world, `function(batch)` of every batch of `number` trajectories and their probabilities; all worlds in one program."""
+    batches, weights = [], []
+    for world in worlds:
+        every, probabilities = trajectories(world, off_policy=off_policy)
+        indices = np.moveaxis(np.indices((len(probabilities),) * number), 0, -1).reshape(-1, number)
+        batches.append(jax.tree.map(lambda x, indices=indices: x[indices], every))
+        weights.append(np.prod(probabilities[indices], axis=1))
+    together = jax.tree.map(
+        lambda *x: np.concatenate(x), *batches
+    )  # an argument, or the compiler would fold it as a constant
+    values = jax.tree.map(np.asarray, jax.jit(jax.vmap(function), compiler_options=QUICK)(together))
+    ends = np.cumsum([len(x) for x in weights])[:-1]
+    split = [jax.tree.map(lambda x, k=k: np.split(x, ends)[k], values) for k in range(len(weights))]
+    return split, weights
 
 
-def expectation(
-    function: Callable[[ld.Trajectory], Any], world: World, number: int, *, off_policy: bool = False
-) -> Any:
-    """E of `function(batch)` over all batches of `number` trajectories."""
-    values, weights = over_tuples(function, world, number, off_policy=off_policy)
-    return jax.tree.map(lambda v: np.tensordot(weights, v, axes=1), values)
+def expectations(
+    function: Callable[[ld.Trajectory], Any], worlds: Iterable[World], number: int, *, off_policy: bool = False
+) -> list[Any]:
+    """By world, E of `function(batch)` over all batches of `number` trajectories."""
+    found = zip(*over_tuples(function, worlds, number, off_policy=off_policy), strict=True)
+    return [jax.tree.map(lambda v, w=w: np.tensordot(w, v, axes=1), values) for values, w in found]
+
+
+def expectation(function: Callable[[ld.Trajectory], Any], world: World, number: int, **options: bool) -> Any:
+    """The same of one world."""
+    return expectations(function, [world], number, **options)[0]
 
 
 def expected_gradient(estimator: Any, world: World, number: int, *, state: Any = None) -> np.ndarray:

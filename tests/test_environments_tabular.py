@@ -157,9 +157,8 @@ def test_gymnax_cartpole_unmodified():
         weights = policy.init(jax.random.key(0), jnp.zeros(4))
         adapter, keys = ld.environments.Gymnax(environment, params), jax.random.split(jax.random.key(1), 200)
         wrapped = rollout(weights, jax.random.clone(keys), policy, adapter, horizon=60)
-        taus = jax.jit(lambda k: ld.rollout(weights, k, policy, environment, horizon=60, environment_params=params))(
-            keys
-        )
+        options = {"horizon": 60, "environment_params": params}
+        taus = jax.jit(lambda k: ld.rollout(weights, k, policy, environment, **options))(keys)
     lengths = taus.valid.sum(1)
     assert 15 < lengths.mean() < 35  # a random policy balances for about 22 steps
     final = np.asarray(taus.final_observation)[np.asarray(lengths) < 60]
@@ -182,7 +181,6 @@ def test_batches_of_keys_equal_vmapped_rollouts():
     keys = jax.random.split(jax.random.key(0), 6)
     mdp = ld.environments.short_corridor(horizon=9)
     native = rollout(jnp.zeros(2), keys.reshape(2, 3), ld.shared_softmax, mdp)
-    mapped = jax.jit(jax.vmap(ld.rollout, (None, 0, None, None)))(
-        jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp
-    )
+    of_each = jax.jit(jax.vmap(ld.rollout, (None, 0, None, None)))
+    mapped = of_each(jnp.zeros(2), jax.random.clone(keys), ld.shared_softmax, mdp)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a.reshape(b.shape), b), native, mapped)

@@ -160,9 +160,8 @@ def test_in_groups_the_weights_are_those_of_each_group_alone():
     inner = ld.baselines.LeaveOneOut(per="trajectory")
     grouped = weights(Grouped(Return(inner), 2), batch)
     np.testing.assert_array_equal(grouped[:, 0], [3.0, -3.0, -3.0, 3.0])
-    np.testing.assert_array_equal(
-        weights(Grouped(ToGo(inner), 2), batch)[:, 1:], [[-3.0, -3.0], [-6.0, 0], [0, 0], [-9.0, -9.0]]
-    )
+    to_go = weights(Grouped(ToGo(inner), 2), batch)
+    np.testing.assert_array_equal(to_go[:, 1:], [[-3.0, -3.0], [-6.0, 0], [0, 0], [-9.0, -9.0]])
     advantage = Grouped(Return(ld.baselines.BatchMean()), 2)
     assert advantage.declaration.factor(8) == 0.5
     assert not advantage.structure.symmetric
@@ -210,9 +209,8 @@ def test_standardized_weights_by_hand():
 def test_batches_with_hardly_a_step():
     """One valid step, or none: means of nothing are 0, not NaN; one step is its own mean."""
     no_step = jnp.zeros((3, 3), bool)
-    one, none = (
-        ON_POLICY._replace(steps=TAUS._replace(valid=v), valid=v) for v in (no_step.at[0, 0].set(True), no_step)
-    )
+    masks = no_step.at[0, 0].set(True), no_step
+    one, none = (ON_POLICY._replace(steps=TAUS._replace(valid=v), valid=v) for v in masks)
     credit, empty, targets = jnp.zeros((3, 3)).at[0, 0].set(6.0), jnp.zeros((3, 3)), jnp.full((3, 3), 2.0)
     two = Standardized(Return(), per="trajectory", ddof=1, epsilon=0.0)
     first = lambda x: x[:2]  # noqa: E731
@@ -249,11 +247,8 @@ def test_values_of_vector_observations():
     observed = [jax.nn.one_hot(jnp.minimum(x, 1), 2) for x in states]
     seen = TAUS._replace(observations=observed[0], final_observation=observed[1])
     linear = ld.baselines.Value(lambda o: o @ jnp.array([0.7, -0.3]))
-    ours, table = (
-        linear.state_values((), ON_POLICY._replace(steps=seen)),
-        GIVEN.state_values(wrong_values(None), ON_POLICY),
-    )
-    np.testing.assert_array_equal(ours, table)
+    ours = linear.state_values((), ON_POLICY._replace(steps=seen))
+    np.testing.assert_array_equal(ours, GIVEN.state_values(wrong_values(None), ON_POLICY))
 
 
 def test_declarations():

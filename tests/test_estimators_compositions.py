@@ -24,7 +24,8 @@ from . import oracle
 from .zoo import BASELINES, DISCOUNT, GIVEN, ending, off_policy, seen
 
 NUMBER, EXACT = 2, 1e-12
-WORLDS = {"cut": oracle.cut(2), "ending": oracle.ending()}
+WORLDS = {"cut": oracle.cut(3), "ending": oracle.ending()}  # of one shape and the same parameters
+PARAMS = oracle.ending().params
 IMPORTANCES = {
     "on policy": None,
     "per step": Importance(),
@@ -93,28 +94,26 @@ def _gradient(estimator: Any, weights: jax.Array, batch: Any, logs: jax.Array, s
 
 
 @functools.cache
-def _means(kind: str, off: bool) -> dict[str, np.ndarray]:
-    """E of every composition's estimate over all pairs of trajectories, in one program in which what is common is built once."""
-    world = WORLDS[kind]
-    params = world.params
+def _means(off: bool) -> dict[str, dict[str, np.ndarray]]:
+    """By world, E of every composition's estimate over all pairs of trajectories, in one program that builds what is common once."""
     estimators = {name: e for name, e in COMPOSITIONS.items() if off_policy(e) == off}
 
     def of_batch(taus: ld.Trajectory) -> dict[str, jax.Array]:
         log_factors = lambda p: ld.log_factors(p, oracle.POLICY, taus)  # noqa: E731
-        logs, scores = log_factors(params), jax.jacrev(log_factors)(params)
+        logs, scores = log_factors(PARAMS), jax.jacrev(log_factors)(PARAMS)
         batches: dict[Any, Any] = {}
         weights: dict[Any, jax.Array] = {}
         found = {}
         for name, e in estimators.items():
             key = e.importance, e.gamma_t
             if key not in batches:
-                batches[key] = prepare(e, params, oracle.POLICY, taus)
+                batches[key] = prepare(e, PARAMS, oracle.POLICY, taus)
             if (key, e.advantage) not in weights:
-                weights[key, e.advantage] = e.advantage(params, seen(e, params), batches[key])[0]
+                weights[key, e.advantage] = e.advantage(PARAMS, seen(e, PARAMS), batches[key])[0]
             found[name] = _gradient(e, weights[key, e.advantage], batches[key], logs, scores)
         return found
 
-    return oracle.expectation(of_batch, world, NUMBER, off_policy=off)
+    return dict(zip(WORLDS, oracle.expectations(of_batch, WORLDS.values(), NUMBER, off_policy=off), strict=True))
 
 
 @pytest.mark.parametrize("off", [False, True])
@@ -126,7 +125,7 @@ def test_what_is_declared_of_a_pair_is_what_enumeration_finds(off):
         declared = estimator.declaration
         misfits, factor = [], declared.factor(NUMBER)
         for kind, world in WORLDS.items():
-            mean, exact = _means(kind, off)[name], oracle.gradient(world)
+            mean, exact = _means(off)[kind][name], oracle.gradient(world)
             open_ = factor is None or (kind == "cut" and ending(estimator))
             if not open_ and np.max(np.abs(mean - factor * exact)) > EXACT:
                 wrong.append(f"{name}: declared {factor} x the gradient, in {kind}")

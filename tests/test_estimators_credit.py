@@ -7,13 +7,7 @@ import pytest
 
 import logderiv as ld
 from logderiv.estimators.declaration import Declaration
-from logderiv.estimators.returns import (
-    generalized_advantages,
-    lambda_returns,
-    reward_to_go,
-    td_residuals,
-    total_return,
-)
+from logderiv.estimators.returns import generalized_advantages, lambda_returns, reward_to_go, td_residuals, total_return
 
 from .worlds import trajectory
 

@@ -21,6 +21,8 @@ from .zoo import DISCOUNT, GIVEN, ending, off_policy, possible_numbers, seen, zo
 
 ZOO = zoo()
 EXACT = 1e-12
+OF_EVERY_KIND = ["PPO, leave one out", "learned value", "per decision, given value"]
+OF_EVERY_KIND += ["optimal per parameter, 2 folds", "moving average"]
 
 
 def _world(estimator):
@@ -37,15 +39,14 @@ def _numbers(estimator):
 def _together(ends, off, number):
     """Name to the estimates from every batch, for all estimators that take such batches; in one program."""
     world = oracle.ending() if ends else oracle.cut(3)
+    params = world.params
     alike = {name: e for name, e in ZOO.items() if (ending(e), off_policy(e)) == (ends, off) and number in _numbers(e)}
 
     def of_batch(batch):
-        states = {name: seen(e, world.params) for name, e in alike.items()}
-        return {
-            name: e.estimate(world.params, states[name], oracle.POLICY, batch)[0].grads for name, e in alike.items()
-        }
+        estimates = {n: e.estimate(params, seen(e, params), oracle.POLICY, batch)[0] for n, e in alike.items()}
+        return {name: estimate.grads for name, estimate in estimates.items()}
 
-    return oracle.over_tuples(of_batch, world, number, off_policy=off)[0]
+    return oracle.over_tuples(of_batch, [world], number, off_policy=off)[0][0]
 
 
 def _estimates(name):
@@ -122,9 +123,8 @@ def test_learned_state_after_an_update_is_still_unbiased_for_the_next_batch(name
 def test_gae_with_the_true_values_is_unbiased_for_every_lambda():
     """In the ending world the state tells the time, so the exact value is a function of it."""
     world = oracle.ending()
-    values = ld.exact.state_values(world.params, oracle.POLICY, world.mdp, horizon=world.horizon, discount=DISCOUNT)[
-        0, :2
-    ]
+    every = ld.exact.state_values(world.params, oracle.POLICY, world.mdp, horizon=3, discount=DISCOUNT)
+    values = every[0, :2]
     zero, half, wrong = (
         oracle.expected_gradient(ld.ScoreFunction(GAE(lambda_, GIVEN), discount=DISCOUNT), world, 1, state=v)
         for lambda_, v in ((0.0, values), (0.5, values), (0.5, values + 0.3))
@@ -214,16 +214,7 @@ def test_the_estimate_does_not_depend_on_what_padding_holds(name):
     jax.tree.map(np.testing.assert_array_equal, (found[0].grads, found[1]), (expected[0].grads, expected[1]))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "PPO, leave one out",
-        "learned value",
-        "per decision, given value",
-        "optimal per parameter, 2 folds",
-        "moving average",
-    ],
-)
+@pytest.mark.parametrize("name", OF_EVERY_KIND)
 def test_float32_is_kept_over_seeds_by_vmap_and_in_a_scan(name):
     """The state keeps its structure and dtypes, so that any estimator can be trained."""
     estimator, world = ZOO[name], oracle.cut()
@@ -269,7 +260,8 @@ def test_weights_of_a_published_example():
     rewards = jnp.array([1.0, 0, 1, 0, 0, 1, 0, 0])[:, None]
     arguments: Any = (None, (), None, trajectory(rewards=rewards))
     rloo, dr_grpo = ld.RLOO(group_size=8), ld.estimators.DrGRPO(group_size=8)
-    weights = [e.advantages(*arguments)[0] for e in (rloo, dr_grpo, ld.GRPO(group_size=8, epsilon=0.0))]
+    estimators = rloo, dr_grpo, ld.GRPO(group_size=8, epsilon=0.0)
+    weights = jax.jit(lambda: [e.advantages(*arguments)[0] for e in estimators])()
     for found, wrong, right in zip(weights, (-0.4286, -0.3750, -0.7246), (0.7143, 0.6250, 1.2076), strict=True):
         np.testing.assert_allclose(found, jnp.where(rewards == 1, right, wrong), rtol=0, atol=5e-5)
     np.testing.assert_allclose(weights[1], dr_grpo.declaration.factor(8) * weights[0], rtol=0, atol=EXACT)
@@ -279,11 +271,11 @@ def test_ppo_takes_many_gradients_and_stops_at_the_clip():
     """One action with a positive weight: its probability rises until the ratio reaches 1 + clip, then the gradient is 0."""
     world, batch = oracle.cut(), oracle.batch(oracle.cut(), 1)
     estimator = ld.PPO(discount=DISCOUNT, clip=0.1)
-    weights, _ = estimator.advantages(world.params, (), oracle.POLICY, batch)
-    gradient = jax.grad(lambda p: estimator.objective(p, oracle.POLICY, batch, jnp.abs(weights) + 1))
 
     @jax.jit
     def climb(params):
+        weights, _ = estimator.advantages(params, (), oracle.POLICY, batch)
+        gradient = jax.grad(lambda p: estimator.objective(p, oracle.POLICY, batch, jnp.abs(weights) + 1))
         params = jax.lax.fori_loop(0, 400, lambda _, p: p + 0.01 * gradient(p), params)
         return gradient(params), jnp.exp(log_ratios(params, oracle.POLICY, batch))
 

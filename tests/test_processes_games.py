@@ -132,7 +132,9 @@ def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
     np.testing.assert_array_equal(taus.observations[..., 1:], (3 * a + b)[..., :-1])
     np.testing.assert_array_equal(taus.rewards[..., 1], game.payoffs[1, a, b])
     np.testing.assert_array_equal(game.rewards_of(taus, 0).rewards, game.payoffs[0, a, b])
-    false_memory = taus._replace(observations=taus.observations.at[0, 0, 2].set((taus.observations[0, 0, 2] + 1) % 6))
+    false_memory = taus._replace(
+        observations=jnp.asarray(taus.observations).at[0, 0, 2].set((taus.observations[0, 0, 2] + 1) % 6)
+    )
 
     @jax.jit
     def log_probs(params):

@@ -55,18 +55,22 @@ def test_density_of_one_event_by_hand():
     }
     actions = event(*map(np.array, zip(*expected, strict=True)))
     values = np.array(list(expected.values()))
-    np.testing.assert_allclose(jax.vmap(next_event.log_prob)(actions), values, rtol=0, atol=1e-15)
-    np.testing.assert_allclose(jax.vmap(next_event.prob)(actions), np.exp(values), rtol=0, atol=1e-15)
+    waits = np.arange(0.5, 2000) * (0.5 / 2000)
 
-    slope = jax.grad(lambda rates, action: NextEvent(rates, jnp.array(0.5)).log_prob(action))
-    slopes = jax.vmap(slope, (None, 0))(next_event.rates, actions)
+    @jax.jit
+    def run(actions):
+        logs = lambda rates: jax.vmap(NextEvent(rates, next_event.remaining).log_prob)(actions)  # noqa: E731
+        densities = jax.vmap(lambda w: next_event.prob(event(w, 0)) + next_event.prob(event(w, 2)))(waits)
+        total = densities.mean() * 0.5 + next_event.prob(event(0.5, -1))
+        return logs(next_event.rates), jax.vmap(next_event.prob)(actions), jax.jacrev(logs)(next_event.rates), total
+
+    logs, probs, slopes, total = run(actions)
+    np.testing.assert_allclose(logs, values, rtol=0, atol=1e-15)
+    np.testing.assert_allclose(probs, np.exp(values), rtol=0, atol=1e-15)
     np.testing.assert_allclose(slopes[0], [0.5 - 0.2, -0.2, -0.2], atol=1e-15)
     np.testing.assert_allclose(slopes[3], [-0.5, -0.5, -0.5], atol=1e-15)
     assert np.isfinite(slopes[2]).all()  # at a probability of 0
-    # the probabilities add up: of an event before the end, and of none
-    waits = jnp.arange(0.5, 2000) * (0.5 / 2000)
-    densities = jax.vmap(lambda w: next_event.prob(event(w, 0)) + next_event.prob(event(w, 2)))(waits)
-    assert densities.mean() * 0.5 + next_event.prob(event(0.5, -1)) == pytest.approx(1, abs=1e-7)
+    assert total == pytest.approx(1, abs=1e-7)  # of an event before the end, and of none
 
 
 def test_nothing_happens_where_no_reaction_can():

@@ -135,10 +135,8 @@ def test_a_pair_shares_the_noise_of_its_fitness():
 
 def test_log_prob_is_the_normal_one():
     stats = pytest.importorskip("scipy.stats")
-    loc, scale = (
-        {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array(0.5)},
-        {"a": jnp.array([[0.3, 2.0]]), "b": jnp.array(1.5)},
-    )
+    loc = {"a": jnp.array([[1.0, -2.0]]), "b": jnp.array(0.5)}
+    scale = {"a": jnp.array([[0.3, 2.0]]), "b": jnp.array(1.5)}
     x = TreeNormal(loc, scale).sample(jax.random.key(0))
     expected = sum(stats.norm(loc[k], scale[k]).logpdf(x[k]).sum() for k in loc)
     for sign in (1.0, -1.0):

@@ -273,7 +273,6 @@ def test_bad_plans_are_refused():
         (f"block_size: {whole} 0", lambda: _rollout(jax.random.key(0), horizon=2, block_size=0)),
     ]
     for match, options in cases:
-        with pytest.raises(
-            TypeError if "expected logderiv" in match or "whole episodes" in match else ValueError, match=match
-        ):
+        kind = TypeError if "expected logderiv" in match or "whole episodes" in match else ValueError
+        with pytest.raises(kind, match=match):
             _train(**options())

@@ -9,21 +9,12 @@ import optax
 import pytest
 
 import logderiv as ld
-from tests.worlds import terminating
+from tests.worlds import compilations, terminating
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 MDP = terminating()
 NETWORK = ld.MLPActorCritic(2, hidden=(4,))
 PARAMS = NETWORK.init(jax.random.key(0), jnp.zeros(3))
-COMPILED = []
-
-
-def _count(event: str, duration_secs: float, **kwargs: str | int) -> None:
-    if event.endswith("backend_compile_duration"):
-        COMPILED.append(duration_secs)
-
-
-jax.monitoring.register_event_duration_secs_listener(_count)
 
 
 class InVectors:
@@ -54,11 +45,11 @@ def test_a_sweep_over_five_settings_is_one_program_and_equals_its_runs_one_by_on
     ranges = (0.9, 0.99), (0.8, 1.0), (0.02, 0.3), (0.0, 0.05), (0.01, 0.1)
     settings = [x.ravel() for x in jnp.meshgrid(*map(jnp.array, ranges), indexing="ij")]
     others, sweep = [0.9 * x for x in settings], jax.jit(jax.vmap(run))
-    COMPILED.clear()
-    found = jax.block_until_ready(sweep(*settings))
-    assert len(COMPILED) == 1
-    jax.block_until_ready(sweep(*others))
-    assert len(COMPILED) == 1
+    with compilations() as compiled:
+        found = jax.block_until_ready(sweep(*settings))
+        assert len(compiled) == 1
+        jax.block_until_ready(sweep(*others))
+        assert len(compiled) == 1
     alone = jax.jit(run)
     ends = flat(found, 32)
     for row, end in zip(zip(*settings, strict=True), ends, strict=True):

@@ -7,10 +7,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import logderiv as ld
 
-rollout = jax.jit(ld.rollout, static_argnames="horizon")  # one program instead of a hundred small ones
+_rollout = jax.jit(ld.rollout, static_argnames="horizon")  # one program instead of a hundred small ones
+
+
+def rollout(*arguments: Any, **options: Any) -> Any:
+    """Trajectories as NumPy arrays, so that no look at them is a program of its own."""
+    return jax.tree.map(np.asarray, _rollout(*arguments, **options))
 
 
 def two_states() -> ld.environments.TabularMDP:
