@@ -216,10 +216,7 @@ def mountain_car() -> Task:
         partial(gymnax_world, "MountainCar-v0"),
         -110.0,
         (("PPO", "-200 +- 0", "500 k", CLEANRL), ("A2C", "-111.3 +- 24.1", "1 M", ZOO)),
-        {
-            "reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT),
-            "PPO": ppo(both, updates=48),
-        },
+        {"reward-to-go, leave-one-out": reinforce(actor, LEAVE_ONE_OUT), "PPO": ppo(both, updates=48)},
     )
 
 

@@ -21,21 +21,13 @@ def run(arguments: list[str]) -> None:
     if arguments:
         address, processes, index = arguments
         jax.distributed.initialize(address, int(processes), int(index))
-    training = ld.train(
-        jnp.array([2.0, -2.0]),
-        jax.random.key(0),
-        ld.shared_softmax,
-        ld.environments.short_corridor(horizon=200),
-        ld.Episodes(16),
-        estimator=ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut())),
-        optimizer=optax.adam(5e-2),
-        num_updates=100,
-        mesh=ld.make_mesh(),
-    )
+    start, world = (jnp.array([2.0, -2.0]), jax.random.key(0)), ld.environments.short_corridor(horizon=200)
+    how = {"estimator": ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut())), "optimizer": optax.adam(5e-2)}
+    mesh = ld.make_mesh()
+    training = ld.train(*start, ld.shared_softmax, world, ld.Episodes(16), num_updates=100, mesh=mesh, **how)
     probability = jax.nn.softmax(training.params)[1]  # at best 2 - sqrt 2 = 0.586
-    print(
-        f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices: p(right) {probability:.6f}"
-    )
+    place = f"process {jax.process_index()} of {jax.process_count()}, {jax.device_count()} devices"
+    print(f"{place}: p(right) {probability:.6f}")
 
 
 if __name__ == "__main__":

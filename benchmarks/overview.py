@@ -37,12 +37,9 @@ ESTIMATORS = {
 
 def world() -> tuple[ld.environments.TabularMDP, jax.Array]:
     """Two states, of which the second action takes one to the other; and logits."""
-    mdp = ld.environments.TabularMDP(
-        initial=jnp.array([1.0, 0.0]),
-        transition=jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]]),
-        reward=jnp.array([[1.0, -0.5], [0.25, 2.0]]),
-        terminal=jnp.array([False, False]),
-    )
+    moves = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [1.0, 0.0]]])
+    rewards, ends = jnp.array([[1.0, -0.5], [0.25, 2.0]]), jnp.array([False, False])
+    mdp = ld.environments.TabularMDP(jnp.array([1.0, 0.0]), moves, rewards, ends)
     return mdp, jnp.array([[0.2, -0.1], [0.4, 0.3]])
 
 
@@ -69,15 +66,11 @@ def finite_world(sizes: tuple[int, ...]) -> dict[str, Any]:
     """What there is to know where every trajectory can be listed; each step says what it does."""
     mdp, params = world()
     keys = jax.random.split(jax.random.key(1), 3)
-    say(
-        "1. One trajectory is drawn. P, the product of its probabilities, is differentiated directly, and by P * grad log P:"
-    )
+    say("1. One trajectory is drawn. P, a product of probabilities, is differentiated directly, and by P * grad log P:")
     identity = ld.compare(params, POLICY, ld.rollout(params, keys[0], POLICY, mdp, horizon=HORIZON), environment=mdp)
     say(identity)
 
-    say(
-        "2. grad E[R]: from every trajectory, each P multiplied out; the same by scores; and by a mean of R * grad log P"
-    )
+    say("2. grad E[R]: over every trajectory, each P multiplied out; the same by scores; and a mean of R * grad log P")
     say("   over trajectories that were drawn, where P does not occur: drawing supplies it.")
     routes = ld.exact.compare_expectation(params, keys[1], POLICY, mdp, horizon=HORIZON)
     say(routes)
@@ -150,18 +143,16 @@ def main(quick: bool) -> Report:
     if not quick:
         bounds += [at_least(f"{name}: last return", value, 475.0) for name, value in last.items()]
     lost = next(n for n, p in zip(LENGTHS, compared.prob, strict=True) if p == 0)
+    reached = ", ".join(f"{name} {x:.0f}" for name, x in last.items())
     summary = [
         f"Identity     both sides of grad P = P grad log P differ by {sides:.0e}; at {lost} factors P is 0 in float32, the score is not.",
         f"Estimate     the mean of R grad log P is within {z:.1f} standard errors of grad E[R]; nobody multiplied P out.",
         f"Expectation  leave one out has grad E[R] as its mean, to {error:.0e}; a batch mean that holds the own sample loses 1/N.",
-        "Training     mean return of the last ten updates: "
-        + ", ".join(f"{name} {x:.0f}" for name, x in last.items())
-        + ".",
+        f"Training     mean return of the last ten updates: {reached}.",
         "Figure       overview.png, beside all numbers in overview.jsonl. What next: notebooks/start.md.",
     ]
-    numbers = {"factors": factors, "last_return": last}
     draw = partial(_draw, compared, sizes, factors, trained)
-    return Report([table], bounds, numbers, draw, summary=summary)
+    return Report([table], bounds, {"factors": factors, "last_return": last}, draw, summary=summary)
 
 
 def _draw(compared: Any, sizes: tuple[int, ...], factors: dict[str, list[float]], trained: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from logderiv._core.arrays import continues, expand, summable
 from logderiv._core.pytrees import pytree
-from logderiv._core.tables import known, shapes, table
+from logderiv._core.tables import known, named_leaves, shapes, table
 
 __all__ = ["BatchInfo", "Distribution", "Environment", "Estimate", "FunctionPolicy", "Policy", "SignedLog", "Step"]
 __all__ += ["Stream", "TimeStep", "Trajectory", "batch_info", "next_observations", "num_trajectories"]
@@ -52,19 +52,16 @@ class Trajectory(NamedTuple):
     final_observation: Any
 
     def __str__(self) -> str:
-        steps = self[2:5]
-        same = {getattr(x, "shape", None) for x in steps}
-        if not known(steps) or len(same) > 1 or self.valid.size == 0:
+        if not known(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
             return shapes("Trajectory", self)
         valid = np.asarray(self.valid, bool)
-        lengths = np.sum(valid, axis=-1).ravel()
-        returns = np.sum(np.where(valid, np.asarray(self.rewards, float), 0.0), axis=-1).ravel()
+        rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
+        lengths, returns = np.sum(valid, axis=-1).ravel(), np.sum(rewards, axis=-1).ravel()
         ended = np.sum(np.any(valid & (np.asarray(self.discounts, float) == 0), axis=-1))
         error = f" (standard error {np.std(returns, ddof=1) / np.sqrt(returns.size):.2g})" if returns.size > 1 else ""
         return shapes(
             f"Trajectory: {lengths.size} of at most {valid.shape[-1]} steps, {ended} terminated\n"
-            f"  valid steps {lengths.min()} to {lengths.max()}, {lengths.sum()} in all\n"
-            f"  mean return {returns.mean():.6g}{error}",
+            f"  valid steps {lengths.min()} to {lengths.max()}; mean return {returns.mean():.6g}{error}",
             self,
         )
 
@@ -237,16 +234,11 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if not known(self) or not isinstance(self.info, BatchInfo) or np.ndim(self.info.mean_return):
             return shapes("Estimate", self)
-        rows, squares = [], 0.0
-        for path, leaf in jax.tree_util.tree_leaves_with_path(self.grads):
-            x = np.asarray(leaf, float)
-            rows.append(
-                (jax.tree_util.keystr(path) or "params", str(x.shape), np.linalg.norm(x), np.abs(x).max(initial=0))
-            )
-            squares += np.sum(x**2)
+        leaves = [(name, np.asarray(x, float)) for name, x in named_leaves(self.grads)]
+        rows = [(name, str(x.shape), np.linalg.norm(x), np.abs(x).max(initial=0)) for name, x in leaves]
         info = self.info
         return (
-            f"Estimate of grad E[R]: norm {np.sqrt(squares):.6g}\n"
+            f"Estimate of grad E[R]: norm {np.linalg.norm([row[2] for row in rows]):.6g}\n"
             f"  from {int(info.num_episodes)} episodes, {int(info.num_steps)} steps, mean return {float(info.mean_return):.6g}\n"
             f"  cut by the horizon {float(info.truncated_fraction):.1%}, without a step {int(info.num_empty)}\n"
             + table(("leaf", "shape", "norm", "largest"), "<32 <16 >12.4g >12.4g", rows)

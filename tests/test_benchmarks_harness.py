@@ -7,6 +7,7 @@ import platform
 import re
 from functools import partial
 from types import SimpleNamespace
+from typing import Any, cast
 
 import gymnasium
 import jax
@@ -128,7 +129,9 @@ def test_without_a_name_the_main_job_is_run(monkeypatch, tmp_path):
 
 @pytest.mark.usefixtures("as_shipped")
 def test_the_main_job_explains_each_step_and_is_exact(monkeypatch, capsys):
-    monkeypatch.setattr(overview, "train", lambda **_: {"PPO": ld.training.Training(None, overview_metrics())})
+    monkeypatch.setattr(
+        overview, "train", lambda **_: {"PPO": ld.training.Training(cast("Any", None), overview_metrics())}
+    )
     report = overview.main(quick=True)
     assert len(report.bounds) == 5
     assert all(bound.holds for bound in report.bounds), report.bounds

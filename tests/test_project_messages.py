@@ -209,11 +209,7 @@ CASES = [
     (ValueError, r"received .* values \(4,\)", lambda: ld.advantages.td_residuals(THREE, THREE, jnp.ones(4), THREE)),
     (ValueError, r"received .*next_values \(4,\)", lambda: ld.advantages.lambda_returns(THREE, THREE, jnp.ones(4))),
     (ValueError, r"received .*next_values \(\)", lambda: generalized_advantages(THREE, THREE, THREE, jnp.ones(()))),
-    (
-        ValueError,
-        r"received rewards \(3,\), ratios \(2,\)",
-        lambda: vtrace(THREE, THREE, THREE, THREE, jnp.ones(2)),
-    ),
+    (ValueError, r"received rewards \(3,\), ratios \(2,\)", lambda: vtrace(THREE, THREE, THREE, THREE, jnp.ones(2))),
     # diagnostics
     (ValueError, "at least 2", lambda: ld.diagnostics.sem(jnp.ones((1, 3)))),
     (ValueError, "common leading axis", lambda: ld.diagnostics.sem({"a": jnp.ones((3, 3)), "b": jnp.ones(2)})),

@@ -32,12 +32,17 @@ def train(
     return ld.train(params, jax.random.key(0) if key is None else key, policy, world, batch, **options)
 
 
-def _run_snippet(index: int) -> str:
-    """The output of a block of Python in the README, run in a fresh interpreter; hardly optimized, since compiling is what costs."""
+def snippet(index: int) -> str:
+    """A block of Python in the README."""
     snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     assert len(snippets) == 2
+    return snippets[index]
+
+
+def _run_snippet(index: int) -> str:
+    """Its output, run in a fresh interpreter; hardly optimized, since compiling is what costs."""
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    command = [sys.executable, "-c", snippets[index]]
+    command = [sys.executable, "-c", snippet(index)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

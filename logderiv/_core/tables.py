@@ -27,10 +27,17 @@ def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> 
     return "\n".join("  " + "".join(cells).rstrip() for cells in [head, *body])
 
 
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves of a pytree, each with its path as a name; that of a tree which is a leaf is `params`."""
+    return [(keystr(path).lstrip(".") or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
+
+
 def shapes(title: str, tree: Any) -> str:
     """What is known of a pytree without its numbers: a title, and dtype and shape of each leaf."""
-    leaves = [(keystr(path).lstrip(".") or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
-    rows = [(name, str(getattr(x, "dtype", type(x).__name__)), str(getattr(x, "shape", ""))) for name, x in leaves]
+    rows = [
+        (name, str(getattr(x, "dtype", type(x).__name__)), str(getattr(x, "shape", "")))
+        for name, x in named_leaves(tree)
+    ]
     return f"{title}\n{table(('leaf', 'dtype', 'shape'), '<32 <12 <0', rows)}"
 
 

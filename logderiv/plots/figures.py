@@ -7,9 +7,9 @@ import jax
 import numpy as np
 
 from logderiv._core import check
-from logderiv.training import Metrics
 from logderiv._core.optional import optional
 from logderiv.likelihood.identity import Comparison
+from logderiv.training import Metrics
 from logderiv.types import SignedLog
 
 # Okabe & Ito's colors, which most color-blind readers can tell apart, and line styles for those who print in grey.
