@@ -10,6 +10,7 @@ what to print, what has to hold, what to save and how to draw it. `publish` does
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import math
 import os
@@ -31,9 +32,9 @@ import numpy as np
 
 import logderiv as ld
 from benchmarks import RESULTS
+from logderiv.plots.figures import COLORS, STYLES
 
 ROOT = Path(__file__).resolve().parent.parent
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "0.3", "0.6")  # Okabe & Ito's, and greys
 _PACKAGES = ("jax", "jaxlib", "optax", "numpy", "gymnax", "gymnasium")
 
 
@@ -213,7 +214,7 @@ def machine() -> dict[str, Any]:
         "device": f"{jax.device_count()} x {device.platform} ({device.device_kind})",
         "python": platform.python_version(),
         "logderiv": ld.__version__,
-        **{name: version for name in _PACKAGES if (version := _version(name))},
+        **{name: importlib.metadata.version(name) for name in _PACKAGES if importlib.util.find_spec(name)},
     }
 
 
@@ -357,7 +358,7 @@ def save_figure(name: str, draw: Callable[[], Any]) -> Path:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cycle = importlib.import_module("cycler").cycler(color=COLORS)
+    cycle = importlib.import_module("cycler").cycler(color=COLORS, linestyle=2 * STYLES)
     style: Any = {"axes.grid": True, "grid.alpha": 0.3, "lines.markersize": 4}
     style |= {"legend.frameon": False, "legend.fontsize": "small"}
     with plt.rc_context(style | {"axes.prop_cycle": cycle}):
@@ -376,13 +377,6 @@ def new_figure(**options: Any) -> tuple[Any, Any]:
     import matplotlib.pyplot as plt
 
     return plt.subplots(layout="constrained", **options)
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import logderiv as ld
-from benchmarks.harness import Report, Table, at_most, new_figure
+from benchmarks.harness import COLORS, Report, Table, at_most, new_figure
 from logderiv.processes import JumpProcess, Population
 
 BUDGET = 1e6  # simulated events, for the table
@@ -62,10 +62,10 @@ class Method(NamedTuple):
     variance: np.ndarray
     events: float
 
-    def error(self, exact: np.ndarray, budget: float) -> float:
+    def error(self, exact: np.ndarray, budget: Any) -> Any:
         """Relative root mean square error of all parameters after `budget` events."""
         square = np.sum(self.bias**2) + np.sum(self.variance) * self.events / budget
-        return math.sqrt(square / np.sum(exact**2))
+        return np.sqrt(square / np.sum(exact**2))
 
     def z(self, exact: np.ndarray) -> float:
         """How many standard errors the worst estimate is from what it estimates."""
@@ -221,10 +221,11 @@ def _words(values: np.ndarray) -> str:
 def _draw(found: Mapping[str, tuple[np.ndarray, dict[str, Method], Any]]) -> Any:
     figure, axes = new_figure(ncols=len(found), figsize=(11, 4.5), sharey=True, squeeze=False)
     budgets = np.logspace(4, 9, 60)
+    ways = dict.fromkeys(name for _, methods, _ in found.values() for name in methods)  # a color each in both panels
     for ax, (title, (exact, methods, _)) in zip(axes[0], found.items(), strict=True):
         for name, method in methods.items():
             style = "-" if name.startswith("score") else "--"
-            ax.plot(budgets, [method.error(exact, b) for b in budgets], style, label=name)
+            ax.plot(budgets, method.error(exact, budgets), style, color=COLORS[list(ways).index(name)], label=name)
         ax.set(title=title, xscale="log", yscale="log", xlabel="simulated events")
     axes[0, 0].set_ylabel("relative error of all sensitivities")
     return figure

@@ -311,7 +311,7 @@ def _draw(found: list[Collapse], lengths: list[int], errors: dict[str, dict[str,
     for ax, (quantity, curves) in zip(axes[:2], errors.items(), strict=True):
         plots.relative_error(lengths, curves, floor=1e-9, ax=ax)
         ax.set(title=f"{quantity}, float32, factors of 0.9", ylim=(5e-10, 1))
-        ax.axvline(ends[0.9], color="0.4", linestyle=":", label=f"the product is zero from T = {ends[0.9]} on")
+        ax.axvline(ends[0.9], color="0.4", linestyle=":", label=f"product 0 from T = {ends[0.9]}; cross: last T before")
         ax.legend(loc="upper left")
     for dtype, marker, size in zip(DTYPES, "osD^", (6, 11, 5, 6), strict=False):
         points = [(f"{c.factor:.3g}", c.log_grad) for c in found if c.dtype == dtype and c.log_grad]

@@ -180,7 +180,7 @@ def main(quick: bool) -> Report:
 
 
 def _draw(rows: dict[str, Row]) -> Any:
-    figure, ax = new_figure(figsize=(9, 6))
+    figure, ax = new_figure(figsize=(14, 7))
     for label, marker, chosen in (
         ("declared unbiased", "o", [r for r in rows.values() if r.unbiased]),
         ("declared biased by a factor", "s", [r for r in rows.values() if r.declares.startswith("biased,")]),
@@ -191,4 +191,8 @@ def _draw(rows: dict[str, Row]) -> Any:
     ax.set(yscale="log", xlabel="spread of an estimate from 4 trajectories, relative to the gradient")
     ax.set(ylabel="exact bias, relative", title=f"{len(rows)} estimators: computed bias and spread")
     ax.legend(loc="center right")
+    for number, row in enumerate(rows.values(), 1):
+        ax.annotate(str(number), (row.spread, max(row.bias, 1e-17)), (3, 3), textcoords="offset points", fontsize=6)
+    names = "\n".join(f"{number} {name}" for number, name in enumerate(rows, 1))
+    ax.text(1.01, 1, names, va="top", fontsize=6, transform=ax.transAxes)
     return figure

@@ -53,6 +53,7 @@ FOREIGN = (  # names in signatures that are explained elsewhere; where they are 
     r"numpy\.(bool|ndarray|number)",
     r"jax\.(jaxlib\.|_src\.)?[\w.]*(Array|Mesh|ConcretizationTypeError)",
     r"jaxlib\.[\w.]*ArrayImpl",
+    r"jax\.tree_util\.Partial",
     r"ArrayTree",
     r"optax\.[\w.]*GradientTransformation(ExtraArgs)?",
 )

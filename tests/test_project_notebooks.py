@@ -86,6 +86,8 @@ def problems(notebook: NotebookNode) -> list[str]:
             wrong.append("unexpected output" if cell.outputs else "shows something but has no output")
         if {"stderr", "error"} & set(kinds(cell)):
             wrong.append("a warning or an error in the outputs")
+        if "image/png" in kinds(cell) and not cell.metadata.get("mystnb", {}).get("image", {}).get("alt"):
+            wrong.append("a figure without an alternative text")
         if "execution" in cell.metadata:
             wrong.append("time stamps in its metadata")
         found += [f"code cell {number}: {text}" for text in wrong]
@@ -110,6 +112,9 @@ def test_problems_of_a_notebook_that_was_not_run():
     found = ["not executed once from top to bottom", "code cell 1: shows something but has no output"]
     assert problems(small("print(1)", "assert True")) == found
     assert problems(small("print(1)")) == [found[0], "does not end in an assert", found[1]]
+    drawn = small("plt.show()", "assert True")
+    drawn.cells[0].outputs = [nbformat.v4.new_output("display_data", {"image/png": ""})]
+    assert problems(drawn) == [found[0], "code cell 1: a figure without an alternative text"]
 
 
 def test_problems_after_a_run_in_a_fresh_kernel_in_the_folder(tmp_path):

@@ -82,17 +82,18 @@ def test_the_readme_is_short():
 
 
 class Loaded(HTMLParser):
-    """What a browser fetches on its own account, and formulas."""
+    """What a browser fetches on its own account, formulas, and images that say nothing to who cannot see them."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.found: list[str] = []
-        self.formulas = 0
+        self.formulas = self.silent = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
         self.formulas += tag == "math"
+        self.silent += tag == "img" and not values.get("alt")
         if tag in ("script", "img", "iframe", "source", "video", "audio"):
             self.found.append(values.get("src") or "")
         if tag == "link" and (values.get("rel") or "") in ("stylesheet", "icon", "preload"):
@@ -102,9 +103,10 @@ class Loaded(HTMLParser):
 def test_what_a_page_loads_is_found():
     page = Loaded(
         '<script src="https://host/x.js"></script><a href="https://host/">a link is not loaded</a><math></math>'
+        '<img src="x.png"><img src="y.png" alt="A line">'
     )
-    assert page.found == ["https://host/x.js"]
-    assert page.formulas == 1
+    assert page.found == ["https://host/x.js", "x.png", "y.png"]
+    assert page.formulas == page.silent == 1
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,7 @@ def test_formulas_and_all_that_a_page_loads_come_with_it(site):
         x for css in site.rglob("*.css") for x in re.findall(r"url\(['\"]?((?:https?:)?//[^)]*)", css.read_text())
     ]
     assert pages[site / "01_the_identity.html"].formulas > 20
+    assert not [path.name for path, page in pages.items() if page.silent]
 
 
 def test_the_reference_shows_every_public_name(site):

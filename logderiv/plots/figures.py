@@ -12,9 +12,9 @@ from logderiv.likelihood.identity import Comparison
 from logderiv.training import Metrics
 from logderiv.types import SignedLog
 
-# Okabe & Ito's colors, which most color-blind readers can tell apart, and line styles for those who print in grey.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLES = ("-", "--", "-.", ":")
+# Okabe & Ito's colors, which most color-blind readers can tell apart, and a grey; line styles for those who print in grey.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+STYLES = ("-", "--", "-.", ":")
 
 
 def axes_or_current(ax: Any) -> Any:
@@ -25,7 +25,7 @@ def axes_or_current(ax: Any) -> Any:
 
 def line_style(index: int) -> tuple[str, str]:
     """Color and style of the line with this number."""
-    return _COLORS[index % len(_COLORS)], _STYLES[index % len(_STYLES)]
+    return COLORS[index % len(COLORS)], STYLES[index % len(STYLES)]
 
 
 def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | None = None, ax: Any = None) -> Any:
