@@ -25,6 +25,7 @@ from benchmarks.harness import Report, Table, at_least, at_most, cells, new_figu
 from logderiv import plots
 from logderiv.estimators.advantages import Return
 
+say = partial(print, end="\n\n", flush=True)  # each step is told when it is taken
 POLICY, HORIZON = ld.tabular_softmax, 3
 LENGTHS = (1, 10, 20, 40, 60, 80, 100, 120, 140, 160, 200, 250, 300)
 NETWORK = ld.MLPActorCritic(2)
@@ -107,11 +108,6 @@ def train(*, seeds: int, scale: float) -> dict[str, ld.training.Training]:
         trained[name] = ld.train(params, keys[1], NETWORK, environment, **how)
         say(f"{name}\n{trained[name]}")
     return trained
-
-
-def say(text: Any) -> None:
-    """Print it now."""
-    print(f"\n{text}", flush=True)
 
 
 def main(quick: bool) -> Report:
