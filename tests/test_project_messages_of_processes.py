@@ -177,7 +177,7 @@ VALUES = {
     ),
     "group_size: .*>= 1, received 0": lambda: ld.baselines.LeaveOneOut(group_size=0),
     "expected a multiple of group_size = 2, received 5": lambda: _in_pairs(5),
-    "expected at least 4": lambda: _in_pairs(2),
+    "expected a whole number >= 4, received 2": lambda: _in_pairs(2),
     r"scale: expected a positive number, received 0\.0; or None": lambda: processes.NormalSearch(scale=0.0),
     "std: expected a positive number": lambda: SEARCH.init(BLIND, std=-1.0),
     "with a fixed scale the mean is the parameter": lambda: processes.NormalSearch(0.1).init(BLIND),
