@@ -60,7 +60,7 @@ class Trajectory(NamedTuple):
         ended = np.sum(np.any(valid & (np.asarray(self.discounts, float) == 0), axis=-1))
         error = f" (standard error {np.std(returns, ddof=1) / np.sqrt(returns.size):.2g})" if returns.size > 1 else ""
         return shapes(
-            f"Trajectory: {lengths.size} of at most {valid.shape[-1]} steps, {ended} terminated\n"
+            f"Trajectory: batch of {lengths.size}, at most {valid.shape[-1]} steps each, {ended} terminated\n"
             f"  valid steps {lengths.min()} to {lengths.max()}; mean return {returns.mean():.6g}{error}",
             self,
         )
@@ -240,7 +240,7 @@ class Estimate(NamedTuple):
         return (
             f"Estimate of grad E[R]: norm {np.linalg.norm([row[2] for row in rows]):.6g}\n"
             f"  from {int(info.num_episodes)} episodes, {int(info.num_steps)} steps, mean return {float(info.mean_return):.6g}\n"
-            f"  cut by the horizon {float(info.truncated_fraction):.1%}, without a step {int(info.num_empty)}\n"
+            f"  cut at the last step {float(info.truncated_fraction):.1%}; {int(info.num_empty)} episodes without a step\n"
             + table(("leaf", "shape", "norm", "largest"), "<32 <16 >12.4g >12.4g", rows)
         )
 

@@ -78,6 +78,16 @@ class _Restructured(_Growing):
         return jnp.zeros(2), (state, state), 1.0, jnp.array(False), jnp.array(False)
 
 
+class _Returning(_Growing):
+    """A step that returns these values after observation and state."""
+
+    def __init__(self, *rest):
+        self.rest = rest
+
+    def step(self, key, state, action, params=None):
+        return jnp.zeros(2), state, *self.rest
+
+
 def _steps(environment):
     return _rollout(environment=environment, horizon=2)
 
@@ -140,6 +150,17 @@ CASES = [
     (ValueError, "pass horizon=", lambda: _rollout(environment=two_states())),
     (TypeError, r"jax\.random\.key", lambda: _rollout(key=jnp.zeros(2), horizon=2)),
     (TypeError, "reset.*step.*received int", lambda: _rollout(environment=4, horizon=2)),
+    (
+        TypeError,
+        "expected .observation.*truncated.*received 4 values",
+        lambda: _steps(_Returning(1.0, jnp.array(False))),
+    ),
+    (ValueError, r"reward of shape \(\), received \(1,\)", lambda: _steps(_Returning(jnp.ones(1), False, False))),
+    (
+        ValueError,
+        r"truncated of shape \(\), received \(1,\)",
+        lambda: _steps(_Returning(1.0, False, jnp.zeros(1, bool))),
+    ),
     (
         ValueError,
         r"after step\[0\]: expected shape \(2,\), received \(3,\); as after reset",

@@ -15,7 +15,9 @@ def test_trajectories_say_what_is_valid_and_returned():
     valid, discounts = jnp.array([[True, False], [True, True]]), jnp.array([[0.0, 1], [1, 1]])
     taus = trajectory(rewards=jnp.array([[1.0, jnp.nan], [1.0, 2.0]]), discounts=discounts, valid=valid)
     printed = str(taus)
-    assert printed.startswith("Trajectory: 2 of at most 2 steps, 1 terminated\n  valid steps 1 to 2; mean return ")
+    assert printed.startswith(
+        "Trajectory: batch of 2, at most 2 steps each, 1 terminated\n  valid steps 1 to 2; mean return "
+    )
     assert "mean return 2 (standard error 1)" in printed
     assert "behavior_log_probs" in printed
     assert "standard error" not in str(jax.tree.map(lambda x: x[0], taus))

@@ -50,13 +50,20 @@ def transition(
         terminated or truncated; and the next place.
 
     Raises:
-        ValueError, TypeError: What `step` returned does not fit what `reset` did; the action does not fit the environment.
+        ValueError, TypeError: What `step` returned is not five values, with a reward and ends that are scalars, or does not fit
+            what `reset` did; the action does not fit the environment.
     """
     environment, environment_params = world
     distribution, carry = policy.step(params, place.carry, place.observation)
     action = sample(distribution, key_action)
     check_action(environment, distribution, action)
-    new = Step(*environment.step(key_step, place.state, action, environment_params))
+    found = tuple(environment.step(key_step, place.state, action, environment_params))
+    if len(found) != len(Step._fields):
+        raise TypeError(f"environment.step: expected ({', '.join(Step._fields)}), received {len(found)} values.")
+    new = Step(*found)
+    for name in ("reward", "terminated", "truncated"):
+        if (shape := jnp.shape(getattr(new, name))) != ():
+            raise ValueError(f"environment.step: expected {name} of shape (), received {shape}.")
     reward, log = floating(new.reward), log_prob(distribution, action)
     discount, valid = jnp.where(new.terminated, 0, 1).astype(reward.dtype), jnp.ones((), bool)
     step = Trajectory(place.observation, action, reward, discount, valid, log, new.observation)

@@ -58,7 +58,7 @@ class Training(NamedTuple):
                 first, last = np.array([_ends(row) for row in real]).T
                 rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
         return (
-            f"Training: {len(steps)} seeds, at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
+            f"Training: seeds: {len(steps)}; at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
             f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite\n"
             + table(
                 ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
