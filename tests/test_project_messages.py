@@ -155,7 +155,6 @@ CASES = [
         "expected .observation.*truncated.*received 4 values",
         lambda: _steps(_Returning(1.0, jnp.array(False))),
     ),
-    (ValueError, r"reward of shape \(\), received \(1,\)", lambda: _steps(_Returning(jnp.ones(1), False, False))),
     (
         ValueError,
         r"truncated of shape \(\), received \(1,\)",

@@ -50,8 +50,8 @@ def transition(
         terminated or truncated; and the next place.
 
     Raises:
-        ValueError, TypeError: What `step` returned is not five values, with a reward and ends that are scalars, or does not fit
-            what `reset` did; the action does not fit the environment.
+        ValueError, TypeError: What `step` returned is not five values, with ends that are scalars, or does not fit what
+            `reset` did; the action does not fit the environment.
     """
     environment, environment_params = world
     distribution, carry = policy.step(params, place.carry, place.observation)
@@ -61,7 +61,7 @@ def transition(
     if len(found) != len(Step._fields):
         raise TypeError(f"environment.step: expected ({', '.join(Step._fields)}), received {len(found)} values.")
     new = Step(*found)
-    for name in ("reward", "terminated", "truncated"):
+    for name in ("terminated", "truncated"):  # rewards of games have a place for each player
         if (shape := jnp.shape(getattr(new, name))) != ():
             raise ValueError(f"environment.step: expected {name} of shape (), received {shape}.")
     reward, log = floating(new.reward), log_prob(distribution, action)
