@@ -136,7 +136,7 @@ def test_the_main_job_explains_each_step_and_is_exact(monkeypatch, capsys):
     assert len(report.bounds) == 5
     assert all(bound.holds for bound in report.bounds), report.bounds
     assert len(report.summary) == 5
-    printed = capsys.readouterr().out
+    printed = "\n" + capsys.readouterr().out
     assert [printed.count(f"\n{number}. ") for number in range(1, 5)] == [1] * 4
     assert "both forms agree" in printed
     half = report.numbers["factors"]["batch mean"][0]
