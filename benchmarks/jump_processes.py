@@ -62,7 +62,7 @@ class Method(NamedTuple):
     variance: np.ndarray
     events: float
 
-    def error(self, exact: np.ndarray, budget: Any) -> Any:
+    def error(self, exact: np.ndarray, budget: float | np.ndarray) -> Any:
         """Relative root mean square error of all parameters after `budget` events."""
         square = np.sum(self.bias**2) + np.sum(self.variance) * self.events / budget
         return np.sqrt(square / np.sum(exact**2))
@@ -221,11 +221,12 @@ def _words(values: np.ndarray) -> str:
 def _draw(found: Mapping[str, tuple[np.ndarray, dict[str, Method], Any]]) -> Any:
     figure, axes = new_figure(ncols=len(found), figsize=(11, 4.5), sharey=True, squeeze=False)
     budgets = np.logspace(4, 9, 60)
-    ways = dict.fromkeys(name for _, methods, _ in found.values() for name in methods)  # a color each in both panels
+    ways = dict.fromkeys(name for _, methods, _ in found.values() for name in methods)
+    colors = dict(zip(ways, COLORS, strict=False))  # each has its own in both panels
     for ax, (title, (exact, methods, _)) in zip(axes[0], found.items(), strict=True):
         for name, method in methods.items():
             style = "-" if name.startswith("score") else "--"
-            ax.plot(budgets, method.error(exact, budgets), style, color=COLORS[list(ways).index(name)], label=name)
+            ax.plot(budgets, method.error(exact, budgets), style, color=colors[name], label=name)
         ax.set(title=title, xscale="log", yscale="log", xlabel="simulated events")
     axes[0, 0].set_ylabel("relative error of all sensitivities")
     return figure

@@ -63,8 +63,8 @@ def factor(moments: ld.exact.Moments) -> float:
     return float(mean @ exact / (exact @ exact))
 
 
-def finite_world(sizes: tuple[int, ...]) -> dict[str, Any]:
-    """What there is to know where every trajectory can be listed; each step says what it does."""
+def finite_world(sizes: tuple[int, ...]) -> tuple[Any, Any, dict[str, list[float]]]:
+    """Where every trajectory can be listed, the identity, three routes to grad E[R], and E[g] / grad J; each step says what it does."""
     mdp, params = world()
     keys = jax.random.split(jax.random.key(1), 3)
     say("1. One trajectory is drawn. P, a product of probabilities, is differentiated directly, and by P * grad log P:")
@@ -85,8 +85,7 @@ def finite_world(sizes: tuple[int, ...]) -> dict[str, Any]:
     exact = partial(ld.exact.moments, params, POLICY, mdp, horizon=HORIZON)
     found = {name: [exact(e, num_trajectories=n) for n in sizes] for name, e in ESTIMATORS.items()}
     say(found["leave one out"][-1])
-    factors = {name: [factor(moments) for moments in row] for name, row in found.items()}
-    return {"identity": identity, "routes": routes, "factors": factors}
+    return identity, routes, {name: [factor(moments) for moments in row] for name, row in found.items()}
 
 
 def train(*, seeds: int, scale: float) -> dict[str, ld.training.Training]:
@@ -113,8 +112,7 @@ def train(*, seeds: int, scale: float) -> dict[str, ld.training.Training]:
 def main(quick: bool) -> Report:
     sizes = (2, 3, 4) if quick else (2, 3, 4, 5, 6)
     with jax.enable_x64(True):
-        found = finite_world(sizes)
-        routes, factors = found["routes"], found["factors"]
+        identity, routes, factors = finite_world(sizes)
         apart = float(np.max(np.abs(routes.direct - routes.score)))
         z = float(np.max(np.abs((routes.sampled - routes.direct) / routes.sem)))
     compared = both_sides()
@@ -126,7 +124,7 @@ def main(quick: bool) -> Report:
         "{r[name]} | " + cells(range(len(sizes)), ".6f"),
         [{"name": name} | dict(enumerate(row)) for name, row in factors.items()],
     )
-    sides = float(found["identity"].difference)
+    sides = float(identity.difference)
     error = max(abs(x - 1) for x in factors["leave one out"])
     shrunk = max(abs(x - (1 - 1 / n)) for x, n in zip(factors["batch mean"], sizes, strict=True))
     bounds = [

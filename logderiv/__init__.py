@@ -45,15 +45,76 @@ from logderiv.types import Distribution, Environment, Estimate, FunctionPolicy, 
 
 __version__ = "0.1.0"
 
-__all__ = ["A2C", "GRPO", "GRU", "MLP", "PPO", "RLOO", "ActorCritic", "Bernoulli", "Categorical", "Checkpoints"]
-__all__ += ["Distribution", "Environment", "Episodes", "Estimate", "Estimator", "Evaluation", "Forced"]
-__all__ += ["FunctionPolicy", "Groups", "MLPActorCritic", "Normal", "PPOActorCritic", "Policy", "ScoreFunction"]
-__all__ += ["Steps", "Stream", "TanhNormal", "Tape", "Trajectory", "advantages", "baselines", "bounded_while_loop"]
-__all__ += ["collect", "compare", "diagnostics", "distributions", "environments", "estimators", "evaluate", "exact"]
-__all__ += ["expectation", "expectations", "grad_prob", "importance", "likelihood", "log_factors", "log_prob"]
-__all__ += ["make_mesh", "masked", "maximize", "natural_gradient", "normal_head", "plots", "policies", "prob"]
-__all__ += ["processes", "reporting", "rollout", "sampling", "shared_softmax", "start_streams", "tabular_softmax"]
-__all__ += ["testing", "token_log_probs", "train", "training", "types", "weighted_log_prob"]
+__all__ = [
+    "A2C",
+    "GRPO",
+    "GRU",
+    "MLP",
+    "PPO",
+    "RLOO",
+    "ActorCritic",
+    "Bernoulli",
+    "Categorical",
+    "Checkpoints",
+    "Distribution",
+    "Environment",
+    "Episodes",
+    "Estimate",
+    "Estimator",
+    "Evaluation",
+    "Forced",
+    "FunctionPolicy",
+    "Groups",
+    "MLPActorCritic",
+    "Normal",
+    "PPOActorCritic",
+    "Policy",
+    "ScoreFunction",
+    "Steps",
+    "Stream",
+    "TanhNormal",
+    "Tape",
+    "Trajectory",
+    "advantages",
+    "baselines",
+    "bounded_while_loop",
+    "collect",
+    "compare",
+    "diagnostics",
+    "distributions",
+    "environments",
+    "estimators",
+    "evaluate",
+    "exact",
+    "expectation",
+    "expectations",
+    "grad_prob",
+    "importance",
+    "likelihood",
+    "log_factors",
+    "log_prob",
+    "make_mesh",
+    "masked",
+    "maximize",
+    "natural_gradient",
+    "normal_head",
+    "plots",
+    "policies",
+    "prob",
+    "processes",
+    "reporting",
+    "rollout",
+    "sampling",
+    "shared_softmax",
+    "start_streams",
+    "tabular_softmax",
+    "testing",
+    "token_log_probs",
+    "train",
+    "training",
+    "types",
+    "weighted_log_prob",
+]
 
 
 def __dir__() -> list[str]:

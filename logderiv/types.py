@@ -15,7 +15,7 @@ import numpy as np
 
 from logderiv._core.arrays import continues, expand, summable
 from logderiv._core.pytrees import pytree
-from logderiv._core.tables import known, named_leaves, shapes, table
+from logderiv._core.tables import concrete, named_leaves, shapes, table
 
 __all__ = ["BatchInfo", "Distribution", "Environment", "Estimate", "FunctionPolicy", "Policy", "SignedLog", "Step"]
 __all__ += ["Stream", "TimeStep", "Trajectory", "batch_info", "next_observations", "num_trajectories"]
@@ -52,7 +52,7 @@ class Trajectory(NamedTuple):
     final_observation: Any
 
     def __str__(self) -> str:
-        if not known(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
+        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
             return shapes("Trajectory", self)
         valid = np.asarray(self.valid, bool)
         rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
@@ -232,7 +232,7 @@ class Estimate(NamedTuple):
     info: "BatchInfo"
 
     def __str__(self) -> str:
-        if not known(self) or not isinstance(self.info, BatchInfo) or np.ndim(self.info.mean_return):
+        if not concrete(self) or not isinstance(self.info, BatchInfo) or np.ndim(self.info.mean_return):
             return shapes("Estimate", self)
         leaves = [(name, np.asarray(x, float)) for name, x in named_leaves(self.grads)]
         rows = [(name, str(x.shape), np.linalg.norm(x), np.abs(x).max(initial=0)) for name, x in leaves]

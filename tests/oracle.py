@@ -89,9 +89,8 @@ def over_tuples(
         indices = np.moveaxis(np.indices((len(probabilities),) * number), 0, -1).reshape(-1, number)
         batches.append(jax.tree.map(lambda x, indices=indices: x[indices], every))
         weights.append(np.prod(probabilities[indices], axis=1))
-    together = jax.tree.map(
-        lambda *x: np.concatenate(x), *batches
-    )  # an argument, or the compiler would fold it as a constant
+    # An argument of the program, or the compiler would fold it as a constant.
+    together = jax.tree.map(lambda *x: np.concatenate(x), *batches)
     values = jax.tree.map(np.asarray, jax.jit(jax.vmap(function), compiler_options=QUICK)(together))
     ends = np.cumsum([len(x) for x in weights])[:-1]
     split = [jax.tree.map(lambda x, k=k: np.split(x, ends)[k], values) for k in range(len(weights))]

@@ -14,7 +14,8 @@ from tests.test_benchmarks_training_speed import TINY
 
 EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
 MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
-SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_seconds": 1.0}  # see tests/on_devices.py
+# What `tests/test_training_devices.py` measures in a process with so many devices.
+SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_seconds": 1.0}
 # Where a quick run is still more than a test should take.
 SMALLER = {
     "estimator_frontier": {

@@ -157,7 +157,7 @@ CASES = [
     ),
     (
         ValueError,
-        r"truncated of shape \(\), received \(1,\)",
+        r"environment.step: truncated: expected shape \(\), received \(1,\)",
         lambda: _steps(_Returning(1.0, False, jnp.zeros(1, bool))),
     ),
     (

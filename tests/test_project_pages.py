@@ -1,6 +1,5 @@
 """The pages: every block of Python runs as pasted, links lead somewhere, and the site builds without a warning and without a network."""
 
-import os
 import re
 import subprocess
 import sys
@@ -10,15 +9,11 @@ from pathlib import Path
 import pytest
 
 import logderiv as ld
+from tests.pasted import ROOT, blocks, run
 
-ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 PAGES = [ROOT / "README.md", *sorted(NOTEBOOKS.glob("*.md"))]
 OPTIONAL = ("equinox", "flax", "gymnax")  # what a block may import beside the core
-
-
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def links(page: Path) -> list[str]:
@@ -31,18 +26,11 @@ def links(page: Path) -> list[str]:
 # The two blocks of the README are run, and what they print is read, by `tests/test_training_run.py`.
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_as_pasted_one_after_the_other(page, tmp_path):
-    """In a fresh interpreter with a user's types and promotion; hardly optimized, since compiling is what costs."""
     source = "\n".join(blocks(page))
     for module in OPTIONAL:
         if re.search(rf"^import {module}\b", source, re.M):
             pytest.importorskip(module)
-    user = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS")}
-    user |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
-    user["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-    command = [sys.executable, "-c", source]
-    done = subprocess.run(command, cwd=tmp_path, env=user, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
+    run(source, tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

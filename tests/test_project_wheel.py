@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_training_run import snippet
+from tests.pasted import ROOT, blocks
 
-ROOT = Path(__file__).resolve().parent.parent
 CORE = ("jax", "jaxlib", "optax", "chex")
 
 
@@ -61,7 +60,7 @@ def run(bare: Path, code: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_quick_start_runs_beside_the_core_packages_alone(bare):
-    done = run(bare, snippet(0))
+    done = run(bare, blocks(ROOT / "README.md")[0])
     assert done.returncode == 0, done.stderr
     assert "grad P = P * grad log P" in done.stdout
 

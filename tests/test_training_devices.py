@@ -21,7 +21,6 @@ RUN = """
 import os
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count={devices}"
 import jax
-import jax.numpy as jnp
 {start}
 from tests import on_devices
 on_devices.main()

@@ -2,10 +2,7 @@
 
 import contextlib
 import io
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ import optax
 import pytest
 
 import logderiv as ld
+from tests.pasted import ROOT, blocks, run
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = ROOT / "README.md"
 START = jnp.array([2.0, -2.0])
 ESTIMATOR = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 ADAM = optax.adam(5e-2)
@@ -32,35 +30,25 @@ def train(
     return ld.train(params, jax.random.key(0) if key is None else key, policy, world, batch, **options)
 
 
-def snippet(index: int) -> str:
-    """A block of Python in the README."""
-    snippets = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+def _run_snippet(index: int, folder: Path) -> str:
+    """What a block of Python in the README prints."""
+    snippets = blocks(README)
     assert len(snippets) == 2
-    return snippets[index]
+    return run(snippets[index], folder)
 
 
-def _run_snippet(index: int) -> str:
-    """Its output, run in a fresh interpreter; hardly optimized, since compiling is what costs."""
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-    command = [sys.executable, "-c", snippet(index)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr
-    return done.stdout
-
-
-def test_the_readmes_quick_start_runs_and_the_return_rises():
+def test_the_readmes_quick_start_runs_and_the_return_rises(tmp_path):
     """From about -200 (the horizon) to within 3 of the best possible -11.7."""
-    shown = _run_snippet(0)
+    shown = _run_snippet(0, tmp_path)
     assert "grad P = P * grad log P" in shown
     found = re.search(r"return (-[\d.]+), at best -11.7", shown)
     assert found is not None, shown
     assert float(found[1]) > -18
 
 
-def test_the_readmes_training_reaches_475_on_cartpole():
+def test_the_readmes_training_reaches_475_on_cartpole(tmp_path):
     pytest.importorskip("gymnax")
-    found = re.search(r"mean return (\d+) of 500, after 98,304 steps", _run_snippet(1))
+    found = re.search(r"mean return (\d+) of 500, after 98,304 steps", _run_snippet(1, tmp_path))
     assert found is not None
     assert int(found[1]) >= 475
 

@@ -17,7 +17,7 @@ def stations(call: Callable[[], Any]) -> list[str]:
     Equal neighbors are one station. A function that JAX traces again is counted the first time only. Comprehensions and
     lambdas belong to the function that they stand in.
     """
-    entered: dict[Any, tuple[str, str]] = {}
+    entered: list[tuple[str, str]] = []
     seen: set[Any] = set()
 
     def note(frame: Any, event: str, _: Any) -> None:
@@ -27,12 +27,12 @@ def stations(call: Callable[[], Any]) -> list[str]:
         seen.add(code)
         path = Path(code.co_filename)
         if path.is_relative_to(ROOT) and not code.co_name.startswith("<"):
-            entered[code] = (str(path.relative_to(ROOT)), code.co_name)
+            entered.append((str(path.relative_to(ROOT)), code.co_name))
 
     sys.setprofile(note)
     try:
         call()
     finally:
         sys.setprofile(None)
-    parts = groupby(entered.values(), key=lambda found: found[0])
+    parts = groupby(entered, key=lambda found: found[0])
     return [f"{file}: {', '.join(name for _, name in names)}" for file, names in parts]

@@ -29,19 +29,25 @@ def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """The leaves of a pytree, each with its path as a name; that of a tree which is a leaf is `params`."""
-    return [(keystr(path).lstrip(".") or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
+    return [(keystr(path) or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
+
+
+def named_entries(tree: Any) -> list[str]:
+    """Names of all entries of all leaves, in the order of `ravel_pytree`."""
+    leaves = named_leaves(tree)
+    return [f"{name}{list(index) or ''}" for name, leaf in leaves for index in np.ndindex(np.shape(leaf))]
 
 
 def shapes(title: str, tree: Any) -> str:
     """What is known of a pytree without its numbers: a title, and dtype and shape of each leaf."""
     rows = [
-        (name, str(getattr(x, "dtype", type(x).__name__)), str(getattr(x, "shape", "")))
+        (name.lstrip("."), str(getattr(x, "dtype", type(x).__name__)), str(getattr(x, "shape", "")))
         for name, x in named_leaves(tree)
     ]
     return f"{title}\n{table(('leaf', 'dtype', 'shape'), '<32 <12 <0', rows)}"
 
 
-def known(tree: Any) -> bool:
+def concrete(tree: Any) -> bool:
     """Whether there is a leaf, and all of them are arrays whose numbers can be read here: not traced, not on another host."""
     leaves = jax.tree.leaves(tree)
     arrays = all(isinstance(x, (np.ndarray, np.generic, jax.Array)) and not is_traced(x) for x in leaves)

@@ -23,7 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.pytrees import jit
-from logderiv._core.tables import known, shapes, table
+from logderiv._core.tables import concrete, named_entries, shapes, table
 from logderiv.estimators.declaration import Structure
 from logderiv.exact.dynamic import evaluate, problem
 from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories, readable
@@ -124,7 +124,7 @@ class Moments(NamedTuple):
     num_evaluations: int
 
     def __str__(self) -> str:
-        if not known(self[:3]):
+        if not concrete(self[:3]):
             return shapes("Moments", self)
         mean, exact, bias = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[:3])
         size, off = np.linalg.norm(exact), np.linalg.norm(bias)
@@ -133,12 +133,7 @@ class Moments(NamedTuple):
         if self.covariance is not None:
             spread = np.sqrt(np.maximum(np.diagonal(self.covariance), 0))
             parts.append(f"sqrt(tr Cov) = {np.linalg.norm(spread):.6g}")
-        names = [
-            f"{jax.tree_util.keystr(path) or 'params'}{list(index)}"
-            for path, leaf in jax.tree_util.tree_leaves_with_path(self.mean)
-            for index in np.ndindex(np.shape(leaf))
-        ]
-        rows = list(zip(names, exact, mean, bias, spread, strict=True))
+        rows = list(zip(named_entries(self.mean), exact, mean, bias, spread, strict=True))
         more = f"\n  and {len(rows) - _PRINTED} more" if len(rows) > _PRINTED else ""
         head = (
             f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  {', '.join(parts)}\n"

@@ -7,12 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import keystr, tree_leaves_with_path
 
 from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import jit
-from logderiv._core.tables import table
+from logderiv._core.tables import named_leaves, table
 from logderiv.likelihood.probability import (
     all_factors,
     check_single,
@@ -92,10 +91,10 @@ class Comparison(NamedTuple):
         forms = jax.tree.leaves(self.score_form, is_leaf=_is_signed_log)
         columns = forms, jax.tree.leaves(self.score), jax.tree.leaves(self.difference)
         rows = []
-        for (path, direct), form, score, gap in zip(tree_leaves_with_path(self.direct), *columns, strict=True):
+        for (name, direct), form, score, gap in zip(named_leaves(self.direct), *columns, strict=True):
             product = _power_of_ten(float(np.max(form.logabs, initial=-np.inf)))
             largest = [float(np.max(np.abs(x), initial=0.0)) for x in (direct, score)]
-            rows.append((keystr(path) or "params", *largest, product, float(gap), float(self.resolution)))
+            rows.append((name, *largest, product, float(gap), float(self.resolution)))
         names = ("leaf", "max |direct|", "max |score|", "max |P score|", "difference", "resolution")
         lines.append(table(names, "<24 >14.4g >13.4g >18 >12.1e >12.1e", rows))
         return "\n".join([*lines, f"  => {_MEANING[int(self.case)]}"])

@@ -61,9 +61,8 @@ def transition(
     if len(found) != len(Step._fields):
         raise TypeError(f"environment.step: expected ({', '.join(Step._fields)}), received {len(found)} values.")
     new = Step(*found)
-    for name in ("terminated", "truncated"):  # rewards of games have a place for each player
-        if (shape := jnp.shape(getattr(new, name))) != ():
-            raise ValueError(f"environment.step: expected {name} of shape (), received {shape}.")
+    # The reward may be any array: in a game it has a place for each player.
+    check.fields("environment.step: ", new, terminated=(), truncated=())
     reward, log = floating(new.reward), log_prob(distribution, action)
     discount, valid = jnp.where(new.terminated, 0, 1).astype(reward.dtype), jnp.ones((), bool)
     step = Trajectory(place.observation, action, reward, discount, valid, log, new.observation)

@@ -24,7 +24,7 @@ from jax.flatten_util import ravel_pytree
 from logderiv._core import check
 from logderiv._core.arrays import as_keys
 from logderiv._core.pytrees import jit
-from logderiv._core.tables import table
+from logderiv._core.tables import named_entries, table
 from logderiv.diagnostics.statistics import Summary, summary
 from logderiv.testing.unbiased import familywise
 from logderiv.types import Key, Params
@@ -198,10 +198,6 @@ def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: j
 
 
 def _names(params: Any) -> str:
-    axes = [
-        f"{jax.tree_util.keystr(path) or 'params'}{list(index) or ''}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-        for index in np.ndindex(jnp.shape(leaf))
-    ]
+    axes = named_entries(params)
     named = [f"{i} = {axis}" for i, axis in enumerate(axes)] if len(axes) <= MAX_AXES else []
     return ", ".join([*named, "then random"])

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.pytrees import jit
-from logderiv._core.tables import table
+from logderiv._core.tables import named_leaves, table
 from logderiv.diagnostics.statistics import summary
 from logderiv.types import Params
 
@@ -58,17 +58,17 @@ class UnbiasedReport(NamedTuple):
         head = f"{verdict.format(num=num, needed=needed)}\n{num} replicates, k = {float(self.k):.2f} standard errors\n"
         names = ("leaf", "mean", "exact", "sem", "worst z", "bias seen", "resolution")
         leaves = [jax.tree.leaves(x) for x in (self.mean, self.exact, self.sem, self.resolution)]
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(self.mean)]
-        rows = [self._row(path, *map(np.ravel, row)) for path, *row in zip(paths, *leaves, strict=True)]
+        names_of_leaves = [name for name, _ in named_leaves(self.mean)]
+        rows = [self._row(name, *map(np.ravel, row)) for name, *row in zip(names_of_leaves, *leaves, strict=True)]
         return head + table(names, "<20 >13.6g >13.6g >11.2g >10.2f >12.2g >12.2g", rows)
 
-    def _row(self, path: Any, mean: Any, exact: Any, sem: Any, resolution: Any) -> tuple[Any, ...]:
+    def _row(self, name: str, mean: Any, exact: Any, sem: Any, resolution: Any) -> tuple[Any, ...]:
         """The worst entry of one leaf."""
         with np.errstate(divide="ignore", invalid="ignore"):
             z = (mean - exact) / sem
         i = np.argmax(np.abs(z))
         at = (mean[i], exact[i], sem[i], z[i], self.k * np.max(sem), np.min(resolution))
-        return jax.tree_util.keystr(path) or "params", *map(float, at)
+        return name, *map(float, at)
 
 
 _FINDINGS = {

@@ -14,7 +14,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_keys, is_traced
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
-from logderiv._core.tables import known, shapes, table
+from logderiv._core.tables import concrete, shapes, table
 from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.policies import as_policy
@@ -46,7 +46,7 @@ class Training(NamedTuple):
 
     def __str__(self) -> str:
         metrics = self.metrics
-        if not known(metrics) or metrics.num_steps.size == 0:
+        if not concrete(metrics) or metrics.num_steps.size == 0:
             return shapes("Training", self)
         steps = np.asarray(metrics.num_steps)
         steps = steps.reshape(-1, steps.shape[-1])  # a row for each seed; an early stop leaves zeros
