@@ -23,12 +23,12 @@ def links(page: Path) -> list[str]:
     return [target for target in found if not re.match(r"[a-z]+:|#", target)]
 
 
-# The two blocks of the README are run, and what they print is read, by `tests/test_training_run.py`.
 def without_numbers(text: str) -> str:
     """Numbers differ in their last digits between machines, and with them the white space around."""
     return re.sub(r"[-+]?\d[\d.e+-]*|\s", "", text)
 
 
+# The two blocks of the README are run, and what they print is read, by `tests/test_training_run.py`.
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs_as_pasted_and_prints_what_the_page_shows(page, tmp_path):
     source = "\n".join(blocks(page))

@@ -57,9 +57,9 @@ class UnbiasedReport(NamedTuple):
         verdict = next((text for name, text in _FINDINGS.items() if not self.holds[name]), "passed")
         head = f"{verdict.format(num=num, needed=needed)}\n{num} replicates, k = {float(self.k):.2f} standard errors\n"
         names = ("leaf", "mean", "exact", "sem", "worst z", "bias seen", "resolution")
-        leaves = [jax.tree.leaves(x) for x in (self.mean, self.exact, self.sem, self.resolution)]
-        names_of_leaves = [name for name, _ in named_leaves(self.mean)]
-        rows = [self._row(name, *map(np.ravel, row)) for name, *row in zip(names_of_leaves, *leaves, strict=True)]
+        columns = [jax.tree.leaves(x) for x in (self.exact, self.sem, self.resolution)]
+        leaves = zip(named_leaves(self.mean), *columns, strict=True)
+        rows = [self._row(name, *map(np.ravel, (mean, *row))) for (name, mean), *row in leaves]
         return head + table(names, "<20 >13.6g >13.6g >11.2g >10.2f >12.2g >12.2g", rows)
 
     def _row(self, name: str, mean: Any, exact: Any, sem: Any, resolution: Any) -> tuple[Any, ...]:
