@@ -25,24 +25,49 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
-def floating(x: Any) -> jax.Array:
-    """`x` as floating point; integers become the default floating dtype."""
-    x = jnp.asarray(x)
+def refuse_complex(**trees: Any) -> None:
+    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex: a cast would lose the imaginary part."""
+    for name, tree in trees.items():
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected real numbers, received {jnp.result_type(x)}; take real and "
+                    "imaginary part as two arrays."
+                )
+
+
+def array_of(x: Any, name: str = "values") -> jax.Array:
+    """`x`, an array, a number or a list of numbers, as a real array.
+
+    Raises:
+        TypeError: It is none, or complex; named.
+    """
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array of numbers, received {type(x).__name__}: {error}") from error
+    refuse_complex(**{name: x})
+    return x
+
+
+def floating(x: Any, name: str = "values") -> jax.Array:
+    """`x` as floating point; integers become the default floating dtype; complex numbers are refused by name, as of `array_of`."""
+    x = array_of(x, name)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
 
 
-def summable(x: Any) -> jax.Array:
-    """`x` as floating point of 32 bits at least, in which long sums and powers of a discount come out right."""
-    x = floating(x)
+def summable(x: Any, name: str = "values") -> jax.Array:
+    """`floating` of 32 bits at least, in which long sums and powers of a discount come out right."""
+    x = floating(x, name)
     return x.astype(accumulator_dtype(x.dtype))
 
 
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
-    """A cost, checked to be one number, as floating point."""
-    value = jnp.asarray(value)
+    """A cost, checked to be one number, `summable`."""
+    value = summable(value, name)
     if value.shape != ():
         raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
-    return floating(value)
+    return value
 
 
 def as_keys(key: jax.Array) -> jax.Array:
@@ -72,3 +97,25 @@ def accumulator_dtype(dtype: Any) -> Any:
 def is_traced(*arrays: Any) -> bool:
     """Whether any of the arrays has no value yet."""
     return any(isinstance(x, Tracer) for x in arrays)
+
+
+def integers(x: Any, name: str) -> jax.Array:
+    """Integers (booleans too), `widen`ed.
+
+    Raises:
+        TypeError: Not whole numbers.
+    """
+    x = array_of(x, name)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected integers, received {x.dtype}; use {name}.astype(jnp.int32).")
+    return widen(x)
+
+
+def wide(tree: Any) -> Any:
+    """Floating leaves `summable`, all others as they are."""
+
+    def leaf(x: Any) -> Any:
+        real = isinstance(x, float) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
+        return summable(x) if real else x
+
+    return jax.tree.map(leaf, tree)
