@@ -111,6 +111,15 @@ def integers(x: Any, name: str) -> jax.Array:
     return widen(x)
 
 
+def numbers(tree: Any, name: str = "params") -> Any:
+    """Every leaf `summable`; a list of numbers is one, and a leaf that is none is named."""
+
+    def leaf(path: Any, x: Any) -> jax.Array:
+        return summable(x, name + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, list))
+
+
 def wide(tree: Any) -> Any:
     """Floating leaves `summable`, all others as they are."""
 

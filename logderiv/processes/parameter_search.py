@@ -37,7 +37,7 @@ import jax.numpy as jnp
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost
+from logderiv._core.arrays import as_keys, numbers, scalar_cost, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import normal_terms
 from logderiv.sampling.episodes import rollout
@@ -79,7 +79,8 @@ class TreeNormal:
         Returns:
             Shape `()`.
         """
-        terms = jax.tree.map(normal_terms, action, self.loc, self._scale())
+        loc, scale = self._numbers()
+        terms = jax.tree.map(normal_terms, numbers(action, "action"), loc, scale)
         return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, terms))
 
     def sample(self, key: Key) -> Any:
@@ -95,12 +96,13 @@ class TreeNormal:
         def draw(loc: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
             return loc + scale * (jnp.asarray(self.sign, loc.dtype) * noise)
 
-        return jax.tree.map(draw, self.loc, self._scale(), optax.tree.random_like(key, self.loc))
+        loc, scale = self._numbers()
+        return jax.tree.map(draw, loc, scale, optax.tree.random_like(key, loc))
 
-    def _scale(self) -> Any:
-        """A standard deviation for each number of `loc`."""
-        scales = jax.tree.broadcast(self.scale, self.loc)
-        return jax.tree.map(lambda s, x: jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape), scales, self.loc)
+    def _numbers(self) -> tuple[Any, Any]:
+        """The means, and a standard deviation for each number of them."""
+        loc, scales = numbers(self.loc, "loc"), jax.tree.broadcast(numbers(self.scale, "scale"), self.loc)
+        return loc, jax.tree.map(lambda s, x: jnp.broadcast_to(s.astype(x.dtype), x.shape), scales, loc)
 
 
 @pytree
@@ -141,7 +143,8 @@ class NormalSearch(Policy):
             raise ValueError(
                 f"scale: expected None, received {self.scale}; with a fixed scale the mean is the parameter."
             )
-        return SearchParams(mean, jax.tree.map(lambda x: jnp.full_like(x, jnp.log(std)), mean))
+        mean = numbers(mean, "mean")
+        return SearchParams(mean, jax.tree.map(lambda x: jnp.full_like(x, jnp.log(summable(std))), mean))
 
     def apply(self, params: Any, observation: jax.Array) -> TreeNormal:
         """The search distribution.
@@ -155,7 +158,7 @@ class NormalSearch(Policy):
         """
         if self.scale is not None:
             return TreeNormal(params, self.scale, observation)
-        return TreeNormal(params.mean, jax.tree.map(jnp.exp, params.log_scale), observation)
+        return TreeNormal(params.mean, jax.tree.map(jnp.exp, numbers(params.log_scale)), observation)
 
 
 @pytree(static=("function",))
@@ -184,7 +187,7 @@ class Fitness:
             The sign, as observation and as state.
         """
         del key
-        sign = jnp.ones(()) if params is None else jnp.asarray(params)
+        sign = jnp.ones(()) if params is None else summable(params, "environment_params")
         return sign, sign
 
     def step(self, key: Key, state: Any, action: Any, params: Any = None) -> Step:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys
+from logderiv._core.arrays import as_keys, refuse_complex, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv.likelihood.probability import log_prob
 from logderiv.likelihood.steps import fill_steps
@@ -229,8 +229,10 @@ class HiddenProcess(Process):
         Raises:
             ValueError: No observation; `observed` has another length.
         """
+        observations = jax.tree.map(jnp.asarray, observations, is_leaf=lambda x: isinstance(x, list))
+        refuse_complex(observations=observations)
         length = check.rows("observations", observations)
-        mask = jnp.ones(length, bool) if observed is None else jnp.asarray(observed, bool)
+        mask = jnp.ones(length, bool) if observed is None else summable(observed, "observed") != 0
         check.shape((length,), observed=mask, hint="that of the series")
         return fill_steps(observations, mask), mask
 
