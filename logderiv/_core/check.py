@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import is_traced, refuse_complex
+from logderiv._core.pytrees import TRACED
 
 
 def whole(*, at_least: int = 1, hint: Any = "", **numbers: Any) -> None:
@@ -101,12 +102,16 @@ def rows(name: str, tree: Any, *, at_least: int = 1) -> int:
 
 
 def params(tree: Any) -> None:
-    """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
+    """Raise `TypeError`, naming the leaf, unless every parameter is an array that can be differentiated."""
+    refuse_complex(params=tree)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        name = f"params{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, (*TRACED, int)):
+            raise TypeError(f"{name}: expected an array, received {type(leaf).__name__}.")
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
-                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+                f"{name}: expected a floating-point array to differentiate, received dtype {jnp.result_type(leaf)}; "
+                "use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
             )
 
 
