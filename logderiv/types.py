@@ -383,8 +383,11 @@ def check_kind(x: Any) -> None:
     raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
 
 
-def given(field: str, value: Any) -> None:
-    """Raise `TypeError`, with the remedy, if this field of a trajectory is `None`, or without arrays."""
+def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
+    """Raise `TypeError`, with the remedy, if this field of a trajectory is `None`, or without arrays.
+
+    With `like`, another field that has one more `axis`, raise `ValueError` unless structure and shapes fit to it.
+    """
     if not jax.tree.leaves(value):
         remedies = {
             "valid": "ones of dtype bool where all steps are real",
@@ -393,6 +396,9 @@ def given(field: str, value: Any) -> None:
         remedies |= {"behavior_log_probs": "logderiv.importance.with_behavior fills them in"}
         remedy = remedies.get(field, "it is used here")
         raise TypeError(f"trajectory.{field}: expected an array, received {value}; {remedy}.")
+    one = jax.tree.map(lambda x: np.broadcast_to(0, np.delete(x.shape, axis)), like)
+    if like is not None and jax.tree.map(np.shape, value) != jax.tree.map(np.shape, one):
+        check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
 
 
 def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
@@ -456,8 +462,9 @@ def next_observations(trajectory: Trajectory) -> Any:
         >>> next_observations(tau).tolist()
         [5, 6, 6]
     """
-    trajectory = as_trajectory(trajectory, "observations", "final_observation", prefix=True)
+    trajectory = as_trajectory(trajectory, "observations", prefix=True)
     valid, axis = trajectory.valid, trajectory.valid.ndim - 1
+    given("final_observation", trajectory.final_observation, like=trajectory.observations, axis=axis)
     times = jax.lax.broadcasted_iota(jnp.int32, valid.shape, axis)
     goes_on = times < jnp.max(jnp.where(valid, times, -1), axis=-1, keepdims=True)
 

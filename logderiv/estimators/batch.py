@@ -12,7 +12,7 @@ from logderiv._core.arrays import unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
-from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_batch
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_batch, given
 
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
 
@@ -117,10 +117,13 @@ def evaluate_value(
         Two arrays of shape `(*batch, T)`, 0 on invalid steps. Detached.
 
     Raises:
-        ValueError: The function does not return a scalar for one observation.
+        TypeError: Observations are missing.
+        ValueError: The function does not return a scalar for one observation, or the final observation has another shape.
     """
-    valid = trajectories.valid
-    values = value_of_each(function, value_params, trajectories.observations, valid)
+    valid, observations = trajectories.valid, trajectories.observations
+    given("observations", observations)
+    given("final_observation", trajectories.final_observation, like=observations, axis=valid.ndim - 1)
+    values = value_of_each(function, value_params, observations, valid)
     last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
     final = value_of_each(function, value_params, last, jnp.any(valid, axis=-1, keepdims=True))
     follows = jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
