@@ -49,13 +49,17 @@ def not_negative(**numbers: Any) -> None:
 
 def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any], hint: str = "") -> None:
     for name, number in numbers.items():
-        if is_traced(number):
-            continue
-        values = np.asarray(number)
-        if not np.issubdtype(values.dtype, np.number):
+        values = number if is_traced(number) else np.asarray(number)
+        if not (jnp.issubdtype(values.dtype, jnp.integer) or jnp.issubdtype(values.dtype, jnp.floating)):
             raise TypeError(f"{name}: expected {expected}, received {number!r}.")
-        if not np.all(holds(values)):
+        if not is_traced(number) and not np.all(holds(values)):
             raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")
+
+
+def fraction(**numbers: Any) -> None:
+    """Raise `ValueError` unless each is one number in [0, 1]."""
+    shape((), **numbers)
+    between(0, 1, **numbers)
 
 
 def one_of(options: Collection[Any], **values: Any) -> None:

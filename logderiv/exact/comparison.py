@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
+from logderiv._core.arrays import expand, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.exact.dynamic import evaluate
@@ -77,7 +77,7 @@ def compare_expectation(
     """
     check.params(params)
     check.whole(num_samples=num_samples)
-    check.between(0, 1, discount=discount)
+    check.fraction(discount=discount)
     every = list_trajectories(environment, horizon)
     routes = _routes(params, key, policy, environment, every, horizon, num_samples, discount)
     return ExpectationComparison(len(every.weights), *routes)
@@ -87,6 +87,8 @@ def compare_expectation(
 def _routes(
     params: Params, key: Key, policy: Any, environment: Any, every: Listing, horizon: int, num: int, discount: Any
 ) -> Any:
+    params = wide(params)
+
     def scores(trajectories: Trajectory) -> Params:
         return jax.vmap(jax.grad(log_prob), (None, None, 0))(params, policy, trajectories)
 

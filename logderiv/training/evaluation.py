@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, summable
+from logderiv._core.arrays import as_keys, expand, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.sharding import spread
 from logderiv.distributions import Forced
@@ -69,7 +69,7 @@ def evaluate(
         environment_params: Passed to the environment; `None` for its own.
 
     Returns:
-        The returns, shape `(num_episodes,)`; float32 at least.
+        The returns, shape `(num_episodes,)`, of a game `(num_episodes, num_players)`; float32 at least.
 
     Raises:
         ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
@@ -80,7 +80,7 @@ def evaluate(
     policy = _Greedy(policy) if greedy else policy
     options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
     taus = rollout(params, keys, policy, environment, **options)
-    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
+    return jnp.sum(jnp.where(expand(taus.valid, taus.rewards), summable(taus.rewards), 0), axis=1)
 
 
 @pytree
