@@ -169,13 +169,27 @@ class Importance(Part):
 
         Gradients: flow through; an estimator detaches them.
         """
+        return jnp.exp(self.log_weights(log_ratios))
+
+    def log_weights(self, log_ratios: jax.Array) -> jax.Array:
+        """Logarithms of the weights, which do not overflow: what estimators use.
+
+        Args:
+            log_ratios: Shape `(N, T)`, 0 on invalid steps.
+
+        Returns:
+            Shape `(N, T)`.
+
+        Gradients: flow through; an estimator detaches them.
+        """
         log_ratios = summable(log_ratios, "log_ratios")
         if self.per == "step":
             logs = lax.associative_scan(jnp.add, log_ratios, axis=log_ratios.ndim - 1)
         else:
             logs = jnp.broadcast_to(jnp.sum(log_ratios, axis=-1, keepdims=True), log_ratios.shape)
-        peak = jnp.max(logs, axis=0, keepdims=True) if self.normalize else jnp.zeros((), logs.dtype)
-        weights = jnp.exp(logs - peak)
         if self.truncate is not None:
-            weights = jnp.minimum(weights, jnp.asarray(self.truncate, logs.dtype) * jnp.exp(-peak))
-        return weights / jnp.mean(weights, axis=0, keepdims=True) if self.normalize else weights
+            logs = jnp.minimum(logs, jnp.log(jnp.asarray(self.truncate, logs.dtype)))
+        if self.normalize:
+            peak = jnp.max(logs, axis=0, keepdims=True)
+            logs = logs - peak - jnp.log(jnp.mean(jnp.exp(logs - peak), axis=0, keepdims=True))
+        return logs

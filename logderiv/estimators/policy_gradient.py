@@ -171,7 +171,7 @@ class ScoreFunction(Weighting):
 
     def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, step, distribution
-        return weights * log_prob
+        return jnp.where(weights == 0, jnp.zeros_like(log_prob), weights * log_prob)
 
 
 @pytree(static=("normalizer", "gamma_t"))
