@@ -17,7 +17,7 @@ import logderiv as ld
 from logderiv.advantages import GAE, Grouped, Return, Standardized, ToGo, VTrace
 from logderiv.estimators import OptimalPerParameter, step_weights
 from logderiv.estimators.batch import prepare
-from logderiv.estimators.least_variance import fold_moments, leave_fold_out, ratio
+from logderiv.estimators.least_variance import fold_moments, leave_fold_out
 from logderiv.importance import Importance
 
 from . import oracle
@@ -87,9 +87,10 @@ def _gradient(estimator: Any, weights: jax.Array, batch: Any, logs: jax.Array, s
         return jnp.einsum("nt,ntd->d", jax.grad(estimator.surrogate)(logs, weights), scores)
     folds = 1 if estimator.in_sample else estimator.folds
     moments: Any = leave_fold_out(fold_moments(weights, batch, folds))
-    optima = jnp.stack([ratio(*pair) for pair in moments])
+    optima = jnp.stack([m.optimum()(m.cross, m.square) for m in moments])
     fold = jnp.arange(len(weights)) % folds
-    fitted = weights[..., None] - batch.ratios[..., None] * optima[fold][:, None]
+    ratios = jnp.ones_like(weights) if batch.log_ratios is None else jnp.exp(batch.log_ratios)
+    fitted = weights[..., None] - ratios[..., None] * optima[fold][:, None]
     return jnp.einsum("ntd,ntd->d", fitted, scores) / len(weights)
 
 

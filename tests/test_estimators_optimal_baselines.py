@@ -64,7 +64,8 @@ def two_steps(ratios, credit):
     actions = jnp.arange(2 * num).reshape(num, 2) % 3 % 2
     taus = trajectory(rewards=ones, observations=jnp.tile(jnp.arange(2), (num, 1)), actions=actions)
     one, ratios = jnp.ones(()), jnp.array(ratios)
-    seen = Batch(taus, taus.valid, ones, ones, one, one, ratios, ratios, ratios, LOGITS, TWO_LEAVES)
+    logs = jnp.log(ratios)
+    seen = Batch(taus, taus.valid, ones, ones, one, one, ones, logs, logs, logs, LOGITS, TWO_LEAVES)
     return jnp.array(credit), seen
 
 
@@ -78,9 +79,10 @@ def test_cross_fitted_optimum_off_policy(folds):
     for n in range(4):
         others = np.arange(4) % folds != n % folds
         best = np.sum((credit * ratios)[others]) / np.sum((ratios**2)[others])
-        np.testing.assert_allclose(found[n], ratios[n] * best, rtol=1e-14)
-    for k, (cross, square) in enumerate(jax.jit(lambda: fold_moments(weighted, batch, folds))()):
+        np.testing.assert_allclose(found[n], [best] * 2, rtol=1e-14)
+    for k, (cross, square, log) in enumerate(jax.jit(lambda: fold_moments(weighted, batch, folds))()):
         own = np.arange(4) % folds == k
+        cross, square = (jax.tree.map(lambda x, k=k: x * np.exp(k * log), x) for x, k in ((cross, 1), (square, 2)))
         for state, leaf in enumerate(("left", "right")):
             np.testing.assert_allclose(cross[leaf], np.sum((credit * ratios)[own, state]) / 4, rtol=1e-14)
             np.testing.assert_allclose(square[leaf], np.sum((ratios**2)[own, state]) / 4, rtol=1e-14)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
@@ -15,9 +16,25 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
-def continues(valid: jax.Array) -> jax.Array:
-    """Whether a valid step follows, shape `(*batch, T)`."""
-    return jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
+    """1 for a mask that is a prefix, NaN for one with a hole: what a number that depends on time is multiplied by. Shape `(*batch, 1)`.
+
+    Raises:
+        ValueError: The mask has values, and an entry that is False before one that is True: NaN is for traced ones.
+    """
+    if isinstance(valid, Tracer):
+        holes = jnp.any(valid[..., 1:] & ~valid[..., :-1], axis=-1, keepdims=True)
+        return jnp.where(holes, jnp.nan, 1.0).astype(dtype)
+    values = np.asarray(valid)
+    holes = values[..., 1:] & ~values[..., :-1]
+    if holes.any():
+        where = tuple(np.argwhere(holes)[0].tolist())
+        raise ValueError(
+            f"{name}: expected a prefix mask, received a hole: the step at index {where} is invalid and the next one valid, "
+            "which would pass for the end of the episode. Keep the step valid (logderiv.Forced, where its action was not the "
+            "policy's own), or split the trajectory there."
+        )
+    return np.ones((*values.shape[:-1], 1), dtype)  # pyright: ignore[reportReturnType]
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -60,6 +77,18 @@ def summable(x: Any, name: str = "values") -> jax.Array:
     """`floating` of 32 bits at least, in which long sums and powers of a discount come out right."""
     x = floating(x, name)
     return x.astype(accumulator_dtype(x.dtype))
+
+
+def as_mask(x: Any, name: str) -> jax.Array:
+    """Booleans, or whole numbers that are 0 where False.
+
+    Raises:
+        TypeError: Another dtype.
+    """
+    x = array_of(x, name)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a boolean mask, received {x.dtype}; use {name}.astype(bool).")
+    return x.astype(bool)
 
 
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:

@@ -18,6 +18,7 @@ from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, averaged, in_groups
 from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
 from logderiv.estimators.returns import reward_to_go, total_return
+from logderiv.estimators.scaled import Scaled, scaled_sums, times_exp
 from logderiv.types import Params, Per, State
 
 Weighed = tuple[jax.Array, jax.Array, State]
@@ -56,7 +57,8 @@ class Advantage(Part):
 class Credited(Advantage):
     """Base of advantages that give credit by a function of rewards and discounts, minus a baseline.
 
-    Rewards are multiplied by the ratio and γ^t *before* the credit is given, and the baseline is multiplied by them too.
+    Rewards are multiplied by the ratio and γ^t *before* the credit is given, and the baseline is multiplied by them too. Off
+    policy both stay `Scaled` until they are subtracted: a ratio may have no floating-point number where the weight has one.
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
@@ -86,19 +88,45 @@ class Credited(Advantage):
         """
         raise NotImplementedError
 
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        """The credit of a batch, of rewards times exp(`log_rewards`) and discounts times exp(`log_discounts`).
+
+        Args:
+            rewards: Shape `(N, T)`.
+            discounts: Same shape.
+            log_rewards: Same shape.
+            log_discounts: Same shape.
+
+        Returns:
+            Shape `(N, T)`.
+        """
+        credit = jax.vmap(self.credit)(times_exp(rewards, log_rewards), times_exp(discounts, log_discounts))
+        return Scaled(credit, jnp.zeros_like(credit))
+
     def init(self, params: Params) -> State:
         return () if self.baseline is None else self.baseline.init(params)
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         del params
-        give, valid = jax.vmap(self.credit), batch.valid
-        credit = jnp.where(valid, give(batch.rewards * batch.scale, batch.inside * batch.discounts), 0)
-        later = batch.discount * batch.step_ratios * batch.discounts
-        targets = jnp.where(valid, give(batch.rewards * batch.step_ratios, later), 0)
+        valid, inside, later = batch.valid, batch.inside * batch.discounts, batch.discount * batch.discounts
+        scaled, ratios = None, batch.log_step_ratios
+        if batch.log_ratios is None:
+            give = jax.vmap(self.credit)
+            credit, targets = give(batch.rewards * batch.powers, inside), give(batch.rewards, later)
+        else:
+            scaled = self.scaled_credit(batch.rewards * batch.powers, inside, batch.log_scale, jnp.zeros_like(inside))
+            credit, targets = scaled.value, self.scaled_credit(batch.rewards, later, ratios, ratios).value
+        credit, targets = jnp.where(valid, credit, 0), jnp.where(valid, targets, 0)
         if self.baseline is None:
             return credit, targets, state
-        weights = jnp.where(valid, credit - self.baseline.values(state, credit, batch), 0)
-        return weights, targets, self.baseline.update(state, credit, targets, batch)
+        values = self.baseline.values(state, credit, batch)
+        values, log = (
+            (batch.powers * values, batch.log_scale) if self.baseline.discounted else (values, batch.log_ratios)
+        )
+        weights = credit - values if scaled is None else scaled.plus(-values, log).value
+        return jnp.where(valid, weights, 0), targets, self.baseline.update(state, credit, targets, batch)
 
 
 @pytree
@@ -118,6 +146,11 @@ class ToGo(Credited):
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return reward_to_go(rewards, discounts)
+
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        return scaled_sums(rewards, discounts, log_rewards, log_discounts)
 
 
 @pytree
@@ -140,6 +173,12 @@ class Return(Credited):
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return total_return(rewards, discounts)
+
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        sums = scaled_sums(rewards, discounts, log_rewards, log_discounts)
+        return Scaled(*(jnp.broadcast_to(x[:, :1], x.shape) for x in sums))
 
 
 @pytree(static=("function", "past_rewards"))
@@ -231,13 +270,17 @@ class Standardized(Transformed):
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         weights, targets, state = self.advantage(params, state, batch)
+        epsilon = jnp.asarray(self.epsilon, weights.dtype)
+        # In units of the largest, whose square might overflow.
+        unit = jnp.maximum(jnp.max(jnp.abs(weights)), epsilon)
+        unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
+        weights, epsilon = weights / unit, epsilon / unit
         over, counts = averaged(weights, batch.valid, self.per)
         count = jnp.sum(counts)
         mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
         deviation = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1))
-        standardized = (weights - mean) / (deviation + jnp.asarray(self.epsilon, weights.dtype))
-        return jnp.where(batch.valid, standardized, 0), targets, state
+        return jnp.where(batch.valid, (weights - mean) / (deviation + epsilon), 0), targets, state
 
 
 @pytree(static=("group_size",))
@@ -284,7 +327,17 @@ class Grouped(Transformed):
         return state
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
-        names = ("steps", "valid", "rewards", "discounts", "scale", "ratios", "step_ratios", "values")
+        names = (
+            "steps",
+            "valid",
+            "rewards",
+            "discounts",
+            "powers",
+            "log_scale",
+            "log_ratios",
+            "log_step_ratios",
+            "values",
+        )
         groups = {k: jax.tree.map(lambda x: in_groups(x, self.group_size), getattr(batch, k)) for k in names}
 
         def of_group(group: dict[str, Any]) -> tuple[jax.Array, jax.Array]:

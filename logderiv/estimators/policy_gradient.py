@@ -16,7 +16,7 @@ from logderiv.estimators.declaration import RETURN, Declaration, Structure, bias
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
-from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory
+from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory, given
 
 _ON_POLICY = "the batch was drawn with these parameters"
 
@@ -171,7 +171,7 @@ class ScoreFunction(Weighting):
 
     def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, step, distribution
-        return weights * log_prob
+        return jnp.where(weights == 0, jnp.zeros_like(log_prob), weights * log_prob)
 
 
 @pytree(static=("normalizer", "gamma_t"))
@@ -227,6 +227,7 @@ class PPO(Weighting):
 
     def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, distribution
+        given("behavior_log_probs", step.behavior_log_prob)
         return clipped(log_prob - step.behavior_log_prob.astype(log_prob.dtype), weights, self.clip)
 
 

@@ -13,7 +13,7 @@ from logderiv._core import check
 from logderiv._core.arrays import expand
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import lifted
-from logderiv.types import Params, Trajectory, check_trajectory
+from logderiv.types import Params, Trajectory, as_trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
@@ -82,7 +82,7 @@ def check_padding(
     """
     check.params(params)
     check.whole(at_least=0, num_extra=num_extra)
-    check_trajectory(trajectories)
+    trajectories = as_trajectory(trajectories, prefix=True)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:
         raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
