@@ -67,7 +67,7 @@ class Constant(Baseline):
         per: "trajectory" or "step".
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `value` is not finite.
 
     References:
         Williams (1992), Machine Learning 8, section 4 (reinforcement baseline).
@@ -81,6 +81,7 @@ class Constant(Baseline):
 
     def __post_init__(self) -> None:
         check.one_of(("step", "trajectory"), per=self.per)
+        check.finite(value=self.value)
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state

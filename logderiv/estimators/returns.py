@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
+
 
 def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     """Discounted sum of rewards from each step to the end of a trajectory.
@@ -131,6 +133,7 @@ def lambda_returns(
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 12.18; `rlax.lambda_returns` is the same function of the same
         arrays.
     """
+    check.between(0, 1, lambda_=lambda_)
     _check(rewards=rewards, discounts=discounts, next_values=next_values)
     rewards, discounts, next_values = _masked(valid, rewards, discounts, next_values)
     present = jnp.ones(rewards.shape, bool) if valid is None else valid
@@ -172,6 +175,7 @@ def generalized_advantages(
     References:
         Schulman et al. (2016), arXiv:1506.02438, eq. 16; `rlax.truncated_generalized_advantage_estimation`.
     """
+    check.between(0, 1, lambda_=lambda_)
     _check(rewards=rewards, discounts=discounts, values=values, next_values=next_values)
     rewards, discounts, values, next_values = _masked(valid, rewards, discounts, values, next_values)
     return backward_sums(td_residuals(rewards, discounts, values, next_values), discounts * lambda_)
@@ -235,6 +239,8 @@ def vtrace(
         Espeholt et al. (2018), arXiv:1802.01561, eq. 1, remark 1 and section 4.2; `rlax.vtrace_td_error_and_advantage`, where
         `clip_c` is 1.
     """
+    check.between(0, 1, lambda_=lambda_)
+    check.positive(clip_rho=clip_rho, clip_c=clip_c, clip_pg=clip_pg)
     _check(rewards=rewards, ratios=ratios)
     residuals = td_residuals(rewards, discounts, values, next_values)
     errors = backward_sums(jnp.minimum(ratios, clip_rho) * residuals, discounts * jnp.minimum(ratios, clip_c) * lambda_)

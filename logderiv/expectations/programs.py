@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys
+from logderiv._core.arrays import as_key
 from logderiv._core.pytrees import pytree
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
 from logderiv.types import Key, Params
@@ -119,7 +119,7 @@ class Expectation:
             TypeError: The program does not return its tape.
             ValueError: The program uses a tape twice.
         """
-        keys = jax.random.split(as_keys(key), self.num_samples)
+        keys = jax.random.split(as_key(key), self.num_samples)
         return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
 
     @property
@@ -179,7 +179,7 @@ def bounded_while_loop(
 
     Gradients: flow through `init` and whatever the two functions close over, in both modes.
     """
-    check.whole(max_steps=max_steps)
+    max_steps = check.whole(max_steps=max_steps)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import num_categories
@@ -203,7 +204,7 @@ class MLP(Policy):
             One dictionary a layer.
         """
         widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
-        keys, scales = jax.random.split(key, len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
+        keys, scales = jax.random.split(as_key(key), len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
         params: Any = list(map(dense_init, keys, widths[:-1], widths[1:], scales))
         if self.state_independent:
             params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
@@ -264,7 +265,7 @@ class MLPActorCritic(MLP):
         Returns:
             A dictionary of the two.
         """
-        actor, critic = jax.random.split(key)
+        actor, critic = jax.random.split(as_key(key))
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
     def apply(self, params: Params, observation: Any) -> Any:
@@ -323,7 +324,7 @@ class GRU(Policy):
         Returns:
             Dictionaries `"input"`, `"state"` and `"output"`.
         """
-        keys, size = jax.random.split(key, 3), flatten_observation(observation).size
+        keys, size = jax.random.split(as_key(key), 3), flatten_observation(observation).size
         return {
             "input": dense_init(keys[0], size, 3 * self.hidden),
             "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},

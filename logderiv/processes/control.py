@@ -200,6 +200,9 @@ class LinearQuadratic:
         cost = system.state_cost + gain.T @ system.control_cost @ gain
         exploring = jnp.trace(system.control_cost @ covariance)
 
+        horizon = check.whole(horizon=horizon)
+        check.between(0, 1, discount=discount)
+
         def back(later: QuadraticValues, _: None) -> tuple[QuadraticValues, QuadraticValues]:
             matrix = cost + discount * closed.T @ later.matrix @ closed
             constant = exploring + discount * (later.constant + jnp.trace(later.matrix @ spread))

@@ -96,7 +96,6 @@ class EulerMaruyama(Process):
 
     def __post_init__(self) -> None:
         check.positive(finite=True, dt=self.dt)
-        check.whole(horizon=self.horizon)
         for name in ("initial", "noise"):
             object.__setattr__(self, name, _setting(name, getattr(self, name)))
         with jax.ensure_compile_time_eval():
@@ -243,6 +242,7 @@ def transfer_value(
         inside = {"initial - low": start - low, "high - initial": high - start}
         check.positive(finite=True, hint="the start lies between low and high", **inside)
         width = process.sigma(start) * process.dt**0.5
+    num_points = check.whole_or_none(at_least=2, num_points=num_points)
     if num_points is None:
         num_points = math.ceil(2 * (high - low) / float(width)) + 1
     grid = jnp.linspace(low, high, num_points, dtype=start.dtype)

@@ -146,7 +146,7 @@ class TokenModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", as_policy(self.network))
         check.whole(at_least=2, vocabulary=self.vocabulary)
-        check.whole(horizon=self.horizon, context=self.context)
+        check.whole(context=self.context)
         check.between(0, self.vocabulary - 1, end=self.end, hint="a token of the vocabulary")
         object.__setattr__(self, "prompts", jnp.asarray(self._checked_prompts(), jnp.int32))
 

@@ -39,9 +39,7 @@ class Batch:
     horizon: Any
 
     def __post_init__(self) -> None:
-        numbers = dict(vars(self))
-        check.whole_or_none(horizon=numbers.pop("horizon"))
-        check.whole(**numbers)
+        check.whole(**{name: number for name, number in vars(self).items() if number is not None})
 
     def check(self, estimator: Any, mesh: Any) -> None:
         """Refuse what does not go with this batch.
