@@ -17,9 +17,25 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
-def continues(valid: jax.Array) -> jax.Array:
-    """Whether a valid step follows, shape `(*batch, T)`."""
-    return jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
+    """1 for a mask that is a prefix, NaN for one with a hole: what a number that depends on time is multiplied by. Shape `(*batch, 1)`.
+
+    Raises:
+        ValueError: The mask has values, and an entry that is False before one that is True: NaN is for traced ones.
+    """
+    if isinstance(valid, Tracer):
+        holes = jnp.any(valid[..., 1:] & ~valid[..., :-1], axis=-1, keepdims=True)
+        return jnp.where(holes, jnp.nan, 1.0).astype(dtype)
+    values = np.asarray(valid)
+    holes = values[..., 1:] & ~values[..., :-1]
+    if holes.any():
+        where = tuple(np.argwhere(holes)[0].tolist())
+        raise ValueError(
+            f"{name}: expected a prefix mask, received a hole: the step at index {where} is invalid and the next one valid, "
+            "which would pass for the end of the episode. Keep the step valid (logderiv.Forced, where its action was not the "
+            "policy's own), or split the trajectory there."
+        )
+    return np.ones((*values.shape[:-1], 1), dtype)  # pyright: ignore[reportReturnType]
 
 
 def widen(x: jax.Array) -> jax.Array:
@@ -27,24 +43,61 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
-def floating(x: Any) -> jax.Array:
-    """`x` as floating point; integers become the default floating dtype."""
-    x = jnp.asarray(x)
+def refuse_complex(**trees: Any) -> None:
+    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex: a cast would lose the imaginary part."""
+    for name, tree in trees.items():
+        for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
+                raise TypeError(
+                    f"{name}{jax.tree_util.keystr(path)}: expected real numbers, received {jnp.result_type(x)}; take real and "
+                    "imaginary part as two arrays."
+                )
+
+
+def array_of(x: Any, name: str = "values") -> jax.Array:
+    """`x`, an array, a number or a list of numbers, as a real array.
+
+    Raises:
+        TypeError: It is none, or complex; named.
+    """
+    try:
+        x = jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected an array of numbers, received {type(x).__name__}: {error}") from error
+    refuse_complex(**{name: x})
+    return x
+
+
+def floating(x: Any, name: str = "values") -> jax.Array:
+    """`x` as floating point; integers become the default floating dtype; complex numbers are refused by name, as of `array_of`."""
+    x = array_of(x, name)
     return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
 
 
-def summable(x: Any) -> jax.Array:
-    """`x` as floating point of 32 bits at least, in which long sums and powers of a discount come out right."""
-    x = floating(x)
+def summable(x: Any, name: str = "values") -> jax.Array:
+    """`floating` of 32 bits at least, in which long sums and powers of a discount come out right."""
+    x = floating(x, name)
     return x.astype(accumulator_dtype(x.dtype))
+
+
+def as_mask(x: Any, name: str) -> jax.Array:
+    """Booleans, or whole numbers that are 0 where False.
+
+    Raises:
+        TypeError: Another dtype.
+    """
+    x = array_of(x, name)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected a boolean mask, received {x.dtype}; use {name}.astype(bool).")
+    return x.astype(bool)
 
 
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     """A cost, checked to be one number, as floating point."""
-    value = jnp.asarray(value)
+    value = floating(value, name)
     if value.shape != ():
         raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
-    return floating(value)
+    return value
 
 
 def as_keys(keys: Any, name: str = "key") -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import is_traced, refuse_complex
 
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
 
@@ -129,26 +129,18 @@ def params(tree: Any) -> None:
         TypeError: One is no array of real floating-point numbers.
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    if not any(np.size(leaf) for _, leaf in leaves):
-        raise ValueError(f"params: expected at least one number to differentiate in, received {tree!r}.")
     for path, leaf in leaves:
         name = f"params{jax.tree_util.keystr(path)}"
         if not isinstance(leaf, _NUMBERS):
             raise TypeError(f"{name}: expected an array, received {type(leaf).__name__}.")
+        refuse_complex(**{name: leaf})
         if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             raise TypeError(
-                f"{name}: expected a floating-point array to differentiate, received dtype "
-                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+                f"{name}: expected a floating-point array to differentiate, received dtype {jnp.result_type(leaf)}; "
+                "use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
             )
-
-
-def real(**trees: Any) -> None:
-    """Raise `TypeError` if a leaf is complex, or no number at all; it is named."""
-    for name, tree in trees.items():
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            dtype = jnp.result_type(leaf) if isinstance(leaf, _NUMBERS) else type(leaf).__name__
-            if isinstance(dtype, str) or jnp.issubdtype(dtype, jnp.complexfloating):
-                raise TypeError(f"{name}{jax.tree_util.keystr(path)}: expected real numbers, received {dtype}.")
+    if not any(np.size(leaf) for _, leaf in leaves):
+        raise ValueError(f"params: expected at least one number to differentiate in, received {tree!r}.")
 
 
 def auto(**arrays: Any) -> None:

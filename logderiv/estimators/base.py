@@ -1,5 +1,6 @@
 """What an estimator is: three pure functions, what they ask of a batch, and a declaration."""
 
+import math
 from typing import Any
 
 import jax
@@ -20,9 +21,10 @@ from logderiv.types import (
     TimeStep,
     Trajectories,
     Trajectory,
+    as_batch,
     as_steps,
     batch_info,
-    num_trajectories,
+    refuse_stream,
 )
 
 
@@ -122,14 +124,11 @@ class Estimator(Part):
         Gradients: the weights are detached. It compiles itself: a second call with arrays of the same shapes and an estimator
             that differs in its numbers only compiles nothing.
         """
-        steps, num = as_steps(trajectories), num_trajectories(trajectories)
+        trajectories, steps = as_batch(trajectories)
         structure = self.structure
         if isinstance(trajectories, Stream) and not structure.streams:
-            raise TypeError(
-                "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-                "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-            )
-        structure.check(num)
+            refuse_stream()
+        structure.check(math.prod(steps.valid.shape[:-1]))
         check.params(params)
         check.auto(trajectories=steps.valid)
         check_steps(params, policy, steps)

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import continues, summable
+from logderiv._core.arrays import unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
-from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_steps
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_batch
 
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
 
@@ -70,14 +70,15 @@ def prepare(
     Returns:
         A `Batch`.
     """
-    steps = as_steps(trajectories)
+    trajectories, steps = as_batch(trajectories, streams=estimator.structure.streams)
     values = None if value is None else evaluate_value(value, params, steps)
     times, ends = jnp.arange(steps.valid.shape[1])[None], None
     if isinstance(trajectories, Stream):
         times, ends = trajectories.times, trajectories.ends
     shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
-    valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
-    rewards = jnp.where(valid, summable(steps.rewards).reshape(shape), 0)
+    discounts, whole = steps.discounts.reshape(shape), unbroken(steps.valid, steps.rewards.dtype)
+    rewards = whole * jnp.where(steps.valid, steps.rewards, 0)
+    rewards, valid = rewards.reshape(shape), (steps.valid | jnp.isnan(whole)).reshape(shape)
     dtype, importance = rewards.dtype, estimator.importance
     step_ratios = ratios = jnp.ones_like(rewards)
     if importance is not None or estimator.advantage.own_ratios:
@@ -122,7 +123,8 @@ def evaluate_value(
     values = value_of_each(function, value_params, trajectories.observations, valid)
     last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
     final = value_of_each(function, value_params, last, jnp.any(valid, axis=-1, keepdims=True))
-    next_values = jnp.where(continues(valid), jnp.roll(values, -1, axis=-1), final)
+    follows = jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+    next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), final)
     return jax.lax.stop_gradient((values, jnp.where(valid, next_values, 0)))
 
 

@@ -14,8 +14,8 @@ from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.likelihood.probability import (
     all_factors,
-    check_single,
     log_prob,
+    one_trajectory,
     prob,
     running_product,
     signed_log,
@@ -125,8 +125,8 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
         TypeError: A parameter is not floating point.
     """
     check.params(params)
-    check_single(trajectory)
-    return _compare(params, check_steps(params, policy, trajectory), trajectory, environment)
+    trajectory = one_trajectory(trajectory, environment)
+    return _compare(params, *check_steps(params, policy, trajectory), environment)
 
 
 @jit

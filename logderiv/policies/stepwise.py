@@ -39,6 +39,11 @@ class StepPolicy:
         """Whether it has log-factors of its own, of a whole trajectory at once."""
         return getattr(self.policy, "log_factors", None) is not None
 
+    @property
+    def sees_time(self) -> bool:
+        """Whether a step depends on those before it: in a trajectory with holes it would miss some."""
+        return self.has_memory or self.takes_sequences
+
     def start(self, params: Params) -> Any:
         """What is carried into the first step.
 

@@ -35,7 +35,7 @@ from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal
 from logderiv.likelihood.steps import fill_invalid, per_trajectory
 from logderiv.processes.base import Process, first_component, no_reward
-from logderiv.types import Params, State, Trajectory, check_trajectory
+from logderiv.types import Params, State, Trajectory, as_trajectory
 
 Drift = Callable[[Any, jax.Array, jax.Array], jax.Array]
 Function = Callable[[jax.Array], jax.Array]
@@ -291,7 +291,7 @@ def girsanov_log_ratios(
     ours, theirs = (process.noise, process.dt), (reference.noise, reference.dt)
     if not is_traced(*jax.tree.leaves((ours, theirs))) and jax.tree.flatten(ours) != jax.tree.flatten(theirs):
         raise ValueError(f"reference: expected the same noise and dt as process, {ours}, received {theirs}.")
-    batch, _ = check_trajectory(trajectories)
+    trajectories = as_trajectory(trajectories)
 
     def one(observation: Position, action: jax.Array) -> jax.Array:
         x, time = observation
@@ -300,7 +300,7 @@ def girsanov_log_ratios(
         return jnp.sum(((f - g) * innovation - (f - g) ** 2 * (0.5 * process.dt)) / reference.sigma(x) ** 2)
 
     safe = fill_invalid(trajectories)
-    terms = per_trajectory(one, len(batch) + 1)(safe.observations, safe.actions)
+    terms = per_trajectory(one, trajectories.valid.ndim)(safe.observations, safe.actions)
     return jnp.where(trajectories.valid, terms, jnp.zeros((), terms.dtype))
 
 

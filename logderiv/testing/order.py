@@ -15,6 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.estimators import Estimator
@@ -108,7 +109,7 @@ def check_order(
     if tolerance is not None:
         check.between(0, 1, open_left=True, open_right=True, tolerance=tolerance)
     check.params(params)
-    check.real(probabilities=probabilities)
+    refuse_complex(probabilities=probabilities)
     known, weights = structure(estimator), np.asarray(probabilities, np.float64)
     count = trajectories.valid.shape[0]
     if weights.shape != (count,) or not abs(weights.sum() - 1) < 1e-3 or not (weights >= 0).all():
@@ -144,7 +145,7 @@ def _along(params: Params, function: Callable[[Params], jax.Array], directions: 
     """Derivatives 1 to `orders` of a function along every direction, shape `(orders, V)`."""
     theta, unravel = ravel_pytree(params)
     objective = jax.eval_shape(function, params)
-    check.real(objective=objective)
+    refuse_complex(objective=objective)
     check.shape((), objective=objective)
 
     def along(direction: jax.Array) -> jax.Array:

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
+from logderiv._core.arrays import expand, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import lifted
-from logderiv.types import Params, Trajectory, check_trajectory
+from logderiv.types import Params, Trajectory, as_trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
@@ -83,7 +83,7 @@ def check_padding(
     """
     num_extra = check.whole(at_least=0, num_extra=num_extra)
     check.params(params)
-    check_trajectory(trajectories)
+    trajectories = as_trajectory(trajectories, prefix=True)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:
         raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
@@ -158,7 +158,7 @@ def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tup
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
         outputs = function(params, trajectories)
-        check.real(function=outputs)
+        refuse_complex(function=outputs)
         if not jax.tree.leaves(outputs):
             raise ValueError("function: expected a pytree of arrays, received one without leaves.")
         numbers = lifted(outputs)

@@ -22,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key
+from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_entries, table
 from logderiv.diagnostics.statistics import Summary, summary
@@ -202,7 +202,7 @@ def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: j
 
     def logs(params: Any, x: Any) -> jax.Array:
         values = jnp.asarray(log_prob(params, x))
-        check.real(log_prob=values)
+        refuse_complex(log_prob=values)
         if values.ndim > 1:
             raise ValueError(f"log_prob: expected shape () or (T,), received {values.shape}; sum over the event axes.")
         return values[None] if values.ndim == 0 else jnp.concatenate([jnp.sum(values, keepdims=True), values])

@@ -15,6 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.diagnostics.statistics import summary
@@ -116,7 +117,7 @@ def assert_unbiased(
     check.rows("samples", samples, at_least=MIN_REPLICATES)
     one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
     check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
-    check.real(samples=samples, exact=exact)
+    refuse_complex(samples=samples, exact=exact)
     resolution = jax.tree.broadcast(resolution, exact)
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(finite=True, **{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
