@@ -150,7 +150,7 @@ class Environment(Protocol):
 
     There is no auto-reset inside `step`. One with known densities also has `log_initial(trajectory)`, shape `()`,
     and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
-    `horizon` is the default number of steps of a rollout.
+    `horizon` is the default number of steps of a rollout, one `num_players` says that a reward has a place for each player.
     """
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
@@ -175,7 +175,8 @@ class Environment(Protocol):
             params: The environment's own, `None` for its default.
 
         Returns:
-            `(observation, state, reward, terminated, truncated)`.
+            `(observation, state, reward, terminated, truncated)`, the last three one number each: of any dtype that is
+            not complex, and of any shape with one entry.
         """
         ...
 

@@ -157,12 +157,12 @@ CASES = [
     ),
     (
         ValueError,
-        r"environment.step: truncated: expected shape \(\), received \(1,\)",
-        lambda: _steps(_Returning(1.0, False, jnp.zeros(1, bool))),
+        r"environment.step: value 4, truncated: expected shape \(\), received \(2,\)",
+        lambda: _steps(_Returning(1.0, False, jnp.zeros(2, bool))),
     ),
     (
         ValueError,
-        r"after step\[0\]: expected shape \(2,\), received \(3,\); as after reset",
+        r"environment.step: value 0, observation: expected shape \(2,\), received \(3,\); not as reset returned it",
         lambda: _steps(_Growing()),
     ),
     (TypeError, r"\['speed'\].*int64 after reset and float64 after step.*cut off", lambda: _steps(_Rounded())),

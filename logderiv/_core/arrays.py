@@ -93,8 +93,8 @@ def as_mask(x: Any, name: str) -> jax.Array:
 
 
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
-    """A cost, checked to be one number, as floating point."""
-    value = floating(value, name)
+    """A cost, checked to be one number, `summable`."""
+    value = summable(value, name)
     if value.shape != ():
         raise ValueError(f"{name}: expected a scalar for one sample, received shape {value.shape}; sum over the event.")
     return value
@@ -142,3 +142,25 @@ def accumulator_dtype(dtype: Any) -> Any:
 def is_traced(*arrays: Any) -> bool:
     """Whether any of the arrays has no value yet."""
     return any(isinstance(x, Tracer) for x in arrays)
+
+
+def integers(x: Any, name: str) -> jax.Array:
+    """Integers (booleans too), `widen`ed.
+
+    Raises:
+        TypeError: Not whole numbers.
+    """
+    x = array_of(x, name)
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name}: expected integers, received {x.dtype}; use {name}.astype(jnp.int32).")
+    return widen(x)
+
+
+def wide(tree: Any) -> Any:
+    """Floating leaves `summable`, all others as they are."""
+
+    def leaf(x: Any) -> Any:
+        real = isinstance(x, float) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.floating)
+        return summable(x) if real else x
+
+    return jax.tree.map(leaf, tree)

@@ -78,6 +78,12 @@ def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any
             raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")
 
 
+def fraction(**numbers: Any) -> None:
+    """Raise `ValueError` unless each is one number in [0, 1]."""
+    shape((), **numbers)
+    between(0, 1, **numbers)
+
+
 def one_of(options: Collection[Any], **values: Any) -> None:
     """Raise `ValueError` unless each value is one of the options."""
     for name, value in values.items():

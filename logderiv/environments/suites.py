@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import pytree
-from logderiv.environments._spaces import ActionSpace, action_space, no_params, scalar_reward, standard_promotion
+from logderiv.environments._spaces import (
+    ActionSpace,
+    action_space,
+    from_start,
+    no_params,
+    scalar_reward,
+    standard_promotion,
+)
 from logderiv.environments.gymnasium.adapter import Gymnasium
 from logderiv.types import Environment, Key, Observation, State, Step
 
@@ -143,7 +150,7 @@ class Gymnax(Environment):
         params = self.params if params is None else params
         own, limit = hasattr(self.environment, "is_truncated"), _limit_name(params)
         unlimited = params if own or limit is None else params.replace(**{limit: _NO_LIMIT})
-        truncated: Any = False
+        truncated, action = False, from_start(self.environment.action_space(params), action)
         with standard_promotion():
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
             if own:

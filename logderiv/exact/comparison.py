@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, expand
+from logderiv._core.arrays import as_key, expand, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.exact.dynamic import evaluate
@@ -80,7 +80,7 @@ def compare_expectation(
         TypeError: A parameter is not floating point; an environment that cannot be enumerated.
     """
     horizon, num_samples = check.whole(horizon=horizon), check.whole(at_least=2, num_samples=num_samples)
-    check.between(0, 1, discount=discount)
+    check.fraction(discount=discount)
     check.params(params)
     every = list_trajectories(environment, horizon)
     routes = _routes(params, as_key(key), policy, environment, every, horizon, num_samples, discount)
@@ -91,6 +91,8 @@ def compare_expectation(
 def _routes(
     params: Params, key: Key, policy: Any, environment: Any, every: Listing, horizon: int, num: int, discount: Any
 ) -> Any:
+    params = wide(params)
+
     def scores(trajectories: Trajectory) -> Params:
         return jax.vmap(jax.grad(log_prob), (None, None, 0))(params, policy, trajectories)
 

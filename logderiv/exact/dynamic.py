@@ -9,6 +9,7 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex, summable, wide
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact.enumeration import Listing, list_trajectories, returns
@@ -45,6 +46,7 @@ def value(
 
     Gradients: flow to `params` and `discount`, at any order; by dynamic programming also to the tables.
     """
+    refuse_complex(params=params)
     return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 0)
 
 
@@ -128,7 +130,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 4.5.
     """
     check.whole(horizon=horizon)
-    check.between(0, 1, discount=discount)
+    check.fraction(discount=discount)
     return _state_values(params, policy, mdp, horizon, discount)
 
 
@@ -136,6 +138,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
 def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, discount: Any) -> jax.Array:
     table = choices(params, policy, mdp, distributions.prob)
     transition, reward = live_tables(mdp, table.dtype)
+    discount = jnp.asarray(discount, table.dtype)
 
     def backup(values: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         values = jnp.where(mdp.terminal, 0, jnp.sum(table * (reward + discount * transition @ values), axis=-1))
@@ -196,7 +199,7 @@ def policy_table(params: Params, policy: Any, mdp: TabularMDP) -> jax.Array:
 def problem(policy: Any, environment: Any, horizon: int, discount: Any, method: Method = None) -> TabularMDP | Listing:
     """What a value is computed from: the tables themselves, for dynamic programming, or every trajectory."""
     check.whole(horizon=horizon)
-    check.between(0, 1, discount=discount)
+    check.fraction(discount=discount)
     check.one_of(("dynamic", "enumeration", None), method=method)
     tables = isinstance(environment, TabularMDP)
     if method == "dynamic" and not tables:
@@ -223,7 +226,7 @@ def _derivative(params: Params, policy: Any, problem: Any, horizon: int, discoun
     def function(params: Params) -> jax.Array:
         return evaluate(params, policy, problem, horizon, discount)
 
-    return (function, jax.grad(function), jax.hessian(function))[order](params)
+    return (function, jax.grad(function), jax.hessian(function))[order](wide(params))
 
 
 def choices(params: Params, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
@@ -250,7 +253,8 @@ def has_memory(policy: Any) -> bool:
 
 
 def _tabulate(params: Params, policy: Any, mdp: TabularMDP, function: Callable, states: jax.Array) -> jax.Array:
-    policy = as_policy(policy)
+    refuse_complex(params=params)
+    policy, params = as_policy(policy), wide(params)
     if has_memory(policy):
         raise ValueError(
             "policy: dynamic programming needs a policy of the state alone; received one with memory. "
@@ -265,7 +269,7 @@ def _tabulate(params: Params, policy: Any, mdp: TabularMDP, function: Callable, 
                 f"policy: expected a choice between the {mdp.num_actions} actions of the decision process, received a "
                 f"distribution over {categories}."
             )
-        return function(distribution, action)
+        return summable(function(distribution, action))
 
     over_actions = jax.vmap(entry, (None, 0))
     return jax.vmap(over_actions, (0, None))(states, jnp.arange(mdp.num_actions, dtype=jnp.int32))

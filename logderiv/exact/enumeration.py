@@ -5,6 +5,7 @@ for every choice, so that each beginning of a trajectory is a node of its own. T
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import floating, is_traced, scalar_cost
+from logderiv._core.arrays import is_traced, summable
 from logderiv._core.pytrees import jit
-from logderiv.environments import as_environment
+from logderiv.environments import _protocol, as_environment
 from logderiv.environments.tabular import TabularMDP
 from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
@@ -100,7 +101,7 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
         final_observation=jax.tree.map(lambda x: x[final], graph.observations),
     )
     with jax.ensure_compile_time_eval():
-        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), floating(weights))
+        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), summable(weights))
 
 
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
@@ -161,17 +162,19 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
             "environment: expected a TabularMDP, or an attribute num_actions, so that the sequences of actions "
             f"0 .. num_actions - 1 can be replayed; received {type(environment).__name__}."
         )
-    stepper = as_environment(environment)
+    check.whole(num_actions=actions)
+    stepper, actions = as_environment(environment), int(actions)
     inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
-    observations, states = _deterministic(_reset, len(starts), stepper, inputs)
-    nodes, levels = [observations], []
+    starts = np.asarray(summable(starts, "environment.starts"))
+    before = _deterministic(_reset, len(starts), stepper, inputs)
+    nodes, levels = [before[0]], []
     live, first, finished, size = np.arange(len(starts), dtype=np.int32), 0, 0, len(starts)
     while len(live) > 0 and len(levels) < horizon:
         if finished + len(live) * actions > limit:
             raise _too_many(environment, "too many", horizon, limit)
         source = first + np.repeat(live, actions)
-        new, inputs = _deterministic(_step, len(source), stepper, states, inputs, live, actions)
-        states, first, size = new.state, first + size, len(source)
+        new, inputs = _deterministic(_step, len(source), stepper, before, inputs, live, actions)
+        before, first, size = new[:2], first + size, len(source)
         ended = np.asarray(new.terminated | new.truncated)
         live, finished = np.flatnonzero(~ended).astype(np.int32), finished + ended.sum()
         nodes.append(new.observation)
@@ -179,23 +182,22 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
     source, reward, terminated, ended = map(np.concatenate, zip(*levels, strict=True))
     edge, observations = np.arange(len(source)), jax.tree.map(lambda *x: np.concatenate(x), *nodes)
     steps = edge % actions, len(starts) + edge, np.ones(len(edge)), reward, terminated, ended
-    return _Graph(observations, np.arange(len(starts)), np.asarray(starts), source, *steps)
+    return _Graph(observations, np.arange(len(starts)), starts, source, *steps)
 
 
 def _reset(keys: jax.Array, environment: Any, inputs: Any) -> tuple[Any, Any]:
-    return jax.vmap(environment.reset)(keys, inputs)
+    return jax.vmap(partial(_protocol.reset, environment))(keys, inputs)
 
 
-def _step(keys: jax.Array, environment: Any, states: Any, inputs: Any, live: Any, actions: int) -> tuple[Step, Any]:
+def _step(keys: jax.Array, environment: Any, before: Any, inputs: Any, live: Any, actions: int) -> tuple[Step, Any]:
     """Every action in each of the live states."""
     rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
-    states, inputs = jax.tree.map(lambda x: x[rows], (states, inputs))
-
-    def step(key: jax.Array, state: Any, action: jax.Array, inputs: Any) -> Step:
-        new = Step(*environment.step(key, state, action, inputs))
-        return new._replace(reward=scalar_cost(new.reward, "reward"))
-
-    return jax.vmap(step)(keys, states, action, inputs), inputs
+    before, inputs = jax.tree.map(lambda x: x[rows], (before, inputs))
+    new = jax.vmap(partial(_protocol.step, environment))(keys, before, action, inputs)
+    check.fields(
+        "environment: ", new, reward=rows.shape, hint="to be listed, one reward a step and not one for each player"
+    )
+    return new, inputs
 
 
 @jit

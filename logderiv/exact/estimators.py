@@ -22,6 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import concrete, named_entries, shapes, table
 from logderiv.estimators.declaration import Structure
@@ -222,7 +223,8 @@ def moments(
             f"estimator: expected one with advantages and objective, received {type(estimator).__name__}; a function that returns "
             "gradients has no higher derivatives to compare."
         )
-    policy = as_policy(policy)
+    refuse_complex(behavior_params=behavior_params)
+    policy, params, behavior_params = as_policy(policy), wide(params), wide(behavior_params)
     gamma = getattr(estimator, "discount", 1.0) if discount is None else discount
     given = problem(policy, environment, horizon, gamma)
     listing = given if isinstance(given, Listing) else list_trajectories(environment, horizon)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import is_traced, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
 from logderiv.exact.enumeration import LIMIT, readable
@@ -52,6 +52,7 @@ def program_value(
         >>> float(program_value(0.0, two_flips, num_choices=2, num_outcomes=2))
         0.25
     """
+    refuse_complex(params=params)
     choices = _sequences(num_choices, num_outcomes, limit)
     probabilities, costs = _outcomes(params, program, args, choices)
     if not is_traced(probabilities):
@@ -91,7 +92,8 @@ def program_derivatives(
         TypeError: The program has randomness that cannot be listed.
     """
     check.whole(at_least=0, order=order)
-    choices = _sequences(num_choices, num_outcomes, limit)
+    check.params(params)
+    params, choices = wide(params), _sequences(num_choices, num_outcomes, limit)
     probabilities = np.asarray(_outcomes(params, expectation.program, args, choices)[0], np.float64)
     _check_sum(probabilities)
     paths, probabilities = choices[probabilities > 0], probabilities[probabilities > 0]
@@ -132,6 +134,7 @@ def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tupl
         check_tape(end, "the program")
         return end.log_prob, end.total, end.source
 
+    params = wide(params)
     log_probs, costs, source = jax.vmap(one)(_tapes(choices, box=jnp.ones_like))
     happens = jnp.all(source.used | (choices == 0), axis=-1) & (log_probs > -jnp.inf)
     return jnp.where(happens, jnp.exp(log_probs), 0), jnp.where(happens, costs, 0)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key
+from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.pytrees import pytree
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
 from logderiv.types import Key, Params
@@ -116,9 +116,10 @@ class Expectation:
             A scalar.
 
         Raises:
-            TypeError: The program does not return its tape.
+            TypeError: The program does not return its tape, or a parameter or a cost is no real number.
             ValueError: The program uses a tape twice.
         """
+        refuse_complex(params=params)
         keys = jax.random.split(as_key(key), self.num_samples)
         return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, floating
+from logderiv._core.arrays import as_key, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.environments.tabular import TabularMDP
@@ -44,13 +44,16 @@ class MatrixGame(Process):
 
     Raises:
         ValueError: `payoffs` has another shape.
+        TypeError: They are no real numbers.
     """
 
     payoffs: jax.Array
     horizon: int | None = None
 
+    num_players = 2
+
     def __post_init__(self) -> None:
-        payoffs = floating(self.payoffs)
+        payoffs = summable(self.payoffs, "payoffs")
         if payoffs.ndim != 3 or payoffs.shape[0] != 2 or 0 in payoffs.shape:
             raise ValueError(
                 f"payoffs: expected shape (2, A_1, A_2), one matrix for each player with rows for the first player's actions, "

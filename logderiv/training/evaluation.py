@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, summable
+from logderiv._core.arrays import as_key, expand, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.sharding import spread
 from logderiv.distributions import Forced
@@ -71,7 +71,7 @@ def evaluate(
         environment_params: Passed to the environment; `None` for its own.
 
     Returns:
-        The returns, shape `(num_episodes,)`; float32 at least.
+        The returns, shape `(num_episodes,)`, of a game `(num_episodes, num_players)`; float32 at least.
 
     Raises:
         ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
@@ -88,7 +88,7 @@ def evaluate(
 def _returns(params: Params, key: Key, policy: Any, environment: Any, num_episodes: int, options: Any) -> jax.Array:
     keys = spread(jax.random.split(key, num_episodes))
     taus = rollout(params, keys, policy, environment, **options)
-    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
+    return jnp.sum(jnp.where(expand(taus.valid, taus.rewards), summable(taus.rewards), 0), axis=1)
 
 
 @pytree
