@@ -44,7 +44,7 @@ GIVEN: dict[str, Any] = {
     "environment": ld.environments.short_corridor(horizon=4),
     "mdp": ld.environments.short_corridor(),
     "trajectories": TAUS,
-    "trajectory": jax.tree.map(lambda x: x[0], TAUS),
+    "trajectory": TAUS,
     "weights": jnp.ones((3, 5)),
     "estimator": ld.ScoreFunction(),
     "actor": ld.ScoreFunction(),
@@ -98,13 +98,21 @@ GIVEN: dict[str, Any] = {
     "fisher_score_samples": {"params": ld.processes.HiddenMarkovParams(jnp.zeros(2), jnp.eye(2), jnp.eye(2))},
     "assert_unbiased": {"exact": jnp.zeros(())},
     "check_order": {"exact": jnp.sum},
-    "Autoregressive": {"params": ld.processes.AutoregressiveParams(jnp.zeros(()), jnp.zeros(()))},
-    "LinearQuadratic.": {"params": ld.processes.LinearPolicyParams(EYE, jnp.zeros(1))},
-    "MatrixGame": {"params": jnp.zeros((2, 3, 2)), "player": 0},
+    **dict.fromkeys(
+        ("Autoregressive.moments", "Autoregressive.fisher_information"),
+        {"params": ld.processes.AutoregressiveParams(jnp.zeros(()), jnp.zeros(()))},
+    ),
+    **dict.fromkeys(
+        ("LinearQuadratic.quadratics", "LinearQuadratic.value"),
+        {"params": ld.processes.LinearPolicyParams(EYE, jnp.zeros(1))},
+    ),
     "look_ahead": {"params": (jnp.zeros(2), jnp.zeros(2))},
     "transfer_value": {"low": -2.0, "high": 1.0},
     "variance_by_step": {"params": jnp.zeros(2)},
     "Brax": {"environment": None},
+    "EulerMaruyama": {"horizon": 2},
+    "visit_counts": {"states": jnp.zeros(3, int), "actions": jnp.zeros(3, int), "weights": jnp.ones(3)},
+    "master_equation_value": {"process": ld.processes.schlogl()},
     "Jumanji": {"environment": None},
 }
 WHOLE = 2  # what another whole number is
@@ -126,12 +134,25 @@ OBJECTS: list[Any] = [
     ld.reporting.TensorBoardWriter("a folder"),
 ]
 # Numbers that are annotated otherwise, since they may be arrays.
-ARRAYS = {"discount", "resolution", "temperature", "soft_cap", "dt", "t_end", "scale", "initial_variance"}
-FROM_ZERO = {"num_extra", "state_independent", "ddof", "end", "player", "program_derivatives.order", "look_ahead.steps"}
+ARRAYS = {"discount", "resolution", "temperature", "soft_cap", "dt", "t_end", "initial_variance"}
+ARRAYS |= {"NormalSearch.scale"}
+FROM_ZERO = {
+    "num_extra",
+    "state_independent",
+    "ddof",
+    "end",
+    "player",
+    "program_derivatives.order",
+    "num_choices",
+    "look_ahead.steps",
+}
 FROM_ZERO |= {"birth_death.initial", "schlogl.initial", "Checkpoints.save.step"}
 UNIT = {"discount", "lambda_", "decay", "level", "check_order.tolerance"}
 SIGNED = {"stop_at", "threshold", "low", "high", "value", "learning_rate", "initial_mean"}
 UNBOUNDED = {"clip", "clip_rho", "clip_c", "clip_pg", "truncate", "stop_at", "low", "high", "soft_cap", "temperature"}
+SEQUENCES = {"MLP.hidden", "MLPActorCritic.hidden", "MLPValue.hidden", "visit_counts.shape"}
+SEQUENCES |= {"master_equation_value.max_counts"}
+FROM_ZERO |= SEQUENCES - {"MLP.hidden", "MLPActorCritic.hidden", "MLPValue.hidden", "visit_counts.shape"}
 # Told by others: results, what is drawn, and what the loop over updates passes on.
 APART = {
     "Declaration.order",
@@ -177,7 +198,7 @@ def _numbers(name: str, function: Any) -> dict[str, tuple[type, bool]]:
     found = {}
     for key, parameter in signature.parameters.items():
         kinds = [parameter.annotation, *typing.get_args(parameter.annotation)]
-        kind = float if float in kinds or key in ARRAYS else int if int in kinds else None
+        kind = float if float in kinds or {key, f"{name}.{key}"} & ARRAYS else int if int in kinds else None
         if kind is not None and not {key, f"{name}.{key}"} & APART:
             found[key] = kind, type(None) in kinds or parameter.default is None
     return found
@@ -190,12 +211,13 @@ def _bad(name: str, key: str, kind: type, optional: bool) -> list[Any]:
     values += [0] if kind is int and not names & FROM_ZERO else []
     values += [2.0] if kind is float and names & UNIT else []
     values += [math.inf] if kind is float and not names & (UNBOUNDED | UNIT) else []
-    return values + ([] if optional else [None])
+    values += [] if optional or key == "resolution" else [None]
+    return [(value, 2) for value in values] if names & SEQUENCES else values
 
 
 def _arguments(name: str, function: Any, numbers: dict[str, Any]) -> dict[str, Any]:
-    own, given = GIVEN.get(name, GIVEN.get(f"{name.split('.')[0]}.", {})), {}
-    own = own or GIVEN.get(name.split(".")[0], {})
+    own, given = GIVEN.get(name), {}
+    own = own if isinstance(own, dict) else {}
     for key, parameter in inspect.signature(function).parameters.items():
         if parameter.default is parameter.empty and parameter.kind not in (
             parameter.VAR_POSITIONAL,
@@ -204,7 +226,7 @@ def _arguments(name: str, function: Any, numbers: dict[str, Any]) -> dict[str, A
             given[key] = (
                 own[key] if key in own else WHOLE if key in numbers and numbers[key][0] is int else GIVEN.get(key, 0.5)
             )
-    return given
+    return own | given
 
 
 CALLS = {name: (function, _numbers(name, function)) for name, function in _callables().items()}
@@ -221,5 +243,5 @@ def test_a_number_out_of_its_range_is_named_before_anything_is_compiled(name, ke
             if isinstance(value, str | complex) or (value is None and numbers[key][0] is float)
             else ValueError
         )
-        with pytest.raises(error, match=rf"\b{key}\b.*expected"):
+        with pytest.raises(error, match=rf"\b{key}\b.*expected|expected.*\b{key}\b"):
             function(**given | {key: value})

@@ -44,7 +44,7 @@ def whole_or_none(*, at_least: int = 1, **numbers: Any) -> Any:
 
 
 def between(
-    low: float, high: float, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
+    low: float, high: float, /, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
 ) -> None:
     """Raise `ValueError` unless each number is in `[low, high]`, or, with an end that is open, in `(low, high]` or `[low, high)`."""
     expected = f"a number in {'(' if open_left else '['}{low:g}, {high:g}{')' if open_right else ']'}"

@@ -153,10 +153,6 @@ class LeaveOneOut(MeanCredit):
 
     declaration = Declaration()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole(group_size=self.group_size)
-
     @property
     def structure(self) -> Structure:
         """Two groups at least; of degree 2 where the divisor is always N − 1."""

@@ -120,9 +120,6 @@ class LearnedValue(StateBaseline):
 
     declaration = _EARLIER
 
-    def __post_init__(self) -> None:
-        check.whole(num_steps=self.num_steps)
-
     def init(self, params: Params) -> tuple[Params, optax.OptState]:
         first = self.start(params)
         return first, self.optimizer.init(first)

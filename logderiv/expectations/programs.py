@@ -102,7 +102,8 @@ class Expectation:
                 f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
                 "runs or a value of the state is given at the choice: tape.sample(distribution, baseline=...)."
             )
-        check.whole(at_least=1 if self.baseline is None else 2, num_samples=self.num_samples)
+        if self.baseline is not None:
+            check.whole(at_least=2, num_samples=self.num_samples)
 
     def __call__(self, params: Params, key: Key, *args: Any) -> jax.Array:
         """The mean cost of `num_samples` runs.

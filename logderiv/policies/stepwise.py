@@ -193,9 +193,7 @@ class MLP(Policy):
     state_independent: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        check.whole(outputs=self.outputs, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
-        check.whole(at_least=0, state_independent=self.state_independent)
+        object.__setattr__(self, "hidden", _widths(self.hidden))
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
     def init(self, key: jax.Array, observation: Any) -> Params:
@@ -283,9 +281,15 @@ class MLPValue:
 
     Attributes:
         hidden: Widths of the hidden layers.
+
+    Raises:
+        ValueError: A width is no whole number from 1.
     """
 
     hidden: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", _widths(self.hidden))
 
     def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
@@ -315,9 +319,6 @@ class GRU(Policy):
     outputs: int
     hidden: int = 32
     head: Head = Categorical
-
-    def __post_init__(self) -> None:
-        check.whole(outputs=self.outputs, hidden=self.hidden)
 
     def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
         """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller.
@@ -365,6 +366,12 @@ class GRU(Policy):
         new = jnp.tanh(xn + reset * hn)
         carry = new + update * (carry - new)
         return self.head(dense(params["output"], carry)), carry
+
+
+def _widths(hidden: Any) -> tuple[int, ...]:
+    """Of hidden layers; a single number is one layer."""
+    layers = hidden if isinstance(hidden, tuple | list) else (hidden,)
+    return tuple(check.whole(**{f"hidden[{i}]": width}) for i, width in enumerate(layers))
 
 
 def flatten_observation(observation: Any) -> jax.Array:

@@ -169,7 +169,6 @@ class LinearQuadratic:
         steps = trajectory.observations, trajectory.actions, next_observations(trajectory)
         return jax.vmap(lambda state, action, new: self._next(state, action).log_prob(new))(*steps)
 
-    @jit
     def quadratics(self, params: LinearPolicyParams, *, horizon: int, discount: float = 1.0) -> QuadraticValues:
         """The value of the policy in every state, by the Riccati-like recursion of a policy that is given.
 
@@ -183,25 +182,30 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             The matrices and constants of t = 0, ..., T.
+
+        Raises:
+            ValueError: `horizon` or `discount` is out of range.
 
         Gradients: flow through `params` and the arrays of the system, at any order.
 
         References:
             Bertsekas (2017), Dynamic Programming and Optimal Control, 4th ed., vol. I, section 3.1.
         """
+        check.fraction(discount=discount)
+        return self._quadratics(params, check.whole(horizon=horizon), discount)
+
+    @jit
+    def _quadratics(self, params: LinearPolicyParams, horizon: int, discount: Any) -> QuadraticValues:
         gain, covariance = params.gain, jnp.diag(jnp.exp(2 * params.log_std))
         system = jax.tree.map(lambda x: x.astype(gain.dtype), self)
         closed = system.transition + system.control @ gain
         spread = system.control @ covariance @ system.control.T + system.noise @ system.noise.T
         cost = system.state_cost + gain.T @ system.control_cost @ gain
         exploring = jnp.trace(system.control_cost @ covariance)
-
-        horizon = check.whole(horizon=horizon)
-        check.between(0, 1, discount=discount)
 
         def back(later: QuadraticValues, _: None) -> tuple[QuadraticValues, QuadraticValues]:
             matrix = cost + discount * closed.T @ later.matrix @ closed
@@ -218,10 +222,13 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `horizon` or `discount` is out of range.
 
         Gradients: flow through `params` and the arrays of the system, at any order.
         """

@@ -236,13 +236,14 @@ def transfer_value(
 
     Gradients: flow through `params`, at any order.
     """
+    check.finite(low=low, high=high)
+    num_points = check.whole_or_none(at_least=2, num_points=num_points)
     with jax.ensure_compile_time_eval():
         start, count = process.first()
         check.shape((), initial=start, hint="the chain has one dimension")
         inside = {"initial - low": start - low, "high - initial": high - start}
         check.positive(finite=True, hint="the start lies between low and high", **inside)
         width = process.sigma(start) * process.dt**0.5
-    num_points = check.whole_or_none(at_least=2, num_points=num_points)
     if num_points is None:
         num_points = math.ceil(2 * (high - low) / float(width)) + 1
     grid = jnp.linspace(low, high, num_points, dtype=start.dtype)

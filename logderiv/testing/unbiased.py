@@ -118,7 +118,12 @@ def assert_unbiased(
     one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
     check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
     refuse_complex(samples=samples, exact=exact)
-    resolution = jax.tree.broadcast(resolution, exact)
+    try:
+        resolution = jax.tree.broadcast(resolution, exact)
+    except ValueError as error:
+        raise ValueError(
+            f"resolution: expected a number, or a prefix of the pytree exact, received {resolution}."
+        ) from error
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(finite=True, **{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     check.whole(**{"numbers in exact": optax.tree.size(exact)})

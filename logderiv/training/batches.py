@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv._core.sharding import check_divides, spread
 from logderiv.sampling.episodes import BLOCK_SIZE, rollout
@@ -37,9 +36,6 @@ class Batch:
     num_trajectories: Any
     group_size: Any = 1
     horizon: Any
-
-    def __post_init__(self) -> None:
-        check.whole(**{name: number for name, number in vars(self).items() if number is not None})
 
     def check(self, estimator: Any, mesh: Any) -> None:
         """Refuse what does not go with this batch.

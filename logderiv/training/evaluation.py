@@ -40,7 +40,6 @@ class Evaluation:
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
-        check.whole(every=self.every, num_episodes=self.num_episodes)
         if self.stop_at is not None:
             check.between(-np.inf, np.inf, stop_at=self.stop_at)
 
