@@ -1,5 +1,6 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -99,18 +100,33 @@ def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     return value
 
 
-def as_keys(key: jax.Array) -> jax.Array:
+def as_keys(keys: Any, name: str = "key") -> jax.Array:
     """Typed keys from typed or raw (uint32) keys.
 
     Raises:
         TypeError: Something else.
     """
-    dtype = jnp.result_type(key)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return key
-    if dtype == jnp.uint32 and key.ndim > 0:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"key: expected jax.random.key(seed), received {dtype}{jnp.shape(key)}.")
+    if isinstance(keys, jax.Array | np.ndarray):
+        if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+            return keys  # pyright: ignore[reportReturnType]
+        if keys.dtype == np.uint32 and keys.ndim > 0:
+            with contextlib.suppress(TypeError):  # of a key of another length
+                return jax.random.wrap_key_data(keys)
+    received = f"{keys.dtype}{list(keys.shape)}" if hasattr(keys, "dtype") else repr(keys)
+    raise TypeError(f"{name}: expected jax.random.key(seed), received {received}.")
+
+
+def as_key(key: Any, name: str = "key") -> jax.Array:
+    """One typed key from a typed or raw (uint32) one.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: Several keys.
+    """
+    key = as_keys(key, name)
+    if key.ndim:
+        raise ValueError(f"{name}: expected one key, received keys of shape {key.shape}; use jax.vmap over them.")
+    return key
 
 
 def widest(*dtypes: Any) -> Any:

@@ -15,6 +15,8 @@ from typing import Any, TypeVar, dataclass_transform
 import jax
 import numpy as np
 
+from logderiv._core import check
+
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 TRACED: Any = (jax.Array, np.ndarray, np.generic, float, complex)
@@ -25,6 +27,9 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 @dataclass_transform(frozen_default=True)
 def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True, visit: Any = None) -> Callable[[T], T]:
     """A frozen dataclass as a pytree. Fields named in `static` are compared by `jax.jit`, all others are traced.
+
+    A static field that is annotated as an `int` is checked, before the class's own `__post_init__`, to be a whole number from 1, or
+    from 0 where 0 is its default; an integer scalar of numpy or JAX becomes an `int`.
 
     Args:
         cls: The class, where the decorator is used without arguments.
@@ -40,10 +45,23 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     """
     if cls is None:
         return functools.partial(pytree, static=static, eq=eq, visit=visit)  # pyright: ignore[reportReturnType]
+    own = getattr(cls, "__post_init__", None)
+
+    def __post_init__(self: Any) -> None:
+        for name, (whole, at_least) in numbers.items():
+            object.__setattr__(self, name, whole(at_least=at_least, **{name: getattr(self, name)}))
+        if own is not None:
+            own(self)
+
+    cls.__post_init__ = __post_init__
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = list(fields)
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
+    checks: dict[Any, Any] = {int: check.whole, int | None: check.whole_or_none}
+    wholes = [field for field in fields.values() if field.name in static and field.type in checks]
+    numbers = {field.name: (checks[field.type], 0 if field.default == 0 else 1) for field in wholes}
     traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
     fixed = [name for name in names if name in static]
 

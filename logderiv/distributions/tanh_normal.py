@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import log_ndtr
 
+from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, accumulator_dtype
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal, normal_terms, sum_event
@@ -59,6 +60,7 @@ class TanhNormal:
     high: Bound = 1.0
 
     def __post_init__(self) -> None:
+        check.between(-np.inf, np.inf, low=self.low, high=self.high)
         low, high = np.asarray(self.low, float), np.asarray(self.high, float)
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
             raise ValueError(f"TanhNormal: expected finite bounds low < high, received {self.low} and {self.high}.")
@@ -165,6 +167,9 @@ class TanhNormalHead:
 
     low: Bound = -1.0
     high: Bound = 1.0
+
+    def __post_init__(self) -> None:
+        TanhNormal(0.0, 1.0, self.low, self.high)  # pyright: ignore[reportArgumentType]  # which checks them
 
     def __call__(self, outputs: jax.Array) -> TanhNormal:
         """The distribution."""

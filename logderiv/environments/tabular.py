@@ -115,7 +115,7 @@ class TabularMDP(Environment):
         return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
 
 
-def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
+def short_corridor(*, horizon: int | None = 1000, dtype: Any = None) -> TabularMDP:
     """The short corridor with switched actions: actions 0 = left, 1 = right, reward -1 on every step, the last included.
 
     States 0, 1, 2 and the goal 3. Right moves right, except in state 1, where the two actions are swapped; left in
@@ -123,7 +123,7 @@ def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
     J = (2p - 4) / (p (1 - p)), best at p = 2 - √2 with J = -(6 + 4√2) ≈ -11.66.
 
     Args:
-        horizon: Default number of steps of a rollout.
+        horizon: Default number of steps of a rollout; `None` for none.
         dtype: Of the tables; `None` for the default floating dtype.
 
     Returns:

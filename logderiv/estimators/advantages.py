@@ -255,6 +255,7 @@ class Standardized(Transformed):
 
     def __post_init__(self) -> None:
         check.one_of(("step", "trajectory"), per=self.per)
+        check.not_negative(finite=True, epsilon=self.epsilon)
 
     @property
     def structure(self) -> Structure:

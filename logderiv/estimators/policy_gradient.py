@@ -270,9 +270,9 @@ class ActorCritic(Estimator):
             )
         if not isinstance(getattr(self.actor, "surrogate", Score()), Score):
             raise ValueError("surrogate: expected Score(), which is a sum of one term a step.")
-        check.not_negative(value_weight=self.value_weight)
+        check.not_negative(finite=True, value_weight=self.value_weight)
         if self.entropy_weight is not None:
-            check.not_negative(entropy_weight=self.entropy_weight)
+            check.not_negative(finite=True, entropy_weight=self.entropy_weight)
 
     @property
     def discount(self) -> float:

@@ -36,6 +36,7 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
     """
     states, actions, weights = integers(states, "states"), integers(actions, "actions"), jnp.asarray(weights)
     check.shape(states.shape, hint="states, actions and weights are of one shape", actions=actions, weights=weights)
+    shape = tuple(check.whole(**{f"shape[{i}]": size}) for i, size in enumerate(shape))
     size, whole = math.prod(shape), not jnp.issubdtype(weights.dtype, jnp.inexact)
     inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
     place = states.astype(jnp.int32) * shape[1] + actions.astype(jnp.int32)  # one index, which is faster than two

@@ -47,8 +47,9 @@ def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | No
         ImportError: matplotlib is missing.
         ValueError: An array of errors does not have the shape of `lengths`.
     """
-    ax = axes_or_current(ax)
-    lengths, floor = np.asarray(lengths), float(np.finfo(np.float64).eps) if floor is None else floor
+    floor = float(np.finfo(np.float64).eps) if floor is None else floor
+    check.positive(finite=True, floor=floor)
+    ax, lengths = axes_or_current(ax), np.asarray(lengths)
     for index, (name, values) in enumerate(errors.items()):
         values = np.asarray(values, float)
         check.shape(lengths.shape, hint="one for each of lengths", **{f"errors[{name!r}]": values})
@@ -224,6 +225,8 @@ def learning_curves(
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
+    if threshold is not None:
+        check.finite(threshold=threshold)
     metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
     metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
     if steps is None and metrics.keys() == curves.keys():

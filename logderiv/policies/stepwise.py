@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import num_categories
@@ -192,9 +193,7 @@ class MLP(Policy):
     state_independent: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        check.whole(outputs=self.outputs, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
-        check.whole(at_least=0, state_independent=self.state_independent)
+        object.__setattr__(self, "hidden", _widths(self.hidden))
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
     def init(self, key: jax.Array, observation: Any) -> Params:
@@ -208,7 +207,7 @@ class MLP(Policy):
             One dictionary a layer.
         """
         widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
-        keys, scales = jax.random.split(key, len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
+        keys, scales = jax.random.split(as_key(key), len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
         params: Any = list(map(dense_init, keys, widths[:-1], widths[1:], scales))
         if self.state_independent:
             params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
@@ -269,7 +268,7 @@ class MLPActorCritic(MLP):
         Returns:
             A dictionary of the two.
         """
-        actor, critic = jax.random.split(key)
+        actor, critic = jax.random.split(as_key(key))
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
     def apply(self, params: Params, observation: Any) -> Any:
@@ -282,9 +281,15 @@ class MLPValue:
 
     Attributes:
         hidden: Widths of the hidden layers.
+
+    Raises:
+        ValueError: A width is no whole number from 1.
     """
 
     hidden: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", _widths(self.hidden))
 
     def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
@@ -315,9 +320,6 @@ class GRU(Policy):
     hidden: int = 32
     head: Head = Categorical
 
-    def __post_init__(self) -> None:
-        check.whole(outputs=self.outputs, hidden=self.hidden)
-
     def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
         """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller.
 
@@ -328,7 +330,7 @@ class GRU(Policy):
         Returns:
             Dictionaries `"input"`, `"state"` and `"output"`.
         """
-        keys, size = jax.random.split(key, 3), flatten_observation(observation).size
+        keys, size = jax.random.split(as_key(key), 3), flatten_observation(observation).size
         return {
             "input": dense_init(keys[0], size, 3 * self.hidden),
             "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
@@ -364,6 +366,12 @@ class GRU(Policy):
         new = jnp.tanh(xn + reset * hn)
         carry = new + update * (carry - new)
         return self.head(dense(params["output"], carry)), carry
+
+
+def _widths(hidden: Any) -> tuple[int, ...]:
+    """Of hidden layers; a single number is one layer."""
+    layers = hidden if isinstance(hidden, tuple | list) else (hidden,)
+    return tuple(check.whole(**{f"hidden[{i}]": width}) for i, width in enumerate(layers))
 
 
 def flatten_observation(observation: Any) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, numbers, summable, widest
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal
@@ -106,6 +107,7 @@ class Autoregressive(Process):
         """
         params = numbers(params)
         phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
+        horizon = check.whole(horizon=horizon)
         mean, covariance = self.moments(params, horizon)
         squares = jnp.square(self._before(phi)[0]) + jnp.sum((jnp.square(mean) + jnp.diagonal(covariance))[:-1])
         slope = jax.grad(lambda phi: -0.5 * jnp.log(self._before(phi)[1]))(phi)  # of the logarithm of the first scale
@@ -126,6 +128,7 @@ class Autoregressive(Process):
         """
         phi, log_scale = numbers(params)
         before, precision = self._before(phi)
+        horizon = check.whole(horizon=horizon)
         powers = jnp.cumprod(jnp.full(horizon, phi))  # phi^1, ..., phi^T
         lags = jnp.concatenate([jnp.ones(1, powers.dtype), powers[:-1]])
         variance = jnp.cumsum(jnp.square(lags)) + jnp.square(lags) * (1 / precision - 1)

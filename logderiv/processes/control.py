@@ -174,7 +174,6 @@ class LinearQuadratic:
         steps = trajectory.observations, trajectory.actions, next_observations(trajectory)
         return jax.vmap(lambda state, action, new: self._next(state, action).log_prob(new))(*steps)
 
-    @jit
     def quadratics(self, params: LinearPolicyParams, *, horizon: int, discount: float = 1.0) -> QuadraticValues:
         """The value of the policy in every state, by the Riccati-like recursion of a policy that is given.
 
@@ -188,7 +187,7 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             The matrices and constants of t = 0, ..., T.
@@ -202,9 +201,11 @@ class LinearQuadratic:
         References:
             Bertsekas (2017), Dynamic Programming and Optimal Control, 4th ed., vol. I, section 3.1.
         """
-        check.whole(horizon=horizon)
         check.fraction(discount=discount)
-        params = numbers(params)
+        return self._quadratics(numbers(params), check.whole(horizon=horizon), discount)
+
+    @jit
+    def _quadratics(self, params: LinearPolicyParams, horizon: int, discount: Any) -> QuadraticValues:
         gain, covariance = params.gain, jnp.diag(jnp.exp(2 * params.log_std))
         discount = jnp.asarray(discount, gain.dtype)
         system = jax.tree.map(lambda x: x.astype(gain.dtype), self)
@@ -228,10 +229,13 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `horizon` or `discount` is out of range.
 
         Gradients: flow through `params` and the arrays of the system, at any order.
         """

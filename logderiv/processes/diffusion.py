@@ -96,7 +96,6 @@ class EulerMaruyama(Process):
 
     def __post_init__(self) -> None:
         check.positive(finite=True, dt=self.dt)
-        check.whole(horizon=self.horizon)
         for name in ("initial", "noise"):
             object.__setattr__(self, name, _setting(name, getattr(self, name)))
         with jax.ensure_compile_time_eval():
@@ -242,6 +241,8 @@ def transfer_value(
 
     Gradients: flow through `params`, at any order.
     """
+    check.finite(low=low, high=high)
+    num_points = check.whole_or_none(at_least=2, num_points=num_points)
     with jax.ensure_compile_time_eval():
         start, count = process.first()
         check.shape((), initial=start, hint="the chain has one dimension")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import numbers, summable, wide
+from logderiv._core.arrays import as_key, numbers, summable, wide
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.environments.tabular import TabularMDP
@@ -130,7 +130,7 @@ class MatrixGame(Process):
         Raises:
             ValueError: `player` is neither 0 nor 1.
         """
-        check.one_of((0, 1), player=player)
+        player = check.whole(at_least=0, at_most=1, player=player)
         return trajectories._replace(rewards=trajectories.rewards[..., player])
 
     def mdp(self, player: int) -> TabularMDP:
@@ -145,7 +145,7 @@ class MatrixGame(Process):
         Raises:
             ValueError: `player` is neither 0 nor 1.
         """
-        check.one_of((0, 1), player=player)
+        player = check.whole(at_least=0, at_most=1, player=player)
         return MarkovChain(self.payoffs[player].reshape(-1), horizon=self.horizon)
 
     def value(self, params: Params, *, horizon: int | None = None, discount: float = 1.0) -> jax.Array:
@@ -182,7 +182,7 @@ class MatrixGame(Process):
         hint = "endless play is discounted; or give a horizon" if endless else ""
         check.shape((), discount=discount)
         check.between(0, 1, open_right=endless, discount=discount, hint=hint)
-        check.whole_or_none(horizon=horizon)
+        horizon = check.whole_or_none(horizon=horizon)
         return _value(self, params, horizon, discount)
 
 
@@ -236,7 +236,7 @@ def look_ahead(params: Params, key: Key, objective: Callable[..., Any], *, learn
         Pytree of `params`.
 
     Raises:
-        ValueError: `steps` is negative.
+        ValueError: `steps` is negative, `learning_rate` not finite, or there are several keys.
         TypeError: A parameter is not floating point, or `learning_rate` no real number.
 
     Gradients: flow through every step; nothing is detached.
@@ -244,11 +244,12 @@ def look_ahead(params: Params, key: Key, objective: Callable[..., Any], *, learn
     References:
         Foerster et al. (2018), arXiv:1802.05098, section 5.2 (LOLA-DiCE).
     """
-    check.whole(at_least=0, steps=steps)
+    steps = check.whole(at_least=0, steps=steps)
+    check.finite(learning_rate=learning_rate)
     check.params(params)
     params, learning_rate = wide(params), summable(learning_rate, "learning_rate")
     # Unrolled: a scan over keys, differentiated, would use them twice.
-    for step_key in jax.random.split(key, steps) if steps else ():
+    for step_key in jax.random.split(as_key(key), steps) if steps else ():
         grads = jax.grad(objective)(params, step_key)
         params = jax.tree.map(lambda p, g: p + learning_rate.astype(p.dtype) * g, params, grads)
     return params

@@ -360,7 +360,7 @@ def master_equation_value(params: Params, process: JumpProcess, *, max_counts: S
     References:
         Munsky & Khammash (2006), J. Chem. Phys. 124, 044104 (finite state projection, whose error is `lost`).
     """
-    highest = np.array(_matrix("max_counts", (max_counts,))[0])
+    highest = np.array([check.whole(at_least=0, **{f"max_counts[{i}]": n}) for i, n in enumerate(max_counts)])
     check.shape((len(process.initial),), max_counts=highest, hint="one count per species")
     check.not_negative(**{"max_counts - initial counts": highest - process.initial})
     shape = tuple(int(n) + 1 for n in highest)

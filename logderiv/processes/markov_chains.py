@@ -163,7 +163,7 @@ class RandomWalk(TabularMDP):
     policy = FunctionPolicy(up_or_down)
 
     def __init__(self, steps: int = 50) -> None:
-        check.whole(steps=steps)
+        steps = check.whole(steps=steps)
         x = np.arange(steps + 1)
         transition = np.zeros((steps + 1, 2, steps + 1))
         down, up = np.maximum(x - 1, 0), np.minimum(x + 1, steps)

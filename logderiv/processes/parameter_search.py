@@ -123,7 +123,7 @@ class NormalSearch(Policy):
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            check.positive(scale=self.scale, hint="or None, for one that is learned")
+            check.positive(finite=True, scale=self.scale, hint="or None, for one that is learned")
 
     def init(self, mean: Any, *, std: float = 1.0) -> SearchParams:
         """Parameters to start from; where `scale` is fixed the mean is all there is.
@@ -138,7 +138,7 @@ class NormalSearch(Policy):
         Raises:
             ValueError: `scale` is fixed, or `std` is not positive.
         """
-        check.positive(std=std)
+        check.positive(finite=True, std=std)
         if self.scale is not None:
             raise ValueError(
                 f"scale: expected None, received {self.scale}; with a fixed scale the mean is the parameter."

@@ -138,7 +138,7 @@ class TokenModel:
     network: Any
     reward: Callable[[jax.Array, jax.Array], jax.Array]
     vocabulary: int
-    end: int
+    end: Any  # a whole number from 0
     horizon: int
     prompts: Any = ()
     context: int = 1
@@ -146,8 +146,8 @@ class TokenModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", as_policy(self.network))
         check.whole(at_least=2, vocabulary=self.vocabulary)
-        check.whole(horizon=self.horizon, context=self.context)
-        check.between(0, self.vocabulary - 1, end=self.end, hint="a token of the vocabulary")
+        end = check.whole(at_least=0, at_most=self.vocabulary - 1, hint="a token of the vocabulary", end=self.end)
+        object.__setattr__(self, "end", end)
         object.__setattr__(self, "prompts", jnp.asarray(self._checked_prompts(), jnp.int32))
 
     @property

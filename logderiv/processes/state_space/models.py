@@ -202,12 +202,19 @@ class LocalLevel(StateSpaceModel):
         reward: Function of `(x_t, y_t)`.
         horizon: Default number of steps of a rollout.
 
+    Raises:
+        ValueError: `initial_mean` is not finite, or `initial_variance` not positive and finite.
+
     References:
         Durbin & Koopman (2012), Time Series Analysis by State Space Methods, 2nd ed., eq. 2.3.
     """
 
     initial_mean: Any = 0.0
     initial_variance: Any = 1e7
+
+    def __post_init__(self) -> None:
+        check.finite(initial_mean=self.initial_mean)
+        check.positive(finite=True, initial_variance=self.initial_variance)
 
     def matrices(self, params: LocalLevelParams) -> StateSpaceMatrices:
         noise, level = (jnp.exp(x).reshape(1, 1) for x in numbers(params))
