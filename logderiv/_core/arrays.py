@@ -92,6 +92,21 @@ def as_mask(x: Any, name: str) -> jax.Array:
     return x.astype(bool)
 
 
+def alike(**arrays: Any) -> list[jax.Array]:
+    """Each `summable`, all in the widest dtype among them; a Python number, or an integer, has no say in it where another has."""
+    found = [summable(x, name) for name, x in arrays.items()]
+    own = [dtype for dtype in map(own_dtype, arrays.values()) if dtype is not None]
+    dtype = widest(jnp.float32, *own) if own else jnp.zeros(()).dtype
+    return [x.astype(dtype) for x in found]
+
+
+def own_dtype(x: Any) -> Any:
+    """The floating dtype that an array has for itself; `None` of integers and of Python numbers."""
+    weak = type(x) in (bool, int, float) or getattr(x, "weak_type", False)
+    dtype = jnp.asarray(x).dtype
+    return dtype if jnp.issubdtype(dtype, jnp.floating) and not weak else None
+
+
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     """A cost, checked to be one number, `summable`."""
     value = summable(value, name)

@@ -57,6 +57,8 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     names = list(fields)
+    if eq:
+        cls.__eq__ = _equal
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
     checks: dict[Any, Any] = {int: check.whole, int | None: check.whole_or_none}
@@ -78,6 +80,22 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def _equal(self: Any, other: object) -> bool:
+    """Whether all fields are equal, arrays in shape and in each number."""
+    if type(self) is not type(other):
+        return NotImplemented
+    (ours, tree), (theirs, other_tree) = jax.tree.flatten(self), jax.tree.flatten(other)
+    return tree == other_tree and all(map(_same, ours, theirs))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b or not (hasattr(a, "dtype") or hasattr(b, "dtype")):
+        return a is b or a == b
+    if jax.numpy.issubdtype(getattr(a, "dtype", bool), jax.dtypes.prng_key):
+        return a.dtype == getattr(b, "dtype", None) and _same(*map(jax.random.key_data, (a, b)))
+    return np.array_equal(a, b)
 
 
 def jit(function: F) -> F:

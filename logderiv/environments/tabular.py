@@ -9,6 +9,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import integers, is_traced, summable
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
 
@@ -83,13 +84,13 @@ class TabularMDP(Environment):
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
         del params  # the tables are the parameters
-        state = jax.random.categorical(key, jnp.log(self.initial)).astype(jnp.int32)
+        state = Categorical(jnp.log(self.initial)).sample(key)
         return state, state
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
         del params
         action = integers(action, "action")
-        new = jax.random.categorical(key, jnp.log(self.transition[state, action])).astype(jnp.int32)
+        new = Categorical(jnp.log(self.transition[state, action])).sample(key)
         return Step(new, new, self.reward[state, action], self.terminal[new], jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:

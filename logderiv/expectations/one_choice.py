@@ -168,7 +168,8 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
 
     by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
     by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
-    return Normal(_reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale))
+    slopes = _reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale)
+    return jax.tree.unflatten(jax.tree.structure(normal), slopes)
 
 
 def normal_noise(key: Key, shape: tuple[int, ...], dtype: Any) -> NormalNoise:

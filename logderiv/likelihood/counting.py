@@ -8,6 +8,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, integers, summable
+from logderiv._core.special import log_softmax
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -66,7 +67,7 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     """
     states, actions, counted = integers(states, "states"), integers(actions, "actions"), weights.astype(bool)
     counts = visit_counts(states, actions, lax.stop_gradient(weights), logits.shape)
-    logs = jax.nn.log_softmax(logits).astype(accumulator_dtype(logits.dtype))
+    logs = log_softmax(logits.astype(accumulator_dtype(logits.dtype)))
     terms = counts.astype(logs.dtype) * logs
     total = jnp.sum(jnp.where(counts == 0, jnp.zeros_like(terms), terms))  # a masked action never taken: 0 * -inf
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key
+from logderiv._core.arrays import array_of, as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import num_categories
@@ -376,7 +376,7 @@ def _widths(hidden: Any) -> tuple[int, ...]:
 
 def flatten_observation(observation: Any) -> jax.Array:
     """All leaves of one observation as one vector."""
-    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
+    leaves = [jnp.ravel(array_of(leaf, "observation")) for leaf in jax.tree.leaves(observation)]
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])

@@ -15,6 +15,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_key, numbers, summable, wide
 from logderiv._core.pytrees import jit, pytree
+from logderiv._core.special import log_softmax
 from logderiv.distributions.basic import Categorical
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact import policy_table
@@ -93,7 +94,9 @@ class MatrixGame(Process):
         _, first, second = self.payoffs.shape
         a, b = jnp.divmod(observation, second)
         mirrored = jnp.where(observation == first * second, observation, b * first + a)
-        mine, other = jax.nn.log_softmax(params[0][observation]), jax.nn.log_softmax(params[1][mirrored])
+        mine, other = (
+            log_softmax(summable(table[row])) for table, row in zip(params, (observation, mirrored), strict=True)
+        )
         return Categorical((mine[:, None] + other[None, :]).reshape(-1))
 
     def advance(self, state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, bool]:

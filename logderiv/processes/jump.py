@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import integers, is_traced, summable
+from logderiv._core.arrays import alike, integers, is_traced, summable
+from logderiv._core.noise import exponential
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
 from logderiv.processes.base import Process, first_component, no_reward
 from logderiv.types import Key, Params
 
@@ -63,16 +65,20 @@ class NextEvent:
     probability 1. A rate that is negative, infinite or NaN makes samples and log-probabilities NaN.
 
     Attributes:
-        rates: Propensities in the present state, shape `(R,)`.
-        remaining: Time to the end, shape `()`.
+        rates: Propensities in the present state, shape `(R,)`; float32 at least.
+        remaining: Time to the end, shape `()`, in the same dtype.
+
+    Raises:
+        TypeError: One of them is no real number.
     """
 
     rates: jax.Array
     remaining: jax.Array
 
     def __post_init__(self) -> None:
-        for name in ("rates", "remaining"):
-            object.__setattr__(self, name, summable(getattr(self, name), name))
+        rates, remaining = alike(rates=self.rates, remaining=self.remaining)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "remaining", remaining)
 
     def log_prob(self, action: Event) -> jax.Array:
         """Log-density of an event, or log-probability of none.
@@ -110,10 +116,10 @@ class NextEvent:
         """
         key_wait, key_reaction = jax.random.split(key)
         total = self._total()
-        wait = jax.random.exponential(key_wait, dtype=self.rates.dtype) / jnp.where(total == 0, 1, total)
+        wait = exponential(key_wait, (), self.rates.dtype) / jnp.where(total == 0, 1, total)
         wait = jnp.where(total == 0, jnp.inf, wait)
         fires = wait < self.remaining
-        reaction = jax.random.categorical(key_reaction, jnp.log(self.rates)).astype(jnp.int32)
+        reaction = Categorical(jnp.log(self.rates)).sample(key_reaction)
         return Event(jnp.where(fires | jnp.isnan(wait), wait, self.remaining), jnp.where(fires, reaction, -1))
 
     def _total(self) -> jax.Array:
@@ -235,7 +241,7 @@ class JumpProcess(Process):
         self.check_params(params)
         counts, remaining = observation
         rates = self._rates(params, counts.astype(remaining.dtype))
-        return NextEvent(rates, remaining.astype(rates.dtype))
+        return NextEvent(rates, remaining)
 
     def advance(self, state: Population, action: Event) -> tuple[Population, jax.Array, jax.Array]:
         counts, remaining = state

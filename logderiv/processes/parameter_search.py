@@ -37,7 +37,8 @@ import jax.numpy as jnp
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, numbers, scalar_cost, summable
+from logderiv._core.arrays import alike, as_keys, numbers, scalar_cost, summable
+from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import normal_terms
 from logderiv.sampling.episodes import rollout
@@ -64,11 +65,18 @@ class TreeNormal:
         loc: Pytree of means.
         scale: Pytree of standard deviations, positive; or one number for all.
         sign: Multiplies the noise of `sample`; 1 or -1, which changes no probability.
+
+    Raises:
+        TypeError: A leaf is no real number.
     """
 
     loc: Any
     scale: Any
     sign: Any = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("loc", "scale"):
+            object.__setattr__(self, name, numbers(getattr(self, name), name))
 
     def log_prob(self, action: Any) -> jax.Array:
         """Log-density of all leaves together.
@@ -78,10 +86,18 @@ class TreeNormal:
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `action` has another structure, or a leaf another shape.
+            TypeError: A leaf is no real number.
         """
-        loc, scale = self._numbers()
-        terms = jax.tree.map(normal_terms, numbers(action, "action"), loc, scale)
-        return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, terms))
+        check.like("action", action, self.loc, hint="that of the mean")
+
+        def log_density(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
+            return jnp.sum(normal_terms(*alike(action=x, loc=loc, scale=scale)))
+
+        terms = jax.tree.map(log_density, action, self.loc, self._scale())
+        return jax.tree.reduce(jnp.add, terms)
 
     def sample(self, key: Key) -> Any:
         """Draw `loc + sign * scale * noise`.
@@ -96,13 +112,12 @@ class TreeNormal:
         def draw(loc: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
             return loc + scale * (jnp.asarray(self.sign, loc.dtype) * noise)
 
-        loc, scale = self._numbers()
-        return jax.tree.map(draw, loc, scale, optax.tree.random_like(key, loc))
+        return jax.tree.map(draw, self.loc, self._scale(), optax.tree.random_like(key, self.loc, normal))
 
-    def _numbers(self) -> tuple[Any, Any]:
-        """The means, and a standard deviation for each number of them."""
-        loc, scales = numbers(self.loc, "loc"), jax.tree.broadcast(numbers(self.scale, "scale"), self.loc)
-        return loc, jax.tree.map(lambda s, x: jnp.broadcast_to(s.astype(x.dtype), x.shape), scales, loc)
+    def _scale(self) -> Any:
+        """A standard deviation for each number of `loc`."""
+        scales = jax.tree.broadcast(self.scale, self.loc)
+        return jax.tree.map(lambda s, x: jnp.broadcast_to(s.astype(x.dtype), x.shape), scales, self.loc)
 
 
 @pytree

@@ -19,7 +19,9 @@ from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import summable
+from logderiv._core.noise import gumbel
 from logderiv._core.pytrees import pytree
+from logderiv._core.special import log_softmax
 from logderiv.distributions.basic import Categorical
 from logderiv.processes.base import Previous, no_reward
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards
@@ -122,7 +124,7 @@ class HiddenMarkovModel(HiddenProcess):
             log_filtered, noise = inputs
             return jnp.argmax(_backward_kernel(params, log_filtered)[:, later] + noise), None
 
-        noise = jax.random.gumbel(key, filtered.shape, filtered.dtype)  # the largest logit plus noise is a draw
+        noise = gumbel(key, filtered.shape, filtered.dtype)  # the largest logit plus noise is a draw
         states, _ = backwards(step, jnp.argmax(filtered[-1] + noise[-1]), (filtered, noise))
         return states.astype(jnp.int32)
 
@@ -146,7 +148,7 @@ class HiddenMarkovModel(HiddenProcess):
 
 def _log_tables(params: HiddenMarkovParams) -> tuple[jax.Array, jax.Array]:
     params = _checked(params)
-    return jax.nn.log_softmax(params.initial), jax.nn.log_softmax(params.transition)
+    return log_softmax(params.initial), log_softmax(params.transition)
 
 
 def _backward_kernel(params: HiddenMarkovParams, log_filtered: jax.Array) -> jax.Array:
