@@ -121,10 +121,9 @@ class Credited(Advantage):
         credit, targets = jnp.where(valid, credit, 0), jnp.where(valid, targets, 0)
         if self.baseline is None:
             return credit, targets, state
-        values = self.baseline.values(state, credit, batch)
-        values, log = (
-            (batch.powers * values, batch.log_scale) if self.baseline.discounted else (values, batch.log_ratios)
-        )
+        values, log = self.baseline.values(state, credit, batch), batch.log_ratios
+        if self.baseline.discounted:
+            values, log = batch.powers * values, batch.log_scale
         weights = credit - values if scaled is None else scaled.plus(-values, log).value
         return jnp.where(valid, weights, 0), targets, self.baseline.update(state, credit, targets, batch)
 
