@@ -92,6 +92,13 @@ def one_of(options: Collection[Any], **values: Any) -> None:
             raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
 
 
+def made(name: str, part: Any, fits: bool, expected: str) -> None:
+    """Raise `TypeError` unless a part is an object that fits; a class is named as one that was not called."""
+    if isinstance(part, type) or not fits:
+        received = f"the class {part.__name__}; call it" if isinstance(part, type) else type(part).__name__
+        raise TypeError(f"{name}: expected {expected}, received {received}.")
+
+
 def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:
     """Raise `ValueError` unless each array has this shape."""
     for name, array in arrays.items():

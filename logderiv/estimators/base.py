@@ -139,10 +139,18 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
+    check_state(estimator, params, state)
     weights, state = estimator.advantages(params, state, policy, trajectories)
     weights = jax.lax.stop_gradient(weights)
     grads = jax.grad(estimator.objective)(params, policy, as_steps(trajectories), weights)
     return Estimate(grads, batch_info(trajectories)), state
+
+
+def check_state(estimator: Any, params: Params, state: State) -> None:
+    """Raise `ValueError` unless the state is like the first one, where the estimator has one."""
+    first = jax.eval_shape(estimator.init, params)
+    if jax.tree.leaves(first):
+        check.like("state", state, first, hint="that of estimator.init(params), or of the last call")
 
 
 def _scaled_term(

@@ -26,7 +26,7 @@ class TabularSoftmax(Policy):
             A `Categorical` over `A` actions; its logits are NaN in a state outside `0 .. S - 1`.
         """
         state = widen(jnp.asarray(observation))
-        state = jnp.where(state < 0, params.shape[0], state)
+        params, state = jnp.asarray(params), jnp.where(state < 0, jnp.shape(params)[0], state)
         return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
 
     def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array] | None:

@@ -179,6 +179,7 @@ class HiddenProcess(Process):
         with _full_precision():
             return self._smooth(params, self.filter(params, observations, observed=observed).states)
 
+    @jit
     def expected_log_joint(self, params: Any, posterior: Any, observations: Any, *, observed: Any = None) -> jax.Array:
         """E[log p(x, y; θ)] over the marginals that `smooth` gave: the `Q` of the EM algorithm.
 
@@ -229,6 +230,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: No observation; `observed` has another length.
         """
+        observations = jnp.asarray(observations) if isinstance(observations, list) else observations
         length = check.rows("observations", observations)
         mask = jnp.ones(length, bool) if observed is None else jnp.asarray(observed, bool)
         check.shape((length,), observed=mask, hint="that of the series")

@@ -49,7 +49,7 @@ def categorical_emission(params: jax.Array, state: jax.Array) -> Categorical:
     Returns:
         The distribution of one symbol.
     """
-    return Categorical(params[state])
+    return Categorical(jnp.asarray(params)[state])
 
 
 @pytree(static=("emission", "reward", "horizon"))
@@ -97,7 +97,7 @@ class HiddenMarkovModel(HiddenProcess):
             ValueError: Start and kernel differ in their number of states.
         """
         _check_params(params)
-        logits = jnp.where(observation.start, params.initial, params.transition[observation.state])
+        logits = jnp.where(observation.start, params.initial, jnp.asarray(params.transition)[observation.state])
         return Emitting(Categorical(logits), Partial(self.emission, params.emission), observation.observed)
 
     def _filter(self, params: HiddenMarkovParams, observations: Any, observed: jax.Array) -> Filtered:
