@@ -116,7 +116,7 @@ def jit(function: F) -> F:
 
 def _devices(tree: Any) -> str:
     """The devices that the arrays of a tree are on."""
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
     return " and ".join(sorted({str(device) for x in arrays for device in x.devices()}))
 
 
