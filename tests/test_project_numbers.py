@@ -24,6 +24,8 @@ STREAMS = ld.sampling.StreamState(jnp.zeros(2, int), jnp.zeros(2, int), jnp.zero
 DIFFUSION = ld.processes.EulerMaruyama(ld.processes.double_well_drift, 0.5, -1.0, 0.05, 2)
 HIDDEN = ld.processes.HiddenMarkovModel()
 EYE, KEY = jnp.eye(1), jax.random.key(3)
+AUTOREGRESSIVE = {"params": ld.processes.AutoregressiveParams(jnp.zeros(()), jnp.zeros(()))}
+CONTROL = {"params": ld.processes.LinearPolicyParams(EYE, jnp.zeros(1))}
 
 
 def _scalar(*_: Any) -> jax.Array:
@@ -98,14 +100,10 @@ GIVEN: dict[str, Any] = {
     "fisher_score_samples": {"params": ld.processes.HiddenMarkovParams(jnp.zeros(2), jnp.eye(2), jnp.eye(2))},
     "assert_unbiased": {"exact": jnp.zeros(())},
     "check_order": {"exact": jnp.sum},
-    **dict.fromkeys(
-        ("Autoregressive.moments", "Autoregressive.fisher_information"),
-        {"params": ld.processes.AutoregressiveParams(jnp.zeros(()), jnp.zeros(()))},
-    ),
-    **dict.fromkeys(
-        ("LinearQuadratic.quadratics", "LinearQuadratic.value"),
-        {"params": ld.processes.LinearPolicyParams(EYE, jnp.zeros(1))},
-    ),
+    "Autoregressive.moments": AUTOREGRESSIVE,
+    "Autoregressive.fisher_information": AUTOREGRESSIVE,
+    "LinearQuadratic.quadratics": CONTROL,
+    "LinearQuadratic.value": CONTROL,
     "look_ahead": {"params": (jnp.zeros(2), jnp.zeros(2))},
     "transfer_value": {"low": -2.0, "high": 1.0},
     "variance_by_step": {"params": jnp.zeros(2)},

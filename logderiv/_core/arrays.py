@@ -44,9 +44,11 @@ def widen(x: jax.Array) -> jax.Array:
 
 
 def refuse_complex(**trees: Any) -> None:
-    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex: a cast would lose the imaginary part."""
+    """Raise `TypeError`, naming the leaf, if one of a pytree is complex, as a cast would lose the imaginary part, or a text."""
     for name, tree in trees.items():
         for path, x in jax.tree_util.tree_leaves_with_path(tree):
+            if isinstance(x, str | bytes):
+                raise TypeError(f"{name}{jax.tree_util.keystr(path)}: expected an array, received {type(x).__name__}.")
             if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
                 raise TypeError(
                     f"{name}{jax.tree_util.keystr(path)}: expected real numbers, received {jnp.result_type(x)}; take real and "

@@ -24,7 +24,7 @@ def whole(*, at_least: int = 1, at_most: int | None = None, hint: str = "", **nu
     Raises:
         ValueError: One is something else, or out of range; the first of them is named.
     """
-    bounds = f">= {at_least}" if at_most is None else f"in [{at_least}, {at_most}]"
+    bounds = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
     expected, found = f"expected a whole number {bounds}", []
     for name, number in numbers.items():
         if is_traced(number):
@@ -53,15 +53,15 @@ def between(
 
 
 def positive(*, finite: bool = False, hint: str = "", **numbers: Any) -> None:
-    """Raise `ValueError` unless each number is above 0, and below infinity where `finite`."""
-    expected = "a positive number below infinity" if finite else "a positive number"
-    _all_hold(expected, lambda x: (x > 0) & (np.isfinite(x) | (not finite)), numbers, hint)
+    """Raise `ValueError` unless each number is above 0, and finite where that is asked for."""
+    _all_hold("a positive number", lambda x: x > 0, numbers, hint)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers, hint)
 
 
 def not_negative(*, finite: bool = False, **numbers: Any) -> None:
-    """Raise `ValueError` unless each number is at least 0, and below infinity where `finite`."""
-    expected = "a number >= 0 below infinity" if finite else "a number >= 0"
-    _all_hold(expected, lambda x: (x >= 0) & (np.isfinite(x) | (not finite)), numbers)
+    """Raise `ValueError` unless each number is at least 0, and finite where that is asked for."""
+    _all_hold("a number >= 0", lambda x: x >= 0, numbers)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers)
 
 
 def finite(**numbers: Any) -> None:
@@ -80,8 +80,8 @@ def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any
 
 def fraction(**numbers: Any) -> None:
     """Raise `ValueError` unless each is one number in [0, 1]."""
-    shape((), **numbers)
     between(0, 1, **numbers)
+    shape((), **numbers)
 
 
 def one_of(options: Collection[Any], **values: Any) -> None:
@@ -90,6 +90,13 @@ def one_of(options: Collection[Any], **values: Any) -> None:
         if not any(value is option or value == option for option in options):
             *first, last = map(repr, options)
             raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
+
+
+def made(name: str, part: Any, fits: bool, expected: str) -> None:
+    """Raise `TypeError` unless a part is an object that fits; a class is named as one that was not called."""
+    if isinstance(part, type) or not fits:
+        received = f"the class {part.__name__}; call it" if isinstance(part, type) else type(part).__name__
+        raise TypeError(f"{name}: expected {expected}, received {received}.")
 
 
 def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:

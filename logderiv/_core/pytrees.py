@@ -8,6 +8,7 @@ tracers, axis numbers and placeholders that the checks of a constructor must not
 
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, dataclass_transform
@@ -117,9 +118,24 @@ def jit(function: F) -> F:
     def compiled(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         static = tuple(None if isinstance(leaf, TRACED) else _Compared(leaf) for leaf in leaves)
-        return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, TRACED)])
+        try:
+            return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, TRACED)])
+        except ValueError as error:
+            if "incompatible devices" not in str(error):
+                raise
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            places = ", ".join(f"{name} on {found}" for name, tree in given.items() if (found := _devices(tree)))
+            raise ValueError(
+                f"expected all arrays on the same devices, received {places}; use jax.device_put."
+            ) from error
 
     return compiled  # pyright: ignore[reportReturnType]
+
+
+def _devices(tree: Any) -> str:
+    """The devices that the arrays of a tree are on."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
+    return " and ".join(sorted({str(device) for x in arrays for device in x.devices()}))
 
 
 class _Compared:

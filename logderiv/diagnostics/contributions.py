@@ -159,6 +159,9 @@ def _checked(
     check.params(params)
     num = num_trajectories(trajectories)
     if estimator is not None:
+        check.made(
+            "estimator", estimator, hasattr(estimator, "structure"), "one of logderiv.estimators, or of your own"
+        )
         estimator.structure.check(num)
     if block_size is None:
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))

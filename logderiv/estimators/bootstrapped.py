@@ -160,6 +160,9 @@ class Bootstrapped(Advantage):
 
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
+        check.made(
+            "baseline", self.baseline, True, "one of logderiv.baselines with values of the state, such as SharedValue()"
+        )
         if not hasattr(self.baseline, "state_values"):
             raise ValueError(
                 "baseline: this advantage bootstraps from values of the state; expected baselines.Value, "

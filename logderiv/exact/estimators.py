@@ -213,11 +213,8 @@ def moments(
     """
     order, num_trajectories, limit = check.whole(order=order, num_trajectories=num_trajectories, limit=limit)
     check.params(params)
-    if not (hasattr(estimator, "estimate") or callable(estimator)):
-        raise TypeError(
-            "estimator: expected estimate(params, state, policy, trajectories) -> (Estimate, state), or a function "
-            f"(params, policy, trajectories) -> grads; received {type(estimator).__name__}."
-        )
+    expected = "estimate(params, state, policy, trajectories) -> (Estimate, state), or a function (params, policy, trajectories) -> grads"
+    check.made("estimator", estimator, hasattr(estimator, "estimate") or callable(estimator), expected)
     if order > 1 and not (hasattr(estimator, "advantages") and hasattr(estimator, "objective")):
         raise TypeError(
             f"estimator: expected one with advantages and objective, received {type(estimator).__name__}; a function that returns "

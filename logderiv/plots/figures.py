@@ -184,7 +184,7 @@ def _ticks_at_125(ax: Any) -> None:
 
 
 def learning_curves(
-    curves: Mapping[str, Any],
+    curves: Any,
     *,
     steps: Mapping[str, Any] | None = None,
     level: float = 0.95,
@@ -204,7 +204,8 @@ def learning_curves(
     stopped early, or may have diverged, and the mean goes on with its last return.
 
     Args:
-        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics.
+        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics;
+            these may also stand alone.
         steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates, and results
             of `train`, if `curves` holds nothing else, against their own steps.
         level: Coverage of the band, in (0, 1).
@@ -219,6 +220,7 @@ def learning_curves(
         ImportError: matplotlib is missing.
         ValueError: An array has other axes, shapes of a curve and its steps differ, a seed has no return at all, or
             `level` is out of range.
+        TypeError: `curves` is something else.
 
     References:
         Agarwal et al. (2021), arXiv:2108.13264, on intervals over few seeds and their stratified form.
@@ -227,6 +229,12 @@ def learning_curves(
     check.between(0, 1, open_left=True, open_right=True, level=level)
     if threshold is not None:
         check.finite(threshold=threshold)
+    if isinstance(getattr(curves, "metrics", curves), Metrics):
+        curves = {"training": curves}
+    if not isinstance(curves, Mapping):
+        raise TypeError(
+            f"curves: expected names and their returns, or what train returned, received {type(curves).__name__}."
+        )
     metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
     metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
     if steps is None and metrics.keys() == curves.keys():

@@ -3,6 +3,7 @@
 Here and in `logderiv.likelihood.steps` alone it is known what kinds of policy there are.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from logderiv._core import check
 from logderiv._core.arrays import array_of, as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
-from logderiv.distributions.interop import num_categories
+from logderiv.distributions.interop import check_distribution, num_categories
 from logderiv.distributions.tanh_normal import Head
 from logderiv.types import FunctionPolicy, Observation, Params, Policy
 
@@ -65,10 +66,23 @@ class StepPolicy:
 
         Returns:
             `(distribution, carry)`.
+
+        Raises:
+            TypeError: The policy takes other arguments, or returns something else.
         """
-        if self.has_memory:
-            return self.policy.apply(params, carry, observation)
-        return self.policy.apply(params, observation), carry
+        arguments = (params, carry, observation) if self.has_memory else (params, observation)
+        _check_takes(self.policy.apply, arguments)
+        found = self.policy.apply(*arguments)
+        several = isinstance(found, tuple | list) and not hasattr(found, "log_prob")
+        if several != self.has_memory or (several and len(found) != 2):
+            expected = "a pair (distribution, carry)" if self.has_memory else "a distribution"
+            hint = "" if self.has_memory else "; one with memory says so by initial_carry"
+            raise TypeError(f"policy: expected apply to return {expected}, received {_described(found)}{hint}.")
+        distribution, carry = found if self.has_memory else (found, carry)
+        if hasattr(carry, "log_prob") and not hasattr(distribution, "log_prob"):
+            raise TypeError("policy: expected apply to return (distribution, carry), received them in the other order.")
+        check_distribution(distribution)
+        return distribution, carry
 
     def num_categories(self, params: Params, observation: Observation, action: Any) -> int | None:
         """How many actions there are; nothing is computed.
@@ -113,6 +127,27 @@ def as_policy(policy: Any) -> StepPolicy:
         "expected a policy: a function (params, observation) -> distribution, or logderiv.FunctionPolicy; "
         f"received {type(policy).__name__}. Wrap a network as "
         "logderiv.FunctionPolicy(lambda params, observation: logderiv.Categorical(network.apply(params, observation)))."
+    )
+
+
+def _check_takes(apply: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Raise `TypeError` if a policy's function does not take these arguments."""
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        expected = (
+            "(params, observation), or (params, carry, observation) with initial_carry, which says that there is memory"
+        )
+        raise TypeError(f"policy: expected apply to take {expected}, received {signature}.") from error
+
+
+def _described(found: Any) -> str:
+    return (
+        f"({', '.join(type(x).__name__ for x in found)})" if isinstance(found, tuple | list) else type(found).__name__
     )
 
 

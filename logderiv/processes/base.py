@@ -62,7 +62,7 @@ class ProcessPolicy(Policy):
 
     def apply(self, params: Params, observation: Observation) -> Any:
         """The distribution of one step's choice: `process.transition(params, observation)`."""
-        return self.process.transition(params, observation)
+        return self.process.transition(jax.tree.map(jnp.asarray, params), observation)
 
     def check_params(self, params: Params) -> None:
         """What `process.check_params` refuses."""

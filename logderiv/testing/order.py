@@ -108,6 +108,8 @@ def check_order(
     num_trajectories = check.whole_or_none(num_trajectories=num_trajectories)
     if tolerance is not None:
         check.between(0, 1, open_left=True, open_right=True, tolerance=tolerance)
+    fits = hasattr(estimator, "advantages") and hasattr(estimator, "objective")
+    check.made("estimator", estimator, fits, "one of logderiv.estimators, or of your own with advantages and objective")
     check.params(params)
     refuse_complex(probabilities=probabilities)
     known, weights = structure(estimator), np.asarray(probabilities, np.float64)

@@ -179,6 +179,7 @@ class HiddenProcess(Process):
         with _full_precision():
             return self._smooth(params, self.filter(params, observations, observed=observed).states)
 
+    @jit
     def expected_log_joint(self, params: Any, posterior: Any, observations: Any, *, observed: Any = None) -> jax.Array:
         """E[log p(x, y; θ)] over the marginals that `smooth` gave: the `Q` of the EM algorithm.
 
