@@ -157,7 +157,7 @@ def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tup
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
         outputs = function(params, trajectories)
-        numbers = lifted(outputs)
+        numbers = lifted(outputs=outputs)[0]
         return jnp.asarray(optax.tree.vdot(jax.tree.map(_ramp, numbers), numbers)), outputs
 
     gradient = jax.grad(weighted, has_aux=True)
