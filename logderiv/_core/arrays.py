@@ -43,17 +43,25 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
+def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
+    """`function` of every leaf of one pytree and of its name, such as `params['w']`: `named_leaf_by_leaf(f, params=params)`."""
+    (name, tree), *_ = trees.items()
+    return jax.tree_util.tree_map_with_path(lambda path, x: function(x, name + jax.tree_util.keystr(path)), tree)
+
+
 def refuse_complex(**trees: Any) -> None:
     """Raise `TypeError`, naming the leaf, if one of a pytree is complex, as a cast would lose the imaginary part, or a text."""
+
+    def check(x: Any, name: str) -> None:
+        if isinstance(x, str | bytes):
+            raise TypeError(f"{name}: expected an array, received {type(x).__name__}.")
+        if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
+            raise TypeError(
+                f"{name}: expected real numbers, received {jnp.result_type(x)}; take real and imaginary part as two arrays."
+            )
+
     for name, tree in trees.items():
-        for path, x in jax.tree_util.tree_leaves_with_path(tree):
-            if isinstance(x, str | bytes):
-                raise TypeError(f"{name}{jax.tree_util.keystr(path)}: expected an array, received {type(x).__name__}.")
-            if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
-                raise TypeError(
-                    f"{name}{jax.tree_util.keystr(path)}: expected real numbers, received {jnp.result_type(x)}; take real and "
-                    "imaginary part as two arrays."
-                )
+        named_leaf_by_leaf(check, **{name: tree})
 
 
 def array_of(x: Any, name: str = "values") -> jax.Array:

@@ -11,7 +11,7 @@ from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
-from logderiv.estimators.surrogates import step_weights
+from logderiv.estimators.surrogates import of_each_step, step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
 from logderiv.types import (
     Estimate,
@@ -99,8 +99,13 @@ class Estimator(Part):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: A weight has another shape than `trajectories.valid`.
+            TypeError: Not trajectories; a weight is complex.
         """
-        scale = step_weights(trajectories.valid, self.normalizer, jax.tree.leaves(weights)[0].dtype)
+        normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
+        scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
 

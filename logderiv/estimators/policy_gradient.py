@@ -14,7 +14,7 @@ from logderiv.estimators.base import Estimator, check_state, keep_finite
 from logderiv.estimators.batch import ValueFunction, prepare
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
+from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped, of_each_step
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory, given
 
@@ -174,6 +174,7 @@ class ScoreFunction(Weighting):
         return super().declaration & declaration_of(self.surrogate)
 
     def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
+        weights = of_each_step(trajectories, weights=weights)
         if isinstance(self.surrogate, Score):
             return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)

@@ -285,9 +285,11 @@ def backward_sums(terms: jax.Array, factors: jax.Array) -> jax.Array:
 def _of_one(valid: Any = None, **arrays: Any) -> list[jax.Array]:
     """Arrays of one trajectory, in the widest dtype among them, float32 at least; 0 on invalid steps, NaN where there is a hole."""
     found = {name: summable(x, name) for name, x in arrays.items()}
-    shapes = {x.shape for x in found.values()}
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, x in found.items():
+        shapes.setdefault(x.shape, name)  # the first of each
     if len(shapes) > 1 or len(min(shapes)) != 1:
-        received = ", ".join(f"{name} {x.shape}" for name, x in found.items())
+        received = ", ".join(f"{name} {shape}" for shape, name in shapes.items())
         raise ValueError(
             f"expected arrays of one trajectory, all of shape (T,), received {received}; use jax.vmap for a batch."
         )

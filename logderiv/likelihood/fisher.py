@@ -16,9 +16,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
+from logderiv._core.arrays import summable
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
-from logderiv.types import Params, Per, Trajectory, num_trajectories
+from logderiv.types import Params, Per, Trajectory, as_trajectory, one_axis
 
 
 def fisher_vector_product(
@@ -51,8 +52,9 @@ def fisher_vector_product(
     """
     check.params(params)
     check.one_of(("step", "trajectory"), per=per)
-    num = num_trajectories(trajectories)
-    weights = jnp.full(num, 1 / num) if probabilities is None else jnp.asarray(probabilities)
+    trajectories = as_trajectory(trajectories)
+    num = one_axis(trajectories)
+    weights = jnp.full(num, 1 / num) if probabilities is None else summable(probabilities, "probabilities")
     check.shape((num,), hint="one per trajectory", probabilities=weights)
 
     def logs(params: Any) -> jax.Array:

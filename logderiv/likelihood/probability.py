@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, summable, unbroken, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, summable, unbroken, widest
 from logderiv._core.pytrees import jit
 from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
 from logderiv.types import Params, SignedLog, Trajectory, as_trajectory
@@ -114,6 +114,7 @@ def weighted_log_prob(
     """
     trajectory = as_trajectory(trajectory)
     hint = "of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
+    weights = array_of(weights, "weights")
     check.shape(trajectory.valid.shape, hint=hint, weights=weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
@@ -134,7 +135,7 @@ def prob(
         block_size: Rows in a block; `None` for the backend's default. Speed and memory only.
 
     Returns:
-        Shape `(*batch,)`, dtype of the factors.
+        Shape `(*batch,)`, float32 at least.
 
     Raises:
         ValueError: Shapes of the trajectory disagree, the policy's probability is not a scalar, `block_size` is below 1,
@@ -191,7 +192,7 @@ def signed_log(x: jax.Array, log_scale: jax.Array) -> SignedLog:
 
 @jit
 def running_product(factors: jax.Array) -> jax.Array:
-    """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`, in the dtype of the factors."""
+    """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`."""
 
     def step(product: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         product = product * factor

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand, refuse_complex
+from logderiv._core.arrays import expand
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import lifted
 from logderiv.types import Params, Trajectory, as_trajectory
@@ -158,10 +158,9 @@ def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tup
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
         outputs = function(params, trajectories)
-        refuse_complex(function=outputs)
         if not jax.tree.leaves(outputs):
             raise ValueError("function: expected a pytree of arrays, received one without leaves.")
-        numbers = lifted(outputs)
+        numbers = lifted(outputs=outputs)[0]
         return jnp.asarray(optax.tree.vdot(jax.tree.map(_ramp, numbers), numbers)), outputs
 
     gradient = jax.grad(weighted, has_aux=True)
