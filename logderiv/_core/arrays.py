@@ -49,9 +49,11 @@ def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
 
 
 def refuse_complex(**trees: Any) -> None:
-    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex: a cast would lose the imaginary part."""
+    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex (a cast would lose the imaginary part), or a text."""
 
     def check(x: Any, name: str) -> None:
+        if isinstance(x, str):
+            raise TypeError(f"{name}: expected an array, received str.")
         if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
             raise TypeError(
                 f"{name}: expected real numbers, received {jnp.result_type(x)}; take real and imaginary part as two arrays."
