@@ -153,7 +153,7 @@ def test_targets_are_what_a_state_value_should_predict():
 
 def test_in_groups_the_weights_are_those_of_each_group_alone():
     """Returns 6, 3 | 9, 12 in groups of two: leave-one-out subtracts the other's."""
-    pair, ones = lambda x: jnp.concatenate([x, x[:1]]), jnp.ones((4, 3))
+    pair = lambda x: jnp.concatenate([x, x[:1]])  # noqa: E731
     rewards = jnp.array([6.0, 3.0, 9.0, 12.0])[:, None] * jnp.array([[1.0, 0.0, 0.0]])
     parts = {"valid": pair(VALID), "discounts": pair(ONES), "powers": pair(ON_POLICY.powers)}
     batch = ON_POLICY._replace(steps=jax.tree.map(pair, TAUS), rewards=rewards, **parts)

@@ -32,11 +32,14 @@ class Advantage(Part):
     of `jax.jit`.
 
     Attributes:
-        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does.
+        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does; taken to be so where
+            nothing else is said.
+        from_start: Whether every weight is discounted from the first step on, as the whole return is: there is no γ^t to leave out.
         own_ratios: Whether it weighs off-policy steps by their ratios itself.
     """
 
-    past_rewards = False
+    past_rewards = True
+    from_start = False
     own_ratios = False
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
@@ -121,10 +124,9 @@ class Credited(Advantage):
         credit, targets = jnp.where(valid, credit, 0), jnp.where(valid, targets, 0)
         if self.baseline is None:
             return credit, targets, state
-        values = self.baseline.values(state, credit, batch)
-        values, log = (
-            (batch.powers * values, batch.log_scale) if self.baseline.discounted else (values, batch.log_ratios)
-        )
+        values, log = self.baseline.values(state, credit, batch), batch.log_ratios
+        if self.baseline.discounted:
+            values, log = batch.powers * values, batch.log_scale
         weights = credit - values if scaled is None else scaled.plus(-values, log).value
         return jnp.where(valid, weights, 0), targets, self.baseline.update(state, credit, targets, batch)
 
@@ -143,6 +145,8 @@ class ToGo(Credited):
     """
 
     baseline: Baseline | None = None
+
+    past_rewards = False
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return reward_to_go(rewards, discounts)
@@ -169,7 +173,7 @@ class Return(Credited):
 
     baseline: Baseline | None = None
 
-    past_rewards = True
+    from_start = True
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return total_return(rewards, discounts)
@@ -212,7 +216,7 @@ class Credit(Credited):
 
 
 class Transformed(Advantage):
-    """Base of advantages made of another one, whose state, past rewards and ratios are theirs.
+    """Base of advantages made of another one, whose state, rewards and ratios are theirs.
 
     Attributes:
         advantage: The other one.
@@ -224,6 +228,11 @@ class Transformed(Advantage):
     def past_rewards(self) -> bool:
         """As the inner advantage."""
         return self.advantage.past_rewards
+
+    @property
+    def from_start(self) -> bool:
+        """As the inner advantage."""
+        return self.advantage.from_start
 
     @property
     def own_ratios(self) -> bool:

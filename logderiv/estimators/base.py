@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.blocks import wide_block_size
@@ -66,7 +67,9 @@ class Estimator(Part):
             trajectories: Leading axes `(N, T)`; a stream `(E, T)`.
 
         Returns:
-            `(weights, state)`; the weights, a pytree of arrays, have the leading axes of the steps.
+            `(weights, state)`; the weights, a pytree of floating-point arrays, have the leading axes of the steps. Where one of
+            them, or the state after it, is not finite, the batch is left out: `estimate` and `train` keep the old state, and the
+            estimators of the library return it themselves, with weights that are all NaN.
         """
         raise NotImplementedError
 
@@ -118,7 +121,8 @@ class Estimator(Part):
             trajectories: Leading axes `(N, T)`; a stream `(E, T)`, where the estimator accepts it.
 
         Returns:
-            `(Estimate, state)`; `grads` is a pytree of `params`.
+            `(Estimate, state)`; `grads` is a pytree of `params`. A batch with a weight or target that is not finite gives NaN and
+            the old state, so that an optimizer that skips it (`optax.apply_if_finite`) leaves nothing of it behind.
 
         Raises:
             ValueError: Fewer trajectories than `structure.min_trajectories`, or not a batch of one axis, or one that is sharded
@@ -144,10 +148,35 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
-    weights, state = estimator.advantages(params, state, policy, trajectories)
+    found = estimator.advantages(params, state, policy, trajectories)
+    weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
     grads = jax.grad(estimator.objective)(params, policy, as_steps(trajectories), weights)
     return Estimate(grads, batch_info(trajectories)), state
+
+
+def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax.Array]:
+    """A batch is used whole or not at all: what is left of one with a weight or target, or a state after it, that is not finite.
+
+    Args:
+        state: Before the batch.
+        weights: Of the batch, as `Estimator.advantages` returns them.
+        new: The state after it.
+
+    Returns:
+        The weights, all of them NaN if one is not finite; the state after it, or as it was before it; and whether the batch is used.
+    """
+
+    def finite(x: Any) -> Any:
+        return jnp.isfinite(x) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.ones((), bool)
+
+    used = jnp.ones((), bool)
+    for x in jax.tree.leaves(weights):
+        used &= jnp.all(finite(x))
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        used &= ~jnp.any(finite(before) & ~finite(after))
+    weights = jax.tree.map(lambda x: jnp.where(used, x, jnp.full_like(x, jnp.nan)), weights)
+    return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
 
 
 def _scaled_term(

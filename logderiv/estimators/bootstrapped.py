@@ -161,6 +161,8 @@ class Bootstrapped(Advantage):
     lambda_: float
     baseline: StateBaseline
 
+    past_rewards = False
+
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
         if not hasattr(self.baseline, "state_values"):

@@ -18,6 +18,7 @@ import optax
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
+from logderiv.estimators.base import keep_finite
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, prepare
 from logderiv.estimators.declaration import Declaration, Structure, biased
@@ -140,7 +141,8 @@ class OptimalPerParameter(Weighting):
 
     def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
         batch, folds = prepare(self, params, policy, trajectories), self.fit.num_folds
-        weights, _, state = self.advantage(params, state, batch)
+        weights, _, new = self.advantage(params, state, batch)
+        weights, state, _ = keep_finite(state, weights, new)
         ratios, baselines = jnp.zeros_like(weights), []
         for k, m in enumerate(leave_fold_out(fold_moments(weights, batch, folds))):
             own, log = _relative_ratios(batch, k, folds)

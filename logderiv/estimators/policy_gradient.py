@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
-from logderiv.estimators.base import Estimator
+from logderiv.estimators.base import Estimator, keep_finite
 from logderiv.estimators.batch import ValueFunction, prepare
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
@@ -64,7 +64,7 @@ class Weighting(Estimator):
     def declaration(self) -> Declaration:
         """What advantage, importance, discount and γ^t do to the expectation together."""
         importance, declared = self.importance, declaration_of(self.advantage)
-        if not self.gamma_t and not self.advantage.past_rewards and (concrete("discount", self.discount) < 1).any():
+        if not self.gamma_t and not self.advantage.from_start and (concrete("discount", self.discount) < 1).any():
             declared &= biased("gamma^t left out: the gradient of no objective")
         if importance is None:
             return declared if self.advantage.own_ratios else declared & Declaration(assumes=(_ON_POLICY,))
@@ -99,13 +99,15 @@ class Weighting(Estimator):
 
         Returns:
             `(weights, targets, state)`: what multiplies each score, what a value of each state should predict, both of the shape
-            of the steps' `valid` and 0 on invalid ones, and the state after this batch.
+            of the steps' `valid` and 0 on invalid ones, and the state after this batch; NaN and the old state where a weight, or
+            the state after the batch, is not finite.
 
         Raises:
             ValueError: The advantage needs values of the state and there is no value function.
         """
         batch = prepare(self, params, policy, trajectories, value)
-        weights, targets, state = self.advantage(params, state, batch)
+        weights, targets, new = self.advantage(params, state, batch)
+        weights, state, _ = keep_finite(state, weights, new)
         shape = batch.steps.valid.shape
         return weights.reshape(shape), targets.reshape(shape), state
 
