@@ -1,5 +1,6 @@
 """Small helpers on arrays, keys and pytrees that every module may use."""
 
+import contextlib
 import math
 from typing import Any
 
@@ -49,11 +50,11 @@ def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
 
 
 def refuse_complex(**trees: Any) -> None:
-    """Raise `TypeError`, naming the leaf, if a leaf of a pytree is complex (a cast would lose the imaginary part), or a text."""
+    """Raise `TypeError`, naming the leaf, if one of a pytree is complex, as a cast would lose the imaginary part, or a text."""
 
     def check(x: Any, name: str) -> None:
-        if isinstance(x, str):
-            raise TypeError(f"{name}: expected an array, received str.")
+        if isinstance(x, str | bytes):
+            raise TypeError(f"{name}: expected an array, received {type(x).__name__}.")
         if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
             raise TypeError(
                 f"{name}: expected real numbers, received {jnp.result_type(x)}; take real and imaginary part as two arrays."
@@ -101,6 +102,21 @@ def as_mask(x: Any, name: str) -> jax.Array:
     return x.astype(bool)
 
 
+def alike(**arrays: Any) -> list[jax.Array]:
+    """Each `summable`, all in the widest dtype among them; a Python number, or an integer, has no say in it where another has."""
+    found = [summable(x, name) for name, x in arrays.items()]
+    own = [dtype for dtype in map(own_dtype, arrays.values()) if dtype is not None]
+    dtype = widest(jnp.float32, *own) if own else jnp.zeros(()).dtype
+    return [x.astype(dtype) for x in found]
+
+
+def own_dtype(x: Any) -> Any:
+    """The floating dtype that an array has for itself; `None` of integers and of Python numbers."""
+    weak = type(x) in (bool, int, float) or getattr(x, "weak_type", False)
+    dtype = jnp.asarray(x).dtype
+    return dtype if jnp.issubdtype(dtype, jnp.floating) and not weak else None
+
+
 def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     """A cost, checked to be one number, `summable`."""
     value = summable(value, name)
@@ -109,18 +125,33 @@ def scalar_cost(value: Any, name: str = "cost") -> jax.Array:
     return value
 
 
-def as_keys(key: jax.Array) -> jax.Array:
+def as_keys(keys: Any, name: str = "key") -> jax.Array:
     """Typed keys from typed or raw (uint32) keys.
 
     Raises:
         TypeError: Something else.
     """
-    dtype = jnp.result_type(key)
-    if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-        return key
-    if dtype == jnp.uint32 and key.ndim > 0:
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"key: expected jax.random.key(seed), received {dtype}{jnp.shape(key)}.")
+    if isinstance(keys, jax.Array | np.ndarray):
+        if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+            return keys  # pyright: ignore[reportReturnType]
+        if keys.dtype == np.uint32 and keys.ndim > 0:
+            with contextlib.suppress(TypeError):  # of a key of another length
+                return jax.random.wrap_key_data(keys)
+    received = f"{keys.dtype}{list(keys.shape)}" if hasattr(keys, "dtype") else repr(keys)
+    raise TypeError(f"{name}: expected jax.random.key(seed), received {received}.")
+
+
+def as_key(key: Any, name: str = "key") -> jax.Array:
+    """One typed key from a typed or raw (uint32) one.
+
+    Raises:
+        TypeError: Something else.
+        ValueError: Several keys.
+    """
+    key = as_keys(key, name)
+    if key.ndim:
+        raise ValueError(f"{name}: expected one key, received keys of shape {key.shape}; use jax.vmap over them.")
+    return key
 
 
 def widest(*dtypes: Any) -> Any:
@@ -148,6 +179,15 @@ def integers(x: Any, name: str) -> jax.Array:
     if jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"{name}: expected integers, received {x.dtype}; use {name}.astype(jnp.int32).")
     return widen(x)
+
+
+def numbers(tree: Any, name: str = "params") -> Any:
+    """Every leaf `summable`; a list of numbers is one, and a leaf that is none is named."""
+
+    def leaf(path: Any, x: Any) -> jax.Array:
+        return summable(x, name + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, list))
 
 
 def wide(tree: Any) -> Any:

@@ -64,8 +64,8 @@ def per_trajectory_gradients(
     Gradients: the weights are detached.
     """
     trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
-    groups = num if num_groups is None else num_groups
-    if groups < 1 or num % groups:
+    groups = num if num_groups is None else check.whole(num_groups=num_groups)
+    if num % groups:
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
     samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
@@ -161,10 +161,13 @@ def _checked(
     trajectories = as_trajectory(trajectories, prefix=estimator is not None)
     num = one_axis(trajectories)
     if estimator is not None:
+        check.made(
+            "estimator", estimator, hasattr(estimator, "structure"), "one of logderiv.estimators, or of your own"
+        )
         estimator.structure.check(num)
     if block_size is None:
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))
-    check.whole(block_size=block_size)
+    block_size = check.whole(block_size=block_size)
     jax.eval_shape(lambda p: log_factors(p, policy, trajectories), params)
     return trajectories, num, min(block_size, num)
 

@@ -68,10 +68,13 @@ class Summary(NamedTuple):
         Returns:
             A scalar.
 
+        Raises:
+            ValueError: `group_size` is no whole number from 1.
+
         References:
             McCandlish et al. (2018), arXiv:1812.06162, eq. 2.9, and appendix A.1 for the estimate.
         """
-        return group_size * self.trace / self._signal
+        return check.whole(group_size=group_size) * self.trace / self._signal
 
     def samples_needed(self, accuracy: float, *, relative: bool = False, group_size: int = 1) -> jax.Array:
         """Samples after which the mean's root-mean-square error √(tr Σ / N) is `accuracy`.
@@ -85,9 +88,10 @@ class Summary(NamedTuple):
             A scalar, rounded up; NaN where `relative` and the samples do not resolve the gradient.
 
         Raises:
-            ValueError: `accuracy` is not positive.
+            ValueError: `accuracy` is not positive, or `group_size` no whole number from 1.
         """
-        check.positive(accuracy=accuracy)
+        check.positive(finite=True, accuracy=accuracy)
+        check.whole(group_size=group_size)
         signal = self._signal if relative else jnp.ones_like(self.trace)
         needed = jnp.ceil(group_size * self.trace / (accuracy**2 * signal))
         return jnp.where(signal > 0, needed, jnp.nan)
@@ -187,9 +191,10 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
         A `VarianceRatio`; data, since only running can tell.
 
     Raises:
-        ValueError: The two differ in structure or shape, or there are fewer than two samples.
+        ValueError: The two differ in structure or shape, or there are fewer than two samples; `k` is out of range.
         TypeError: Complex numbers.
     """
+    check.not_negative(finite=True, k=k)
     check.like("baselined", baselined, plain, hint="both from the same trajectories")
     num = check.rows("samples", plain, at_least=2)
     above, below = map(_squared_deviations, lifted(baselined=baselined, plain=plain))

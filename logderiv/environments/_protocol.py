@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import summable
+from logderiv._core.arrays import array_of, summable
 from logderiv.types import Key, Step
 
 START = ("observation", "state")
@@ -42,8 +42,8 @@ def step(environment: Any, key: Key, before: tuple[Any, Any], action: Any, param
     hint = f"not as reset returned it; {_ORDER}, and not Gymnasium's"
     named = enumerate(zip(START, new[:2], before, strict=True))
     place = [as_before(f"environment.step: value {i}, {name}", now, old, hint=hint) for i, (name, now, old) in named]
-    reward = summable(*_number(2, new, reward_shape(environment)))
-    ends = (_number(i, new)[0] for i in (3, 4))
+    reward = summable(_number(2, new, reward_shape(environment)))
+    ends = (_number(i, new) for i in (3, 4))
     return Step(*place, reward, *(end.astype(bool) for end in ends))
 
 
@@ -91,23 +91,22 @@ def _values(method: str, found: Any, names: tuple[str, ...]) -> Any:
     return found
 
 
-def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> tuple[jax.Array, str]:
-    """One of the last three values in this shape, and its name for messages; what has one entry has any shape."""
+def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> jax.Array:
+    """One of the last three values in this shape; where it is `()`, of any shape with one entry."""
     value, name = new[position], Step._fields[position]
     address = f"environment.step: value {position}, {name}"
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list)):
         raise TypeError(f"environment.step: value {position} is a {type(value).__name__}, expected {name}; {_ORDER}.")
-    value = jnp.asarray(value)
-    summable(value, address)
+    value = array_of(value, address)
     if shape == () and value.size == 1:
-        return value.reshape(()), address
+        return value.reshape(())
     hint = (
         "one number"
         if position > 2
         else "one number; a game has the attribute num_players, and a place for each player"
     )
     check.shape(shape, hint=hint, **{address: value})
-    return value, address
+    return value
 
 
 def _described(value: Any) -> str:

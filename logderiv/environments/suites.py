@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import pytree
 from logderiv.environments._spaces import (
@@ -48,13 +49,13 @@ def as_environment(environment: Any) -> Any:
     def has(*names: str) -> bool:
         return all(hasattr(environment, name) for name in names)
 
+    expected = (
+        "reset(key, params) and step(key, state, action, params), or an environment of gymnax (gymnax.make(id)[0]), craftax, brax, "
+        "jumanji or Gymnasium"
+    )
+    check.made("environment", environment, has("reset", "step") or has("reset_env", "step_env"), expected)
     if has("reset_env", "step_env"):
         return Gymnax(environment)
-    if not has("reset", "step"):
-        raise TypeError(
-            "environment: expected reset(key, params) and step(key, state, action, params), or an environment of gymnax, "
-            f"craftax, brax, jumanji or Gymnasium; received {type(environment).__name__}."
-        )
     if has("action_size", "observation_size"):
         return Brax(environment)
     if has("action_spec", "observation_spec"):
@@ -83,6 +84,7 @@ class Brax(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Brax", self.environment, "step", "brax.envs.create(name)")
         environment, horizon = self.environment, self.horizon
         while type(environment).__name__ in _PEELED:
             if getattr(environment, "action_repeat", 1) != 1:
@@ -131,6 +133,7 @@ class Gymnax(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Gymnax", self.environment, "step_env", "gymnax.make(id)[0]")
         if self.params is None:
             object.__setattr__(self, "params", self.environment.default_params)
         limit = getattr(self.params, _limit_name(self.params) or "", None)
@@ -161,6 +164,10 @@ class Gymnax(Environment):
         return Step(observation, state, jnp.asarray(reward), *ends)
 
 
+def _check(suite: str, environment: Any, method: str, example: str) -> None:
+    check.made(suite, environment, hasattr(environment, method), f"an environment, such as {example}")
+
+
 def _limit_name(params: Any) -> str | None:
     return next((name for name in _LIMITS if hasattr(params, name)), None)
 
@@ -184,6 +191,7 @@ class Jumanji(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Jumanji", self.environment, "step", "jumanji.make(id)")
         environment = self.environment
         while type(environment).__name__ in _PEELED:
             environment = environment._env

@@ -9,6 +9,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import integers, is_traced, summable
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
 
@@ -83,13 +84,13 @@ class TabularMDP(Environment):
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
         del params  # the tables are the parameters
-        state = jax.random.categorical(key, jnp.log(self.initial)).astype(jnp.int32)
+        state = Categorical(jnp.log(self.initial)).sample(key)
         return state, state
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
         del params
         action = integers(action, "action")
-        new = jax.random.categorical(key, jnp.log(self.transition[state, action])).astype(jnp.int32)
+        new = Categorical(jnp.log(self.transition[state, action])).sample(key)
         return Step(new, new, self.reward[state, action], self.terminal[new], jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
@@ -115,7 +116,7 @@ class TabularMDP(Environment):
         return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
 
 
-def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
+def short_corridor(*, horizon: int | None = 1000, dtype: Any = None) -> TabularMDP:
     """The short corridor with switched actions: actions 0 = left, 1 = right, reward -1 on every step, the last included.
 
     States 0, 1, 2 and the goal 3. Right moves right, except in state 1, where the two actions are swapped; left in
@@ -123,7 +124,7 @@ def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
     J = (2p - 4) / (p (1 - p)), best at p = 2 - √2 with J = -(6 + 4√2) ≈ -11.66.
 
     Args:
-        horizon: Default number of steps of a rollout.
+        horizon: Default number of steps of a rollout; `None` for none.
         dtype: Of the tables; `None` for the default floating dtype.
 
     Returns:

@@ -57,6 +57,12 @@ class Advantage(Part):
         raise NotImplementedError
 
 
+def check_advantage(advantage: Any) -> None:
+    """Raise `TypeError` unless it is an advantage; one that was not called is named."""
+    fits = callable(advantage) and hasattr(advantage, "init")
+    check.made("advantage", advantage, fits, "one of logderiv.advantages, such as ToGo()")
+
+
 class Credited(Advantage):
     """Base of advantages that give credit by a function of rewards and discounts, minus a baseline.
 
@@ -68,6 +74,10 @@ class Credited(Advantage):
     """
 
     baseline: Baseline | None
+
+    def __post_init__(self) -> None:
+        fits = self.baseline is None or hasattr(self.baseline, "values")
+        check.made("baseline", self.baseline, fits, "one of logderiv.baselines, such as LeaveOneOut() or Constant(0.5)")
 
     @property
     def structure(self) -> Structure:
@@ -200,6 +210,11 @@ class Credit(Credited):
     baseline: Baseline | None = None
     past_rewards: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = callable(self.function) and not isinstance(self.function, Part)
+        check.made("function", self.function, fits, "a function such as logderiv.advantages.reward_to_go")
+
     @property
     def structure(self) -> Structure:
         """That of the baseline; nothing is assumed of a function that declares nothing."""
@@ -223,6 +238,9 @@ class Transformed(Advantage):
     """
 
     advantage: Advantage
+
+    def __post_init__(self) -> None:
+        check_advantage(self.advantage)
 
     @property
     def past_rewards(self) -> bool:
@@ -263,7 +281,9 @@ class Standardized(Transformed):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.one_of(("step", "trajectory"), per=self.per)
+        check.not_negative(finite=True, epsilon=self.epsilon)
 
     @property
     def structure(self) -> Structure:
@@ -312,6 +332,7 @@ class Grouped(Transformed):
     group_size: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.whole(at_least=self.advantage.structure.min_trajectories, group_size=self.group_size)
 
     @property

@@ -148,6 +148,7 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
+    check_state(estimator, params, state)
     found = estimator.advantages(params, state, policy, trajectories)
     weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
@@ -177,6 +178,13 @@ def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax
         used &= ~jnp.any(finite(before) & ~finite(after))
     weights = jax.tree.map(lambda x: jnp.where(used, x, jnp.full_like(x, jnp.nan)), weights)
     return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
+
+
+def check_state(estimator: Any, params: Params, state: State) -> None:
+    """Raise `ValueError` unless the state is like the first one, where the estimator has one."""
+    first = jax.eval_shape(estimator.init, params)
+    if jax.tree.leaves(first):
+        check.like("state", state, first, hint="that of estimator.init(params), or of the last call")
 
 
 def _scaled_term(

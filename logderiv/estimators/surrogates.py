@@ -171,7 +171,7 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
         Shape of `log_ratio`; a batch of them is reduced by `reduce_steps`.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or `clip` is not positive.
         TypeError: Complex numbers.
 
     Gradients: flow through `log_ratio`; the weight is detached.
@@ -179,6 +179,8 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
+    if clip is not None:
+        check.positive(clip=clip)
     log_ratio, weight = summable(log_ratio, "log_ratio"), summable(weight, "weight")
     check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
     weight = lax.stop_gradient(weight).astype(log_ratio.dtype)

@@ -17,6 +17,8 @@ from logderiv.likelihood.probability import prob
 from logderiv.policies import as_policy
 from logderiv.types import Params
 
+_LONGEST = 2**24  # steps of a recursion
+
 Method: TypeAlias = Literal["dynamic", "enumeration"] | None
 
 
@@ -32,7 +34,7 @@ def value(
         params: Parameters of the policy.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `None` takes dynamic programming for tables, unless the policy has memory.
 
@@ -47,7 +49,9 @@ def value(
     Gradients: flow to `params` and `discount`, at any order; by dynamic programming also to the tables.
     """
     refuse_complex(params=params)
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 0)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 0
+    )
 
 
 def gradient(
@@ -59,7 +63,7 @@ def gradient(
         params: Parameters of the policy, floating point.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
             policy has memory.
@@ -74,7 +78,9 @@ def gradient(
             floating point.
     """
     check.params(params)
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 1)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 1
+    )
 
 
 def hessian(
@@ -86,7 +92,7 @@ def hessian(
         params: Parameters of the policy, floating point.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
             policy has memory.
@@ -101,7 +107,9 @@ def hessian(
             floating point.
     """
     check.params(params)
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 2)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 2
+    )
 
 
 def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, discount: Any = 1.0) -> jax.Array:
@@ -115,7 +123,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
         params: Parameters of the policy.
         policy: A policy of the state alone.
         mdp: The decision process.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
 
     Returns:
@@ -129,7 +137,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 4.5.
     """
-    check.whole(horizon=horizon)
+    horizon = check.whole(at_most=_LONGEST, horizon=horizon)
     check.fraction(discount=discount)
     return _state_values(params, policy, mdp, horizon, discount)
 
@@ -147,7 +155,6 @@ def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, di
     return lax.scan(backup, jnp.zeros(mdp.num_states, table.dtype), None, length=horizon, reverse=True)[1]
 
 
-@jit
 def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
     """P(s_t = s, step t is taken) for every step and state.
 
@@ -155,7 +162,7 @@ def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> 
         params: Parameters of the policy.
         policy: A policy of the state alone.
         mdp: The decision process.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
 
     Returns:
         Shape `(T, S)`; 0 on terminal states.
@@ -165,7 +172,11 @@ def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> 
 
     Gradients: flow to `params` and `mdp`.
     """
-    check.whole(horizon=horizon)
+    return _occupancy(params, policy, mdp, check.whole(at_most=_LONGEST, horizon=horizon))
+
+
+@jit
+def _occupancy(params: Params, policy: Any, mdp: TabularMDP, horizon: int) -> jax.Array:
     table = choices(params, policy, mdp, distributions.prob)
     transition, _ = live_tables(mdp, table.dtype)
 
@@ -198,7 +209,7 @@ def policy_table(params: Params, policy: Any, mdp: TabularMDP) -> jax.Array:
 
 def problem(policy: Any, environment: Any, horizon: int, discount: Any, method: Method = None) -> TabularMDP | Listing:
     """What a value is computed from: the tables themselves, for dynamic programming, or every trajectory."""
-    check.whole(horizon=horizon)
+    check.whole(at_most=_LONGEST, horizon=horizon)
     check.fraction(discount=discount)
     check.one_of(("dynamic", "enumeration", None), method=method)
     tables = isinstance(environment, TabularMDP)

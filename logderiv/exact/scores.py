@@ -84,7 +84,7 @@ def weighted_score_moments(
         [-0.25, 0.25]
     """
     check.params(params)
-    check.whole(horizon=horizon)
+    horizon = check.whole(at_most=2**24, horizon=horizon)
     check.fraction(discount=discount)
     if credit not in (reward_to_go, total_return):
         raise ValueError(
@@ -117,7 +117,7 @@ def fisher(params: Params, policy: Any, environment: Any, *, horizon: int) -> ja
     Gradients: flow to `params`, and to a table that is not enumerated.
     """
     check.params(params)
-    return _fisher(params, policy, problem(policy, environment, horizon, 1.0), horizon)
+    return _fisher(params, policy, problem(policy, environment, horizon, 1.0), int(horizon))
 
 
 @jit

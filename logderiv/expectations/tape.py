@@ -13,7 +13,7 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost, summable
+from logderiv._core.arrays import as_key, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.surrogates import box
@@ -149,8 +149,9 @@ class Tape:
 
         Raises:
             TypeError: `key` is no key.
+            ValueError: It is several.
         """
-        return cls(Keys(KeyBits.of(as_keys(key))), jnp.zeros(()), jnp.zeros(()), peers)
+        return cls(Keys(KeyBits.of(as_key(key))), jnp.zeros(()), jnp.zeros(()), peers)
 
     def sample(self, distribution: Any, *, baseline: Any = 0.0) -> tuple[Self, Any]:
         """Make a choice, and score it.
@@ -250,8 +251,9 @@ class Tape:
             `(tape, keys)`, the keys of shape `(num,)`.
 
         Raises:
-            ValueError: The tape is spent.
+            ValueError: The tape is spent; `num` is below 1.
         """
+        num = check.whole(num=num)
         return self._keys(num, f"{num} keys from split")
 
     def plate(self, function: Callable[[Self, Any], tuple[Self, Any]], xs: Any) -> tuple[Self, Any]:

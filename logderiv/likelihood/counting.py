@@ -8,6 +8,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, integers, summable
+from logderiv._core.special import log_softmax
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -36,6 +37,7 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
     """
     states, actions, weights = integers(states, "states"), integers(actions, "actions"), jnp.asarray(weights)
     check.shape(states.shape, hint="states, actions and weights are of one shape", actions=actions, weights=weights)
+    shape = tuple(check.whole(**{f"shape[{i}]": size}) for i, size in enumerate(shape))
     size, whole = math.prod(shape), not jnp.issubdtype(weights.dtype, jnp.inexact)
     inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
     place = states.astype(jnp.int32) * shape[1] + actions.astype(jnp.int32)  # one index, which is faster than two
@@ -65,7 +67,7 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     """
     states, actions, counted = integers(states, "states"), integers(actions, "actions"), weights.astype(bool)
     counts = visit_counts(states, actions, lax.stop_gradient(weights), logits.shape)
-    logs = jax.nn.log_softmax(logits).astype(accumulator_dtype(logits.dtype))
+    logs = log_softmax(logits.astype(accumulator_dtype(logits.dtype)))
     terms = counts.astype(logs.dtype) * logs
     total = jnp.sum(jnp.where(counts == 0, jnp.zeros_like(terms), terms))  # a masked action never taken: 0 * -inf
 

@@ -127,7 +127,7 @@ def natural_gradient(
         An `optax.GradientTransformationExtraArgs`; its state is a `NaturalGradientState`.
 
     Raises:
-        ValueError: `damping` is negative, `iterations` below 1.
+        ValueError: `damping` or `tolerance` is negative or not finite, `iterations` below 1.
         TypeError: In `update`, `params` or `trajectories` is missing.
 
     References:
@@ -135,8 +135,8 @@ def natural_gradient(
         al. (2015), arXiv:1502.05477, appendix C.
     """
     policy = as_policy(policy)
-    check.not_negative(damping=damping)
-    check.whole(iterations=iterations)
+    check.not_negative(finite=True, damping=damping, tolerance=tolerance)
+    iterations = check.whole(iterations=iterations)
 
     def init(params: Params) -> NaturalGradientState:
         check.params(params)

@@ -240,8 +240,7 @@ def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tup
 def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     """The divisor of the vocabulary nearest to the default within a factor of two, or the default."""
     if size is not None:
-        check.whole(block_size=size)
-        return min(size, vocabulary)
+        return min(check.whole(block_size=size), vocabulary)
     numbers, largest = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
     target = max(min(numbers // max(num_tokens, 1), largest), _SMALLEST_BLOCK)
     if target >= vocabulary:

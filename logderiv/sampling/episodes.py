@@ -116,13 +116,13 @@ def rollout(
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    check.whole_or_none(horizon=horizon, block_size=block_size)
+    horizon, block_size = check.whole_or_none(horizon=horizon, block_size=block_size)
     check.auto(key=key)
     refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced
     if start_key is not None:
-        start_key = as_keys(start_key)
+        start_key = as_keys(start_key, "start_key")
         check.shape(key.shape, hint="that of key", start_key=start_key)
     return _rollout(params, key, start_key, policy, (environment, environment_params), horizon, block_size)
 

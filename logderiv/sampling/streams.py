@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand, refuse_complex
+from logderiv._core.arrays import as_key, expand, refuse_complex
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv.environments import _protocol, as_environment
@@ -50,12 +50,12 @@ def start_streams(key: Key, environment: Any, num_environments: int, *, environm
         A `StreamState` with leading axis `(E,)`.
 
     Raises:
-        ValueError: Fewer than one environment.
+        ValueError: Fewer than one environment, or several keys.
         TypeError: Not an environment, or not a key.
     """
     environment = as_environment(environment)
-    check.whole(num_environments=num_environments)
-    keys = jax.random.split(as_keys(key), num_environments)
+    num_environments = check.whole(num_environments=num_environments)
+    keys = jax.random.split(as_key(key), num_environments)
     observation, state = jax.vmap(partial(_protocol.reset, environment), (0, None))(keys, environment_params)
     returns = jnp.zeros((num_environments, *_protocol.reward_shape(environment)))
     return StreamState(observation, state, jnp.zeros(num_environments, jnp.int32), returns)
@@ -93,17 +93,16 @@ def collect(
         The steps, a `Stream` with leading axes `(E, T)`, and where the environments then stand.
 
     Raises:
-        ValueError: `num_steps` or `horizon` below 1; the environment's reset and step disagree in shapes.
+        ValueError: `num_steps` or `horizon` below 1; several keys; the environment's reset and step disagree in shapes.
         TypeError: The policy has memory; not a policy or an environment; parameters, or what `step` returned, are no real numbers.
     """
     policy, environment = as_policy(policy), as_environment(environment)
     if policy.has_memory:
         raise TypeError("policy: a stream cuts episodes, which one with memory must not forget; use whole episodes.")
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    check.whole(num_steps=num_steps)
+    num_steps, horizon = check.whole(num_steps=num_steps), check.whole_or_none(horizon=horizon)
     refuse_complex(params=params)
-    check.whole_or_none(horizon=horizon)
-    return _collect(params, as_keys(key), policy, (environment, environment_params), state, num_steps, horizon)
+    return _collect(params, as_key(key), policy, (environment, environment_params), state, num_steps, horizon)
 
 
 @jit

@@ -164,8 +164,10 @@ def train(
         mesh = as_mesh(mesh)
         given = (params, key, policy, environment, environment_params)
         params, key, policy, environment, environment_params = replicate(given, mesh)
+    epochs, minibatches = check.whole(epochs=epochs, minibatches=minibatches)
     plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
-    _check(params, key, plan, num_updates, mesh)
+    num_updates = check.whole(num_updates=num_updates)
+    _check(params, key, plan, mesh)
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
     reporters = (*reporters, *([Bar()] if progress else []))
     if any(reporter in reporters[:i] for i, reporter in enumerate(reporters)):
@@ -242,10 +244,9 @@ def _columns(rows: Metrics) -> Rows:
     return {name: np.atleast_2d(x).T for name, x in rows._asdict().items() if x is not None}
 
 
-def _check(params: Params, key: Key, plan: Plan, num_updates: int, mesh: Any) -> None:
+def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
     """What does not go together, whatever the world."""
     check.params(params)
-    check.whole(num_updates=num_updates, epochs=plan.epochs, minibatches=plan.minibatches)
     if not hasattr(plan.batch, "draw"):
         raise TypeError(f"batch: expected logderiv.Episodes, Groups or Steps, received {type(plan.batch).__name__}.")
     plan.batch.check(plan.estimator, mesh)
