@@ -101,6 +101,9 @@ class Autoregressive(Process):
 
         Returns:
             Shape `(2, 2)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
         phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
         horizon = check.whole(horizon=horizon)
@@ -121,6 +124,9 @@ class Autoregressive(Process):
 
         Returns:
             Mean `(T,)` and covariance `(T, T)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
         phi, log_scale = params
         before, precision = self._before(phi)
