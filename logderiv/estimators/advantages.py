@@ -71,6 +71,9 @@ class Credited(Advantage):
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
     """
 
     baseline: Baseline | None
@@ -150,6 +153,9 @@ class ToGo(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Baxter & Bartlett (2001), JAIR 15 (from memory); Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
@@ -176,6 +182,9 @@ class Return(Credited):
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
 
     References:
         Williams (1992), Machine Learning 8, theorem 1.
@@ -204,6 +213,9 @@ class Credit(Credited):
             attribute `declaration`, without which the estimator is counted as biased.
         baseline: From `logderiv.baselines`; `None` for none.
         past_rewards: Whether the weight of a step contains rewards from before it.
+
+    Raises:
+        TypeError: `function` is none; `baseline` is none, or was not called.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
@@ -235,6 +247,9 @@ class Transformed(Advantage):
 
     Attributes:
         advantage: The other one.
+
+    Raises:
+        TypeError: It is none, or was not called.
     """
 
     advantage: Advantage
@@ -272,7 +287,8 @@ class Standardized(Transformed):
         epsilon: ε, added to the deviation.
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `ddof` or `epsilon` is out of range.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
@@ -326,6 +342,7 @@ class Grouped(Transformed):
     Raises:
         ValueError: A group smaller than the advantage needs; later, from `init`, an advantage with state, and a batch that does
             not divide.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
