@@ -11,7 +11,7 @@ from logderiv._core.pytrees import jit, pytree
 from logderiv._core.sharding import spread
 from logderiv.distributions import Forced
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
-from logderiv.sampling.episodes import BLOCK_SIZE, rollout
+from logderiv.sampling.episodes import BLOCK_SIZE, draw, warn_of_cut
 from logderiv.types import Key, Params
 
 
@@ -42,7 +42,6 @@ class Evaluation:
         check.whole_or_none(horizon=self.horizon)
 
 
-@jit
 def evaluate(
     params: Params,
     key: Key,
@@ -74,13 +73,25 @@ def evaluate(
     Raises:
         ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
         TypeError: Not a policy, an environment or a key; `greedy`, and the policy's distribution has no `mode()`.
+
+    Warns:
+        UserWarning: `horizon` cuts some paths of a process that ends by itself; see `logderiv.rollout`.
     """
+    options = {"horizon": horizon, "environment_params": environment_params}
+    returns, cut = _returns(params, key, policy, environment, num_episodes, greedy, options)
+    warn_of_cut("evaluate", cut, stacklevel=2)
+    return returns
+
+
+@jit
+def _returns(
+    params: Params, key: Key, policy: Any, environment: Any, num_episodes: int, greedy: bool, options: dict[str, Any]
+) -> tuple[jax.Array, jax.Array | None]:
     check.whole(num_episodes=num_episodes)
     keys, policy = spread(jax.random.split(as_keys(key), num_episodes)), as_policy(policy)
     policy = _Greedy(policy) if greedy else policy
-    options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
-    taus = rollout(params, keys, policy, environment, **options)
-    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
+    taus, cut = draw(params, keys, policy, environment, **options, block_size=BLOCK_SIZE)
+    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1), cut
 
 
 @pytree

@@ -18,10 +18,11 @@ from logderiv._core.tables import concrete, shapes, table
 from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.policies import as_policy
+from logderiv.sampling.episodes import draw, warn_of_cut
 from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
-from logderiv.training.loop import Metrics, Plan, TrainState, advance, missing, start
+from logderiv.training.loop import Metrics, Plan, TrainState, advance, start, with_gaps
 from logderiv.training.reporting import Bar, Reporter, Rows, check_reporters
 from logderiv.types import Key, Params
 
@@ -153,7 +154,8 @@ def train(
         RuntimeError: There are checkpoints, all of them damaged.
 
     Warns:
-        UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
+        UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used; the horizon cuts paths of a
+            process that ends by itself, see `logderiv.rollout`.
 
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
@@ -175,6 +177,8 @@ def train(
             state, metrics = _in_pieces(state, key, plan, num_updates, reporters, checkpoints)
         else:
             state, metrics = advance(state, np.int32(0), None, num_updates, plan)
+            metrics = _measured(metrics, plan)
+            _warn_of_cut(plan, state, metrics)
     if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
@@ -197,9 +201,9 @@ def _in_pieces(
     shapes = jax.eval_shape(lambda state: advance(state, np.int32(0), np.int32(0), length, plan)[1], state)
 
     def empty(num: int) -> Metrics:
-        return jax.tree.map(lambda x: np.array(missing(jax.ShapeDtypeStruct((*x.shape[:-1], num), x.dtype))), shapes)
+        return jax.tree.map(lambda x: np.zeros((*x.shape[:-1], num), x.dtype), shapes)
 
-    step, rows, run = 0, [empty(0)], {}
+    step, rows, run, warned = 0, [empty(0)], {}, False
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
@@ -216,13 +220,38 @@ def _in_pieces(
             stop = min(step - step % length + length, step - step % every + every, num_updates)
             state, new = advance(state, np.int32(step), np.int32(stop), length, plan)
             first, step = step, int(np.max(on_host(state.num_updates)))
-            rows.append(jax.tree.map(lambda x, num=step - first: on_host(x)[..., :num], new))
+            new = jax.tree.map(lambda x, num=step - first: on_host(x)[..., :num], new)
+            rows.append(with_gaps(new, first, plan.evaluation))
+            warned = warned or _warn_of_cut(plan, state, new)
             for write in writers:
                 write(np.arange(first, step), _columns(rows[-1]))
             if checkpoints is not None and (step % every == 0 or step == num_updates or step < stop):
                 rows = [_joined(rows)]
                 checkpoints.save(step, (state, rows[0]), run)
-    return state, jax.tree.map(jnp.asarray, _joined([*rows, empty(num_updates - step)]))
+    return state, _measured(_joined([*rows, empty(num_updates - step)]), plan)
+
+
+def _measured(rows: Metrics, plan: Plan) -> Metrics:
+    """Rows of `advance` as users get them."""
+    if not is_traced(*jax.tree.leaves(rows)):
+        rows = jax.tree.map(on_host, rows)
+    with jax.debug_nans(False):  # these are meant
+        return jax.tree.map(jnp.asarray, with_gaps(rows, 0, plan.evaluation))
+
+
+def _warn_of_cut(plan: Plan, state: TrainState, rows: Metrics) -> bool:
+    """Warn if paths that end by themselves were cut, and it is known. A stream bootstraps where it is cut."""
+    took_place = rows.num_steps > 0
+    if is_traced(took_place, rows.truncated_fraction) or isinstance(plan.batch, Steps) or not np.any(took_place):
+        return False
+    fraction = np.mean(np.asarray(rows.truncated_fraction)[np.asarray(took_place)])
+    if fraction == 0 or not hasattr(plan.environment, "ends_by_itself"):
+        return False
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[state.key.ndim :], x.dtype), (state.params, state.key))
+    options = {"horizon": 1, "environment_params": plan.environment_params}
+    cut = jax.eval_shape(lambda params, key: draw(params, key, plan.policy, plan.environment, **options)[1], *shapes)
+    warn_of_cut("train", None if cut is None else fraction, stacklevel=4)
+    return True
 
 
 def _joined(rows: Sequence[Metrics]) -> Metrics:
