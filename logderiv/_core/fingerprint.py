@@ -115,8 +115,12 @@ def _parts(value: Any) -> dict[str, Any]:
         held = {name: cell.cell_contents for name, cell in cells.items() if cell != types.CellType()}
         defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__} | vars(value)
         return held | {name: default for name, default in defaults.items() if default}
-    wrapped = getattr(value, "__wrapped__", None)
-    return _attributes(value) | ({} if wrapped is None else {"wrapped": wrapped})
+    if (wrapped := getattr(value, "__wrapped__", None)) is not None:
+        rules = {name: x for name, x in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+        return {
+            "wrapped": wrapped
+        } | rules  # jax.jit keeps its own affairs in private attributes, jax.custom_jvp a rule in `jvp`
+    return _attributes(value)
 
 
 def _attributes(value: Any) -> dict[str, Any]:
@@ -127,19 +131,21 @@ def _attributes(value: Any) -> dict[str, Any]:
     except Exception:  # whatever such an object makes of being copied: a lock, a generator, a compiled program
         return {}
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
-    if not isinstance(attributes or {}, dict) or not isinstance(slots or {}, dict):
+    attributes, slots = attributes or {}, slots or {}
+    if not isinstance(attributes, dict) or not isinstance(slots, dict):
         return {"args": args, "state": state}
-    held = dict(attributes or {}, **(slots or {}))
-    # What a class computes at the first use is not always there.
-    computed = {name for name in held if isinstance(getattr(type(value), name, None), functools.cached_property)}
-    held = {
-        str(name): held[name] for name in sorted(held, key=str) if name not in computed and not _is_dunder(str(name))
-    }
-    made = {
-        "args": args[1:] if args[:1] == (type(value),) else args,
-        "items": [list(x) for x in items if x is not None],
-    }
-    return {name: part for name, part in made.items() if part} | held
+    args = args[1:] if args[:1] == (type(value),) else args
+    made = {"args": args, "items": [list(x) for x in items if x is not None]}
+    return {name: part for name, part in made.items() if part} | _shown(value, attributes | slots)
+
+
+def _shown(value: Any, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes in the order of their names, without what the class computes at the first use, since it is not always there."""
+
+    def left_out(name: str) -> bool:
+        return _is_dunder(name) or isinstance(getattr(type(value), name, None), functools.cached_property)
+
+    return {name: attributes[name] for name in sorted(map(str, attributes)) if not left_out(name)}
 
 
 def _members(kind: type, text: Any) -> str:

@@ -327,7 +327,8 @@ def with_gaps(rows: Metrics, first: int, evaluation: Evaluation | None) -> Metri
     seen = {name: took_place for name in ("truncated_fraction", "grad_norm")}
     seen["mean_return"] = rows.num_episodes > 0
     if evaluation is not None:
-        seen["evaluation"] = took_place & ((first + np.arange(took_place.shape[-1]) + 1) % evaluation.every == 0)
+        due = (first + np.arange(took_place.shape[-1]) + 1) % evaluation.every == 0
+        seen["evaluation"] = took_place & np.broadcast_to(due, took_place.shape)
     values = {name: getattr(rows, name) for name in seen}
     return rows._replace(**{name: where(seen[name], x, x.dtype.type(np.nan)) for name, x in values.items()})
 
