@@ -18,7 +18,7 @@ from tests.test_training_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "nans_are_errors")
 
 MDP = terminating()
 OPTIMIZER = optax.adam(0.3)
@@ -125,6 +125,11 @@ def test_another_run_in_the_directory_is_refused_and_may_be_permitted(tmp_path):
     assert same(train(6, tmp_path, **longer), extended)
     with pytest.raises(ValueError, match="of another run: optimizer"):
         train(6, tmp_path, **usual)
+
+
+def test_a_reward_that_is_no_number_is_still_found():
+    with pytest.raises(FloatingPointError, match="nan"):
+        train(1, None, environment=Paying(jnp.nan), batch=ld.Episodes(2), estimator=ld.ScoreFunction())
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):

@@ -274,8 +274,9 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
     ):
         optional = part is None and name in ("evaluation", "checkpoints")
         if not optional and (isinstance(part, type) or not all(hasattr(part, need) for need in needs)):
-            called = isinstance(part, type) or callable(part)
-            received = f"{getattr(part, '__name__', part)}, not called; call it" if called else repr(part)
+            received = type(part).__name__
+            if isinstance(part, type) or callable(part):
+                received = f"{getattr(part, '__name__', received)}, not called; call it"
             raise TypeError(f"{name}: expected {expected}, received {received}.")
 
 
