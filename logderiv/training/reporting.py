@@ -305,14 +305,15 @@ class _EventFile:
         return self.path is not None and not self.path.exists()
 
 
-def check_reporters(reporters: Any) -> tuple[Reporter, ...]:
+def check_reporters(reporters: Any, more: Sequence[Reporter] = ()) -> tuple[Reporter, ...]:
     """Reporters, checked to be some, and to write to different places, however those are spelled.
 
     Args:
         reporters: What was given.
+        more: Further ones.
 
     Returns:
-        The reporters.
+        All of them.
 
     Raises:
         TypeError: No sequence, or something in it is no reporter.
@@ -321,7 +322,7 @@ def check_reporters(reporters: Any) -> tuple[Reporter, ...]:
     if not isinstance(reporters, Iterable):
         received = type(reporters).__name__
         raise TypeError(f"reporters: expected a sequence of reporters, received {received}; put it in a list.")
-    reporters = tuple(reporters)
+    reporters = (*reporters, *more)
     for i, reporter in enumerate(reporters):
         if isinstance(reporter, type) or not callable(getattr(reporter, "open", None)):
             received = f"the class {reporter.__name__}" if isinstance(reporter, type) else type(reporter).__name__

@@ -169,8 +169,8 @@ def train(
     plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
     _check_kinds(plan, checkpoints)
     _check(params, key, plan, mesh)
-    reporters = check_reporters(reporters) + ((Bar(),) if progress else ())
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
+    reporters = check_reporters(reporters, [Bar()] if progress else [])
     with using(mesh):
         state = start(params, key, plan)
         if reporters or checkpoints is not None:
