@@ -52,7 +52,7 @@ class Trajectory(NamedTuple):
     final_observation: Any
 
     def __str__(self) -> str:
-        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
+        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or np.size(self.valid) == 0:
             return shapes("Trajectory", self)
         valid = np.asarray(self.valid, bool)
         rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
@@ -499,6 +499,7 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
     lengths, whole = jnp.sum(valid, axis=-1), unbroken(valid, rewards.dtype)[..., 0]
     cut = (lengths == valid.shape[-1]) & (discounts[..., -1] != 0)
     returns = whole * jnp.sum(jnp.where(valid, rewards, 0), axis=-1)
-    truncated_fraction, num_empty = jnp.mean(whole * cut.astype(returns.dtype)), jnp.sum(lengths == 0)
+    cut = jnp.where(jnp.isnan(whole), whole, cut.astype(whole.dtype))  # a product would be compiled to a selection of 0
+    truncated_fraction, num_empty = jnp.mean(cut), jnp.sum(lengths == 0)
     num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
     return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)

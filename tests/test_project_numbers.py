@@ -166,7 +166,7 @@ APART |= {
 }
 
 
-def _callables() -> dict[str, tuple[Any, Any]]:
+def _callables() -> dict[str, Any]:
     """Public functions and classes, and methods of public classes, by name."""
     rooms = [ld, *(x for x in (getattr(ld, name) for name in ld.__all__) if inspect.ismodule(x))]
     found: dict[str, Any] = {

@@ -79,6 +79,24 @@ def test_padding_that_matters_is_caught_and_named(function, message):
         assert "NaN in observations: the value changes" not in str(caught.value)
 
 
+def _infinite_beside_one_that_divides(params, taus):
+    """An entry that is infinite must not make every change of the others look small."""
+    return {"a": jnp.inf * jnp.ones(2), "b": _divides_by_the_length(params, taus)}
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (_infinite_beside_one_that_divides, AssertionError, "2 more invalid steps: the value changes by"),
+        (lambda params, taus: (), ValueError, "function: expected a pytree of arrays"),
+        (lambda params, taus: jnp.sum(params) + 1j, TypeError, "function: expected real numbers"),
+    ],
+)
+def test_padding_is_not_talked_into_passing(function, error, message):
+    with pytest.raises(error, match=message):
+        testing.check_padding(PARAMS, function, _padded())
+
+
 def test_padding_needs_padding_and_a_finite_start():
     taus = _padded()
     with pytest.raises(ValueError, match="some invalid steps"):

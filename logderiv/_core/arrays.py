@@ -136,7 +136,7 @@ def as_keys(keys: Any, name: str = "key") -> jax.Array:
             return keys  # pyright: ignore[reportReturnType]
         if keys.dtype == np.uint32 and keys.ndim > 0:
             with contextlib.suppress(TypeError):  # of a key of another length
-                return jax.random.wrap_key_data(keys)
+                return jax.random.wrap_key_data(jnp.asarray(keys))
     received = f"{keys.dtype}{list(keys.shape)}" if hasattr(keys, "dtype") else repr(keys)
     raise TypeError(f"{name}: expected jax.random.key(seed), received {received}.")
 

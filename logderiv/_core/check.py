@@ -16,7 +16,7 @@ from logderiv._core.arrays import is_traced, refuse_complex
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
 
 
-def whole(*, at_least: int = 1, at_most: int | None = None, hint: str = "", **numbers: Any) -> Any:
+def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **numbers: Any) -> Any:
     """The whole numbers as `int`: the one that was given, or a list of them.
 
     An `int` is one, and an integer scalar of numpy or JAX; a boolean is none, nor is a number that is traced.

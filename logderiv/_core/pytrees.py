@@ -15,6 +15,7 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from logderiv._core import check
 
@@ -46,13 +47,13 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     """
     if cls is None:
         return functools.partial(pytree, static=static, eq=eq, visit=visit)  # pyright: ignore[reportReturnType]
-    own = getattr(cls, "__post_init__", None)
+    own = getattr(cls, "__post_init__", _nothing)
 
+    @functools.wraps(own)
     def __post_init__(self: Any) -> None:
         for name, (whole, at_least) in numbers.items():
             object.__setattr__(self, name, whole(at_least=at_least, **{name: getattr(self, name)}))
-        if own is not None:
-            own(self)
+        own(self)
 
     cls.__post_init__ = __post_init__
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
@@ -99,6 +100,10 @@ def _same(a: Any, b: Any) -> bool:
     return np.array_equal(a, b)
 
 
+def _nothing(obj: Any) -> None:
+    """Of classes without a `__post_init__`."""
+
+
 def jit(function: F) -> F:
     """`jax.jit` for a function of this library, whatever kinds of objects it is given.
 
@@ -134,7 +139,7 @@ def jit(function: F) -> F:
 
 def _devices(tree: Any) -> str:
     """The devices that the arrays of a tree are on."""
-    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, jax.core.Tracer)]
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
     return " and ".join(sorted({str(device) for x in arrays for device in x.devices()}))
 
 

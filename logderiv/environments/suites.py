@@ -78,6 +78,7 @@ class Brax(Environment):
 
     Raises:
         ValueError: The wrapper repeats actions: peeling it off would change the environment.
+        TypeError: `environment` is none.
     """
 
     environment: Any
@@ -126,6 +127,9 @@ class Gymnax(Environment):
         environment: The gymnax object, static; compared by identity.
         params: Its parameters; `None` for `default_params`.
         horizon: Default number of steps of a rollout: `max_steps_in_episode` (craftax: `max_timesteps`) where it exists.
+
+    Raises:
+        TypeError: `environment` is none.
     """
 
     environment: Any
@@ -185,6 +189,9 @@ class Jumanji(Environment):
     Attributes:
         environment: The jumanji object, static; compared by identity.
         horizon: Default number of steps of a rollout: the environment's `time_limit` where it has one.
+
+    Raises:
+        TypeError: `environment` is none.
     """
 
     environment: Any

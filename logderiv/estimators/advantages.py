@@ -32,11 +32,14 @@ class Advantage(Part):
     of `jax.jit`.
 
     Attributes:
-        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does.
+        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does; taken to be so where
+            nothing else is said.
+        from_start: Whether every weight is discounted from the first step on, as the whole return is: there is no γ^t to leave out.
         own_ratios: Whether it weighs off-policy steps by their ratios itself.
     """
 
-    past_rewards = False
+    past_rewards = True
+    from_start = False
     own_ratios = False
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
@@ -68,6 +71,9 @@ class Credited(Advantage):
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
     """
 
     baseline: Baseline | None
@@ -147,11 +153,16 @@ class ToGo(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Baxter & Bartlett (2001), JAIR 15 (from memory); Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
 
     baseline: Baseline | None = None
+
+    past_rewards = False
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return reward_to_go(rewards, discounts)
@@ -172,13 +183,16 @@ class Return(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Williams (1992), Machine Learning 8, theorem 1.
     """
 
     baseline: Baseline | None = None
 
-    past_rewards = True
+    from_start = True
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return total_return(rewards, discounts)
@@ -199,6 +213,9 @@ class Credit(Credited):
             attribute `declaration`, without which the estimator is counted as biased.
         baseline: From `logderiv.baselines`; `None` for none.
         past_rewards: Whether the weight of a step contains rewards from before it.
+
+    Raises:
+        TypeError: `function` is none; `baseline` is none, or was not called.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
@@ -226,10 +243,13 @@ class Credit(Credited):
 
 
 class Transformed(Advantage):
-    """Base of advantages made of another one, whose state, past rewards and ratios are theirs.
+    """Base of advantages made of another one, whose state, rewards and ratios are theirs.
 
     Attributes:
         advantage: The other one.
+
+    Raises:
+        TypeError: It is none, or was not called.
     """
 
     advantage: Advantage
@@ -241,6 +261,11 @@ class Transformed(Advantage):
     def past_rewards(self) -> bool:
         """As the inner advantage."""
         return self.advantage.past_rewards
+
+    @property
+    def from_start(self) -> bool:
+        """As the inner advantage."""
+        return self.advantage.from_start
 
     @property
     def own_ratios(self) -> bool:
@@ -262,7 +287,8 @@ class Standardized(Transformed):
         epsilon: ε, added to the deviation.
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `ddof` or `epsilon` is out of range.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
@@ -316,6 +342,7 @@ class Grouped(Transformed):
     Raises:
         ValueError: A group smaller than the advantage needs; later, from `init`, an advantage with state, and a batch that does
             not divide.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import unbroken
+from logderiv._core.arrays import refuse_complex, unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
@@ -74,6 +74,7 @@ def prepare(
         A `Batch`.
     """
     trajectories, steps = as_batch(trajectories, streams=estimator.structure.streams)
+    refuse_complex(params=params)
     values = None if value is None else evaluate_value(value, params, steps)
     times, ends = jnp.arange(steps.valid.shape[1])[None], None
     if isinstance(trajectories, Stream):

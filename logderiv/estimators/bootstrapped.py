@@ -153,10 +153,13 @@ class Bootstrapped(Advantage):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state.
+        TypeError: The baseline was not called.
     """
 
     lambda_: float
     baseline: StateBaseline
+
+    past_rewards = False
 
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
@@ -209,6 +212,7 @@ class GAE(Bootstrapped):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state; later, there is no value function.
+        TypeError: The baseline was not called.
 
     References:
         Schulman et al. (2016), arXiv:1506.02438, eq. 16.

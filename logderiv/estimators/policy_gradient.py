@@ -63,7 +63,7 @@ class Weighting(Estimator):
     def declaration(self) -> Declaration:
         """What advantage, importance, discount and γ^t do to the expectation together."""
         importance, declared = self.importance, declaration_of(self.advantage)
-        if not self.gamma_t and not self.advantage.past_rewards and (concrete("discount", self.discount) < 1).any():
+        if not self.gamma_t and not self.advantage.from_start and (concrete("discount", self.discount) < 1).any():
             declared &= biased("gamma^t left out: the gradient of no objective")
         if importance is None:
             return declared if self.advantage.own_ratios else declared & Declaration(assumes=(_ON_POLICY,))

@@ -36,7 +36,7 @@ class Case(enum.IntEnum):
 
 
 _MEANING = (  # of the cases, in their order
-    "both forms agree to within what rounding allows",
+    "both forms agree to within 8 times the resolution of log P and the rounding of the product",
     "the product underflows; the score form is right",
     "the product of densities overflows; the score form is right",
     "a factor is exactly zero: log P = -inf, and only the direct form is right",

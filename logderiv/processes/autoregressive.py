@@ -104,6 +104,9 @@ class Autoregressive(Process):
 
         Returns:
             Shape `(2, 2)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
         params = numbers(params)
         phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
@@ -125,6 +128,9 @@ class Autoregressive(Process):
 
         Returns:
             Mean `(T,)` and covariance `(T, T)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
         phi, log_scale = numbers(params)
         before, precision = self._before(phi)

@@ -135,8 +135,8 @@ def check_order(
     error, scale, typical = (np.abs(x).max(axis=1) for x in (found - truth, truth, typical))
     allowed = tolerance * np.maximum(scale, typical)
     agree = (error <= allowed) & (allowed > 0)  # a zero estimate of a zero derivative shows nothing
-    found = (tuple(x.tolist()) for x in (agree, error, scale, allowed))
-    report = OrderReport(*found, tolerance, members.number)
+    agree, error, scale, allowed = (tuple(x.tolist()) for x in (agree, error, scale, allowed))
+    report = OrderReport(agree, error, scale, allowed, tolerance, members.number)
     if report.order < order:
         raise AssertionError(f"check_order: claimed order {order}; {report}")
     return report
