@@ -139,7 +139,7 @@ def score_of_normal(distribution: Any) -> Case:
         made = lambda p: ld.Normal(p, 0.9)  # noqa: E731
         return distribution(params, KEY, made, lambda x: jnp.sum(x**2), num_samples=3)
 
-    return case(call, params=[0.3, -0.9])
+    return case(call, params=0.37)
 
 
 RETURNS = {"rewards": ROW, "discounts": UNIT}
@@ -253,9 +253,9 @@ EXPECTATIONS = {
     "gradients_measure_valued": score_of_normal(expectations.gradients_measure_valued),
     "gradients_measure_valued: of a choice": case(
         lambda params: expectations.gradients_measure_valued(
-            params, KEY, ld.Categorical, lambda x: 2 * x, num_samples=2
+            params, KEY, lambda p: ld.Categorical(jnp.stack([p, 2 * p])), lambda x: 2 * x, num_samples=2
         ),
-        params=ROW,
+        params=0.37,
     ),
 }
 ENVIRONMENTS = {
@@ -263,7 +263,7 @@ ENVIRONMENTS = {
         mdp,
         reward=[[0.37, 120.9], [-0.2, 1.4]],
         initial=[1.0, 0.0],
-        transition=[[[0.9, 0.1], [0.0, 1.0]], [[1.0, 0.0], [0.3, 0.7]]],
+        transition=[[[0.75, 0.25], [0.0, 1.0]], [[1.0, 0.0], [0.25, 0.75]]],
         terminal=[0, 1],
     ),
     "rollout": case(
