@@ -31,7 +31,7 @@ CORRIDOR = environments.short_corridor(horizon=3)
 
 
 class Case(NamedTuple):
-    """A call; its arguments that are numbers, those among them that are whole; and what messages call an argument."""
+    """A call; its arguments that are numbers, those among them that are whole; and what messages call an argument, a pattern."""
 
     call: Callable[..., Any]
     numbers: dict[str, np.ndarray]
@@ -144,7 +144,7 @@ def score_of_normal(distribution: Any) -> Case:
 
 RETURNS = {"rewards": ROW, "discounts": UNIT}
 VALUES = {"values": [0.3, 100.9, -0.7], "next_values": [1.3, -90.9, 0.7]}
-IDENTITY: dict[str, Any] = {"policy": ld.shared_softmax, "trajectory": one()}
+COIN = ld.FunctionPolicy(lambda params, observation: ld.Bernoulli(params))
 
 RETURNED = {
     "reward_to_go": case(advantages.reward_to_go, **RETURNS),
@@ -169,12 +169,13 @@ RETURNED = {
     "cosine": case(diagnostics.cosine, tree=ROW, reference=[1.2, 0.1, -100.4]),
     "variance_ratio": case(
         lambda baselined, plain: list(diagnostics.variance_ratio(baselined, plain)),
+        names={"baselined": "baselined|samples", "plain": "plain|samples|baselined"},
         baselined=[*TABLE, [0.1, 1.4, 2.0]],
         plain=[*TABLE, [100.1, 1.4, 2.0]],
     ),
     "assert_unbiased": case(
         lambda samples, exact: list(testing.assert_unbiased(samples, exact, resolution=900.0, raises=False))[:2],
-        samples=np.array([TABLE, TABLE, [[1, 2, 3], [4, 5, 6]]]),
+        samples=np.array([TABLE, TABLE, [[1, 2, 3], [4, 5, 6]]] * 11),
         exact=TABLE,
     ),
 }
@@ -300,13 +301,8 @@ LIKELIHOOD = {
     "prob": of_trajectories(ld.prob),
     "log_factors": of_trajectories(ld.log_factors),
     "fisher_matrix": of_trajectories(likelihood.fisher_matrix),
-    "fisher_vector_product": case(
-        lambda params, vector: likelihood.fisher_vector_product(params, ld.shared_softmax, taus())(vector),
-        params=LOGITS,
-        vector=[0.37, 1.2],
-    ),
-    "grad_prob": case(lambda params: ld.grad_prob(params, **IDENTITY), params=LOGITS),
-    "compare": case(lambda params: ld.compare(params, **IDENTITY).log_prob, params=LOGITS),
+    "grad_prob": case(lambda params: ld.grad_prob(params, COIN, one()), params=0.37),
+    "compare": case(lambda params: ld.compare(params, COIN, one()).log_prob, params=0.37),
     "weighted_log_prob": case(
         lambda params, weights: ld.weighted_log_prob(params, ld.shared_softmax, taus(), weights),
         params=LOGITS,
@@ -439,7 +435,7 @@ PROCESSES = {
         lambda payoffs, first, second, discount: processes.MatrixGame(payoffs).value(
             (first, second), horizon=2, discount=discount
         ),
-        names={"first": "params[0]", "second": "params[1]"},
+        names={"first": r"params\[0\]", "second": r"params\[1\]"},
         payoffs=[[[0.3, 1.2], [100.9, 0.1]], [[0.3, 1.2], [-0.9, 0.1]]],
         first=[[0.3, 1.2]] * 5,
         second=[[0.3, -1.2]] * 5,
@@ -630,6 +626,7 @@ AS_OTHERS = {
     **dict.fromkeys(("DiCE", "LoadedDiCE", "Score"), "ScoreFunction"),
     **dict.fromkeys(("gradient_moments", "per_trajectory_gradients", "variance_by_step"), "ScoreFunction"),
     **dict.fromkeys(("train", "maximize", "natural_gradient", "check_order"), "ScoreFunction"),
+    **dict.fromkeys(("fisher_vector_product",), "fisher_matrix"),
     **dict.fromkeys(("over_steps", "check_padding", "check_score", "next_observations"), "log_factors"),
     **dict.fromkeys(("sample", "log_probs", "Forced", "TabularSoftmax", "SharedSoftmax"), "Categorical"),
     **dict.fromkeys(("PartlyObserved", "LinearGaussian", "fisher_score", "fisher_score_samples"), "LocalLevel"),
