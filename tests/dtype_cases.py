@@ -1,5 +1,8 @@
 """What `test_project_dtypes` gives to every public function: the arguments that are numbers, and the rest of the call."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# Lists and numbers are given where the signatures say arrays.
+
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -337,7 +340,7 @@ DISTRIBUTIONS = {
     "Normal": by_log_prob(ld.Normal, ROW, loc=[0.2, 0.1, 100.9], scale=[0.9, 1.2, 3.1]),
     "TanhNormal": by_log_prob(ld.TanhNormal, [0.37, -0.2], loc=[0.2, 0.9], scale=[0.9, 1.2]),
     "MultivariateNormal": by_log_prob(
-        distributions.MultivariateNormal, [0.37, -0.2], loc=[0.2, 100.9], scale=[[0.9, 0.0], [0.2, 1.2]]
+        distributions.MultivariateNormal, [0.37, -0.2], loc=[0.2, 100.9], scale_tril=[[0.9, 0.0], [0.2, 1.2]]
     ),
     "masked": case(ld.masked, logits=ROW, mask=[1, 0, 1]),
     "covariance_from": case(distributions.covariance_from, log_cholesky=[[0.3, 0.0], [1.2, -0.4]]),
@@ -348,7 +351,9 @@ DISTRIBUTIONS = {
         params=TABLE,
         observation=1,
     ),
-    "shared_softmax": case(lambda params: ld.shared_softmax.apply(params, 0).log_prob(1), params=LOGITS),
+    "shared_softmax": case(
+        lambda params: ld.shared_softmax.apply(params, 0).log_prob(1), names={"params": "logits"}, params=LOGITS
+    ),
     "normal_head": case(lambda outputs: ld.normal_head(outputs).log_prob(jnp.ones(1)), outputs=LOGITS),
     "tanh_normal_head": case(
         lambda outputs: policies.tanh_normal_head(outputs).log_prob(jnp.ones(1) / 2), outputs=LOGITS

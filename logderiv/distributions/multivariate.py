@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, is_traced
+from logderiv._core.arrays import HALF_LOG_2PI, alike, is_traced, summable
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key
@@ -169,6 +169,7 @@ def covariance_from(log_cholesky: jax.Array) -> jax.Array:
     References:
         Pinheiro & Bates (1996), Statistics and Computing 6, section 2.2, log-Cholesky.
     """
+    log_cholesky = summable(log_cholesky, "log_cholesky")
     scale = jnp.tril(log_cholesky, -1) + jnp.diag(jnp.exp(jnp.diagonal(log_cholesky)))
     return scale @ scale.T
 
@@ -182,5 +183,5 @@ def log_cholesky_of(covariance: jax.Array) -> jax.Array:
     Returns:
         Shape `(n, n)`, 0 above the diagonal.
     """
-    scale = jnp.linalg.cholesky(covariance)
+    scale = jnp.linalg.cholesky(summable(covariance, "covariance"))
     return jnp.tril(scale, -1) + jnp.diag(jnp.log(jnp.diagonal(scale)))

@@ -43,8 +43,8 @@ def step(environment: Any, key: Key, before: tuple[Any, Any], action: Any, param
     named = enumerate(zip(START, new[:2], before, strict=True))
     place = [as_before(f"environment.step: value {i}, {name}", now, old, hint=hint) for i, (name, now, old) in named]
     reward = summable(_number(2, new, reward_shape(environment)))
-    ends = (_number(i, new) for i in (3, 4))
-    return Step(*place, reward, *(end.astype(bool) for end in ends))
+    terminated, truncated = (_number(i, new).astype(bool) for i in (3, 4))
+    return Step(place[0], place[1], reward, terminated, truncated)
 
 
 def as_before(name: str, new: Any, old: Any, *, source: str = "reset", hint: str) -> Any:

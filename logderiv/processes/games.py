@@ -250,9 +250,9 @@ def look_ahead(params: Params, key: Key, objective: Callable[..., Any], *, learn
     steps = check.whole(at_least=0, steps=steps)
     check.finite(learning_rate=learning_rate)
     check.params(params)
-    params, learning_rate = wide(params), summable(learning_rate, "learning_rate")
+    params, rate = wide(params), summable(learning_rate, "learning_rate")
     # Unrolled: a scan over keys, differentiated, would use them twice.
     for step_key in jax.random.split(as_key(key), steps) if steps else ():
         grads = jax.grad(objective)(params, step_key)
-        params = jax.tree.map(lambda p, g: p + learning_rate.astype(p.dtype) * g, params, grads)
+        params = jax.tree.map(lambda p, g: p + rate.astype(p.dtype) * g, params, grads)
     return params

@@ -187,7 +187,7 @@ def _rollout(
 ) -> tuple[Trajectory, jax.Array | None]:
     params, (environment, environment_params) = lax.stop_gradient(params), world
 
-    def start(key: Key, start_key: Key | None) -> Any:
+    def start(key: Key, start_key: Any) -> Any:
         if start_key is None:
             key, start_key = jax.random.split(key)
         observation, state = _protocol.reset(environment, start_key, environment_params)
