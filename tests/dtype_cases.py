@@ -30,7 +30,6 @@ KEY = jax.random.key(0)
 ROW, TABLE = [0.3, -0.9, 120.2], [[0.3, -0.2, 1.4], [0.5, 2.1, -0.7]]
 ENDS, UNIT, MASK = [1.0, 1.0, 0.0], [0.999, 0.37, 0.0], [1.0, 1.0, 0.0]
 EYE, LOGITS = [[1.0, 0.0], [0.0, 1.0]], [0.3, -0.9]
-CORRIDOR = environments.short_corridor(horizon=3)
 
 
 class Case(NamedTuple):
@@ -93,8 +92,7 @@ def estimated(make: Callable[[], Any]) -> Case:
 
 def set_to(make: Callable[..., Any], **settings: Any) -> Case:
     """The gradient of an estimator with these settings."""
-    varied = taus(rewards=jnp.array(TABLE))
-    return case(lambda **kwargs: estimate(make(**kwargs), varied), **settings)
+    return case(lambda **kwargs: estimate(make(**kwargs), taus(rewards=jnp.array(TABLE))), **settings)
 
 
 def by_log_prob(make: Callable[..., Any], action: Any, whole: bool = False, **parameters: Any) -> Case:
@@ -123,7 +121,7 @@ def mdp(reward: Any, **tables: Any) -> Any:
 
 def of_exact(function: Callable[..., Any], **numbers: Any) -> Case:
     def call(params: Any, **kwargs: Any) -> Any:
-        return function(params, ld.shared_softmax, CORRIDOR, horizon=3, **kwargs)
+        return function(params, ld.shared_softmax, environments.short_corridor(horizon=3), horizon=3, **kwargs)
 
     return case(call, params=LOGITS, **numbers)
 
@@ -208,7 +206,10 @@ EXACT = {
     "hessian": of_exact(exact.hessian, discount=0.37),
     "state_values": of_exact(exact.state_values, discount=0.999),
     "occupancy": of_exact(exact.occupancy),
-    "policy_table": case(lambda params: exact.policy_table(params, ld.shared_softmax, CORRIDOR), params=LOGITS),
+    "policy_table": case(
+        lambda params: exact.policy_table(params, ld.shared_softmax, environments.short_corridor(horizon=3)),
+        params=LOGITS,
+    ),
     "fisher": of_exact(exact.fisher),
     "weighted_score_moments": of_exact(
         lambda *a, **k: list(exact.weighted_score_moments(*a, **k)), discount=0.37, baseline=100.2
@@ -221,14 +222,22 @@ EXACT = {
     "compare_expectation": case(
         lambda params, discount: list(
             exact.compare_expectation(
-                params, KEY, ld.shared_softmax, CORRIDOR, horizon=2, num_samples=4, discount=discount
+                params,
+                KEY,
+                ld.shared_softmax,
+                environments.short_corridor(horizon=3),
+                horizon=2,
+                num_samples=4,
+                discount=discount,
             )
         )[1:],
         params=LOGITS,
         discount=0.37,
     ),
     "enumerate_trajectories": case(
-        lambda params: exact.enumerate_trajectories(CORRIDOR, horizon=2, params=params, policy=ld.shared_softmax),
+        lambda params: exact.enumerate_trajectories(
+            environments.short_corridor(horizon=3), horizon=2, params=params, policy=ld.shared_softmax
+        ),
         params=LOGITS,
     ),
     "enumerate_trajectories: a clock": case(
