@@ -103,7 +103,7 @@ def by_log_prob(make: Callable[..., Any], action: Any, whole: bool = False, **pa
         entropy = made.entropy() if hasattr(made, "entropy") else 0.0
         return made.log_prob(action), entropy, made.sample(KEY)
 
-    return case(call, ("action",) if whole else (), action=action, **parameters)
+    return case(call, ("action",) if whole else (), {"action": r"action|\bx\b"}, action=action, **parameters)
 
 
 def flip(params: Any, tape: ld.Tape) -> ld.Tape:
