@@ -80,9 +80,9 @@ def prepare(
     if isinstance(trajectories, Stream):
         times, ends = trajectories.times, trajectories.ends
     shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
-    discounts, whole = steps.discounts.reshape(shape), unbroken(steps.valid, steps.rewards.dtype)
-    rewards = whole * jnp.where(steps.valid, steps.rewards, 0)
-    rewards, valid = rewards.reshape(shape), (steps.valid | jnp.isnan(whole)).reshape(shape)
+    valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
+    rewards = unbroken(steps.valid, steps.rewards.dtype) * jnp.where(steps.valid, steps.rewards, 0)
+    rewards = rewards.reshape(shape)
     dtype, importance = rewards.dtype, estimator.importance
     discount, times = jnp.asarray(estimator.discount, dtype), jnp.broadcast_to(times, shape).astype(dtype)
     powers = discount**times if estimator.gamma_t else jnp.ones_like(rewards)
