@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv import advantages, diagnostics, estimators, importance, likelihood, testing, types
+from logderiv import diagnostics, estimators, testing
 from logderiv.advantages import GAE, Return, Standardized, ToGo, VTrace
 from logderiv.baselines import LeaveOneOut, MovingAverage, Value
 from tests.worlds import terminating, trajectory
 
+library: Any = ld  # without its annotations: what it takes besides arrays is tried here
+advantages, importance, likelihood, types = (
+    getattr(library, n) for n in ("advantages", "importance", "likelihood", "types")
+)
 POLICY, PARAMS = ld.shared_softmax, jnp.array([0.3, -0.2])
 ACTIONS = jnp.array([[0, 1, 1, 0], [1, 1, 0, 1]])
 REWARDS = np.array([[1, 0, 0, 1], [0, 1, 1, 0]])
@@ -213,7 +217,10 @@ def test_an_objective_takes_one_weight_a_step(words, estimator, wrong):
 
 
 def test_masks_and_mixing_of_returns_have_their_shape():
-    for of in (advantages.lambda_returns, lambda *a, **k: advantages.generalized_advantages(*a[:2], a[2], *a[2:], **k)):
+    def generalized(rewards, discounts, values, **options):
+        return advantages.generalized_advantages(rewards, discounts, values, values, **options)
+
+    for of in (advantages.lambda_returns, generalized):
         with pytest.raises(ValueError, match=r"valid: expected shape \(3,\), received \(1,\)"):
             of(THREE, THREE, THREE, valid=jnp.array([True]))
         with pytest.raises(ValueError, match=r"lambda_: expected shape \(3,\), received \(1,\)"):
@@ -293,7 +300,7 @@ COUNTING = ld.FunctionPolicy(
     lambda p, carry, observation: (ld.Bernoulli(p[0] * carry + p[1] * observation), carry + observation),
     initial_carry=lambda p: jnp.zeros(()),
 )
-SEQUENCES = ld.FunctionPolicy(POLICY, log_factors=lambda p, tau: p[0] * jnp.cumsum(tau.observations))
+SEQUENCES = ld.FunctionPolicy(POLICY.apply, log_factors=lambda p, tau: p[0] * jnp.cumsum(tau.observations))
 
 
 def test_factors_of_a_policy_that_sees_earlier_steps_are_no_number_after_a_hole():
