@@ -31,7 +31,7 @@ CORRIDOR = environments.short_corridor(horizon=3)
 
 
 class Case(NamedTuple):
-    """A call; its arguments that are numbers, those among them that are whole; and what messages call an argument."""
+    """A call; its arguments that are numbers, those among them that are whole; and what messages call an argument, a pattern."""
 
     call: Callable[..., Any]
     numbers: dict[str, np.ndarray]
@@ -139,12 +139,12 @@ def score_of_normal(distribution: Any) -> Case:
         made = lambda p: ld.Normal(p, 0.9)  # noqa: E731
         return distribution(params, KEY, made, lambda x: jnp.sum(x**2), num_samples=3)
 
-    return case(call, params=[0.3, -0.9])
+    return case(call, params=0.37)
 
 
 RETURNS = {"rewards": ROW, "discounts": UNIT}
 VALUES = {"values": [0.3, 100.9, -0.7], "next_values": [1.3, -90.9, 0.7]}
-IDENTITY: dict[str, Any] = {"policy": ld.shared_softmax, "trajectory": one()}
+COIN = ld.FunctionPolicy(lambda params, observation: ld.Bernoulli(params))
 
 RETURNED = {
     "reward_to_go": case(advantages.reward_to_go, **RETURNS),
@@ -169,12 +169,13 @@ RETURNED = {
     "cosine": case(diagnostics.cosine, tree=ROW, reference=[1.2, 0.1, -100.4]),
     "variance_ratio": case(
         lambda baselined, plain: list(diagnostics.variance_ratio(baselined, plain)),
+        names={"baselined": "baselined|samples", "plain": "plain|samples|baselined"},
         baselined=[*TABLE, [0.1, 1.4, 2.0]],
         plain=[*TABLE, [100.1, 1.4, 2.0]],
     ),
     "assert_unbiased": case(
         lambda samples, exact: list(testing.assert_unbiased(samples, exact, resolution=900.0, raises=False))[:2],
-        samples=np.array([TABLE, TABLE, [[1, 2, 3], [4, 5, 6]]]),
+        samples=np.array([TABLE, TABLE, [[1, 2, 3], [4, 5, 6]]] * 11),
         exact=TABLE,
     ),
 }
@@ -253,9 +254,9 @@ EXPECTATIONS = {
     "gradients_measure_valued": score_of_normal(expectations.gradients_measure_valued),
     "gradients_measure_valued: of a choice": case(
         lambda params: expectations.gradients_measure_valued(
-            params, KEY, ld.Categorical, lambda x: 2 * x, num_samples=2
+            params, KEY, lambda p: ld.Categorical(jnp.stack([p, 2 * p])), lambda x: 2 * x, num_samples=2
         ),
-        params=ROW,
+        params=0.37,
     ),
 }
 ENVIRONMENTS = {
@@ -263,7 +264,7 @@ ENVIRONMENTS = {
         mdp,
         reward=[[0.37, 120.9], [-0.2, 1.4]],
         initial=[1.0, 0.0],
-        transition=[[[0.9, 0.1], [0.0, 1.0]], [[1.0, 0.0], [0.3, 0.7]]],
+        transition=[[[0.75, 0.25], [0.0, 1.0]], [[1.0, 0.0], [0.25, 0.75]]],
         terminal=[0, 1],
     ),
     "rollout": case(
@@ -300,13 +301,8 @@ LIKELIHOOD = {
     "prob": of_trajectories(ld.prob),
     "log_factors": of_trajectories(ld.log_factors),
     "fisher_matrix": of_trajectories(likelihood.fisher_matrix),
-    "fisher_vector_product": case(
-        lambda params, vector: likelihood.fisher_vector_product(params, ld.shared_softmax, taus())(vector),
-        params=LOGITS,
-        vector=[0.37, 1.2],
-    ),
-    "grad_prob": case(lambda params: ld.grad_prob(params, **IDENTITY), params=LOGITS),
-    "compare": case(lambda params: ld.compare(params, **IDENTITY).log_prob, params=LOGITS),
+    "grad_prob": case(lambda params: ld.grad_prob(params, COIN, one()), params=0.37),
+    "compare": case(lambda params: ld.compare(params, COIN, one()).log_prob, params=0.37),
     "weighted_log_prob": case(
         lambda params, weights: ld.weighted_log_prob(params, ld.shared_softmax, taus(), weights),
         params=LOGITS,
@@ -422,7 +418,9 @@ def search(mean: Any, std: Any, fitness: Any) -> Any:
 
 
 PROCESSES = {
-    "Autoregressive": case(autoregressive, coefficient=0.37, log_scale=0.2, series=SERIES, initial=1.2),
+    "Autoregressive": case(
+        autoregressive, names={"series": "actions"}, coefficient=0.37, log_scale=0.2, series=SERIES, initial=1.2
+    ),
     "MarkovChain": case(
         markov_chain,
         initial=LOGITS,
@@ -437,6 +435,7 @@ PROCESSES = {
         lambda payoffs, first, second, discount: processes.MatrixGame(payoffs).value(
             (first, second), horizon=2, discount=discount
         ),
+        names={"first": r"params\[0\]", "second": r"params\[1\]"},
         payoffs=[[[0.3, 1.2], [100.9, 0.1]], [[0.3, 1.2], [-0.9, 0.1]]],
         first=[[0.3, 1.2]] * 5,
         second=[[0.3, -1.2]] * 5,
@@ -446,7 +445,7 @@ PROCESSES = {
         lambda params, learning_rate: processes.look_ahead(
             params, KEY, lambda p, key: jnp.sum(p**2), learning_rate=learning_rate, steps=2
         ),
-        params=ROW,
+        params=0.37,
         learning_rate=0.37,
     ),
     "LinearQuadratic": case(
@@ -485,20 +484,20 @@ PROCESSES = {
     "HiddenMarkovModel": case(
         hidden_markov,
         ("observations",),
+        {"observations": "action"},
         initial=LOGITS,
         transition=[[0.3, 1.2], [-0.9, 0.1]],
         emission=[[0.3, 1.2], [-0.9, 0.1]],
         observations=[0, 1, 1],
         observed=[1, 0, 1],
     ),
-    "LocalLevel": case(local_level, noise=0.37, level=-0.6, observations=SERIES, observed=[1, 0, 1]),
-    "QuadraticValues": case(
-        lambda matrix, constant, state: processes.QuadraticValues(jnp.asarray(matrix), jnp.asarray(constant)).at(
-            0, state
-        ),
-        matrix=[EYE],
-        constant=[0.37],
-        state=[0.37, 100.9],
+    "LocalLevel": case(
+        local_level,
+        names={"noise": "log_observation_variance", "level": "log_level_variance"},
+        noise=0.37,
+        level=-0.6,
+        observations=SERIES,
+        observed=[1, 0, 1],
     ),
     "TokenModel": case(
         lambda reward: (
@@ -512,3 +511,131 @@ PROCESSES = {
     ),
 }
 CASES = RETURNED | ESTIMATORS | EXACT | EXPECTATIONS | ENVIRONMENTS | LIKELIHOOD | DISTRIBUTIONS | PROCESSES
+LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dtype
+
+# What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
+APART = [
+    "Advantage",
+    "Batch",
+    "Bootstrapped",
+    "Credited",
+    "Transformed",
+    "VTraceReturns",
+    "Baseline",
+    "MovingAverageState",
+    "SharedValue",
+    "StateBaseline",
+    "Summary",
+    "VarianceRatio",
+    "ActionSpace",
+    "Brax",
+    "Gymnasium",
+    "Gymnax",
+    "Jumanji",
+    "Declaration",
+    "Estimator",
+    "Part",
+    "Structure",
+    "Surrogate",
+    "Weighting",
+    "ExpectationComparison",
+    "Moments",
+    "ScoreMoments",
+    "Case",
+    "Comparison",
+    "TokenLogProbs",
+    "FunctionPolicy",
+    "PolicyWrapper",
+    "StepPolicy",
+    "Emitting",
+    "Event",
+    "Filtered",
+    "GaussianMoments",
+    "HiddenProcess",
+    "MarkovChainPolicy",
+    "MasterEquationValue",
+    "Population",
+    "Position",
+    "Previous",
+    "Process",
+    "SearchParams",
+    "StateSpaceMatrices",
+    "StateSpaceModel",
+    "TokenObservation",
+    "TokenPolicy",
+    "TokenState",
+    "AutoregressiveParams",
+    "HiddenMarkovParams",
+    "LinearGaussianParams",
+    "LinearPolicyParams",
+    "LocalLevelParams",
+    "MarkovChainParams",
+    "Bar",
+    "CSVWriter",
+    "Reporter",
+    "TensorBoardWriter",
+    "StreamState",
+    "OrderReport",
+    "PaddingReport",
+    "ScoreReport",
+    "UnbiasedReport",
+    "Checkpoints",
+    "Episodes",
+    "Evaluation",
+    "Groups",
+    "Metrics",
+    "Steps",
+    "TrainState",
+    "Training",
+    "BatchInfo",
+    "Distribution",
+    "Environment",
+    "Estimate",
+    "Policy",
+    "SignedLog",
+    "Step",
+    "Stream",
+    "TimeStep",
+    "Trajectory",
+    "as_environment",
+    "as_policy",
+    "check_action",
+    "check_distribution",
+    "biased",
+    "count_trajectories",
+    "num_categories",
+    "num_trajectories",
+    "make_mesh",
+    "start_streams",
+    "short_corridor",
+    "prisoners_dilemma",
+    "schlogl",
+    "familywise",
+    "bounded_while_loop",
+    "GRU",
+    "MLP",
+    "MLPActorCritic",
+    "MLPValue",
+    "TanhNormalHead",
+]
+# Whose numbers are those of another case, which they are made of or hand them on to.
+AS_OTHERS = {
+    **dict.fromkeys(("A2C", "GRPO", "RLOO", "ActorCritic", "DrGRPO", "PPOActorCritic", "OptimalPerParameter"), "ToGo"),
+    **dict.fromkeys(("Grouped", "Standardized", "Credit", "BatchMean", "LeaveOneOut", "Optimal"), "ToGo"),
+    **dict.fromkeys(("LearnedValue", "Value"), "GAE"),
+    **dict.fromkeys(("DiCE", "LoadedDiCE", "Score"), "ScoreFunction"),
+    **dict.fromkeys(("gradient_moments", "per_trajectory_gradients", "variance_by_step"), "ScoreFunction"),
+    **dict.fromkeys(("train", "maximize", "natural_gradient", "check_order"), "ScoreFunction"),
+    **dict.fromkeys(("fisher_vector_product",), "fisher_matrix"),
+    **dict.fromkeys(("over_steps", "check_padding", "check_score", "next_observations"), "log_factors"),
+    **dict.fromkeys(("sample", "log_probs", "Forced", "TabularSoftmax", "SharedSoftmax"), "Categorical"),
+    **dict.fromkeys(("PartlyObserved", "LinearGaussian", "fisher_score", "fisher_score_samples"), "LocalLevel"),
+    **dict.fromkeys(("birth_death", "birth_death_mean", "master_equation_value"), "JumpProcess"),
+    **dict.fromkeys(("ornstein_uhlenbeck_moments", "transfer_value", "girsanov_log_ratios"), "EulerMaruyama"),
+    **dict.fromkeys(("Fitness", "rollout_pairs"), "NormalSearch"),
+    "expectation": "Expectation",
+    "frontier": "sem",
+    "identity": "compare",
+    "learning_curves": "evaluate",
+    "relative_error": "compare",
+}

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
-from logderiv._core.arrays import summable
+from logderiv._core.arrays import refuse_complex, summable, wide
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
 from logderiv.types import Params, Per, Trajectory, as_trajectory, one_axis
@@ -61,10 +61,17 @@ def fisher_vector_product(
         factors = log_factors(params, policy, trajectories)
         return factors if per == "step" else jnp.sum(factors, axis=-1, keepdims=True)
 
+    params = wide(params)
     value, push = jax.linearize(logs, params)
     pull = jax.linear_transpose(push, params)
     scale = jax.lax.stop_gradient(weights).astype(value.dtype)[:, None]
-    return lambda vector: pull(scale * push(vector))[0]
+
+    def product(vector: Any) -> Any:
+        refuse_complex(vector=vector)
+        found = pull(scale * push(jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), params, vector)))[0]
+        return jax.tree.map(lambda x, v: x.astype(getattr(v, "dtype", x.dtype)), found, vector)
+
+    return product
 
 
 def fisher_matrix(
@@ -87,7 +94,8 @@ def fisher_matrix(
         ValueError: `per` is neither, `probabilities` has another shape, or not exactly one batch axis.
         TypeError: A parameter is not floating point.
     """
-    theta, unravel = ravel_pytree(params)
+    check.params(params)
+    theta, unravel = ravel_pytree(wide(params))
     product = fisher_vector_product(params, policy, trajectories, per=per, probabilities=probabilities)
     return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(theta.size, dtype=theta.dtype))
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, summable, unbroken, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, summable, unbroken, wide, widest
 from logderiv._core.pytrees import jit
 from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
 from logderiv.types import Params, SignedLog, Trajectory, as_trajectory
@@ -169,7 +169,7 @@ def grad_prob(params: Params, policy: Any, trajectory: Trajectory, *, environmen
     """
     check.params(params)
     trajectory = one_trajectory(trajectory, environment)
-    logp, score = jax.value_and_grad(log_prob)(params, policy, trajectory, environment=environment)
+    logp, score = jax.value_and_grad(log_prob)(wide(params), policy, trajectory, environment=environment)
     return times_exp(score, logp)
 
 

@@ -138,7 +138,7 @@ class HiddenMarkovModel(HiddenProcess):
 
     def _emission_log_probs(self, params: HiddenMarkovParams, observations: Any, observed: jax.Array) -> jax.Array:
         """Log-density of each observation in each state, 0 where it is missing, shape `(T, S)`."""
-        states = jnp.arange(jnp.shape(params.initial)[0], dtype=jnp.int32)
+        states = jnp.arange(_checked(params).initial.shape[0], dtype=jnp.int32)
 
         def one(y: Any) -> jax.Array:
             return jax.vmap(lambda state: self.emission(params.emission, state).log_prob(y))(states)
