@@ -57,6 +57,12 @@ class Advantage(Part):
         raise NotImplementedError
 
 
+def check_advantage(advantage: Any) -> None:
+    """Raise `TypeError` unless it is an advantage; one that was not called is named."""
+    fits = callable(advantage) and hasattr(advantage, "init")
+    check.made("advantage", advantage, fits, "one of logderiv.advantages, such as ToGo()")
+
+
 class Credited(Advantage):
     """Base of advantages that give credit by a function of rewards and discounts, minus a baseline.
 
@@ -65,9 +71,16 @@ class Credited(Advantage):
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
     """
 
     baseline: Baseline | None
+
+    def __post_init__(self) -> None:
+        fits = self.baseline is None or hasattr(self.baseline, "values")
+        check.made("baseline", self.baseline, fits, "one of logderiv.baselines, such as LeaveOneOut() or Constant(0.5)")
 
     @property
     def structure(self) -> Structure:
@@ -140,6 +153,9 @@ class ToGo(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Baxter & Bartlett (2001), JAIR 15 (from memory); Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
@@ -166,6 +182,9 @@ class Return(Credited):
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
 
     References:
         Williams (1992), Machine Learning 8, theorem 1.
@@ -194,11 +213,19 @@ class Credit(Credited):
             attribute `declaration`, without which the estimator is counted as biased.
         baseline: From `logderiv.baselines`; `None` for none.
         past_rewards: Whether the weight of a step contains rewards from before it.
+
+    Raises:
+        TypeError: `function` is none; `baseline` is none, or was not called.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
     baseline: Baseline | None = None
     past_rewards: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = callable(self.function) and not isinstance(self.function, Part)
+        check.made("function", self.function, fits, "a function such as logderiv.advantages.reward_to_go")
 
     @property
     def structure(self) -> Structure:
@@ -220,9 +247,15 @@ class Transformed(Advantage):
 
     Attributes:
         advantage: The other one.
+
+    Raises:
+        TypeError: It is none, or was not called.
     """
 
     advantage: Advantage
+
+    def __post_init__(self) -> None:
+        check_advantage(self.advantage)
 
     @property
     def past_rewards(self) -> bool:
@@ -254,7 +287,8 @@ class Standardized(Transformed):
         epsilon: ε, added to the deviation.
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `ddof` or `epsilon` is out of range.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
@@ -263,7 +297,9 @@ class Standardized(Transformed):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.one_of(("step", "trajectory"), per=self.per)
+        check.not_negative(finite=True, epsilon=self.epsilon)
 
     @property
     def structure(self) -> Structure:
@@ -306,12 +342,14 @@ class Grouped(Transformed):
     Raises:
         ValueError: A group smaller than the advantage needs; later, from `init`, an advantage with state, and a batch that does
             not divide.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
     group_size: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.whole(at_least=self.advantage.structure.min_trajectories, group_size=self.group_size)
 
     @property

@@ -1,5 +1,6 @@
 """What an estimator is: three pure functions, what they ask of a batch, and a declaration."""
 
+import math
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
-from logderiv.estimators.surrogates import step_weights
+from logderiv.estimators.surrogates import of_each_step, step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
 from logderiv.types import (
     Estimate,
@@ -21,9 +22,10 @@ from logderiv.types import (
     TimeStep,
     Trajectories,
     Trajectory,
+    as_batch,
     as_steps,
     batch_info,
-    num_trajectories,
+    refuse_stream,
 )
 
 
@@ -97,8 +99,13 @@ class Estimator(Part):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: A weight has another shape than `trajectories.valid`.
+            TypeError: Not trajectories; a weight is complex.
         """
-        scale = step_weights(trajectories.valid, self.normalizer, jax.tree.leaves(weights)[0].dtype)
+        normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
+        scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
 
@@ -126,14 +133,11 @@ class Estimator(Part):
         Gradients: the weights are detached. It compiles itself: a second call with arrays of the same shapes and an estimator
             that differs in its numbers only compiles nothing.
         """
-        steps, num = as_steps(trajectories), num_trajectories(trajectories)
+        trajectories, steps = as_batch(trajectories)
         structure = self.structure
         if isinstance(trajectories, Stream) and not structure.streams:
-            raise TypeError(
-                "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-                "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-            )
-        structure.check(num)
+            refuse_stream()
+        structure.check(math.prod(steps.valid.shape[:-1]))
         check.params(params)
         check.auto(trajectories=steps.valid)
         check_steps(params, policy, steps)
@@ -144,6 +148,7 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
+    check_state(estimator, params, state)
     found = estimator.advantages(params, state, policy, trajectories)
     weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
@@ -173,6 +178,13 @@ def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax
         used &= ~jnp.any(finite(before) & ~finite(after))
     weights = jax.tree.map(lambda x: jnp.where(used, x, jnp.full_like(x, jnp.nan)), weights)
     return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
+
+
+def check_state(estimator: Any, params: Params, state: State) -> None:
+    """Raise `ValueError` unless the state is like the first one, where the estimator has one."""
+    first = jax.eval_shape(estimator.init, params)
+    if jax.tree.leaves(first):
+        check.like("state", state, first, hint="that of estimator.init(params), or of the last call")
 
 
 def _scaled_term(

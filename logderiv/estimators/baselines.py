@@ -72,7 +72,7 @@ class Constant(Baseline):
         per: "trajectory" or "step".
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `value` is not finite.
 
     References:
         Williams (1992), Machine Learning 8, section 4 (reinforcement baseline).
@@ -86,6 +86,7 @@ class Constant(Baseline):
 
     def __post_init__(self) -> None:
         check.one_of(("step", "trajectory"), per=self.per)
+        check.finite(value=self.value)
 
     @property
     def discounted(self) -> bool:
@@ -163,10 +164,6 @@ class LeaveOneOut(MeanCredit):
     group_size: int = 1
 
     declaration = Declaration()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole(group_size=self.group_size)
 
     @property
     def structure(self) -> Structure:

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import continues, summable
+from logderiv._core.arrays import refuse_complex, unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
-from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_steps
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_batch, given
 
 _SMALL = 1e-30  # powers of a discount from here on are taken by their logarithm, where a ratio may make up for them
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
@@ -73,14 +73,16 @@ def prepare(
     Returns:
         A `Batch`.
     """
-    steps = as_steps(trajectories)
+    trajectories, steps = as_batch(trajectories, streams=estimator.structure.streams)
+    refuse_complex(params=params)
     values = None if value is None else evaluate_value(value, params, steps)
     times, ends = jnp.arange(steps.valid.shape[1])[None], None
     if isinstance(trajectories, Stream):
         times, ends = trajectories.times, trajectories.ends
     shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
-    valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
-    rewards = jnp.where(valid, summable(steps.rewards).reshape(shape), 0)
+    discounts, whole = steps.discounts.reshape(shape), unbroken(steps.valid, steps.rewards.dtype)
+    rewards = whole * jnp.where(steps.valid, steps.rewards, 0)
+    rewards, valid = rewards.reshape(shape), (steps.valid | jnp.isnan(whole)).reshape(shape)
     dtype, importance = rewards.dtype, estimator.importance
     discount, times = jnp.asarray(estimator.discount, dtype), jnp.broadcast_to(times, shape).astype(dtype)
     powers = discount**times if estimator.gamma_t else jnp.ones_like(rewards)
@@ -123,12 +125,15 @@ def evaluate_value(
         Two arrays of shape `(*batch, T)`, 0 on invalid steps; the second is 0 where the episode terminates. Detached.
 
     Raises:
-        ValueError: The function does not return a scalar for one observation.
+        TypeError: Observations are missing.
+        ValueError: The function does not return a scalar for one observation, or the final observation has another shape.
     """
-    valid = trajectories.valid
-    values = value_of_each(function, value_params, trajectories.observations, valid)
+    valid, observations = trajectories.valid, trajectories.observations
+    given("observations", observations)
+    given("final_observation", trajectories.final_observation, like=observations, axis=valid.ndim - 1)
+    values = value_of_each(function, value_params, observations, valid)
     last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
-    going_on, follows = trajectories.discounts != 0, continues(valid)
+    going_on, follows = trajectories.discounts != 0, jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
     cut = jnp.any(valid & ~follows & going_on, axis=-1, keepdims=True)
     final = value_of_each(function, value_params, last, cut)
     next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), final)

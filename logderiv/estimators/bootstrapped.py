@@ -120,9 +120,6 @@ class LearnedValue(StateBaseline):
 
     declaration = _EARLIER
 
-    def __post_init__(self) -> None:
-        check.whole(num_steps=self.num_steps)
-
     def init(self, params: Params) -> tuple[Params, optax.OptState]:
         first = self.start(params)
         return first, self.optimizer.init(first)
@@ -156,6 +153,7 @@ class Bootstrapped(Advantage):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state.
+        TypeError: The baseline was not called.
     """
 
     lambda_: float
@@ -165,6 +163,9 @@ class Bootstrapped(Advantage):
 
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
+        check.made(
+            "baseline", self.baseline, True, "one of logderiv.baselines with values of the state, such as SharedValue()"
+        )
         if not hasattr(self.baseline, "state_values"):
             raise ValueError(
                 "baseline: this advantage bootstraps from values of the state; expected baselines.Value, "
@@ -211,6 +212,7 @@ class GAE(Bootstrapped):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state; later, there is no value function.
+        TypeError: The baseline was not called.
 
     References:
         Schulman et al. (2016), arXiv:1506.02438, eq. 16.
@@ -262,7 +264,8 @@ class VTrace(Bootstrapped):
         clip_pg: Largest ratio of an advantage.
 
     Raises:
-        ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state; later, there is no value function.
+        ValueError: `lambda_` is outside [0, 1]; a clip is not positive; the baseline has no values of the state; later, there is
+            no value function.
 
     References:
         Espeholt et al. (2018), arXiv:1802.01561, section 4.2.
@@ -275,6 +278,10 @@ class VTrace(Bootstrapped):
     clip_pg: float = 1.0
 
     own_ratios = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.positive(clip_rho=self.clip_rho, clip_c=self.clip_c, clip_pg=self.clip_pg)
 
     @property
     def structure(self) -> Structure:

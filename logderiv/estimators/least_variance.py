@@ -155,6 +155,7 @@ class OptimalPerParameter(Weighting):
         weights, ratios, baselines = jax.lax.stop_gradient(weights)
         total = weighted_log_prob(params, policy, trajectories, weights)
         for k, baseline in enumerate(baselines):
+            check.like(f"weights[2][{k}]", baseline, params, hint="a baseline for each parameter")
             fold, fold_ratios = jax.tree.map(lambda x, k=k: x[k :: len(baselines)], (trajectories, ratios))
             total = total - weighted_log_prob(_scaled_around(params, baseline), policy, fold, fold_ratios)
         return total / trajectories.valid.shape[0]

@@ -12,13 +12,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from logderiv._core import check
+from logderiv._core.arrays import as_mask, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
 from logderiv.estimators.returns import backward_sums
 from logderiv.estimators.scaled import times_exp
+from logderiv.types import Trajectory, check_kind
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
 NORMALIZERS = {  # what each asks of a batch, and what it does to the expectation
@@ -66,9 +69,11 @@ class Surrogate(Part):
 
         Raises:
             ValueError: The shapes differ.
+            TypeError: Complex numbers.
 
         Gradients: flow through `log_factors`; the weights are detached.
         """
+        log_factors, weights = summable(log_factors, "log_factors"), summable(weights, "weights")
         check.shape(log_factors.shape, hint=_ONE_SHAPE, weights=weights)
         weights, steps = lax.stop_gradient(weights).astype(log_factors.dtype), self.steps(log_factors)
         steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)  # an impossible choice
@@ -166,13 +171,17 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
         Shape of `log_ratio`; a batch of them is reduced by `reduce_steps`.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or `clip` is not positive.
+        TypeError: Complex numbers.
 
     Gradients: flow through `log_ratio`; the weight is detached.
 
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
+    if clip is not None:
+        check.positive(clip=clip)
+    log_ratio, weight = summable(log_ratio, "log_ratio"), summable(weight, "weight")
     check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
     weight = lax.stop_gradient(weight).astype(log_ratio.dtype)
     if clip is None:
@@ -203,11 +212,40 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
         A scalar.
 
     Raises:
-        ValueError: None of the three.
+        ValueError: None of the three, or the shapes differ.
+        TypeError: Complex numbers, or `valid` is no mask.
 
     Gradients: flow through `terms`.
     """
+    terms = summable(terms, "terms")
+    check.shape(terms.shape, hint=_ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
+
+
+def of_each_step(trajectory: Trajectory, **trees: Any) -> Any:
+    """What an objective is given for every step, checked to be one number each, in float32 at least.
+
+    Args:
+        trajectory: Leading axes `(*batch, T)`.
+        **trees: One pytree, with its name; leaves `(*batch, T)`.
+
+    Returns:
+        The pytree.
+
+    Raises:
+        ValueError: A leaf has another shape.
+        TypeError: Complex numbers, or no trajectory.
+    """
+    check_kind(trajectory)
+    shape = np.shape(trajectory.valid)
+
+    def number(x: Any, name: str) -> jax.Array:
+        x = summable(x, name)
+        if x.shape != shape:
+            check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
+        return x
+
+    return named_leaf_by_leaf(number, **trees)
 
 
 def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Array:
@@ -223,7 +261,9 @@ def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Ar
 
     Raises:
         ValueError: None of the three.
+        TypeError: `valid` is no mask.
     """
+    valid = as_mask(valid, "valid")
     num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=-1, keepdims=True).astype(dtype)
     divisors = {
         "per_trajectory": jnp.full_like(lengths, num),
@@ -244,8 +284,12 @@ def box(x: jax.Array) -> jax.Array:
     Returns:
         Ones of that shape.
 
+    Raises:
+        TypeError: Complex numbers.
+
     Gradients: those of exp(x − x₀) at x = x₀, at every order.
     """
+    x = summable(x, "x")
     x = jnp.where(jnp.isinf(x), jnp.zeros_like(x), x)
     return jnp.exp(x - lax.stop_gradient(x))
 
