@@ -91,7 +91,10 @@ def prepare(
         logs = jax.lax.stop_gradient(log_ratios(params, policy, steps)).reshape(shape)
         ratios = jnp.zeros_like(rewards) if importance is None else importance.log_weights(logs).astype(dtype)
         small = powers < _SMALL
-        step_ratios, scale = logs.astype(dtype), ratios + jnp.where(small, times * jnp.log(discount), 0)
+        step_ratios, scale = (
+            logs.astype(dtype),
+            ratios + jnp.where(small, jnp.where(small, times, 1) * jnp.log(discount), 0),
+        )
         powers = jnp.where(small, 1, powers)
     return Batch(
         steps=steps,
