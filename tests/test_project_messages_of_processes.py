@@ -185,7 +185,7 @@ VALUES = {
     r"fitness: expected a scalar for one sample, received shape \(2,\)": lambda: _pairs(
         jax.random.split(jax.random.key(0))
     ),
-    r"end: expected a number in \[0, 2\], received 3": lambda: _model(end=3),
+    r"end: expected a whole number from 0 to 2, received 3": lambda: _model(end=3),
     "prompts: expected fewer than horizon = 3 tokens": lambda: _model(prompts=[0, 1, 2]),
     r"prompts: expected a number in \[-1, 2\], .*; tokens, or -1 after the last": lambda: _model(prompts=[0, 3]),
     "prompts: expected -1 only after a prompt's last token": lambda: _model(prompts=[-1, 1]),

@@ -211,21 +211,23 @@ def test_greedy_evaluation_takes_the_likeliest_action(memory):
 
 
 def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
-    """Environment rewards of NaN in the third batch: with `apply_if_finite` the run goes on, without it the parameters are NaN; both warn."""
+    """A policy of NaN in some batches: with `apply_if_finite` the run goes on, without it the parameters are NaN; both warn."""
 
     class Poisoned:
         horizon = 3
 
         def reset(self, key, params=None):
-            bad = jax.random.uniform(key) < 0.1
-            return MDP.reset(jax.random.key(0))[0], bad
+            bad = (jax.random.uniform(key) < 0.1).astype(int)
+            return bad, bad
 
         def step(self, key, state, action, params=None):
-            reward = jnp.where(state, jnp.nan, action.astype(float))
-            return jnp.zeros((), int), state, reward, jnp.zeros((), bool), jnp.zeros((), bool)
+            return state, state, action.astype(float), jnp.zeros((), bool), jnp.zeros((), bool)
+
+    def policy(params, observation):
+        return ld.Categorical(params[observation] + jnp.where(observation == 1, jnp.nan, 0))
 
     def run(optimizer):
-        options: Any = {"environment": Poisoned(), "optimizer": optimizer, "batch": ld.Episodes(2)}
+        options: Any = {"environment": Poisoned(), "optimizer": optimizer, "batch": ld.Episodes(2), "policy": policy}
         return _train(ld.ScoreFunction(), 3, jnp.zeros((3, 2)), num_updates=8, **options)
 
     with pytest.warns(UserWarning, match="gradients were not finite"):

@@ -3,6 +3,10 @@
 They are small on purpose: the numbers that decide whether a gradient is right (masked logits, actions out of range,
 normalization of `probs`) differ between libraries, so they are fixed here and tested. All are pytrees, all take
 `logits` rather than probabilities.
+
+Parameters and actions may be arrays of any kind, numbers or lists. The law that is drawn is the law that is scored, to the
+resolution of float32 at least and down to probabilities of 2⁻³²: parameters of half precision are kept, drawn from and scored
+in float32.
 """
 
 from collections.abc import Callable
@@ -12,8 +16,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core import check
+from logderiv._core.arrays import HALF_LOG_2PI, alike, array_of, integers, summable
+from logderiv._core.noise import gumbel, logistic, normal
 from logderiv._core.pytrees import pytree
+from logderiv._core.special import log_sigmoid, log_softmax, sigmoid, softmax
 
 
 @pytree
@@ -24,10 +31,22 @@ class Categorical:
     gradients of the others stay finite. An action outside `0 .. A - 1` has log-probability `-inf` and zero gradient.
 
     Attributes:
-        logits: Shape `(..., A)`.
+        logits: Shape `(..., A)`, float32 at least.
+
+    Raises:
+        ValueError: `logits` have no last axis, or no action in it.
+        TypeError: `logits` are no real numbers.
     """
 
     logits: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", summable(self.logits, "logits"))
+        if self.logits.shape[-1:] in ((), (0,)):
+            raise ValueError(
+                f"logits: expected shape (..., A) with at least one action, received {self.logits.shape}; "
+                "logderiv.Bernoulli takes one logit for a choice between 0 and 1."
+            )
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-probability of an action.
@@ -40,9 +59,9 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
+        ValueError: `action` has a shape that does not fit.
         """
-        log_probs = jax.nn.log_softmax(self.logits)
-        return in_range(partial(_take, log_probs), action, self.logits.shape[-1], -jnp.inf)
+        return in_range(partial(_take, log_softmax(self.logits)), action, self.logits.shape[-1], -jnp.inf)
 
     def prob(self, action: jax.Array) -> jax.Array:
         """Probability of an action.
@@ -55,8 +74,9 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
+        ValueError: `action` has a shape that does not fit.
         """
-        return in_range(partial(_take, jax.nn.softmax(self.logits)), action, self.logits.shape[-1], 0.0)
+        return in_range(partial(_take, softmax(self.logits)), action, self.logits.shape[-1], 0.0)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw an action.
@@ -67,7 +87,8 @@ class Categorical:
         Returns:
             int32, shape of the leading axes of `logits`.
         """
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        noise = gumbel(key, self.logits.shape, self.logits.dtype)
+        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """-Σ_a p(a) log p(a), masked actions contributing 0.
@@ -75,7 +96,7 @@ class Categorical:
         Returns:
             In nats, shape of the leading axes of `logits`.
         """
-        probs, log_probs = jax.nn.softmax(self.logits), jax.nn.log_softmax(self.logits)
+        probs, log_probs = softmax(self.logits), log_softmax(self.logits)
         return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0.0), axis=-1)
 
     def mode(self) -> jax.Array:
@@ -99,19 +120,22 @@ def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
         mask: True where an action is allowed; broadcast against `logits`.
 
     Returns:
-        Shape of the two, broadcast.
+        Shape of the two, broadcast; float32 at least.
 
     Raises:
-        TypeError: `mask` is not boolean.
+        TypeError: `mask` is not boolean, or `logits` are no real numbers.
+        ValueError: The two shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
         >>> Categorical(masked(jnp.zeros(3), jnp.array([True, False, True]))).prob(jnp.arange(3)).tolist()
         [0.5, 0.0, 0.5]
     """
-    if jnp.result_type(mask) != jnp.bool_:
-        raise TypeError(f"mask: expected booleans, received {jnp.result_type(mask)}; use mask.astype(bool).")
-    return jnp.where(mask, logits, -jnp.inf)
+    logits, mask = summable(logits, "logits"), array_of(mask, "mask")
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask: expected booleans, received {mask.dtype}; use mask.astype(bool).")
+    shape = check.broadcast(logits.shape, mask=mask)
+    return jnp.where(jnp.broadcast_to(mask, shape), jnp.broadcast_to(logits, shape), -jnp.inf)
 
 
 @pytree
@@ -119,10 +143,16 @@ class Bernoulli:
     """p(1) = σ(ℓ), p(0) = σ(-ℓ); exact in both tails.
 
     Attributes:
-        logits: Any shape; one value per trial, the log-probability of each is returned.
+        logits: Any shape; one value per trial, the log-probability of each is returned. float32 at least.
+
+    Raises:
+        TypeError: `logits` are no real numbers.
     """
 
     logits: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", summable(self.logits, "logits"))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-probability of each trial.
@@ -135,8 +165,9 @@ class Bernoulli:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        return in_range(lambda a: jax.nn.log_sigmoid(self._signed(a)), action, 2, -jnp.inf)
+        return in_range(lambda a: log_sigmoid(self._signed(a)), action, 2, -jnp.inf)
 
     def prob(self, action: jax.Array) -> jax.Array:
         """Probability of each trial.
@@ -149,11 +180,14 @@ class Bernoulli:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        return in_range(lambda a: jax.nn.sigmoid(self._signed(a)), action, 2, 0.0)
+        return in_range(lambda a: sigmoid(self._signed(a)), action, 2, 0.0)
 
     def _signed(self, action: jax.Array) -> jax.Array:
-        return jnp.where(action == 1, self.logits, -self.logits)
+        shape = check.broadcast(self.logits.shape, action=action)
+        logits = jnp.broadcast_to(self.logits, shape)
+        return jnp.where(jnp.broadcast_to(action == 1, shape), logits, -logits)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw each trial.
@@ -164,17 +198,18 @@ class Bernoulli:
         Returns:
             0 or 1, int32, shape of `logits`.
         """
-        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int32)
+        return (logistic(key, self.logits.shape, self.logits.dtype) < self.logits).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
-        """ℓ σ(-ℓ) - log σ(ℓ); 0 at infinite logits.
+        """|ℓ| σ(-|ℓ|) - log σ(|ℓ|); 0 at infinite logits.
 
         Returns:
             In nats, shape of `logits`.
         """
-        tail = jnp.where(jnp.isinf(self.logits), 0.0, self.logits)
-        entropy = tail * jax.nn.sigmoid(-tail) - jax.nn.log_sigmoid(tail)
-        return jnp.where(jnp.isinf(self.logits), 0.0, entropy)
+        certain = jnp.isinf(self.logits)
+        size = jnp.where(certain, 0, jnp.where(self.logits < 0, -self.logits, self.logits))
+        odds = jnp.exp(-size)
+        return jnp.where(certain, 0, size * (odds / (1 + odds)) + jnp.log1p(odds))
 
     def mode(self) -> jax.Array:
         """The likelier of 0 and 1.
@@ -197,23 +232,34 @@ class Normal:
     parameters, elsewhere use `jax.lax.stop_gradient`.
 
     Attributes:
-        loc: Mean, shape `()` or `(..., D)`.
-        scale: Standard deviation, positive, broadcast against `loc`.
+        loc: Mean, shape `()` or `(..., D)`; float32 at least.
+        scale: Standard deviation, positive, broadcast against `loc`, in its dtype.
+
+    Raises:
+        ValueError: `scale` is not positive, or its shape does not fit that of `loc`.
+        TypeError: One of them is no real number.
     """
 
     loc: jax.Array
     scale: jax.Array
 
+    def __post_init__(self) -> None:
+        loc_and_scale(self)
+
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-density of an action, the event axis summed.
 
         Args:
-            action: Shape of `loc`, or broadcast against it.
+            action: `D` numbers, or one where `loc` and `scale` are scalars; leading axes broadcast against those of `loc`.
 
         Returns:
-            The broadcast shape without its last axis, if it has one.
+            The broadcast shape without the event axis.
+
+        Raises:
+            ValueError: `action` has a shape that does not fit.
+            TypeError: `action` is no real number.
         """
-        return sum_event(normal_terms(action, self.loc, self.scale))
+        return sum_event(self, normal_terms(*with_event(self, alike(action=action, loc=self.loc, scale=self.scale))))
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw `loc + scale * noise`.
@@ -224,8 +270,7 @@ class Normal:
         Returns:
             Shape of `loc` and `scale`, broadcast.
         """
-        shape = jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale))
-        return self.loc + self.scale * jax.random.normal(key, shape, jnp.result_type(self.loc, self.scale))
+        return self.loc + self.scale * normal(key, event_shape(self), self.loc.dtype)
 
     def entropy(self) -> jax.Array:
         """Σ_i log σ_i + log(2πe) / 2.
@@ -233,8 +278,7 @@ class Normal:
         Returns:
             In nats, shape of `loc` without its last axis, if it has one.
         """
-        scale = jnp.broadcast_to(self.scale, jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale)))
-        return sum_event(jnp.log(scale) + jnp.asarray(HALF_LOG_2PI + 0.5, scale.dtype))
+        return sum_event(self, jnp.log(jnp.broadcast_to(self.scale, event_shape(self))) + (HALF_LOG_2PI + 0.5))
 
     def mode(self) -> jax.Array:
         """The likeliest action, the mean.
@@ -251,9 +295,43 @@ def normal_terms(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
     return -0.5 * jnp.square(standard) - jnp.log(scale) - jnp.asarray(HALF_LOG_2PI, standard.dtype)
 
 
-def sum_event(terms: jax.Array) -> jax.Array:
-    """The sum over the last axis, the event, where there is one."""
-    return terms if terms.ndim == 0 else jnp.sum(terms, axis=-1)
+def loc_and_scale(distribution: Any) -> None:
+    """Bring `loc` and `scale` to one floating dtype, and check them.
+
+    Raises:
+        ValueError: `scale` is not positive, or its shape does not fit that of `loc`.
+        TypeError: One of them is no real number.
+    """
+    loc, scale = alike(loc=distribution.loc, scale=distribution.scale)
+    check.broadcast(loc.shape, scale=scale)
+    check.positive(scale=scale, hint="it is a standard deviation, for example jnp.exp(log_scale)")
+    object.__setattr__(distribution, "loc", loc)
+    object.__setattr__(distribution, "scale", scale)
+
+
+def event_shape(distribution: Any) -> tuple[int, ...]:
+    """The shape of `loc` and `scale` together; its last axis, where there is one, is the event."""
+    return jnp.broadcast_shapes(jnp.shape(distribution.loc), jnp.shape(distribution.scale))
+
+
+def with_event(distribution: Any, arrays: list[jax.Array]) -> list[jax.Array]:
+    """An action and what else is given, broadcast against each other; the action has the event axis of the distribution.
+
+    Raises:
+        ValueError: It has not, or its leading axes do not fit.
+    """
+    shape = event_shape(distribution)
+    if shape and arrays[0].shape[-1:] != shape[-1:]:
+        raise ValueError(
+            f"action: expected {shape[-1]} numbers in the last axis, as in loc and scale, received shape {arrays[0].shape}."
+        )
+    shape = check.broadcast(shape, action=arrays[0])
+    return [jnp.broadcast_to(x, shape) for x in arrays]
+
+
+def sum_event(distribution: Any, terms: jax.Array) -> jax.Array:
+    """The sum over the last axis, the event, where the distribution has one."""
+    return jnp.sum(terms, axis=-1) if event_shape(distribution) else terms
 
 
 def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int, outside: float) -> jax.Array:
@@ -262,16 +340,13 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
     Raises:
         TypeError: `action` is not an integer.
     """
-    action = jnp.asarray(action)
-    if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
-        raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
-    action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
+    action = integers(action, "action")
     inside = (action >= 0) & (action < size)
     return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
 
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(table.shape[:-1], index.shape)
+    shape = check.broadcast(table.shape[:-1], action=index)
     table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
     index = jnp.broadcast_to(index, shape)[..., None]
     return jnp.take_along_axis(table, index, axis=-1)[..., 0]

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost
+from logderiv._core.arrays import as_key, scalar_cost
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal
 from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
@@ -168,7 +168,8 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
 
     by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
     by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
-    return Normal(_reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale))
+    slopes = _reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale)
+    return jax.tree.unflatten(jax.tree.structure(normal), slopes)
 
 
 def normal_noise(key: Key, shape: tuple[int, ...], dtype: Any) -> NormalNoise:
@@ -242,6 +243,6 @@ def _of_each_sample(
 
 def _sample_keys(params: Params, key: Key, num_samples: int) -> jax.Array:
     """`num_samples` keys, after a check of what every estimator here takes."""
+    num_samples = check.whole(num_samples=num_samples)
     check.params(params)
-    check.whole(num_samples=num_samples)
-    return jax.random.split(as_keys(key), num_samples)
+    return jax.random.split(as_key(key), num_samples)

@@ -16,9 +16,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
+from logderiv._core.arrays import summable
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
-from logderiv.types import Params, Per, Trajectory, num_trajectories
+from logderiv.types import Params, Per, Trajectory, as_trajectory, one_axis
 
 
 def fisher_vector_product(
@@ -51,8 +52,9 @@ def fisher_vector_product(
     """
     check.params(params)
     check.one_of(("step", "trajectory"), per=per)
-    num = num_trajectories(trajectories)
-    weights = jnp.full(num, 1 / num) if probabilities is None else jnp.asarray(probabilities)
+    trajectories = as_trajectory(trajectories)
+    num = one_axis(trajectories)
+    weights = jnp.full(num, 1 / num) if probabilities is None else summable(probabilities, "probabilities")
     check.shape((num,), hint="one per trajectory", probabilities=weights)
 
     def logs(params: Any) -> jax.Array:
@@ -125,7 +127,7 @@ def natural_gradient(
         An `optax.GradientTransformationExtraArgs`; its state is a `NaturalGradientState`.
 
     Raises:
-        ValueError: `damping` is negative, `iterations` below 1.
+        ValueError: `damping` or `tolerance` is negative or not finite, `iterations` below 1.
         TypeError: In `update`, `params` or `trajectories` is missing.
 
     References:
@@ -133,8 +135,8 @@ def natural_gradient(
         al. (2015), arXiv:1502.05477, appendix C.
     """
     policy = as_policy(policy)
-    check.not_negative(damping=damping)
-    check.whole(iterations=iterations)
+    check.not_negative(finite=True, damping=damping, tolerance=tolerance)
+    iterations = check.whole(iterations=iterations)
 
     def init(params: Params) -> NaturalGradientState:
         check.params(params)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import widen
+from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.types import Policy
@@ -24,8 +24,14 @@ class TabularSoftmax(Policy):
 
         Returns:
             A `Categorical` over `A` actions; its logits are NaN in a state outside `0 .. S - 1`.
+
+        Raises:
+            ValueError: `params` has another number of axes.
+            TypeError: The state is no whole number.
         """
-        state = widen(jnp.asarray(observation))
+        params, state = summable(params, "params"), integers(observation, "observation")
+        if params.ndim != 2:
+            raise ValueError(f"params: expected logits of shape (S, A), received {params.shape}.")
         state = jnp.where(state < 0, params.shape[0], state)
         return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
 

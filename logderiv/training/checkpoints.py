@@ -101,10 +101,12 @@ class Checkpoints:
             run: What `restore` must be given again: names and texts, which say what run it is.
 
         Raises:
+            ValueError: `step` is no whole number from 0.
             TypeError: A leaf is something else; the error names it.
             ValueError: The directory is no folder, or cannot be written.
             ImportError: Orbax is not installed.
         """
+        step = check.whole(at_least=0, step=step)
         ocp = require()
         run = self._run(run, payload)
         arrays = {name: _storable(leaf) for name, leaf in _named_leaves(payload)}

@@ -19,6 +19,7 @@ from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv._core.sharding import gather, spread
 from logderiv.estimators import Estimator
+from logderiv.estimators.base import keep_finite
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
 from logderiv.types import Key, Params, Stream, Trajectory, as_steps, batch_info, one_batch_axis
@@ -147,9 +148,13 @@ class Metrics(NamedTuple):
         num_episodes: Trajectories of the batch; of a stream the episodes that ended in it.
         truncated_fraction: Fraction of trajectories that reached the horizon without terminating; see `BatchInfo`.
         grad_norm: Mean over the update's gradients of their Euclidean norm.
-        num_nonfinite: How many of the update's gradients were not finite. `optax.apply_if_finite` skips them; without it they
-            end in the parameters.
+        num_nonfinite: How many of the update's gradients were not finite, though the batch was. `optax.apply_if_finite` skips
+            them; without it they end in the parameters.
         evaluation: Mean return of the evaluation after this update, NaN where there was none; `None` without `evaluation`.
+        num_skipped: 1 where the batch was left out whole: a weight or target, or the estimator's state after it, was not finite.
+            Parameters, optimizer and estimator are as before it, and there is no gradient (`grad_norm` is NaN).
+        num_nonfinite_rewards: How many of the batch's rewards were not finite, the usual reason. Where there are none it was a
+            value of a state, a ratio, a credit or a fit.
     """
 
     mean_return: jax.Array
@@ -159,6 +164,8 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
     num_nonfinite: jax.Array
     evaluation: Any = None
+    num_skipped: Any = 0
+    num_nonfinite_rewards: Any = 0
 
 
 class TrainState(NamedTuple):
@@ -284,17 +291,27 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     key, key_batch, key_order = jax.random.split(state.key.keys(), 3)
     world = (policy, environment, environment_params)
     drawn, streams = batch.draw(state.params, key_batch, *world, state.streams)
-    weights, estimator_state = estimator.advantages(state.params, state.estimator_state, policy, drawn)
+    found = estimator.advantages(state.params, state.estimator_state, policy, drawn)
+    weights, estimator_state, used = keep_finite(state.estimator_state, *found)
     climb = {"estimator": estimator, "optimizer": maximize(optimizer), "epochs": epochs, "minibatches": minibatches}
-    params, opt_state, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
-    info, num_updates = batch_info(drawn), state.num_updates + 1
-    rest = jnp.mean(norms), jnp.sum(~jnp.isfinite(norms))
-    mean_return = jnp.where(info.num_episodes > 0, info.mean_return, 0)
-    row = Metrics(mean_return, info.num_steps, info.num_episodes, info.truncated_fraction, *rest)
+    *new, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
+    params, opt_state = jax.tree.map(partial(jnp.where, used), tuple(new), (state.params, state.opt_state))
+    info, num_updates, steps = batch_info(drawn), state.num_updates + 1, as_steps(drawn)
+    bad_rewards = jnp.sum(steps.valid & ~jnp.isfinite(steps.rewards))
+    row = Metrics(
+        jnp.where(info.num_episodes > 0, info.mean_return, 0),
+        info.num_steps,
+        info.num_episodes,
+        info.truncated_fraction,
+        grad_norm=jnp.mean(norms),
+        num_nonfinite=jnp.sum(used & ~jnp.isfinite(norms)),
+        num_skipped=jnp.asarray(~used, jnp.int32),
+        num_nonfinite_rewards=bad_rewards,
+    )
     state = TrainState(params, opt_state, estimator_state, streams, KeyBits.of(key), num_updates, state.stopped)
     if evaluation is None:
         return state, row
-    none = jnp.zeros_like(mean_return)
+    none = jnp.zeros_like(row.mean_return)
 
     def evaluated(state: TrainState) -> tuple[TrainState, jax.Array]:
         key, key_episodes = jax.random.split(state.key.keys())

@@ -60,7 +60,8 @@ class Training(NamedTuple):
                 rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
         return (
             f"Training: seeds: {len(steps)}; at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
-            f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite\n"
+            f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite, "
+            f"{np.sum(metrics.num_skipped)} batches left out\n"
             + table(
                 ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
                 "<14 >13.5g >13.5g >13.5g >13.5g",
@@ -105,6 +106,9 @@ def train(
     A run is one compiled program. With reporters or checkpoints it is called several times, each call a piece of the run whose
     end follows from the arguments alone, and the host reports and saves in between. Calling `train` again with equal settings
     and the same policy, environment and optimizer objects does not compile again.
+
+    A batch with a weight or target that is not finite, such as one with a reward of NaN, is left out whole: parameters, optimizer
+    and estimator stay as they were, bit for bit, and `metrics.num_skipped` counts it.
 
     Many seeds: keys `(S,)`, and `params` each of whose leaves has the leading axis `(S,)`, as `jax.vmap(policy.init)` makes
     them. They are trained together; state and metrics then have the leading axis `(S,)`.
@@ -154,8 +158,8 @@ def train(
         RuntimeError: There are checkpoints, all of them damaged.
 
     Warns:
-        UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used; the horizon cuts paths of a
-            process that ends by itself, see `logderiv.rollout`.
+        UserWarning: Batches were left out, or gradients were not finite; a checkpoint is damaged and the one before is used; the
+            horizon cuts paths of a process that ends by itself, see `logderiv.rollout`.
 
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
@@ -164,8 +168,7 @@ def train(
         mesh = as_mesh(mesh)
         given = (params, key, policy, environment, environment_params)
         params, key, policy, environment, environment_params = replicate(given, mesh)
-    check.whole(num_updates=num_updates, epochs=epochs, minibatches=minibatches)
-    num_updates, epochs, minibatches = int(num_updates), int(epochs), int(minibatches)
+    epochs, minibatches, num_updates = check.whole(epochs=epochs, minibatches=minibatches, num_updates=num_updates)
     plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
     _check_kinds(plan, checkpoints)
     _check(params, key, plan, mesh)
@@ -179,6 +182,13 @@ def train(
             state, metrics = advance(state, np.int32(0), None, num_updates, plan)
             metrics = _measured(metrics, plan)
             _warn_of_cut(plan, state, metrics)
+    if not is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
+        with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
+        warnings.warn(
+            f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
+            "that are not finite; metrics.num_skipped says in which updates.",
+            stacklevel=2,
+        )
     if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
