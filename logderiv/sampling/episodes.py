@@ -129,7 +129,7 @@ def draw(
     policy: Any,
     environment: Any,
     *,
-    horizon: int | None,
+    horizon: Any,
     environment_params: Any = None,
     start_key: Key | None = None,
     block_size: int | None = None,
@@ -187,7 +187,7 @@ def _rollout(
 ) -> tuple[Trajectory, jax.Array | None]:
     params, (environment, environment_params) = lax.stop_gradient(params), world
 
-    def start(key: Key, start_key: Key | None) -> Any:
+    def start(key: Key, start_key: Any) -> Any:
         if start_key is None:
             key, start_key = jax.random.split(key)
         observation, state = _protocol.reset(environment, start_key, environment_params)
