@@ -153,7 +153,10 @@ def test_what_an_advantage_of_ones_own_does_not_say_is_not_taken_for_harmless():
     """Past rewards with ratios per step, and γ^t left out: order 0 with both parts named, and enumeration finds the bias."""
     world = WORLDS["cut"]
     late, off = Credit(own_credit), ld.ScoreFunction(Silent(), DISCOUNT, importance=Importance())
-    for estimator, part in ((ld.ScoreFunction(late, DISCOUNT, gamma_t=False), "gamma^t"), (off, "per='step') with Silent")):
+    for estimator, part in (
+        (ld.ScoreFunction(late, DISCOUNT, gamma_t=False), "gamma^t"),
+        (off, "per='step') with Silent"),
+    ):
         declared = estimator.declaration
         assert (declared.order, declared.factor(NUMBER)) == (0, None)
         assert any(part in reason for reason in declared.reasons)
