@@ -92,7 +92,7 @@ def _infinite_beside_one_that_divides(params, taus):
         (
             lambda params, taus: jax.lax.complex(jnp.sum(params), jnp.ones(())),
             TypeError,
-            "function: expected real numbers",
+            "outputs: expected real numbers",
         ),
     ],
 )
