@@ -289,6 +289,37 @@ CASES = [
     (ValueError, "num_samples: .* >= 2", lambda: ld.expectation(_any(None), baseline="leave_one_out")),
     (ValueError, "received Constant.*tape.sample", lambda: ld.expectation(_any(0), num_samples=2, baseline=CONSTANT)),
 ]
+CASES += [
+    # arguments of train
+    (
+        TypeError,
+        r"checkpoints: expected logderiv.Checkpoints\(directory.*received str",
+        lambda: _train(checkpoints="dir"),
+    ),
+    (TypeError, "checkpoints: .*received Checkpoints, not called", lambda: _train(checkpoints=ld.Checkpoints)),
+    (TypeError, r"evaluation: expected logderiv.Evaluation\(every=.*received int", lambda: _train(evaluation=3)),
+    (TypeError, "reporters: expected a sequence.*received int; put it in a list", lambda: _train(reporters=3)),
+    (TypeError, "received CSVWriter; put it in a list", lambda: _train(reporters=ld.reporting.CSVWriter("x.csv"))),
+    (TypeError, r"reporters\[0\]: expected a reporter.*received int", lambda: _train(reporters=[3])),
+    (TypeError, "received the class CSVWriter", lambda: _train(reporters=[ld.reporting.CSVWriter])),
+    (
+        TypeError,
+        "estimator: expected an estimator.*ScoreFunction, not called; call it",
+        lambda: _train(estimator=ld.ScoreFunction),
+    ),
+    (TypeError, "estimator: expected an estimator.*received NoneType", lambda: _train(estimator=None)),
+    (
+        TypeError,
+        "optimizer: expected a transformation of optax.*received adam, not called",
+        lambda: _train(optimizer=optax.adam),
+    ),
+    (
+        TypeError,
+        "batch: expected logderiv.Episodes, .*received Episodes, not called",
+        lambda: _train(batch=ld.Episodes),
+    ),
+    (TypeError, "received int", lambda: _train(batch=16)),
+]
 
 
 @pytest.mark.parametrize(("error", "words", "call"), CASES, ids=[words for _, words, _ in CASES])

@@ -114,6 +114,7 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
     assert result.metrics.num_steps.tolist() == [32, 32]
 
 
+@pytest.mark.usefixtures("nans_are_errors")
 def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
     keys = jax.random.split(jax.random.key(5), 3)
     options: Any = {"num_updates": 3, "epochs": 2, "minibatches": 2, **STREAM}
@@ -134,6 +135,7 @@ def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
             np.testing.assert_allclose(several.metrics.mean_return[i], alone.metrics.mean_return, rtol=1e-11)
 
 
+@pytest.mark.usefixtures("nans_are_errors")
 def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
     """After the stop nothing moves: parameters, key, count of updates; the rest of the rows are empty."""
     evaluation = ld.Evaluation(every=2, num_episodes=16)

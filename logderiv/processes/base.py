@@ -120,9 +120,26 @@ class Process:
             action: What the step drew.
 
         Returns:
-            The next state, the reward, and whether the path ends here.
+            The next state, the reward, and whether the path ends here: the Python `False` where it never does.
         """
         raise NotImplementedError
+
+    def ends_by_itself(self, state: Any, action: Any) -> bool:
+        """Whether `advance` says when a path ends. The number of steps of a rollout is then no part of the model.
+
+        `ld.rollout`, `ld.evaluate` and `ld.train` warn of paths that it cuts short. A process whose horizon is a part of the
+        model all the same, such as a game of so many rounds that may end before, returns `False` here.
+
+        Args:
+            state: The shapes of a state, as `jax.ShapeDtypeStruct`.
+            action: Those of an action.
+
+        Returns:
+            Whether it does.
+        """
+        ends: list[Any] = []
+        jax.eval_shape(lambda *step: ends.append(self.advance(*step)[2]), state, action)
+        return ends[0] is not False
 
     def observe(self, state: Any) -> Observation:
         """What the next draw depends on: the state itself, unless a subclass says otherwise.

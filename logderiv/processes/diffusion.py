@@ -59,7 +59,7 @@ class EulerMaruyama(Process):
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process)`. The observations are `Position`, the actions next positions. It terminates
-    after `horizon` steps; a shorter rollout is reported as truncated_fraction. `initial`, `noise` and `dt` are leaves of the
+    after `horizon` steps; a shorter rollout is warned of. `initial`, `noise` and `dt` are leaves of the
     pytree: `jax.vmap` maps over them.
 
     Attributes:

@@ -180,8 +180,8 @@ class JumpProcess(Process):
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process, horizon=T)`. `T` bounds the number of events and is not part of the model: a
-    path that it cuts short never receives its `terminal` reward. `ld.types.batch_info(taus).truncated_fraction` is the fraction of such
-    paths; raise `T` until it is 0. The observations are `Population`, the actions `Event`.
+    path that it cuts short never receives its `terminal` reward. `ld.rollout` warns of such paths, and
+    `ld.types.batch_info(taus).truncated_fraction` is their fraction; raise `T` until it is 0. The observations are `Population`, the actions `Event`.
 
     Attributes:
         stoichiometry: Change of the counts by each reaction, `(R, species)` whole numbers.

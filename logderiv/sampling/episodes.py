@@ -1,5 +1,6 @@
 """The one way in which a step is drawn, and trajectories of such steps by `lax.scan`."""
 
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand, refuse_complex
+from logderiv._core.arrays import as_keys, expand, is_traced, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import log_prob, sample
 from logderiv.environments import _protocol, as_environment, check_action
 from logderiv.policies import StepPolicy, as_policy
-from logderiv.types import Key, Observation, Params, State, Trajectory
+from logderiv.types import Key, Observation, Params, State, Trajectory, batch_info
 
 BLOCK_SIZE = 32  # steps between two looks at whether an episode is still going on, where nothing is differentiated
 
@@ -105,12 +106,38 @@ def rollout(
             has another shape than `key`; keys sharded over mesh axes of type `Explicit`.
         TypeError: Not a policy, an environment, or a key; parameters, or what `step` returned, are no real numbers.
 
+    Warns:
+        UserWarning: `horizon` cuts some paths of a process that ends by itself (a `logderiv.processes.JumpProcess`, say), so that
+            they lack what comes after. Not inside `jax.jit`: look at `logderiv.types.batch_info` there.
+
     Example:
         >>> import jax, logderiv as ld
         >>> keys = jax.random.split(jax.random.key(0), 5)
         >>> taus = rollout(jax.numpy.zeros(2), keys, ld.shared_softmax, ld.environments.short_corridor(), horizon=30)
         >>> taus.rewards.shape
         (5, 30)
+    """
+    options = {"environment_params": environment_params, "start_key": start_key, "block_size": block_size}
+    taus, cut = draw(params, key, policy, environment, horizon=horizon, **options)
+    warn_of_cut("rollout", cut, stacklevel=2)
+    return taus
+
+
+def draw(
+    params: Params,
+    key: Key,
+    policy: Any,
+    environment: Any,
+    *,
+    horizon: int | None,
+    environment_params: Any = None,
+    start_key: Key | None = None,
+    block_size: int | None = None,
+) -> tuple[Trajectory, jax.Array | None]:
+    """As `rollout`, without a warning: also the fraction of paths that `horizon` cuts short.
+
+    Returns:
+        The trajectories, and the fraction; `None` where the horizon is a part of the model.
     """
     key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
@@ -127,10 +154,37 @@ def rollout(
     return _rollout(params, key, start_key, policy, (environment, environment_params), horizon, block_size)
 
 
+def warn_of_cut(name: str, cut: Any, *, stacklevel: int) -> None:
+    """Warn if paths that end by themselves were cut, and it is known.
+
+    Args:
+        name: Of the function that was called.
+        cut: From `draw`.
+        stacklevel: As of `warnings.warn`.
+    """
+    if cut is not None and not is_traced(cut) and (fraction := float(cut)) > 0:
+        warnings.warn(
+            f"{name}: the horizon cuts {fraction:.2%} of the paths before their end, so that they lack what comes after; it is no "
+            "part of this process, which ends by itself: raise it until no path is cut.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _cut(environment: Any, state: State, taus: Trajectory) -> jax.Array | None:
+    """The fraction of paths that are cut short; `None` where the horizon is a part of the model."""
+    ends_by_itself = getattr(environment, "ends_by_itself", None)
+    if ends_by_itself is None:
+        return None
+    batch = taus.valid.ndim - 1
+    leaf = lambda axes: lambda x: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype)  # noqa: E731
+    one = jax.tree.map(leaf(batch), state), jax.tree.map(leaf(batch + 1), taus.actions)
+    return batch_info(taus).truncated_fraction if ends_by_itself(*one) else None
+
+
 @jit
 def _rollout(
     params: Params, key: Key, start_key: Any, policy: StepPolicy, world: Any, horizon: int, block_size: int | None
-) -> Trajectory:
+) -> tuple[Trajectory, jax.Array | None]:
     params, (environment, environment_params) = lax.stop_gradient(params), world
 
     def start(key: Key, start_key: Key | None) -> Any:
@@ -158,7 +212,8 @@ def _rollout(
     rewards, logs = (jnp.where(expand(rows.valid, x), x, 0) for x in values)
     discounts = jnp.where(rows.valid, rows.discounts, 1)
     final = carry[1].observation
-    return rows._replace(rewards=rewards, discounts=discounts, behavior_log_probs=logs, final_observation=final)
+    taus = rows._replace(rewards=rewards, discounts=discounts, behavior_log_probs=logs, final_observation=final)
+    return taus, _cut(environment, carry[1].state, taus)
 
 
 def _until_all_have_ended(step: Any, carry: Any, horizon: int, block_size: int) -> tuple[Any, Trajectory]:

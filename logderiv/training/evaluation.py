@@ -13,7 +13,7 @@ from logderiv._core.sharding import spread
 from logderiv.distributions import Forced
 from logderiv.environments import as_environment
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
-from logderiv.sampling.episodes import BLOCK_SIZE, rollout
+from logderiv.sampling.episodes import BLOCK_SIZE, draw, warn_of_cut
 from logderiv.types import Key, Params
 
 
@@ -75,19 +75,26 @@ def evaluate(
     Raises:
         ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
         TypeError: Not a policy, an environment or a key; `greedy`, and the policy's distribution has no `mode()`.
+
+    Warns:
+        UserWarning: `horizon` cuts some paths of a process that ends by itself; see `logderiv.rollout`.
     """
     num_episodes = check.whole(num_episodes=num_episodes)
     horizon, policy = check.whole_or_none(horizon=horizon), as_policy(policy)
     policy = _Greedy(policy) if greedy else policy
     options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
-    return _returns(params, as_key(key), policy, as_environment(environment), num_episodes, options)
+    returns, cut = _returns(params, as_key(key), policy, as_environment(environment), num_episodes, options)
+    warn_of_cut("evaluate", cut, stacklevel=2)
+    return returns
 
 
 @jit
-def _returns(params: Params, key: Key, policy: Any, environment: Any, num_episodes: int, options: Any) -> jax.Array:
+def _returns(
+    params: Params, key: Key, policy: Any, environment: Any, num_episodes: int, options: Any
+) -> tuple[jax.Array, jax.Array | None]:
     keys = spread(jax.random.split(key, num_episodes))
-    taus = rollout(params, keys, policy, environment, **options)
-    return jnp.sum(jnp.where(expand(taus.valid, taus.rewards), summable(taus.rewards), 0), axis=1)
+    taus, cut = draw(params, keys, policy, environment, **options)
+    return jnp.sum(jnp.where(expand(taus.valid, taus.rewards), summable(taus.rewards), 0), axis=1), cut
 
 
 @pytree

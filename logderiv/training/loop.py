@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax import lax
 
+from logderiv._core.arrays import is_traced
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv._core.sharding import gather, spread
@@ -249,7 +250,8 @@ def advance(
 
     Since `first` and `stop` are traced, pieces of any sizes up to `length` are calls of one program, which gives the same bits
     wherever a run is cut. What does not take place, behind `stop` or behind an early stop, leaves the state as it is and a row
-    of NaN and 0.
+    of zeros. Zeros stand for all that was not measured, and `with_gaps` makes them NaN: no program ends with a NaN that is meant,
+    so that `jax_debug_nans` finds those that are not.
 
     Args:
         state: Before update number `first`.
@@ -297,7 +299,7 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     info, num_updates, steps = batch_info(drawn), state.num_updates + 1, as_steps(drawn)
     bad_rewards = jnp.sum(steps.valid & ~jnp.isfinite(steps.rewards))
     row = Metrics(
-        info.mean_return,
+        jnp.where(info.num_episodes > 0, info.mean_return, 0),
         info.num_steps,
         info.num_episodes,
         info.truncated_fraction,
@@ -309,7 +311,7 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     state = TrainState(params, opt_state, estimator_state, streams, KeyBits.of(key), num_updates, state.stopped)
     if evaluation is None:
         return state, row
-    none = jnp.full_like(row.mean_return, jnp.nan)
+    none = jnp.zeros_like(row.mean_return)
 
     def evaluated(state: TrainState) -> tuple[TrainState, jax.Array]:
         key, key_episodes = jax.random.split(state.key.keys())
@@ -326,16 +328,33 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     return state, row._replace(evaluation=mean_return)
 
 
-def missing(x: Any) -> jax.Array:
-    """NaN, or 0 of an integer, of this shape and dtype: what a row holds where nothing took place."""
-    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+def with_gaps(rows: Metrics, first: int, evaluation: Evaluation | None) -> Metrics:
+    """Rows of `advance` with NaN where nothing was measured: by NumPy, unless they are traced.
+
+    Args:
+        rows: Last axis `(n,)`.
+        first: Number of the first of these updates.
+        evaluation: Of the run.
+
+    Returns:
+        The rows.
+    """
+    where = jnp.where if is_traced(*jax.tree.leaves(rows)) else np.where
+    took_place = rows.num_steps > 0
+    seen = {name: took_place for name in ("truncated_fraction", "grad_norm")}
+    seen["mean_return"] = rows.num_episodes > 0
+    if evaluation is not None:
+        due = (first + np.arange(took_place.shape[-1]) + 1) % evaluation.every == 0
+        seen["evaluation"] = took_place & np.broadcast_to(due, took_place.shape)
+    values = {name: getattr(rows, name) for name in seen}
+    return rows._replace(**{name: where(seen[name], x, x.dtype.type(np.nan)) for name, x in values.items()})
 
 
 def _unless(over: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
     """`step`, or where `over(state, index)` the state as it is and nothing in the row."""
 
     def guarded(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-        nothing = jax.tree.map(missing, jax.eval_shape(step, state, index)[1])
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, state, index)[1])
         return lax.cond(over(state, index), lambda s: (s, nothing), lambda s: step(s, index), state)
 
     return guarded
