@@ -148,7 +148,6 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
-    check_state(estimator, params, state)
     found = estimator.advantages(params, state, policy, trajectories)
     weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
