@@ -492,7 +492,9 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
         stream = as_stream(trajectories)
         ends, going_on = stream.ends, ~stream.ends[:, -1]
         ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, stream.returns, 0))
-        mean_return, truncated_fraction = total / ended.astype(total.dtype), jnp.mean(going_on, dtype=total.dtype)
+        with jax.debug_nans(False):  # NaN is meant where none ended
+            mean_return = total / ended.astype(total.dtype)
+        truncated_fraction = jnp.mean(going_on, dtype=total.dtype)
         return BatchInfo(mean_return, jnp.asarray(ends.size), ended, truncated_fraction, jnp.zeros_like(ended))
     trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
     valid, discounts, rewards = trajectories.valid, trajectories.discounts, trajectories.rewards

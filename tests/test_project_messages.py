@@ -117,7 +117,7 @@ OFF_POLICY = ld.ScoreFunction(importance=Importance())
 BOOTSTRAP = ld.ScoreFunction(GAE(0.5, Value(jnp.sum)))
 
 
-def _lacks(field, estimator=LOO):
+def _lacks(field, estimator: Any = LOO):
     return estimator.estimate(BLIND, (), ld.shared_softmax, TAUS._replace(**{field: None}))
 
 
@@ -263,7 +263,7 @@ CASES = [
     (TypeError, "received Stream; pass stream.steps", lambda: LOO.objective(PARAMS, MLP, STREAM, jnp.ones((3, 5, 1)))),
     (TypeError, "needs whole episodes, received a Stream", lambda: ld.ScoreFunction().weigh(PARAMS, (), MLP, STREAM)),
     (TypeError, "needs whole episodes, received a Stream", lambda: LOO.estimate(PARAMS, (), MLP, STREAM)),
-    (TypeError, "received tuple", lambda: LOO.estimate(PARAMS, (), MLP, tuple(TAUS))),
+    (TypeError, "received tuple", lambda: LOO.estimate(PARAMS, (), MLP, _any(tuple(TAUS)))),
     (TypeError, "received dict", lambda: ld.types.batch_info(_any(TAUS._asdict()))),
     (TypeError, "received list", lambda: ld.types.num_trajectories(_any([TAU, TAU]))),
     (TypeError, r"trajectory\.rewards: expected an array, received None", lambda: _lacks("rewards")),

@@ -89,7 +89,11 @@ def _infinite_beside_one_that_divides(params, taus):
     [
         (_infinite_beside_one_that_divides, AssertionError, "2 more invalid steps: the value changes by"),
         (lambda params, taus: (), ValueError, "function: expected a pytree of arrays"),
-        (lambda params, taus: jnp.sum(params) + 1j, TypeError, "function: expected real numbers"),
+        (
+            lambda params, taus: jax.lax.complex(jnp.sum(params), jnp.ones(())),
+            TypeError,
+            "outputs: expected real numbers",
+        ),
     ],
 )
 def test_padding_is_not_talked_into_passing(function, error, message):

@@ -115,6 +115,14 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
 
 
 @pytest.mark.usefixtures("nans_are_errors")
+def test_a_stream_in_which_no_episode_ends_has_no_return():
+    start = ld.start_streams(jax.random.key(0), MDP, 1)
+    stream, _ = ld.collect(TERMINATING_LOGITS, jax.random.key(1), ld.tabular_softmax, MDP, start, num_steps=1)
+    assert not stream.ends.any()
+    assert np.isnan(np.asarray(ld.types.batch_info(stream).mean_return))
+
+
+@pytest.mark.usefixtures("nans_are_errors")
 def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
     keys = jax.random.split(jax.random.key(5), 3)
     options: Any = {"num_updates": 3, "epochs": 2, "minibatches": 2, **STREAM}

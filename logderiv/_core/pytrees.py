@@ -55,7 +55,8 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
             object.__setattr__(self, name, whole(at_least=at_least, **{name: getattr(self, name)}))
         own(self)
 
-    cls.__post_init__ = __post_init__
+    if static:
+        cls.__post_init__ = __post_init__
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     names = list(fields)

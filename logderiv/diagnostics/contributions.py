@@ -167,9 +167,9 @@ def _checked(
         estimator.structure.check(num)
     if block_size is None:
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))
-    block_size = check.whole(block_size=block_size)
+    block = check.whole(block_size=block_size)
     jax.eval_shape(lambda p: log_factors(p, policy, trajectories), params)
-    return trajectories, num, min(block_size, num)
+    return trajectories, num, min(block, num)
 
 
 def _rows(params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator, state: State) -> Any:

@@ -128,7 +128,7 @@ class Credited(Advantage):
         del params
         valid, inside, later = batch.valid, batch.inside * batch.discounts, batch.discount * batch.discounts
         scaled, ratios = None, batch.log_step_ratios
-        if batch.log_ratios is None:
+        if ratios is None:
             give = jax.vmap(self.credit)
             credit, targets = give(batch.rewards * batch.powers, inside), give(batch.rewards, later)
         else:

@@ -148,7 +148,6 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
-    check_state(estimator, params, state)
     found = estimator.advantages(params, state, policy, trajectories)
     weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
@@ -176,7 +175,10 @@ def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax
         used &= jnp.all(finite(x))
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         used &= ~jnp.any(finite(before) & ~finite(after))
-    weights = jax.tree.map(lambda x: jnp.where(used, x, jnp.full_like(x, jnp.nan)), weights)
+    nothing = jnp.zeros(()) / used.astype(
+        jnp.zeros(()).dtype
+    )  # or NaN, of which jax_debug_nans sees no more than there are
+    weights = jax.tree.map(lambda x: x + nothing.astype(x.dtype), weights)
     return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
 
 

@@ -172,14 +172,12 @@ class LeaveOneOut(MeanCredit):
         return Structure(2 * self.group_size, 2 if single and self.per == "trajectory" else None, symmetric=single)
 
     def sums(self, x: jax.Array) -> jax.Array:
-        # The largest is left out of the sum, or nothing would be left of the others where it is subtracted again.
+        # The largest is summed apart, or nothing would be left of the others where it is subtracted again.
         own = jnp.sum(in_groups(x, self.group_size), axis=1)
-        numbers = jnp.arange(own.shape[0]).reshape((-1,) + (1,) * (own.ndim - 1))
-        is_largest = numbers == jnp.argmax(jnp.abs(own), axis=0, keepdims=True)
-        rest = jnp.where(is_largest, 0, own)
-        largest = jnp.where(is_largest, 0, jnp.sum(jnp.where(is_largest, own, 0), axis=0, keepdims=True))
-        others = jnp.sum(rest, axis=0, keepdims=True) - rest + largest
-        return jnp.repeat(others, self.group_size, axis=0)
+        largest = jnp.abs(own) == jnp.max(jnp.abs(own), axis=0, keepdims=True)
+        parts = jnp.where(largest, own, 0), jnp.where(largest, 0, own)
+        others = (jnp.sum(part, axis=0, keepdims=True) - part for part in parts)
+        return jnp.repeat(sum(others, jnp.zeros_like(own)), self.group_size, axis=0)
 
 
 @pytree(static=("per",))

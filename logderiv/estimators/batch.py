@@ -80,9 +80,9 @@ def prepare(
     if isinstance(trajectories, Stream):
         times, ends = trajectories.times, trajectories.ends
     shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
-    discounts, whole = steps.discounts.reshape(shape), unbroken(steps.valid, steps.rewards.dtype)
-    rewards = whole * jnp.where(steps.valid, steps.rewards, 0)
-    rewards, valid = rewards.reshape(shape), (steps.valid | jnp.isnan(whole)).reshape(shape)
+    valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
+    rewards = unbroken(steps.valid, steps.rewards.dtype) * jnp.where(steps.valid, steps.rewards, 0)
+    rewards = rewards.reshape(shape)
     dtype, importance = rewards.dtype, estimator.importance
     discount, times = jnp.asarray(estimator.discount, dtype), jnp.broadcast_to(times, shape).astype(dtype)
     powers = discount**times if estimator.gamma_t else jnp.ones_like(rewards)
@@ -91,7 +91,10 @@ def prepare(
         logs = jax.lax.stop_gradient(log_ratios(params, policy, steps)).reshape(shape)
         ratios = jnp.zeros_like(rewards) if importance is None else importance.log_weights(logs).astype(dtype)
         small = powers < _SMALL
-        step_ratios, scale = logs.astype(dtype), ratios + jnp.where(small, times * jnp.log(discount), 0)
+        step_ratios, scale = (
+            logs.astype(dtype),
+            ratios + jnp.where(small, jnp.where(small, times, 1) * jnp.log(discount), 0),
+        )
         powers = jnp.where(small, 1, powers)
     return Batch(
         steps=steps,

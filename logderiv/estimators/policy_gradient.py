@@ -104,10 +104,13 @@ class Weighting(Estimator):
         Raises:
             ValueError: The advantage needs values of the state and there is no value function.
         """
-        check_state(self, params, state)
         batch = prepare(self, params, policy, trajectories, value)
-        weights, targets, new = self.advantage(params, state, batch)
-        weights, state, _ = keep_finite(state, weights, new)
+        try:
+            weights, targets, new = self.advantage(params, state, batch)
+            weights, state, _ = keep_finite(state, weights, new)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            check_state(self, params, state)  # the likeliest cause, which is named first
+            raise
         shape = batch.steps.valid.shape
         return weights.reshape(shape), targets.reshape(shape), state
 

@@ -249,7 +249,7 @@ def vtrace(
     """
     arrays = {"rewards": rewards, "discounts": discounts, "values": values, "next_values": next_values}
     rewards, discounts, values, next_values, ratios = _of_one(**arrays, ratios=ratios)
-    clips = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg": clip_pg}
+    clips: dict[str, Any] = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg": clip_pg}
     check.not_negative(**clips)
     at_most = {name: jnp.minimum(ratios, summable(clip, name).astype(ratios.dtype)) for name, clip in clips.items()}
     residuals, kept = td_residuals(rewards, discounts, values, next_values), discounts * _mixing(lambda_, rewards)

@@ -103,7 +103,8 @@ def over_steps(
     """
     if reduce not in (None, "time", "all"):
         check.one_of((None, "time", "all"), reduce=reduce)
-    block_size = check.whole_or_none(block_size=block_size)
+    if block_size is not None:
+        block_size = check.whole(block_size=block_size)
     policy, trajectories = check_steps(params, policy, trajectories, *extras)
     return _over_steps(term, params, policy, trajectories, extras, reduce, block_size)
 

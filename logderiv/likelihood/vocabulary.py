@@ -113,8 +113,8 @@ def token_log_probs(
     allowed, valid = (None if x is None else array_of(x, name) for name, x in (("allowed", allowed), ("valid", valid)))
     _check(unembedding, hidden, tokens, allowed, valid)
     numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
-    numbers: dict[str, Any] = {name: summable(x, name) for name, x in numbers.items()}
     check.positive(**numbers)
+    numbers: dict[str, Any] = {name: summable(x, name) for name, x in numbers.items()}
     check.shape((), **numbers)
     vocabulary = unembedding.shape[0]
     check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")

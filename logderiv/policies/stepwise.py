@@ -258,10 +258,7 @@ class MLP(Policy):
         Returns:
             What `head` makes of the outputs.
         """
-        x = flatten_observation(observation).astype(params[0]["weight"].dtype)
-        for layer in params[:-1]:
-            x = jnp.tanh(dense(layer, x))
-        outputs = dense(params[-1], x)
+        outputs = _forward(params, observation)
         if self.state_independent:
             outputs = jnp.concatenate([outputs, params[-1]["state_independent"]])
         return self.head(outputs)
@@ -307,7 +304,7 @@ class MLPActorCritic(MLP):
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
     def apply(self, params: Params, observation: Any) -> Any:
-        return self.actor.apply(params["actor"], observation)
+        return super().apply(params["actor"], observation)
 
 
 @pytree(static=("hidden",))
@@ -328,7 +325,7 @@ class MLPValue:
 
     def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
-        return MLP(1, self.hidden, lambda outputs: outputs[0]).apply(params["critic"], observation)
+        return _forward(params["critic"], observation)[0]
 
 
 @pytree(static=("outputs", "hidden", "head"))
@@ -401,6 +398,14 @@ class GRU(Policy):
         new = jnp.tanh(xn + reset * hn)
         carry = new + update * (carry - new)
         return self.head(dense(params["output"], carry)), carry
+
+
+def _forward(layers: Params, observation: Any) -> jax.Array:
+    """The outputs of a perceptron."""
+    x = flatten_observation(observation).astype(layers[0]["weight"].dtype)
+    for layer in layers[:-1]:
+        x = jnp.tanh(dense(layer, x))
+    return dense(layers[-1], x)
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:

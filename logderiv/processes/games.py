@@ -183,8 +183,8 @@ class MatrixGame(Process):
         """
         endless = horizon is None
         hint = "endless play is discounted; or give a horizon" if endless else ""
-        check.shape((), discount=discount)
         check.between(0, 1, open_right=endless, discount=discount, hint=hint)
+        check.shape((), discount=discount)
         horizon = check.whole_or_none(horizon=horizon)
         return _value(self, params, horizon, discount)
 

@@ -129,7 +129,7 @@ def draw(
     policy: Any,
     environment: Any,
     *,
-    horizon: int | None,
+    horizon: Any,
     environment_params: Any = None,
     start_key: Key | None = None,
     block_size: int | None = None,

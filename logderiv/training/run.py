@@ -280,7 +280,7 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
         ("estimator", plan.estimator, ("advantages", "objective"), "an estimator, such as logderiv.ScoreFunction()"),
         ("optimizer", plan.optimizer, ("init", "update"), "a transformation of optax, such as optax.adam(1e-2)"),
         ("evaluation", plan.evaluation, ("every", "stop_at"), "logderiv.Evaluation(every=10)"),
-        ("checkpoints", checkpoints, ("save", "restore"), "logderiv.Checkpoints(directory, every=100)"),
+        ("checkpoints", checkpoints, ("save", "restore", "held"), "logderiv.Checkpoints(directory, every=100)"),
     ):
         optional = part is None and name in ("evaluation", "checkpoints")
         if not optional and (isinstance(part, type) or not all(hasattr(part, need) for need in needs)):
