@@ -498,7 +498,7 @@ PROCESSES = {
     "HiddenMarkovModel": case(
         hidden_markov,
         ("observations",),
-        {"observations": "action"},
+        {"observations": "action|observations"},
         initial=LOGITS,
         transition=[[0.3, 1.2], [-0.9, 0.1]],
         emission=[[0.3, 1.2], [-0.9, 0.1]],
@@ -529,6 +529,7 @@ LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dt
 
 # What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
 APART = [
+    "QuadraticValues",
     "Advantage",
     "Batch",
     "Bootstrapped",
