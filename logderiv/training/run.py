@@ -182,19 +182,24 @@ def train(
             state, metrics = advance(state, np.int32(0), None, num_updates, plan)
             metrics = _measured(metrics, plan)
             _warn_of_cut(plan, state, metrics)
+    _warn_of_what_was_not_finite(metrics)
+    return Training(state, metrics)
+
+
+def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
+    """Batches that were left out, and gradients of those that were not."""
     if not is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
         with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
         warnings.warn(
             f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
             "that are not finite; metrics.num_skipped says in which updates.",
-            stacklevel=2,
+            stacklevel=3,
         )
     if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return Training(state, metrics)
 
 
 def _in_pieces(
