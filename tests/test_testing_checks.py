@@ -158,7 +158,7 @@ def test_familywise_reaches_into_the_tail():
 
 def test_the_row_of_a_leaf_shows_the_resolution_that_was_seen_worst():
     """The second entry is noisier, and may be: what is printed must not look like a bias of 5 that a resolution of 0.1 let pass."""
-    samples = jax.random.normal(jax.random.key(0), (400, 2)) * jnp.array([0.1, 10.0])
+    samples = jax.random.normal(jax.random.key(0), (400, 2)) * jnp.array([[0.1, 10.0]])
     report = testing.assert_unbiased(samples, jnp.zeros(2), resolution=jnp.array([0.1, 10.0]))
     seen, resolution = map(float, str(report).splitlines()[-1].split()[-2:])
     assert seen <= resolution
@@ -197,8 +197,8 @@ def test_familywise_control():
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.inf}, "resolution: expected a finite"),
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.nan}, "resolution: expected a positive"),
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.array([1.0, jnp.inf])}, "resolution: expected a finite"),
-        (jnp.ones((50, 2)) + 5j, jnp.ones(2), {}, "samples: expected real numbers, received complex128"),
-        (jnp.ones((50, 2)), jnp.ones(2) + 5j, {}, "exact: expected real numbers, received complex128"),
+        (jnp.full((50, 2), 1 + 5j), jnp.ones(2), {}, "samples: expected real numbers, received complex128"),
+        (jnp.ones((50, 2)), jnp.full(2, 1 + 5j), {}, "exact: expected real numbers, received complex128"),
         ({}, {}, {}, "samples: expected leaves"),
         (jnp.ones((50, 0)), jnp.ones(0), {}, "numbers in exact: expected a whole number >= 1, received 0"),
     ],
@@ -274,8 +274,8 @@ def test_check_order_refuses_what_would_pass_everything():
         ({"tolerance": 2.0}, "tolerance: expected"),  # no deviation is larger than twice the scale
         ({"probabilities": signed}, "none negative.*smallest -2"),
         ({"probabilities": jnp.full(len(TAUS.valid), jnp.nan)}, "sum of one"),
-        ({"probabilities": signed + 0j}, "probabilities: expected real numbers"),
-        ({"exact": lambda p: jnp.sum(p) + 0j}, "objective: expected real numbers"),
+        ({"probabilities": signed.astype(complex)}, "probabilities: expected real numbers"),
+        ({"exact": lambda p: jnp.sum(p).astype(complex)}, "objective: expected real numbers"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             _order_call(ld.ScoreFunction(), **options)

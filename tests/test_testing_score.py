@@ -141,8 +141,8 @@ def test_check_score_passes_refuses_and_prints():
         ({"k": jnp.nan}, "k: expected"),
         ({"block_size": 0}, "block_size: expected"),
         ({"params": {}}, "params: expected at least one"),
-        ({"params": jnp.zeros(()) + 1j}, "params: expected real numbers"),
-        ({"log_prob": lambda p, x: x + 0j}, "log_prob: expected real numbers"),
+        ({"params": jnp.asarray(1j)}, "params: expected real numbers"),
+        ({"log_prob": lambda p, x: x.astype(complex)}, "log_prob: expected real numbers"),
     ],
 )
 def test_check_score_refuses_what_would_pass_everything(options, message):

@@ -143,7 +143,7 @@ def draw(
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    horizon, block_size = check.whole_or_none(horizon=horizon, block_size=block_size)
+    horizon, block_size = check.whole(horizon=horizon), check.whole_or_none(block_size=block_size)
     check.auto(key=key)
     refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):
