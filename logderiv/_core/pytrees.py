@@ -41,12 +41,12 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     if cls is None:
         return functools.partial(pytree, static=static, eq=eq, visit=visit)  # pyright: ignore[reportReturnType]
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
-    if eq:
-        cls.__eq__ = _equal
     names = [field.name for field in dataclasses.fields(cls)]
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
     traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
+    if eq and traced:
+        cls.__eq__ = _equal
     fixed = [name for name in names if name in static]
 
     def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, expand, is_traced, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, is_traced, widen, widest
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions.interop import check_range
 
@@ -109,7 +109,9 @@ def token_log_probs(
         Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
         section 2, for the soft-cap.
     """
-    unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
+    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
+    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
+    unembedding, hidden, tokens, allowed, valid = arrays.values()
     _check(unembedding, hidden, tokens, allowed, valid)
     numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
     check.positive(**numbers)

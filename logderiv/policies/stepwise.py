@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import array_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import num_categories
@@ -364,7 +363,9 @@ class GRU(Policy):
 
 def flatten_observation(observation: Any) -> jax.Array:
     """All leaves of one observation as one vector."""
-    leaves = [jnp.ravel(array_of(leaf, "observation")) for leaf in jax.tree.leaves(observation)]
+    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
+    if any(jnp.iscomplexobj(leaf) for leaf in leaves):
+        raise TypeError("observation: expected real numbers, received complex ones; give real and imaginary part.")
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
