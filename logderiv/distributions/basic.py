@@ -347,7 +347,7 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
     Raises:
         TypeError: `action` is not an integer.
     """
-    action = jnp.asarray(action)
+    action = array_of(action, "action")
     if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits

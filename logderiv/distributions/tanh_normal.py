@@ -103,8 +103,9 @@ class TanhNormal:
             ValueError: `action` has a shape that does not fit.
             TypeError: `action` is no real number.
         """
+        arrays = alike(action=action, loc=self.loc, scale=self.scale)
         held_in = own_dtype(action) or self.loc.dtype
-        action, loc, scale = with_event(self, alike(action=action, loc=self.loc, scale=self.scale))
+        action, loc, scale = with_event(self, arrays)
         low, high, middle, half, gap, last, rounding = self._bounds(action, held_in)
         z = (action - middle) / half
         on_bound = jnp.abs(z) > 1 - gap + rounding  # draws end at 1 - gap; false of NaN, which stays one
@@ -243,7 +244,8 @@ def _log_ndtr_below(x: jax.Array) -> jax.Array:
     powers = [u]  # u, u², u⁴, u⁸, u¹⁶: half of what is left is multiplied by one of them at a time
     while len(powers) < 5:
         powers.append(jnp.square(powers[-1]))
-    terms = jnp.asarray(list(map(float, _LOG_NDTR.split())), x.dtype)
+    coefficients = jnp.asarray(list(map(float, _LOG_NDTR.split())), x.dtype)
+    terms = jnp.broadcast_to(coefficients, (*x.shape, coefficients.size))
     for power in reversed(powers):
         low, high = jnp.split(terms, 2, axis=-1)
         terms = low + high * power[..., None]

@@ -75,7 +75,7 @@ class TreeNormal:
     sign: Any = 1.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "loc", jax.tree.map(summable, self.loc))
+        object.__setattr__(self, "loc", jax.tree.map(lambda x: summable(x, "loc"), self.loc))
 
     def log_prob(self, action: Any) -> jax.Array:
         """Log-density of all leaves together.
