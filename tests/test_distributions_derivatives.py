@@ -226,7 +226,7 @@ def ties(x):
 def tokens(x):
     rows, hidden = ties(x)
     found = ld.token_log_probs(rows, hidden, jnp.array([0, 3]), block_size=2, entropy=True)
-    return jnp.sum(found.log_probs + 2 * found.entropy)
+    return jnp.sum(found.log_probs + 2 * jnp.asarray(found.entropy))
 
 
 def tokens_at_once(x):
