@@ -15,6 +15,7 @@ that is right once may lose its digits when it is differentiated again. Here eac
 whichever side of a `where`, and what is small is never a difference of large numbers.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -405,13 +406,16 @@ def softmax(x: jax.Array) -> jax.Array:
 def _relative_to_the_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logits x less the largest, c, and Σ exp(x - c) - 1.
 
-    The derivatives of c cancel. Where the largest has more than half of the probability, they are taken nevertheless, and its own
-    term 1 is left out: the sum of the others is then as small as they are.
+    The derivatives of c cancel. Where all others together are less likely than it, which is seen from their distance, they are
+    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are.
     """
-    peak = jnp.max(x, axis=-1, keepdims=True)
-    fixed = lax.stop_gradient(peak)
-    dominates = jnp.sum(jnp.exp(lax.stop_gradient(x) - fixed), axis=-1, keepdims=True) < 2
-    alone = dominates & (x == peak)
+    detached = lax.stop_gradient(x)
+    fixed = jnp.max(detached, axis=-1, keepdims=True)
+    top = x == fixed
+    near = jnp.sum(detached >= fixed - math.log(max(x.shape[-1] - 1, 1)), axis=-1, keepdims=True)
+    dominates = (near == 1) & (fixed > -jnp.inf)
+    alone = dominates & top
+    peak = jnp.sum(jnp.where(top, x, 0), axis=-1, keepdims=True)
     shifted = jnp.where(alone, 0, x - jnp.where(dominates, peak, fixed))
     others = jnp.sum(jnp.where(alone, 0, jnp.exp(shifted)), axis=-1, keepdims=True)
-    return shifted, others - jnp.where(dominates, jnp.zeros_like(others), jnp.ones_like(others))
+    return shifted, jnp.where(dominates, others, others - 1)
