@@ -37,7 +37,7 @@ REQUIRED, SAMPLE = 0.9, 24
 
 # Part: the modules of `logderiv/estimators` that are changed, and the tests `tests/test_*NAME.py` that are to notice.
 PARTS: dict[str, tuple[str, str]] = {
-    "credit": ("returns.py", "credit"),
+    "credit": ("returns.py", "credit importance"),
     "advantages": ("advantages.py bootstrapped.py batch.py", "credit baselines importance compositions"),
     "importance": ("importance.py", "importance"),
     "surrogates": ("surrogates.py", "surrogates"),

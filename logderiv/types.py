@@ -4,7 +4,6 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 `tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -13,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import continues, expand, summable
+from logderiv._core import check
+from logderiv._core.arrays import array_of, as_mask, expand, refuse_complex, summable, unbroken
 from logderiv._core.pytrees import pytree
 from logderiv._core.tables import concrete, named_leaves, shapes, table
 
@@ -52,7 +52,7 @@ class Trajectory(NamedTuple):
     final_observation: Any
 
     def __str__(self) -> str:
-        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
+        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or np.size(self.valid) == 0:
             return shapes("Trajectory", self)
         valid = np.asarray(self.valid, bool)
         rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
@@ -150,7 +150,7 @@ class Environment(Protocol):
 
     There is no auto-reset inside `step`. One with known densities also has `log_initial(trajectory)`, shape `()`,
     and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
-    `horizon` is the default number of steps of a rollout.
+    `horizon` is the default number of steps of a rollout, one `num_players` says that a reward has a place for each player.
     """
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
@@ -175,7 +175,8 @@ class Environment(Protocol):
             params: The environment's own, `None` for its default.
 
         Returns:
-            `(observation, state, reward, terminated, truncated)`.
+            `(observation, state, reward, terminated, truncated)`, the last three one number each: of any dtype that is
+            not complex, and of any shape with one entry.
         """
         ...
 
@@ -278,32 +279,136 @@ class SignedLog(NamedTuple):
     logabs: jax.Array
 
 
-def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
-    """Check the static shapes of a trajectory; return `(batch_shape, T)`.
+def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajectory:
+    """The border that every trajectory passes once: checked, its numbers in float32 at least and `valid` boolean.
+
+    Rewards that are not used may have further axes, as those of a game with a reward for each player.
+
+    Args:
+        trajectory: Leading axes `(*batch, T)`.
+        *uses: Fields that the caller looks at: they must not be `None`, and rewards be one number a step.
+        prefix: Whether the caller looks at the next step, or at a length: `valid` must then be without holes. Under a trace nothing
+            is known of them; multiply by `unbroken`.
+
+    Returns:
+        The trajectory.
 
     Raises:
-        ValueError: `T` is zero, or a field does not have the leading axes of `valid`.
-        TypeError: `valid` is not boolean.
+        TypeError: Not a `Trajectory`; a field is missing, or has a dtype that means nothing: complex numbers, a mask that is none.
+        ValueError: `T` is zero, or a field has another shape; outside `jax.jit`, `valid` has a hole.
     """
-    valid = jnp.asarray(trajectory.valid)
-    if valid.dtype != jnp.bool_:
-        raise TypeError(f"trajectory.valid: expected a boolean mask, received {valid.dtype}; use valid.astype(bool).")
-    if valid.ndim == 0:
+    check_kind(trajectory)
+    for name in uses:
+        given(name, getattr(trajectory, name))
+    shape = np.shape(trajectory.valid)
+    if not shape:
         raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is one with T = 1.")
-    if valid.shape[-1] == 0:
+    if shape[-1] == 0:
         raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
-    batch, final = valid.shape[:-1], trajectory.final_observation
-    check_leading_axes("trajectory", trajectory._replace(valid=(), final_observation=()), valid.shape, "(*batch, T)")
-    check_leading_axes("trajectory.final_observation", final, batch, "(*batch,)")
-    return batch, valid.shape[-1]
+    for name, axes in (("observations", shape), ("actions", shape), ("final_observation", shape[:-1])):
+        check_leading_axes(axes, **{f"trajectory.{name}": getattr(trajectory, name)})
+    refuse_complex(**{"trajectory.actions": trajectory.actions})
+    found = {"valid": as_mask(trajectory.valid, "trajectory.valid")}
+    for name in ("rewards", "discounts", "behavior_log_probs"):
+        if getattr(trajectory, name) is None:
+            continue
+        found[name] = x = summable(getattr(trajectory, name), f"trajectory.{name}")
+        further = x.shape[len(shape) :] if name == "rewards" and name not in uses else ()
+        if x.shape != (*shape, *further) or 1 in further:
+            check.shape(shape, hint="one number for each step, as trajectory.valid", **{f"trajectory.{name}": x})
+    if prefix:
+        unbroken(found["valid"], jnp.float32)
+    return trajectory._replace(**found)
 
 
-def check_leading_axes(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
+def as_stream(stream: Stream) -> Stream:
+    """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
+    steps = as_trajectory(stream.steps, "rewards", "discounts")
+    found = Stream(
+        steps,
+        as_mask(stream.ends, "stream.ends"),
+        array_of(stream.times, "stream.times"),
+        summable(stream.returns, "stream.returns"),
+    )
+    if steps.valid.ndim != 3 or steps.valid.shape[-1] != 1:
+        raise ValueError(f"stream.steps.valid: expected shape (E, T, 1), received {steps.valid.shape}.")
+    shape, hint = steps.valid.shape[:2], "(E, T) as in stream.steps"
+    check.shape(shape, hint=hint, **{f"stream.{name}": getattr(found, name) for name in ("ends", "times", "returns")})
+    return found
+
+
+def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, Trajectory]:
+    """What an estimate is made of, through the same border, and its steps: trajectories `(N, T)` without holes, or a stream.
+
+    Raises:
+        TypeError: Neither, or a stream where there are to be no `streams`.
+        ValueError: Not exactly one batch axis, or as of `as_trajectory`.
+    """
+    check_kind(as_steps(trajectories))
+    if not isinstance(trajectories, Stream):
+        one_axis(trajectories)
+        trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
+        return trajectories, trajectories
+    if not streams:
+        refuse_stream()
+    stream = as_stream(trajectories)
+    return stream, stream.steps
+
+
+def refuse_stream() -> None:
+    """Raise `TypeError`: an estimator that needs whole episodes was given a stream."""
+    raise TypeError(
+        "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
+        "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
+    )
+
+
+def one_axis(trajectories: Trajectory) -> int:
+    """The length N of the only batch axis; `ValueError` where there are none or more."""
+    batch = np.shape(trajectories.valid)[:-1]
+    if len(batch) != 1:
+        raise ValueError(
+            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
+            "an estimate averages over one axis of independent trajectories."
+        )
+    return batch[0]
+
+
+def check_kind(x: Any) -> None:
+    """Raise `TypeError`, with the likely remedy, unless this is a `Trajectory` with a mask."""
+    if isinstance(x, Trajectory):
+        return given("valid", x.valid)
+    remedies = {Stream: "pass stream.steps, trajectories of one step each", dict: "use Trajectory(**x)"}
+    remedies |= {tuple: "use Trajectory(*x)", list: "use Trajectory(*x), or stack several with jax.tree.map"}
+    remedy = next((text for kind, text in remedies.items() if isinstance(x, kind)), "draw one with logderiv.rollout")
+    raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
+
+
+def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
+    """Raise `TypeError`, with the remedy, if this field of a trajectory is `None`, or without arrays.
+
+    With `like`, another field that has one more `axis`, raise `ValueError` unless structure and shapes fit to it.
+    """
+    if not jax.tree.leaves(value):
+        remedies = {
+            "valid": "ones of dtype bool where all steps are real",
+            "final_observation": "a value is taken there",
+        }
+        remedies |= {"behavior_log_probs": "logderiv.importance.with_behavior fills them in"}
+        remedy = remedies.get(field, "it is used here")
+        raise TypeError(f"trajectory.{field}: expected an array, received {value}; {remedy}.")
+    one = jax.tree.map(lambda x: np.broadcast_to(0, np.delete(x.shape, axis)), like)
+    if like is not None and jax.tree.map(np.shape, value) != jax.tree.map(np.shape, one):
+        check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
+
+
+def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
     """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
         if jnp.shape(leaf)[: len(expected)] != expected:
+            name = path[0].key + jax.tree_util.keystr(path[1:])
             raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)}: expected leading axes {axes} = {expected} as in trajectory.valid, "
+                f"{name}: expected leading axes {expected} as in trajectory.valid, "
                 f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
             )
 
@@ -324,15 +429,11 @@ def num_trajectories(trajectories: Trajectories) -> int:
 
     Raises:
         ValueError: Not exactly one batch axis; shapes of the trajectories disagree.
-        TypeError: `valid` is not boolean.
+        TypeError: Neither trajectories nor a stream; a field has a dtype that means nothing.
     """
-    batch, _ = check_trajectory(as_steps(trajectories))
-    if len(batch) != 1 + isinstance(trajectories, Stream):
-        raise ValueError(
-            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
-            "an estimate averages over one axis of independent trajectories."
-        )
-    return math.prod(batch)
+    if isinstance(trajectories, Stream):
+        return as_stream(trajectories).ends.size
+    return one_axis(as_trajectory(trajectories))
 
 
 def one_batch_axis(trajectory: Trajectory) -> Trajectory:
@@ -351,8 +452,8 @@ def next_observations(trajectory: Trajectory) -> Any:
         Pytree of `trajectory.observations`.
 
     Raises:
-        ValueError: Shapes of the trajectory disagree.
-        TypeError: `valid` is not boolean.
+        ValueError: Shapes of the trajectory disagree, or, outside `jax.jit`, `valid` has a hole.
+        TypeError: Not a trajectory; a field is missing, or has a dtype that means nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -362,8 +463,11 @@ def next_observations(trajectory: Trajectory) -> Any:
         >>> next_observations(tau).tolist()
         [5, 6, 6]
     """
-    batch, _ = check_trajectory(trajectory)
-    axis, goes_on = len(batch), continues(trajectory.valid)
+    trajectory = as_trajectory(trajectory, "observations", prefix=True)
+    valid, axis = trajectory.valid, trajectory.valid.ndim - 1
+    given("final_observation", trajectory.final_observation, like=trajectory.observations, axis=axis)
+    times = jax.lax.broadcasted_iota(jnp.int32, valid.shape, axis)
+    goes_on = times < jnp.max(jnp.where(valid, times, -1), axis=-1, keepdims=True)
 
     def shift(x: jax.Array, final: jax.Array) -> jax.Array:
         return jnp.where(expand(goes_on, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
@@ -381,20 +485,23 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
         A `BatchInfo`.
 
     Raises:
-        ValueError: Shapes of the trajectories disagree.
-        TypeError: `valid` is not boolean.
+        ValueError: Shapes of the trajectories disagree, or, outside `jax.jit`, `valid` has a hole; inside, the means are then NaN.
+        TypeError: Neither trajectories nor a stream; a field is missing, or has a dtype that means nothing.
     """
     if isinstance(trajectories, Stream):
-        ends, going_on = trajectories.ends, ~trajectories.ends[:, -1]
-        ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, trajectories.returns, 0))
-        mean_return, truncated_fraction = total / ended.astype(total.dtype), jnp.mean(going_on, dtype=total.dtype)
+        stream = as_stream(trajectories)
+        ends, going_on = stream.ends, ~stream.ends[:, -1]
+        ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, stream.returns, 0))
+        with jax.debug_nans(False):  # NaN is meant where none ended
+            mean_return = total / ended.astype(total.dtype)
+        truncated_fraction = jnp.mean(going_on, dtype=total.dtype)
         return BatchInfo(mean_return, jnp.asarray(ends.size), ended, truncated_fraction, jnp.zeros_like(ended))
-    _, horizon = check_trajectory(trajectories)
-    valid = trajectories.valid
-    rewards = jnp.where(valid, summable(trajectories.rewards), 0)
-    lengths = jnp.sum(valid, axis=-1)
-    cut = (lengths == horizon) & (trajectories.discounts[..., -1] != 0)
-    returns = jnp.sum(rewards, axis=-1)
-    truncated_fraction, num_empty = jnp.mean(cut.astype(returns.dtype)), jnp.sum(lengths == 0)
+    trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
+    valid, discounts, rewards = trajectories.valid, trajectories.discounts, trajectories.rewards
+    lengths, whole = jnp.sum(valid, axis=-1), unbroken(valid, rewards.dtype)[..., 0]
+    cut = (lengths == valid.shape[-1]) & (discounts[..., -1] != 0)
+    returns = whole * jnp.sum(jnp.where(valid, rewards, 0), axis=-1)
+    cut = jnp.where(jnp.isnan(whole), whole, cut.astype(whole.dtype))  # a product would be compiled to a selection of 0
+    truncated_fraction, num_empty = jnp.mean(cut), jnp.sum(lengths == 0)
     num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
     return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)

@@ -9,9 +9,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def blocks(page: Path) -> list[str]:
-    """The blocks of Python of a page, in their order."""
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+def blocks(page: Path, language: str = "python") -> list[str]:
+    """The blocks of Python of a page, or those of text (what the Python prints), in their order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 def run(source: str, folder: Path) -> str:

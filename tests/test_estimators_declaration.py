@@ -99,3 +99,24 @@ def test_settings_decide_a_declaration_only_where_they_are_numbers():
     assert [concrete("a", x).tolist() for x in (0.5, np.ones(2))] == [0.5, [1.0, 1.0]]
     with pytest.raises(ValueError, match=r"lambda_: expected a concrete number to read the declaration"):
         jax.eval_shape(lambda x: concrete("lambda_", x), 0.5)
+
+
+def test_what_a_credit_function_of_ones_own_declares_decides_what_is_assumed_of_it():
+    def halved(rewards, discounts):
+        return ld.advantages.reward_to_go(rewards, discounts) / 2
+
+    unknown = ld.advantages.Credit(lambda rewards, discounts: halved(rewards, discounts))
+    halved.declaration = PLAIN  # pyright: ignore[reportFunctionMemberAccess]
+    declared = ld.advantages.Credit(halved)
+    assert (unknown.structure.degree, declared.structure.degree) == (None, 1)
+    assert unknown.past_rewards  # nothing else is known: off policy the ratios of earlier steps do not suffice
+    off = ld.ScoreFunction(declared, importance=ld.importance.Importance()).declaration
+    assert "Importance(per='step')" in off.reasons[-1]
+
+
+def test_weights_standardized_over_trajectories_take_no_stream():
+    per = {
+        per: ld.advantages.Standardized(ld.A2C(lambda p, o: 0.0).actor.advantage, per=per)
+        for per in ("step", "trajectory")
+    }
+    assert [advantage.structure.streams for advantage in per.values()] == [True, False]

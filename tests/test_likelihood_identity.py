@@ -101,11 +101,45 @@ def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
     assert 0 < found.difference < 8 * found.resolution
 
 
+def test_the_verdict_is_that_of_the_printed_numbers():
+    """Of 40 trajectories in float32 all agree, by the printed tolerance; by the resolution of log P alone some would not."""
+    params, keys = jnp.array([0.3, -0.2], jnp.float32), jax.random.split(jax.random.key(5), 40)
+    corridor = worlds.cast(ld.environments.short_corridor(horizon=100), jnp.float32)
+    taus = ld.rollout(params, keys, ld.shared_softmax, corridor)
+    found = jax.jit(jax.vmap(lambda tau: ld.compare(params, ld.shared_softmax, tau)))(taus)
+    assert (found.difference <= found.allowed).all()
+    assert (found.case == ld.likelihood.Case.AGREE).all()
+    assert (found.difference > found.resolution).any()
+    one = jax.tree.map(lambda x: x[jnp.argmax(found.difference / found.resolution)], found)
+    difference, allowed = map(float, str(one).splitlines()[-2].split()[-2:])
+    assert difference <= allowed
+
+
+def test_forms_that_cannot_be_compared_do_not_agree():
+    """log P does not depend on the parameter, the product does: the score form is 0, and no relative difference exists."""
+
+    class Torn(Coin):
+        def log_prob(self, action):
+            return jax.lax.stop_gradient(super().log_prob(action))
+
+    found = compare(jnp.asarray(0.3), lambda p, _: Torn(p), _tosses([1, 0, 1]))
+    assert jnp.isnan(found.difference)
+    assert found.case == ld.likelihood.Case.DIFFER
+
+
+def test_a_difference_without_a_standard_error_is_not_printed_as_none():
+    found = ld.exact.ExpectationComparison(
+        2, jnp.ones(()), *(jnp.array([1.0, 1.0, 0.0]) for _ in range(3)), jnp.zeros(3)
+    )
+    printed = str(found._replace(sampled=jnp.array([2.0, 1.0, 0.0]), sem=jnp.array([0.0, 0.5, 0.0])))
+    assert [row.split()[-1] for row in printed.splitlines()[2:]] == ["inf", "0.00", "0.00"]
+
+
 def test_the_report_names_numbers_and_reasons():
     mdp = terminating()
     tau = rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=4)
     text = str(compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
-    assert all(words in text for words in ("agree", "resolution"))
+    assert all(words in text for words in ("agree", "resolution", "allowed"))
     text = str(compare({"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)))
     assert all(words in text for words in ("['heads']", "becomes zero at factor 126", "the score form is right"))
 

@@ -22,14 +22,14 @@ def test_log_prob_of_one_trajectory():
     walk(lambda: ld.log_prob(params, policy, tau), at_most=13)
 
 
-@pytest.mark.parametrize(("name", "at_most"), [("ActorCritic", 35), ("A2C", 36)])
+@pytest.mark.parametrize(("name", "at_most"), [("ActorCritic", 36), ("A2C", 37)])
 def test_estimate_of_an_actor_and_a_critic(name, at_most):
     """The gradient of one batch. Of the stations
 
-    - 11 ask before anything runs: shapes, structure, parameters, range of the actions, for which a step of the policy is taken and
-      its distribution made;
+    - 13 ask before anything runs: shapes, dtypes, structure, parameters, range of the actions, for which a step of the policy is taken
+      and its distribution made;
     - 3 lead into the compiled program and out of it, with what is said of the batch;
-    - 9 give the weights: the batch, the network's values, GAE, the baseline that learns nothing;
+    - 8 give the weights: the batch, the network's values, GAE, the baseline that learns nothing;
     - 12 are the one pass over the steps: normalizer, blocks, a step, its distribution, its term. A2C has the entropy besides.
 
     Most are a network, a distribution or a baseline that might be another one, which is why they stand in files of their own.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from logderiv._core import check
 from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import TRACED
 
@@ -36,14 +37,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
         ('batch',)
     """
     there = jax.device_count()
-    num_devices = there if num_devices is None else num_devices
     least = there if jax.process_count() > 1 else 1
-    if not isinstance(num_devices, int) or not least <= num_devices <= there:
-        hint = "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
-        raise ValueError(
-            f"num_devices: expected a whole number from {least} to {there}, the {jax.default_backend()} devices that there are, "
-            f"received {num_devices!r}{hint}."
-        )
+    hint = f"there are {there} {jax.default_backend()} devices"
+    hint += "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
+    num_devices = there if num_devices is None else num_devices
+    num_devices = check.whole(at_least=least, at_most=there, hint=hint, num_devices=num_devices)
     return Mesh(np.array(jax.devices()[:num_devices]), ("batch",), axis_types=(AxisType.Auto,))
 
 

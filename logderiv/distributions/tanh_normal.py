@@ -80,6 +80,7 @@ class TanhNormal:
     high: Bound = 1.0
 
     def __post_init__(self) -> None:
+        check.between(-np.inf, np.inf, low=self.low, high=self.high)
         loc_and_scale(self)
         low, high = np.asarray(self.low, float), np.asarray(self.high, float)
         if not (np.isfinite(low).all() and np.isfinite(high).all() and (low < high).all()):
@@ -221,6 +222,9 @@ class TanhNormalHead:
 
     low: Bound = -1.0
     high: Bound = 1.0
+
+    def __post_init__(self) -> None:
+        TanhNormal(0.0, 1.0, self.low, self.high)  # pyright: ignore[reportArgumentType]  # which checks them
 
     def __call__(self, outputs: jax.Array) -> TanhNormal:
         """The distribution."""

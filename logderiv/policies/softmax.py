@@ -47,7 +47,7 @@ class TabularSoftmax(Policy):
             `(logits, states)`; `None` where states are no whole numbers, one a step.
         """
         whole = isinstance(observations, jax.Array) and jnp.issubdtype(observations.dtype, jnp.integer)
-        return (params, observations) if whole and observations.shape == actions.shape else None
+        return (summable(params, "params"), observations) if whole and observations.shape == actions.shape else None
 
 
 @pytree
@@ -82,7 +82,7 @@ class SharedSoftmax(Policy):
             `(logits, states)`, shape `(1, A)` and zeros of the shape of `actions`.
         """
         del observations
-        return params[None], jnp.zeros_like(actions)
+        return summable(params, "params")[None], jnp.zeros_like(actions)
 
 
 tabular_softmax = TabularSoftmax()
