@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from logderiv._core.special import log_ndtr
+from logderiv.distributions.tanh_normal import log_ndtr
 
 FLOATS = [jnp.float32, jnp.float64]
 GAP = float(jnp.finfo(jnp.float64).eps) ** (2 / 3)

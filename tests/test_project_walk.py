@@ -19,14 +19,15 @@ def walk(call, at_most):
 def test_log_prob_of_one_trajectory():
     policy, tau = ld.MLP(2, hidden=(3,)), batch(jax.random.key(0), (5,))
     params = policy.init(jax.random.key(1), jnp.zeros(4))
-    walk(lambda: ld.log_prob(params, policy, tau), at_most=12)
+    walk(lambda: ld.log_prob(params, policy, tau), at_most=13)
 
 
-@pytest.mark.parametrize(("name", "at_most"), [("ActorCritic", 33), ("A2C", 34)])
+@pytest.mark.parametrize(("name", "at_most"), [("ActorCritic", 36), ("A2C", 37)])
 def test_estimate_of_an_actor_and_a_critic(name, at_most):
     """The gradient of one batch. Of the stations
 
-    - 10 ask before anything runs: shapes, dtypes, structure, parameters, range of the actions, for which a step of the policy is taken;
+    - 13 ask before anything runs: shapes, dtypes, structure, parameters, range of the actions, for which a step of the policy is taken
+      and its distribution made;
     - 3 lead into the compiled program and out of it, with what is said of the batch;
     - 8 give the weights: the batch, the network's values, GAE, the baseline that learns nothing;
     - 12 are the one pass over the steps: normalizer, blocks, a step, its distribution, its term. A2C has the entropy besides.

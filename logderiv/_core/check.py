@@ -106,17 +106,6 @@ def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:
             raise ValueError(f"{name}: expected shape {expected}, received {jnp.shape(array)}{hint and '; ' + hint}.")
 
 
-def broadcast(expected: tuple[int, ...], **arrays: Any) -> tuple[int, ...]:
-    """The shape that all have together; `ValueError`, naming the first array that does not fit the expected shape."""
-    for name, array in arrays.items():
-        try:
-            expected = jnp.broadcast_shapes(expected, jnp.shape(array))
-        except ValueError:
-            message = f"{name}: expected a shape that broadcasts against {expected}, received {jnp.shape(array)}."
-            raise ValueError(message) from None
-    return expected
-
-
 def fields(prefix: str, owner: Any, *, hint: str = "", **expected: tuple[int, ...]) -> None:
     """Raise `ValueError` unless each of these attributes of `owner` has its shape; `prefix` stands before its name."""
     for name, wanted in expected.items():

@@ -60,14 +60,14 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     names = list(fields)
-    if eq:
-        cls.__eq__ = _equal
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
     checks: dict[Any, Any] = {int: check.whole, int | None: check.whole_or_none}
     wholes = [field for field in fields.values() if field.name in static and field.type in checks]
     numbers = {field.name: (checks[field.type], 0 if field.default == 0 else 1) for field in wholes}
     traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
+    if eq and traced:
+        cls.__eq__ = _equal
     fixed = [name for name in names if name in static]
 
     def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

@@ -7,20 +7,28 @@ normalization of `probs`) differ between libraries, so they are fixed here and t
 Parameters and actions may be arrays of any kind, numbers or lists. The law that is drawn is the law that is scored, to the
 resolution of float32 at least and down to probabilities of 2⁻³²: parameters of half precision are kept, drawn from and scored
 in float32.
+
+Derivatives keep their digits in both tails and at every order. The functions that they are of, σ, softmax and log Φ, are made of
+plain operations, without a derivative rule of their own, for two reasons. Inside a scan JAX forgets the rule of a `custom_jvp`
+function that calls itself, once reverse mode is part of a second derivative, and differentiates its body instead. And a rule
+that is right once may lose its digits when it is differentiated again. Here each formula is analytic where it is used, on
+whichever side of a `where`, and what is small is never a difference of large numbers.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, array_of, integers, summable
+from logderiv._core.arrays import HALF_LOG_2PI, alike, array_of, summable
 from logderiv._core.noise import gumbel, logistic, normal
 from logderiv._core.pytrees import pytree
-from logderiv._core.special import log_sigmoid, log_softmax, sigmoid, softmax
 
 
 @pytree
@@ -134,7 +142,7 @@ def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
     logits, mask = summable(logits, "logits"), array_of(mask, "mask")
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask: expected booleans, received {mask.dtype}; use mask.astype(bool).")
-    shape = check.broadcast(logits.shape, mask=mask)
+    shape = fit(logits.shape, mask=mask)
     return jnp.where(jnp.broadcast_to(mask, shape), jnp.broadcast_to(logits, shape), -jnp.inf)
 
 
@@ -185,7 +193,7 @@ class Bernoulli:
         return in_range(lambda a: sigmoid(self._signed(a)), action, 2, 0.0)
 
     def _signed(self, action: jax.Array) -> jax.Array:
-        shape = check.broadcast(self.logits.shape, action=action)
+        shape = fit(self.logits.shape, action=action)
         logits = jnp.broadcast_to(self.logits, shape)
         return jnp.where(jnp.broadcast_to(action == 1, shape), logits, -logits)
 
@@ -303,7 +311,7 @@ def loc_and_scale(distribution: Any) -> None:
         TypeError: One of them is no real number.
     """
     loc, scale = alike(loc=distribution.loc, scale=distribution.scale)
-    check.broadcast(loc.shape, scale=scale)
+    fit(loc.shape, scale=scale)
     check.positive(scale=scale, hint="it is a standard deviation, for example jnp.exp(log_scale)")
     object.__setattr__(distribution, "loc", loc)
     object.__setattr__(distribution, "scale", scale)
@@ -325,7 +333,7 @@ def with_event(distribution: Any, arrays: list[jax.Array]) -> list[jax.Array]:
         raise ValueError(
             f"action: expected {shape[-1]} numbers in the last axis, as in loc and scale, received shape {arrays[0].shape}."
         )
-    shape = check.broadcast(shape, action=arrays[0])
+    shape = fit(shape, action=arrays[0])
     return [jnp.broadcast_to(x, shape) for x in arrays]
 
 
@@ -340,13 +348,74 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
     Raises:
         TypeError: `action` is not an integer.
     """
-    action = integers(action, "action")
+    action = array_of(action, "action")
+    if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
+        raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
+    action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
     inside = (action >= 0) & (action < size)
     return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
 
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:
-    shape = check.broadcast(table.shape[:-1], action=index)
+    shape = fit(table.shape[:-1], action=index)
     table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
     index = jnp.broadcast_to(index, shape)[..., None]
     return jnp.take_along_axis(table, index, axis=-1)[..., 0]
+
+
+def fit(expected: tuple[int, ...], **arrays: Any) -> tuple[int, ...]:
+    """The shape that all have together.
+
+    Raises:
+        ValueError: An array, named, does not broadcast against the expected shape.
+    """
+    for name, array in arrays.items():
+        try:
+            expected = np.broadcast_shapes(expected, array.shape)
+        except ValueError:
+            message = f"{name}: expected a shape that broadcasts against {expected}, received {array.shape}."
+            raise ValueError(message) from None
+    return expected
+
+
+def log_sigmoid(x: jax.Array) -> jax.Array:
+    """The logarithm of σ(x)."""
+    below = x < 0
+    return jnp.where(below, x, 0) - jnp.log1p(jnp.exp(jnp.where(below, x, -x)))
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """σ(x) = 1 / (1 + exp(-x))."""
+    below = x < 0
+    odds = jnp.exp(jnp.where(below, x, -x))
+    return jnp.where(below, odds, 1) / (1 + odds)
+
+
+def log_softmax(x: jax.Array) -> jax.Array:
+    """The logarithm of `softmax`; NaN where all logits are `-inf`."""
+    shifted, rest = _relative_to_the_largest(x)
+    return shifted - jnp.log1p(rest)
+
+
+def softmax(x: jax.Array) -> jax.Array:
+    """exp(x_a) / Σ_b exp(x_b), along the last axis."""
+    shifted, rest = _relative_to_the_largest(x)
+    return jnp.exp(shifted) / (1 + rest)
+
+
+def _relative_to_the_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits x less the largest, c, and Σ exp(x - c) - 1.
+
+    The derivatives of c cancel. Where all others together are less likely than it, which is seen from their distance, they are
+    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are.
+    """
+    detached = lax.stop_gradient(x)
+    fixed = jnp.max(detached, axis=-1, keepdims=True)
+    top = x == fixed
+    near = jnp.sum(detached >= fixed - math.log(max(x.shape[-1] - 1, 1)), axis=-1, keepdims=True)
+    dominates = (near == 1) & (fixed > -jnp.inf)
+    alone = dominates & top
+    peak = jnp.sum(jnp.where(top, x, 0), axis=-1, keepdims=True)
+    shifted = jnp.where(alone, 0, x - jnp.where(dominates, peak, fixed))
+    others = jnp.sum(jnp.where(alone, 0, jnp.exp(shifted)), axis=-1, keepdims=True)
+    return shifted, jnp.where(dominates, others, others - 1)

@@ -1,4 +1,8 @@
-"""Any library's distributions: ours, distrax, TensorFlow Probability and numpyro disagree on details that are settled here."""
+"""Any library's distributions: ours, distrax, TensorFlow Probability and numpyro disagree on details that are settled here.
+
+What cannot be settled here is how another library draws: in the dtype of its parameters, in half precision from another law than
+the one that it scores, which biases every score. Its parameters are best cast to float32 before they are handed to it.
+"""
 
 import inspect
 from typing import Any

@@ -37,7 +37,8 @@ class MultivariateNormal:
     def __post_init__(self) -> None:
         _set_alike(self, "loc", "scale_tril")
         if not is_traced(self.scale_tril):
-            check.not_negative(**{"diagonal of scale_tril": np.diagonal(self.scale_tril)})
+            diagonal: Any = np.diagonal(self.scale_tril)
+            check.not_negative(**{"diagonal of scale_tril": diagonal})
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Log-density of one vector.

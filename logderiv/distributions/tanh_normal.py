@@ -11,11 +11,29 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, alike, own_dtype, summable
 from logderiv._core.pytrees import pytree
-from logderiv._core.special import log_ndtr, log_sigmoid
-from logderiv.distributions.basic import Normal, event_shape, loc_and_scale, normal_terms, sum_event, with_event
+from logderiv.distributions.basic import (
+    Normal,
+    event_shape,
+    loc_and_scale,
+    log_sigmoid,
+    normal_terms,
+    sum_event,
+    with_event,
+)
 
 Bound = float | tuple[float, ...]
 Head = Callable[[jax.Array], Any]  # from the outputs of a network to a distribution
+# log Φ(x) = -x²/2 - log(3.5 - x) + Σ_k c_k uᵏ with u = 6.5 / (3.5 - x) - 1, for x <= 0: the Chebyshev expansion in u, of which
+# four derivatives are right to 1e-12, in powers of u. `tests/test_distributions_derivatives.py` computes it anew.
+_LOG_NDTR = """
+    -0.23592404460875812 0.84014125704783729 0.15042156379095163 -0.033878796934720926 -0.031760818599775812
+    0.0014233144438103886 0.0080003788298184872 0.00039562077244592803 -0.0022732550811650028 -0.00019598155222521375
+    0.00069208145062428877 5.0950529868197497e-5 -0.0002155812372434717 -5.0996128556176549e-6 6.5753963396305605e-5
+    -3.2132913289992287e-6 -1.8859373261923799e-5 2.4263774111345226e-6 4.9243412891510922e-6 -9.6336805181864318e-7
+    -1.1605821224741737e-6 2.4237506705814879e-7 2.6113345095334809e-7 -2.459170084278424e-8 -6.3612822919058349e-8
+    -9.1664687205373222e-9 1.6499382405304137e-8 5.0420310956316267e-9 -3.4101087173248557e-9 -1.1050610265770527e-9
+    3.6011668755551304e-10 1.0238628077766378e-10
+"""
 
 
 @pytree(static=("low", "high"))
@@ -86,8 +104,9 @@ class TanhNormal:
             ValueError: `action` has a shape that does not fit.
             TypeError: `action` is no real number.
         """
+        arrays = alike(action=action, loc=self.loc, scale=self.scale)
         held_in = own_dtype(action) or self.loc.dtype
-        action, loc, scale = with_event(self, alike(action=action, loc=self.loc, scale=self.scale))
+        action, loc, scale = with_event(self, arrays)
         low, high, middle, half, gap, last, rounding = self._bounds(action, held_in)
         z = (action - middle) / half
         on_bound = jnp.abs(z) > 1 - gap + rounding  # draws end at 1 - gap; false of NaN, which stays one
@@ -214,3 +233,24 @@ class TanhNormalHead:
 
 
 tanh_normal_head = TanhNormalHead()
+
+
+def log_ndtr(x: jax.Array) -> jax.Array:
+    """The logarithm of Φ(x), the standard normal distribution function."""
+    below = x < 0
+    tail = _log_ndtr_below(jnp.where(below, x, -x))
+    return jnp.where(below, tail, jnp.log1p(-jnp.exp(jnp.where(below, -1, tail))))
+
+
+def _log_ndtr_below(x: jax.Array) -> jax.Array:
+    distance = 3.5 - x
+    u = 6.5 / distance - 1
+    powers = [u]  # u, u², u⁴, u⁸, u¹⁶: half of what is left is multiplied by one of them at a time
+    while len(powers) < 5:
+        powers.append(jnp.square(powers[-1]))
+    coefficients = jnp.asarray(list(map(float, _LOG_NDTR.split())), x.dtype)
+    terms = jnp.broadcast_to(coefficients, (*x.shape, coefficients.size))
+    for power in reversed(powers):
+        low, high = jnp.split(terms, 2, axis=-1)
+        terms = low + high * power[..., None]
+    return terms[..., 0] - 0.5 * jnp.square(x) - jnp.log(distance)

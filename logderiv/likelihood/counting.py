@@ -8,7 +8,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, integers, summable
-from logderiv._core.special import log_softmax
+from logderiv.distributions.basic import log_softmax
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:

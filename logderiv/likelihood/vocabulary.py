@@ -109,8 +109,9 @@ def token_log_probs(
         Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
         section 2, for the soft-cap.
     """
-    unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
-    allowed, valid = (None if x is None else array_of(x, name) for name, x in (("allowed", allowed), ("valid", valid)))
+    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
+    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
+    unembedding, hidden, tokens, allowed, valid = arrays.values()  # pyright: ignore[reportAssignmentType]
     _check(unembedding, hidden, tokens, allowed, valid)
     numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
     check.positive(**numbers)

@@ -15,8 +15,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_key, numbers, summable, wide
 from logderiv._core.pytrees import jit, pytree
-from logderiv._core.special import log_softmax
-from logderiv.distributions.basic import Categorical
+from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact import policy_table
 from logderiv.processes.base import Process

@@ -21,8 +21,7 @@ from logderiv._core import check
 from logderiv._core.arrays import summable
 from logderiv._core.noise import gumbel
 from logderiv._core.pytrees import pytree
-from logderiv._core.special import log_softmax
-from logderiv.distributions.basic import Categorical
+from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.processes.base import Previous, no_reward
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards
 from logderiv.types import Key
