@@ -158,6 +158,10 @@ class Forced:
 
         Returns:
             A pytree of the structure, shapes and dtypes that `distribution` draws.
+
+        Raises:
+            ValueError: The given action has another structure, or a leaf another shape.
+            TypeError: It is no integer where draws are.
         """
         drawn = sample(self.distribution, key)
         check.like("Forced.action", self.action, drawn, hint="as a draw")

@@ -224,7 +224,8 @@ class TanhNormalHead:
     high: Bound = 1.0
 
     def __post_init__(self) -> None:
-        TanhNormal(0.0, 1.0, self.low, self.high)  # pyright: ignore[reportArgumentType]  # which checks them
+        loc: Any = np.zeros(np.shape(self.low) or np.shape(self.high))
+        TanhNormal(loc, loc + 1, self.low, self.high)  # which checks them
 
     def __call__(self, outputs: jax.Array) -> TanhNormal:
         """The distribution."""
