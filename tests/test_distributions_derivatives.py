@@ -13,7 +13,7 @@ import pytest
 
 import logderiv as ld
 from logderiv._core.blocks import sum_rows
-from logderiv.distributions.basic import log_sigmoid
+from logderiv.distributions.basic import log_sigmoid, log_softmax
 from logderiv.distributions.tanh_normal import _LOG_NDTR, log_ndtr
 
 ORDERS = range(5)
@@ -155,6 +155,30 @@ def test_a_rule_of_its_own_is_forgotten_within_a_scan():
     theirs, ours = (jax.jit(nested(scanned(f), "rr")) for f in (jax.nn.log_sigmoid, log_sigmoid))
     np.testing.assert_allclose(ours(0.0), -0.25, rtol=1e-14)
     assert abs(theirs(0.0) + 0.25) > 0.2
+
+
+@pytest.mark.parametrize("mask", [[0.0] * 3, [0.0, -np.inf, 0.0]], ids=["all", "masked"])
+def test_logits_that_are_made_in_the_same_program(mask):
+    """XLA computes them anew for each use, not always with the same rounding: none need equal the maximum."""
+
+    def run(function, modes):
+        def of(key, scale):
+            logits = scale * jax.random.normal(key, (3,)) + jnp.array(mask)
+            return logits, [nested(lambda x: function(x)[0], mode)(logits) for mode in modes]
+
+        scales = jnp.tile(jnp.array([1.0, 50.0, 1e3]), 50)
+        return jax.tree.map(np.asarray, jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(0), 150), scales))
+
+    logits, (first, *seconds) = run(log_softmax, ["r", "rr", "rf", "fr", "ff"])
+    probs = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs /= probs.sum(axis=-1, keepdims=True)
+    one = np.eye(3)
+    others = probs @ (1 - one)
+    gradient = np.where(one[0] == 1, others, -probs)
+    hessian = probs[..., None] * np.where(one == 1, -others[..., None], probs[..., None, :])
+    np.testing.assert_allclose(first, gradient, rtol=1e-11, atol=1e-300)
+    for second in seconds:
+        np.testing.assert_allclose(second, hessian, rtol=1e-11, atol=1e-300)
 
 
 def test_coefficients_of_the_normal_tail():

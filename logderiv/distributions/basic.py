@@ -407,13 +407,16 @@ def _relative_to_the_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logits x less the largest, c, and Σ exp(x - c) - 1.
 
     The derivatives of c cancel. Where all others together are less likely than it, which is seen from their distance, they are
-    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are.
+    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are. The largest is found by
+    its distance too, halfway to the others: a compiler may compute x once for the maximum and again beside it, with another
+    rounding, and then no x equals c.
     """
     detached = lax.stop_gradient(x)
     fixed = jnp.max(detached, axis=-1, keepdims=True)
-    top = x == fixed
-    near = jnp.sum(detached >= fixed - math.log(max(x.shape[-1] - 1, 1)), axis=-1, keepdims=True)
+    distance = math.log(max(x.shape[-1] - 1, 2))
+    near = jnp.sum(detached >= fixed - distance, axis=-1, keepdims=True)
     dominates = (near == 1) & (fixed > -jnp.inf)
+    top = detached >= fixed - distance / 2
     alone = dominates & top
     peak = jnp.sum(jnp.where(top, x, 0), axis=-1, keepdims=True)
     shifted = jnp.where(alone, 0, x - jnp.where(dominates, peak, fixed))
