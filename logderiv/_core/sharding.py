@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import TRACED
 
 

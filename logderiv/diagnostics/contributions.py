@@ -11,13 +11,14 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, is_traced, summable
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
 from logderiv.estimators.surrogates import Score
 from logderiv.likelihood.probability import log_factors
-from logderiv.types import Params, State, Trajectory, as_trajectory, num_trajectories, one_axis
+from logderiv.types import Params, State, Trajectory, num_trajectories
 
 
 def per_trajectory_gradients(
@@ -157,7 +158,7 @@ def _checked(
     params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator | None, block_size: int | None
 ) -> tuple[Trajectory, int, int]:
     """The trajectories, their number, and that of those side by side; actions that have values are checked as well."""
-    check.params(params)
+    check_params(params)
     trajectories = as_trajectory(trajectories, prefix=estimator is not None)
     num = one_axis(trajectories)
     if estimator is not None:

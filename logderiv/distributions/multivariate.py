@@ -8,7 +8,8 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, is_traced, summable
+from logderiv._core.arrays import HALF_LOG_2PI, alike, summable
+from logderiv._core.check import is_traced
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key

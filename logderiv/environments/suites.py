@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import pytree
 from logderiv.environments._spaces import (
     ActionSpace,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.check import is_traced
 from logderiv.types import Params, State
 
 Factor = Callable[[int], float]
@@ -56,8 +56,9 @@ class Structure(NamedTuple):
         Raises:
             ValueError: There are too few.
         """
-        hint = "this estimator needs as many; draw more, or choose another baseline"
-        check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
+        if num_trajectories < self.min_trajectories:
+            hint = "this estimator needs as many; draw more, or choose another baseline"
+            check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
 
 
 def one(num_trajectories: int) -> float:

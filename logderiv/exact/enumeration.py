@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced, summable
+from logderiv._core.arrays import summable
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.environments import _protocol, as_environment
 from logderiv.environments.tabular import TabularMDP

@@ -20,7 +20,8 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, expand, is_traced, summable, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
+from logderiv._core.check import is_traced
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions.interop import check_range
 

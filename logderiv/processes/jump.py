@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import alike, integers, is_traced, summable
+from logderiv._core.arrays import alike, integers, summable
+from logderiv._core.check import is_traced
 from logderiv._core.noise import exponential
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand, is_traced, refuse_complex
+from logderiv._core.arrays import as_keys, expand, refuse_complex, refuse_explicit
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import log_prob, sample
 from logderiv.environments import _protocol, as_environment, check_action
@@ -144,7 +145,7 @@ def draw(
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
     horizon, block_size = check.whole(horizon=horizon), check.whole_or_none(block_size=block_size)
-    check.auto(key=key)
+    refuse_explicit(key=key)
     refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced

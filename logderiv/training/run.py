@@ -11,7 +11,8 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, is_traced
+from logderiv._core.arrays import as_keys, check_params
+from logderiv._core.check import is_traced
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv._core.tables import concrete, shapes, table
@@ -297,7 +298,7 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
 
 def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
     """What does not go together, whatever the world."""
-    check.params(params)
+    check_params(params)
     plan.batch.check(plan.estimator, mesh)
     if plan.epochs * plan.minibatches > 1 and not plan.estimator.structure.reusable:
         raise ValueError(
