@@ -16,6 +16,18 @@ from logderiv._core import check
 from logderiv._core.trajectories import Stream, Trajectories, Trajectory
 
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
+_REMEDIES = {  # of a field that is missing
+    "valid": "ones of dtype bool where all steps are real",
+    "final_observation": "a value is taken there",
+    "behavior_log_probs": "logderiv.importance.with_behavior fills them in",
+}
+_REMEDIES_BY_KIND = {  # of what is no trajectory; the first that fits
+    Stream: "pass stream.steps, trajectories of one step each",
+    dict: "use Trajectory(**x)",
+    tuple: "use Trajectory(*x)",
+    list: "use Trajectory(*x), or stack several with jax.tree.map",
+    object: "draw one with logderiv.rollout",
+}
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -103,10 +115,14 @@ def as_mask(x: Any, name: str) -> jax.Array:
     Raises:
         TypeError: Another dtype.
     """
+    return _discrete(x, name, "a boolean mask", "bool").astype(bool)
+
+
+def _discrete(x: Any, name: str, expected: str, dtype: str) -> jax.Array:
     x = array_of(x, name)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected a boolean mask, received {x.dtype}; use {name}.astype(bool).")
-    return x.astype(bool)
+        raise TypeError(f"{name}: expected {expected}, received {x.dtype}; use {name}.astype({dtype}).")
+    return x
 
 
 def alike(**arrays: Any) -> list[jax.Array]:
@@ -177,10 +193,7 @@ def integers(x: Any, name: str) -> jax.Array:
     Raises:
         TypeError: Not whole numbers.
     """
-    x = array_of(x, name)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected integers, received {x.dtype}; use {name}.astype(jnp.int32).")
-    return widen(x)
+    return widen(_discrete(x, name, "integers", "jnp.int32"))
 
 
 def numbers(tree: Any, name: str = "params") -> Any:
@@ -301,14 +314,14 @@ def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, 
         ValueError: Not exactly one batch axis, or as of `as_trajectory`.
     """
     check_kind(as_steps(trajectories))
-    if not isinstance(trajectories, Stream):
-        one_axis(trajectories)
-        trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
-        return trajectories, trajectories
-    if not streams:
-        refuse_stream()
-    stream = as_stream(trajectories)
-    return stream, stream.steps
+    if isinstance(trajectories, Stream):
+        if not streams:
+            refuse_stream()
+        stream = as_stream(trajectories)
+        return stream, stream.steps
+    one_axis(trajectories)
+    trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
+    return trajectories, trajectories
 
 
 def refuse_stream() -> None:
@@ -334,9 +347,7 @@ def check_kind(x: Any) -> None:
     """Raise `TypeError`, with the likely remedy, unless this is a `Trajectory` with a mask."""
     if isinstance(x, Trajectory):
         return given("valid", x.valid)
-    remedies = {Stream: "pass stream.steps, trajectories of one step each", dict: "use Trajectory(**x)"}
-    remedies |= {tuple: "use Trajectory(*x)", list: "use Trajectory(*x), or stack several with jax.tree.map"}
-    remedy = next((text for kind, text in remedies.items() if isinstance(x, kind)), "draw one with logderiv.rollout")
+    remedy = next(text for kind, text in _REMEDIES_BY_KIND.items() if isinstance(x, kind))
     raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
 
 
@@ -346,12 +357,7 @@ def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
     With `like`, another field that has one more `axis`, raise `ValueError` unless structure and shapes fit to it.
     """
     if not jax.tree.leaves(value):
-        remedies = {
-            "valid": "ones of dtype bool where all steps are real",
-            "final_observation": "a value is taken there",
-        }
-        remedies |= {"behavior_log_probs": "logderiv.importance.with_behavior fills them in"}
-        remedy = remedies.get(field, "it is used here")
+        remedy = _REMEDIES.get(field, "it is used here")
         raise TypeError(f"trajectory.{field}: expected an array, received {value}; {remedy}.")
     one = jax.tree.map(lambda x: np.broadcast_to(0, np.delete(x.shape, axis)), like)
     if like is not None and jax.tree.map(np.shape, value) != jax.tree.map(np.shape, one):
