@@ -12,7 +12,6 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
-from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
@@ -70,7 +69,7 @@ def per_trajectory_gradients(
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
     samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
-    if not is_traced(differ) and differ:
+    if not check.is_traced(differ) and differ:
         raise ValueError(
             "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
             "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."

@@ -10,7 +10,6 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, wide
-from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
 from logderiv.exact.enumeration import LIMIT, LONGEST
@@ -57,7 +56,7 @@ def program_value(
     refuse_complex(params=params)
     choices = _sequences(num_choices, num_outcomes, limit)
     probabilities, costs = _outcomes(params, program, args, choices)
-    if not is_traced(probabilities):
+    if not check.is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
     return probabilities @ costs
 

@@ -10,7 +10,6 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_keys, expand, refuse_complex, refuse_explicit
-from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import log_prob, sample
 from logderiv.environments import _protocol, as_environment, check_action
@@ -163,7 +162,7 @@ def warn_of_cut(name: str, cut: Any, *, stacklevel: int) -> None:
         cut: From `draw`.
         stacklevel: As of `warnings.warn`.
     """
-    if cut is not None and not is_traced(cut) and (fraction := float(cut)) > 0:
+    if cut is not None and not check.is_traced(cut) and (fraction := float(cut)) > 0:
         warnings.warn(
             f"{name}: the horizon cuts {fraction:.2%} of the paths before their end, so that they lack what comes after; it is no "
             "part of this process, which ends by itself: raise it until no path is cut.",
