@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core import check
-from logderiv._core.arrays import array_of, as_mask, expand, refuse_complex, summable, unbroken
+from logderiv._core.arrays import as_stream, as_trajectory, expand, given, one_axis, unbroken
 from logderiv._core.pytrees import pytree
 from logderiv._core.tables import concrete, named_leaves, shapes, table
+from logderiv._core.trajectories import Stream, Trajectories, Trajectory
 
 __all__ = ["BatchInfo", "Distribution", "Environment", "Estimate", "FunctionPolicy", "Policy", "SignedLog", "Step"]
 __all__ += ["Stream", "TimeStep", "Trajectory", "batch_info", "next_observations", "num_trajectories"]
@@ -25,73 +25,6 @@ Key: TypeAlias = chex.PRNGKey  # typed (`jax.random.key`) or raw
 Observation: TypeAlias = Any  # a pytree of arrays
 Per: TypeAlias = Literal["step", "trajectory"]
 State: TypeAlias = Any  # a pytree of arrays that an estimator, an advantage or an environment carries along
-
-
-class Trajectory(NamedTuple):
-    r"""One episode, or a batch of episodes, of at most `T` steps. Leading axes `(*batch, T)`.
-
-    `valid` is a prefix mask: the last real step is valid, everything after it is padding whose content is never
-    used. A stream that contains several episodes does not fit; cut it into episodes first.
-
-    Attributes:
-        observations: Pytree; the action `t` was chosen on observation `t`. Leaves `(*batch, T, ...)`.
-        actions: Pytree of held samples. Leaves `(*batch, T, ...)`.
-        rewards: Reward on leaving step `t`. Shape `(*batch, T)`.
-        discounts: 0 where the episode terminates, 1 elsewhere, padding included. Shape `(*batch, T)`.
-        valid: True on real steps. Shape `(*batch, T)`, bool.
-        behavior_log_probs: Log-probability of the action under the policy that drew it. Shape `(*batch, T)`.
-        final_observation: Observation after the last valid step, before any reset. Leaves `(*batch, ...)`.
-    """
-
-    observations: Any
-    actions: Any
-    rewards: jax.Array
-    discounts: jax.Array
-    valid: jax.Array
-    behavior_log_probs: jax.Array
-    final_observation: Any
-
-    def __str__(self) -> str:
-        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or np.size(self.valid) == 0:
-            return shapes("Trajectory", self)
-        valid = np.asarray(self.valid, bool)
-        rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
-        lengths, returns = np.sum(valid, axis=-1).ravel(), np.sum(rewards, axis=-1).ravel()
-        ended = np.sum(np.any(valid & (np.asarray(self.discounts, float) == 0), axis=-1))
-        error = f" (standard error {np.std(returns, ddof=1) / np.sqrt(returns.size):.2g})" if returns.size > 1 else ""
-        return shapes(
-            f"Trajectory: batch of {lengths.size}, at most {valid.shape[-1]} steps each, {ended} terminated\n"
-            f"  valid steps {lengths.min()} to {lengths.max()}; mean return {returns.mean():.6g}{error}",
-            self,
-        )
-
-
-class Stream(NamedTuple):
-    """`T` consecutive steps of each of `E` environments that restart whenever an episode ends. Leading axes `(E, T)`.
-
-    A grid of one-step trajectories, so that whatever takes trajectories takes `steps`, and what says how they hang
-    together. Only a credit that bootstraps from values of the state (`logderiv.advantages.GAE`) can weigh a stream: what comes
-    after its last step is not in it.
-
-    An estimate from a stream is a mean over its `E T` steps, at the states that the environments happen to be in, where
-    one from trajectories is a mean over episodes of sums over steps. In the long run it is smaller by the mean length of
-    an episode; what `Estimator.declaration` declares is said of whole episodes.
-
-    Attributes:
-        steps: Trajectories of one step, leading axes `(E, T)` and then the step, `(E, T, 1, ...)`; `final_observation`,
-            `(E, T, ...)`, is the one after that step, before any restart.
-        ends: Whether the step is the last one of its episode, terminated or truncated. Shape `(E, T)`.
-        times: Steps of the episode before this one. Shape `(E, T)`, int32.
-        returns: Undiscounted sum of the rewards of the episode up to this step, included. Shape `(E, T)`.
-    """
-
-    steps: Trajectory
-    ends: jax.Array
-    times: jax.Array
-    returns: jax.Array
-
-
-Trajectories: TypeAlias = Trajectory | Stream  # a batch of either kind
 
 
 class TimeStep(NamedTuple):
@@ -277,145 +210,6 @@ class SignedLog(NamedTuple):
 
     sign: jax.Array
     logabs: jax.Array
-
-
-def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajectory:
-    """The border that every trajectory passes once: checked, its numbers in float32 at least and `valid` boolean.
-
-    Rewards that are not used may have further axes, as those of a game with a reward for each player.
-
-    Args:
-        trajectory: Leading axes `(*batch, T)`.
-        *uses: Fields that the caller looks at: they must not be `None`, and rewards be one number a step.
-        prefix: Whether the caller looks at the next step, or at a length: `valid` must then be without holes. Under a trace nothing
-            is known of them; multiply by `unbroken`.
-
-    Returns:
-        The trajectory.
-
-    Raises:
-        TypeError: Not a `Trajectory`; a field is missing, or has a dtype that means nothing: complex numbers, a mask that is none.
-        ValueError: `T` is zero, or a field has another shape; outside `jax.jit`, `valid` has a hole.
-    """
-    check_kind(trajectory)
-    for name in uses:
-        given(name, getattr(trajectory, name))
-    shape = np.shape(trajectory.valid)
-    if not shape:
-        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is one with T = 1.")
-    if shape[-1] == 0:
-        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
-    for name, axes in (("observations", shape), ("actions", shape), ("final_observation", shape[:-1])):
-        check_leading_axes(axes, **{f"trajectory.{name}": getattr(trajectory, name)})
-    refuse_complex(**{"trajectory.actions": trajectory.actions})
-    found = {"valid": as_mask(trajectory.valid, "trajectory.valid")}
-    for name in ("rewards", "discounts", "behavior_log_probs"):
-        if getattr(trajectory, name) is None:
-            continue
-        found[name] = x = summable(getattr(trajectory, name), f"trajectory.{name}")
-        further = x.shape[len(shape) :] if name == "rewards" and name not in uses else ()
-        if x.shape != (*shape, *further) or 1 in further:
-            check.shape(shape, hint="one number for each step, as trajectory.valid", **{f"trajectory.{name}": x})
-    if prefix:
-        unbroken(found["valid"], jnp.float32)
-    return trajectory._replace(**found)
-
-
-def as_stream(stream: Stream) -> Stream:
-    """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
-    steps = as_trajectory(stream.steps, "rewards", "discounts")
-    found = Stream(
-        steps,
-        as_mask(stream.ends, "stream.ends"),
-        array_of(stream.times, "stream.times"),
-        summable(stream.returns, "stream.returns"),
-    )
-    if steps.valid.ndim != 3 or steps.valid.shape[-1] != 1:
-        raise ValueError(f"stream.steps.valid: expected shape (E, T, 1), received {steps.valid.shape}.")
-    shape, hint = steps.valid.shape[:2], "(E, T) as in stream.steps"
-    check.shape(shape, hint=hint, **{f"stream.{name}": getattr(found, name) for name in ("ends", "times", "returns")})
-    return found
-
-
-def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, Trajectory]:
-    """What an estimate is made of, through the same border, and its steps: trajectories `(N, T)` without holes, or a stream.
-
-    Raises:
-        TypeError: Neither, or a stream where there are to be no `streams`.
-        ValueError: Not exactly one batch axis, or as of `as_trajectory`.
-    """
-    check_kind(as_steps(trajectories))
-    if not isinstance(trajectories, Stream):
-        one_axis(trajectories)
-        trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
-        return trajectories, trajectories
-    if not streams:
-        refuse_stream()
-    stream = as_stream(trajectories)
-    return stream, stream.steps
-
-
-def refuse_stream() -> None:
-    """Raise `TypeError`: an estimator that needs whole episodes was given a stream."""
-    raise TypeError(
-        "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-        "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-    )
-
-
-def one_axis(trajectories: Trajectory) -> int:
-    """The length N of the only batch axis; `ValueError` where there are none or more."""
-    batch = np.shape(trajectories.valid)[:-1]
-    if len(batch) != 1:
-        raise ValueError(
-            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
-            "an estimate averages over one axis of independent trajectories."
-        )
-    return batch[0]
-
-
-def check_kind(x: Any) -> None:
-    """Raise `TypeError`, with the likely remedy, unless this is a `Trajectory` with a mask."""
-    if isinstance(x, Trajectory):
-        return given("valid", x.valid)
-    remedies = {Stream: "pass stream.steps, trajectories of one step each", dict: "use Trajectory(**x)"}
-    remedies |= {tuple: "use Trajectory(*x)", list: "use Trajectory(*x), or stack several with jax.tree.map"}
-    remedy = next((text for kind, text in remedies.items() if isinstance(x, kind)), "draw one with logderiv.rollout")
-    raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
-
-
-def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
-    """Raise `TypeError`, with the remedy, if this field of a trajectory is `None`, or without arrays.
-
-    With `like`, another field that has one more `axis`, raise `ValueError` unless structure and shapes fit to it.
-    """
-    if not jax.tree.leaves(value):
-        remedies = {
-            "valid": "ones of dtype bool where all steps are real",
-            "final_observation": "a value is taken there",
-        }
-        remedies |= {"behavior_log_probs": "logderiv.importance.with_behavior fills them in"}
-        remedy = remedies.get(field, "it is used here")
-        raise TypeError(f"trajectory.{field}: expected an array, received {value}; {remedy}.")
-    one = jax.tree.map(lambda x: np.broadcast_to(0, np.delete(x.shape, axis)), like)
-    if like is not None and jax.tree.map(np.shape, value) != jax.tree.map(np.shape, one):
-        check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
-
-
-def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
-    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        if jnp.shape(leaf)[: len(expected)] != expected:
-            name = path[0].key + jax.tree_util.keystr(path[1:])
-            raise ValueError(
-                f"{name}: expected leading axes {expected} as in trajectory.valid, "
-                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
-            )
-
-
-def as_steps(trajectories: Trajectories) -> Trajectory:
-    """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
-    return trajectories.steps if isinstance(trajectories, Stream) else trajectories
 
 
 def num_trajectories(trajectories: Trajectories) -> int:

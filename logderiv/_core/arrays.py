@@ -1,4 +1,7 @@
-"""Small helpers on arrays, keys and pytrees that every module may use."""
+"""The border: numbers, masks, keys, parameters and trajectories, as they are given, become arrays that the rest may trust.
+
+Each function casts, and names what it refuses. Whoever is called with what came through here asks nothing again.
+"""
 
 import contextlib
 import math
@@ -9,6 +12,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from logderiv._core import check
+from logderiv._core.trajectories import Stream, Trajectories, Trajectory
+
+_NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
+_REMEDIES = {  # of a field that is missing
+    "valid": "ones of dtype bool where all steps are real",
+    "final_observation": "a value is taken there",
+    "behavior_log_probs": "logderiv.importance.with_behavior fills them in",
+}
+_REMEDIES_BY_KIND = {  # of what is no trajectory; the first that fits
+    Stream: "pass stream.steps, trajectories of one step each",
+    dict: "use Trajectory(**x)",
+    tuple: "use Trajectory(*x)",
+    list: "use Trajectory(*x), or stack several with jax.tree.map",
+    object: "draw one with logderiv.rollout",
+}
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -52,7 +71,7 @@ def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
 def refuse_complex(**trees: Any) -> None:
     """Raise `TypeError`, naming the leaf, if one of a pytree is complex, as a cast would lose the imaginary part, or a text."""
 
-    def check(x: Any, name: str) -> None:
+    def leaf(x: Any, name: str) -> None:
         if isinstance(x, str | bytes):
             raise TypeError(f"{name}: expected an array, received {type(x).__name__}.")
         if isinstance(x, complex) or jnp.issubdtype(getattr(x, "dtype", bool), jnp.complexfloating):
@@ -61,7 +80,7 @@ def refuse_complex(**trees: Any) -> None:
             )
 
     for name, tree in trees.items():
-        named_leaf_by_leaf(check, **{name: tree})
+        named_leaf_by_leaf(leaf, **{name: tree})
 
 
 def array_of(x: Any, name: str = "values") -> jax.Array:
@@ -96,10 +115,14 @@ def as_mask(x: Any, name: str) -> jax.Array:
     Raises:
         TypeError: Another dtype.
     """
+    return _discrete(x, name, "a boolean mask", "bool").astype(bool)
+
+
+def _discrete(x: Any, name: str, expected: str, dtype: str) -> jax.Array:
     x = array_of(x, name)
     if jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected a boolean mask, received {x.dtype}; use {name}.astype(bool).")
-    return x.astype(bool)
+        raise TypeError(f"{name}: expected {expected}, received {x.dtype}; use {name}.astype({dtype}).")
+    return x
 
 
 def alike(**arrays: Any) -> list[jax.Array]:
@@ -164,21 +187,13 @@ def accumulator_dtype(dtype: Any) -> Any:
     return widest(dtype, jnp.float32)
 
 
-def is_traced(*arrays: Any) -> bool:
-    """Whether any of the arrays has no value yet."""
-    return any(isinstance(x, Tracer) for x in arrays)
-
-
 def integers(x: Any, name: str) -> jax.Array:
     """Integers (booleans too), `widen`ed.
 
     Raises:
         TypeError: Not whole numbers.
     """
-    x = array_of(x, name)
-    if jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name}: expected integers, received {x.dtype}; use {name}.astype(jnp.int32).")
-    return widen(x)
+    return widen(_discrete(x, name, "integers", "jnp.int32"))
 
 
 def numbers(tree: Any, name: str = "params") -> Any:
@@ -198,3 +213,168 @@ def wide(tree: Any) -> Any:
         return summable(x) if real else x
 
     return jax.tree.map(leaf, tree)
+
+
+def check_params(tree: Any) -> None:
+    """Raise unless there are parameters, all of which can be differentiated; a leaf that cannot is named.
+
+    Raises:
+        ValueError: There is none.
+        TypeError: One is no array of real floating-point numbers.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    for path, leaf in leaves:
+        name = f"params{jax.tree_util.keystr(path)}"
+        if not isinstance(leaf, _NUMBERS):
+            raise TypeError(f"{name}: expected an array, received {type(leaf).__name__}.")
+        refuse_complex(**{name: leaf})
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            raise TypeError(
+                f"{name}: expected a floating-point array to differentiate, received dtype {jnp.result_type(leaf)}; "
+                "use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
+            )
+    if not any(np.size(leaf) for _, leaf in leaves):
+        raise ValueError(f"params: expected at least one number to differentiate in, received {tree!r}.")
+
+
+def refuse_explicit(**arrays: Any) -> None:
+    """Raise `ValueError` if an array is sharded over axes of type `Explicit`, where operations must name their shardings."""
+    for name, array in arrays.items():
+        sharding: Any = jax.typeof(array).sharding
+        if any(axis is not None for axis in sharding.spec):
+            raise ValueError(
+                f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(array)} over axes of "
+                f"types {sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
+            )
+
+
+def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajectory:
+    """The border that every trajectory passes once: checked, its numbers in float32 at least and `valid` boolean.
+
+    Rewards that are not used may have further axes, as those of a game with a reward for each player.
+
+    Args:
+        trajectory: Leading axes `(*batch, T)`.
+        *uses: Fields that the caller looks at: they must not be `None`, and rewards be one number a step.
+        prefix: Whether the caller looks at the next step, or at a length: `valid` must then be without holes. Under a trace nothing
+            is known of them; multiply by `unbroken`.
+
+    Returns:
+        The trajectory.
+
+    Raises:
+        TypeError: Not a `Trajectory`; a field is missing, or has a dtype that means nothing: complex numbers, a mask that is none.
+        ValueError: `T` is zero, or a field has another shape; outside `jax.jit`, `valid` has a hole.
+    """
+    check_kind(trajectory)
+    for name in uses:
+        given(name, getattr(trajectory, name))
+    shape = np.shape(trajectory.valid)
+    if not shape:
+        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is one with T = 1.")
+    if shape[-1] == 0:
+        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
+    for name, axes in (("observations", shape), ("actions", shape), ("final_observation", shape[:-1])):
+        check_leading_axes(axes, **{f"trajectory.{name}": getattr(trajectory, name)})
+    refuse_complex(**{"trajectory.actions": trajectory.actions})
+    found = {"valid": as_mask(trajectory.valid, "trajectory.valid")}
+    for name in ("rewards", "discounts", "behavior_log_probs"):
+        if getattr(trajectory, name) is None:
+            continue
+        found[name] = x = summable(getattr(trajectory, name), f"trajectory.{name}")
+        further = x.shape[len(shape) :] if name == "rewards" and name not in uses else ()
+        if x.shape != (*shape, *further) or 1 in further:
+            check.shape(shape, hint="one number for each step, as trajectory.valid", **{f"trajectory.{name}": x})
+    if prefix:
+        unbroken(found["valid"], jnp.float32)
+    return trajectory._replace(**found)
+
+
+def as_stream(stream: Stream) -> Stream:
+    """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
+    steps = as_trajectory(stream.steps, "rewards", "discounts")
+    found = Stream(
+        steps,
+        as_mask(stream.ends, "stream.ends"),
+        array_of(stream.times, "stream.times"),
+        summable(stream.returns, "stream.returns"),
+    )
+    if steps.valid.ndim != 3 or steps.valid.shape[-1] != 1:
+        raise ValueError(f"stream.steps.valid: expected shape (E, T, 1), received {steps.valid.shape}.")
+    shape, hint = steps.valid.shape[:2], "(E, T) as in stream.steps"
+    check.shape(shape, hint=hint, **{f"stream.{name}": getattr(found, name) for name in ("ends", "times", "returns")})
+    return found
+
+
+def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, Trajectory]:
+    """What an estimate is made of, through the same border, and its steps: trajectories `(N, T)` without holes, or a stream.
+
+    Raises:
+        TypeError: Neither, or a stream where there are to be no `streams`.
+        ValueError: Not exactly one batch axis, or as of `as_trajectory`.
+    """
+    check_kind(as_steps(trajectories))
+    if isinstance(trajectories, Stream):
+        if not streams:
+            refuse_stream()
+        stream = as_stream(trajectories)
+        return stream, stream.steps
+    one_axis(trajectories)
+    trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
+    return trajectories, trajectories
+
+
+def refuse_stream() -> None:
+    """Raise `TypeError`: an estimator that needs whole episodes was given a stream."""
+    raise TypeError(
+        "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
+        "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
+    )
+
+
+def one_axis(trajectories: Trajectory) -> int:
+    """The length N of the only batch axis; `ValueError` where there are none or more."""
+    batch = np.shape(trajectories.valid)[:-1]
+    if len(batch) != 1:
+        raise ValueError(
+            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
+            "an estimate averages over one axis of independent trajectories."
+        )
+    return batch[0]
+
+
+def check_kind(x: Any) -> None:
+    """Raise `TypeError`, with the likely remedy, unless this is a `Trajectory` with a mask."""
+    if isinstance(x, Trajectory):
+        return given("valid", x.valid)
+    remedy = next(text for kind, text in _REMEDIES_BY_KIND.items() if isinstance(x, kind))
+    raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
+
+
+def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
+    """Raise `TypeError`, with the remedy, if this field of a trajectory is `None`, or without arrays.
+
+    With `like`, another field that has one more `axis`, raise `ValueError` unless structure and shapes fit to it.
+    """
+    if not jax.tree.leaves(value):
+        remedy = _REMEDIES.get(field, "it is used here")
+        raise TypeError(f"trajectory.{field}: expected an array, received {value}; {remedy}.")
+    one = jax.tree.map(lambda x: np.broadcast_to(0, np.delete(x.shape, axis)), like)
+    if like is not None and jax.tree.map(np.shape, value) != jax.tree.map(np.shape, one):
+        check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
+
+
+def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
+    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        if jnp.shape(leaf)[: len(expected)] != expected:
+            name = path[0].key + jax.tree_util.keystr(path[1:])
+            raise ValueError(
+                f"{name}: expected leading axes {expected} as in trajectory.valid, "
+                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
+            )
+
+
+def as_steps(trajectories: Trajectories) -> Trajectory:
+    """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
+    return trajectories.steps if isinstance(trajectories, Stream) else trajectories

@@ -10,10 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from logderiv._core.arrays import is_traced, refuse_complex
 
-_NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
+def is_traced(*arrays: Any) -> bool:
+    """Whether any of the arrays has no value yet."""
+    return any(isinstance(x, Tracer) for x in arrays)
 
 
 def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **numbers: Any) -> Any:
@@ -132,36 +134,3 @@ def rows(name: str, tree: Any, *, at_least: int = 1) -> int:
         expected = f"leaves with one common leading axis of at least {at_least}"
         raise ValueError(f"{name}: expected {expected}, received shapes {shapes}.")
     return lengths.pop()[0]
-
-
-def params(tree: Any) -> None:
-    """Raise unless there are parameters, all of which can be differentiated; a leaf that cannot is named.
-
-    Raises:
-        ValueError: There is none.
-        TypeError: One is no array of real floating-point numbers.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    for path, leaf in leaves:
-        name = f"params{jax.tree_util.keystr(path)}"
-        if not isinstance(leaf, _NUMBERS):
-            raise TypeError(f"{name}: expected an array, received {type(leaf).__name__}.")
-        refuse_complex(**{name: leaf})
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
-            raise TypeError(
-                f"{name}: expected a floating-point array to differentiate, received dtype {jnp.result_type(leaf)}; "
-                "use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
-            )
-    if not any(np.size(leaf) for _, leaf in leaves):
-        raise ValueError(f"params: expected at least one number to differentiate in, received {tree!r}.")
-
-
-def auto(**arrays: Any) -> None:
-    """Raise `ValueError` if an array is sharded over axes of type `Explicit`, where operations must name their shardings."""
-    for name, array in arrays.items():
-        sharding: Any = jax.typeof(array).sharding
-        if any(axis is not None for axis in sharding.spec):
-            raise ValueError(
-                f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(array)} over axes of "
-                f"types {sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
-            )

@@ -11,13 +11,13 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, is_traced, summable
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
 from logderiv.estimators.surrogates import Score
 from logderiv.likelihood.probability import log_factors
-from logderiv.types import Params, State, Trajectory, as_trajectory, num_trajectories, one_axis
+from logderiv.types import Params, State, Trajectory, num_trajectories
 
 
 def per_trajectory_gradients(
@@ -69,7 +69,7 @@ def per_trajectory_gradients(
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
     samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
-    if not is_traced(differ) and differ:
+    if not check.is_traced(differ) and differ:
         raise ValueError(
             "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
             "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
@@ -157,7 +157,7 @@ def _checked(
     params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator | None, block_size: int | None
 ) -> tuple[Trajectory, int, int]:
     """The trajectories, their number, and that of those side by side; actions that have values are checked as well."""
-    check.params(params)
+    check_params(params)
     trajectories = as_trajectory(trajectories, prefix=estimator is not None)
     num = one_axis(trajectories)
     if estimator is not None:

@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, is_traced, summable
+from logderiv._core.arrays import HALF_LOG_2PI, alike, summable
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key
@@ -36,7 +36,7 @@ class MultivariateNormal:
 
     def __post_init__(self) -> None:
         _set_alike(self, "loc", "scale_tril")
-        if not is_traced(self.scale_tril):
+        if not check.is_traced(self.scale_tril):
             diagonal: Any = np.diagonal(self.scale_tril)
             check.not_negative(**{"diagonal of scale_tril": diagonal})
 

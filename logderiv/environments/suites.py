@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
 from logderiv._core.pytrees import pytree
 from logderiv.environments._spaces import (
     ActionSpace,
@@ -141,7 +140,7 @@ class Gymnax(Environment):
         if self.params is None:
             object.__setattr__(self, "params", self.environment.default_params)
         limit = getattr(self.params, _limit_name(self.params) or "", None)
-        if self.horizon is None and limit is not None and not is_traced(limit):
+        if self.horizon is None and limit is not None and not check.is_traced(limit):
             object.__setattr__(self, "horizon", int(limit))
 
     @property

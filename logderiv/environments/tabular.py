@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import integers, is_traced, summable
+from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.types import Environment, Step, Trajectory, next_observations
@@ -50,7 +50,7 @@ class TabularMDP(Environment):
         hint = f"S = {states}, A = {actions} (from reward)"
         shapes = {"initial": (states,), "terminal": (states,), "transition": (states, actions, states)}
         check.fields("TabularMDP.", self, hint=hint, **shapes)
-        if not is_traced(self.initial, self.transition, self.terminal):
+        if not check.is_traced(self.initial, self.transition, self.terminal):
             for name, table in zip(("initial", "transition"), given, strict=True):
                 object.__setattr__(self, name, self._probabilities(name, table))
             if np.any(np.asarray(self.initial)[np.asarray(self.terminal)]):

@@ -7,26 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import as_batch, as_steps, check_params, refuse_explicit, refuse_stream
 from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
 from logderiv.estimators.surrogates import of_each_step, step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
-from logderiv.types import (
-    Estimate,
-    Params,
-    Policy,
-    State,
-    Stream,
-    TimeStep,
-    Trajectories,
-    Trajectory,
-    as_batch,
-    as_steps,
-    batch_info,
-    refuse_stream,
-)
+from logderiv.types import Estimate, Params, Policy, State, Stream, TimeStep, Trajectories, Trajectory, batch_info
 
 
 class Estimator(Part):
@@ -133,13 +121,13 @@ class Estimator(Part):
         Gradients: the weights are detached. It compiles itself: a second call with arrays of the same shapes and an estimator
             that differs in its numbers only compiles nothing.
         """
+        check_params(params)
         trajectories, steps = as_batch(trajectories)
+        refuse_explicit(trajectories=steps.valid)
         structure = self.structure
         if isinstance(trajectories, Stream) and not structure.streams:
             refuse_stream()
         structure.check(math.prod(steps.valid.shape[:-1]))
-        check.params(params)
-        check.auto(trajectories=steps.valid)
         check_steps(params, policy, steps)
         return _estimate(self, params, state, policy, trajectories)
 

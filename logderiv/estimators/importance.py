@@ -20,11 +20,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import summable
+from logderiv._core.arrays import as_trajectory, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased
 from logderiv.likelihood.probability import log_factors
-from logderiv.types import Params, Per, Policy, Trajectory, as_trajectory
+from logderiv.types import Params, Per, Policy, Trajectory
 
 _COVERS = (
     "every choice that the policy can make can be made by the behavior policy",

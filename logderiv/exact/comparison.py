@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, expand, wide
+from logderiv._core.arrays import as_key, check_params, expand, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.exact.dynamic import evaluate
@@ -81,7 +81,7 @@ def compare_expectation(
     """
     horizon, num_samples = check.whole(horizon=horizon), check.whole(at_least=2, num_samples=num_samples)
     check.fraction(discount=discount)
-    check.params(params)
+    check_params(params)
     every = list_trajectories(environment, horizon)
     routes = _routes(params, as_key(key), policy, environment, every, horizon, num_samples, discount)
     return ExpectationComparison(len(every.weights), *routes)

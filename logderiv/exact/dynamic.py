@@ -9,7 +9,7 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import refuse_complex, summable, wide
+from logderiv._core.arrays import check_params, refuse_complex, summable, wide
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact.enumeration import Listing, list_trajectories, returns
@@ -77,7 +77,7 @@ def gradient(
         TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
             floating point.
     """
-    check.params(params)
+    check_params(params)
     return _derivative(
         params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 1
     )
@@ -106,7 +106,7 @@ def hessian(
         TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
             floating point.
     """
-    check.params(params)
+    check_params(params)
     return _derivative(
         params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 2
     )

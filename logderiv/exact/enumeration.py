@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced, summable
+from logderiv._core.arrays import summable
 from logderiv._core.pytrees import jit
 from logderiv.environments import _protocol, as_environment
 from logderiv.environments.tabular import TabularMDP
@@ -141,7 +141,7 @@ class _Graph(NamedTuple):
 
 
 def _graph(environment: Any, horizon: int, limit: int) -> _Graph:
-    if is_traced(*jax.tree.leaves(environment)):
+    if check.is_traced(*jax.tree.leaves(environment)):
         raise TypeError(
             "environment: expected a concrete one to enumerate, received one that is traced; build it outside the function "
             "that is compiled, or use dynamic programming."

@@ -22,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import refuse_complex, wide
+from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import concrete, named_entries, shapes, table
 from logderiv.estimators.declaration import Structure
@@ -212,7 +212,7 @@ def moments(
         Foerster et al. (2018), arXiv:1802.05098, section 3, for what the plain surrogate lacks.
     """
     order, num_trajectories, limit = check.whole(order=order, num_trajectories=num_trajectories, limit=limit)
-    check.params(params)
+    check_params(params)
     expected = "estimate(params, state, policy, trajectories) -> (Estimate, state), or a function (params, policy, trajectories) -> grads"
     check.made("estimator", estimator, hasattr(estimator, "estimate") or callable(estimator), expected)
     if order > 1 and not (hasattr(estimator, "advantages") and hasattr(estimator, "objective")):

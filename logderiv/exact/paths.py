@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced, refuse_complex, wide
+from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
 from logderiv.exact.enumeration import LIMIT, LONGEST
@@ -56,7 +56,7 @@ def program_value(
     refuse_complex(params=params)
     choices = _sequences(num_choices, num_outcomes, limit)
     probabilities, costs = _outcomes(params, program, args, choices)
-    if not is_traced(probabilities):
+    if not check.is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
     return probabilities @ costs
 
@@ -93,7 +93,7 @@ def program_derivatives(
         TypeError: The program has randomness that cannot be listed.
     """
     order = check.whole(at_least=0, order=order)
-    check.params(params)
+    check_params(params)
     params, choices = wide(params), _sequences(num_choices, num_outcomes, limit)
     probabilities = np.asarray(_outcomes(params, expectation.program, args, choices)[0], np.float64)
     _check_sum(probabilities)

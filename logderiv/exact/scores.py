@@ -21,7 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import summable, wide
+from logderiv._core.arrays import check_params, summable, wide
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import reward_to_go, total_return
@@ -83,7 +83,7 @@ def weighted_score_moments(
         >>> weighted_score_moments(jnp.zeros(2), ld.shared_softmax, mdp, horizon=1).mean.tolist()
         [-0.25, 0.25]
     """
-    check.params(params)
+    check_params(params)
     horizon = check.whole(at_most=2**24, horizon=horizon)
     check.fraction(discount=discount)
     if credit not in (reward_to_go, total_return):
@@ -116,7 +116,7 @@ def fisher(params: Params, policy: Any, environment: Any, *, horizon: int) -> ja
 
     Gradients: flow to `params`, and to a table that is not enumerated.
     """
-    check.params(params)
+    check_params(params)
     return _fisher(params, policy, problem(policy, environment, horizon, 1.0), int(horizon))
 
 

@@ -37,7 +37,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, scalar_cost, wide
+from logderiv._core.arrays import as_key, check_params, scalar_cost, wide
 from logderiv.distributions.basic import Bernoulli, Categorical, Normal
 from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
@@ -245,5 +245,5 @@ def _of_each_sample(
 def _sample_keys(params: Params, key: Key, num_samples: int) -> jax.Array:
     """`num_samples` keys, after a check of what every estimator here takes."""
     num_samples = check.whole(num_samples=num_samples)
-    check.params(params)
+    check_params(params)
     return jax.random.split(as_key(key), num_samples)

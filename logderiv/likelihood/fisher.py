@@ -16,10 +16,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
-from logderiv._core.arrays import refuse_complex, summable, wide
+from logderiv._core.arrays import as_trajectory, check_params, one_axis, refuse_complex, summable, wide
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
-from logderiv.types import Params, Per, Trajectory, as_trajectory, one_axis
+from logderiv.types import Params, Per, Trajectory
 
 
 def fisher_vector_product(
@@ -50,7 +50,7 @@ def fisher_vector_product(
     References:
         Amari (1998), Neural Computation 10; Kakade (2001), "A natural policy gradient", eq. 2.
     """
-    check.params(params)
+    check_params(params)
     check.one_of(("step", "trajectory"), per=per)
     trajectories = as_trajectory(trajectories)
     num = one_axis(trajectories)
@@ -94,7 +94,7 @@ def fisher_matrix(
         ValueError: `per` is neither, `probabilities` has another shape, or not exactly one batch axis.
         TypeError: A parameter is not floating point.
     """
-    check.params(params)
+    check_params(params)
     theta, unravel = ravel_pytree(wide(params))
     product = fisher_vector_product(params, policy, trajectories, per=per, probabilities=probabilities)
     return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(theta.size, dtype=theta.dtype))
@@ -147,7 +147,7 @@ def natural_gradient(
     iterations = check.whole(iterations=iterations)
 
     def init(params: Params) -> NaturalGradientState:
-        check.params(params)
+        check_params(params)
         return NaturalGradientState(jnp.zeros((), jnp.result_type(jax.tree.leaves(params)[0])))
 
     def update(updates: Any, state: Any, params: Any = None, *, trajectories: Any = None, **extra: Any) -> Any:

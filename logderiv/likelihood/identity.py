@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import check_params
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.likelihood.probability import (
@@ -124,7 +124,7 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
         ValueError: A batch was given; shapes of the trajectory disagree; an action is out of range.
         TypeError: A parameter is not floating point.
     """
-    check.params(params)
+    check_params(params)
     trajectory = one_trajectory(trajectory, environment)
     return _compare(params, *check_steps(params, policy, trajectory), environment)
 

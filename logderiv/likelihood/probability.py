@@ -15,10 +15,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, summable, unbroken, wide, widest
+from logderiv._core.arrays import (
+    accumulator_dtype,
+    array_of,
+    as_trajectory,
+    check_params,
+    summable,
+    unbroken,
+    wide,
+    widest,
+)
 from logderiv._core.pytrees import jit
 from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
-from logderiv.types import Params, SignedLog, Trajectory, as_trajectory
+from logderiv.types import Params, SignedLog, Trajectory
 
 
 def log_factors(params: Params, policy: Any, trajectory: Trajectory, *, block_size: int | None = None) -> jax.Array:
@@ -167,7 +176,7 @@ def grad_prob(params: Params, policy: Any, trajectory: Trajectory, *, environmen
         ValueError: A batch was given, `environment` is a black box, or an action of a valid step is out of range.
         TypeError: A parameter is not floating point, or not a policy.
     """
-    check.params(params)
+    check_params(params)
     trajectory = one_trajectory(trajectory, environment)
     logp, score = jax.value_and_grad(log_prob)(wide(params), policy, trajectory, environment=environment)
     return times_exp(score, logp)

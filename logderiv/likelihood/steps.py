@@ -28,13 +28,21 @@ from jax import lax
 from jax.core import Tracer
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, expand, refuse_complex, summable, unbroken
+from logderiv._core.arrays import (
+    accumulator_dtype,
+    as_trajectory,
+    check_leading_axes,
+    expand,
+    refuse_complex,
+    summable,
+    unbroken,
+)
 from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
 from logderiv.policies import StepPolicy, as_policy
-from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory, as_trajectory, check_leading_axes
+from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory
 
 Term = Callable[..., jax.Array]
 

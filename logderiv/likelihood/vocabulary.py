@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, expand, is_traced, summable, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions.interop import check_range
 
@@ -266,5 +266,5 @@ def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed
     check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
     check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
     check.shape(tokens.shape, valid=tokens if valid is None else valid)
-    if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():
+    if allowed is not None and not check.is_traced(allowed) and not np.asarray(allowed).any():
         raise ValueError("allowed: expected at least one token that may be drawn, received none.")

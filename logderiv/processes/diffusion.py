@@ -30,12 +30,12 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced, refuse_complex, summable
+from logderiv._core.arrays import as_trajectory, refuse_complex, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Normal
 from logderiv.likelihood.steps import fill_invalid, per_trajectory
 from logderiv.processes.base import Process, first_component, no_reward
-from logderiv.types import Params, State, Trajectory, as_trajectory
+from logderiv.types import Params, State, Trajectory
 
 Drift = Callable[[Any, jax.Array, jax.Array], jax.Array]
 Function = Callable[[jax.Array], jax.Array]
@@ -296,7 +296,7 @@ def girsanov_log_ratios(
     """
     reference = process if reference is None else reference
     ours, theirs = (process.noise, process.dt), (reference.noise, reference.dt)
-    if not is_traced(*jax.tree.leaves((ours, theirs))) and jax.tree.flatten(ours) != jax.tree.flatten(theirs):
+    if not check.is_traced(*jax.tree.leaves((ours, theirs))) and jax.tree.flatten(ours) != jax.tree.flatten(theirs):
         raise ValueError(f"reference: expected the same noise and dt as process, {ours}, received {theirs}.")
     trajectories = as_trajectory(trajectories)
 
@@ -315,7 +315,7 @@ def _setting(name: str, value: Any) -> Any:
     """A float, or a tuple of floats, which compare and hash; what is traced as it is; a function as a pytree without leaves."""
     if callable(value):
         return value if isinstance(value, Partial) else Partial(value)
-    traced = is_traced(*jax.tree.leaves(value))
+    traced = check.is_traced(*jax.tree.leaves(value))
     refuse_complex(**{f"EulerMaruyama.{name}": value})
     array = summable(value) if traced else np.asarray(value, float)
     if array.ndim > 1 or array.size == 0:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, numbers, summable, wide
+from logderiv._core.arrays import as_key, check_params, numbers, summable, wide
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.environments.tabular import TabularMDP
@@ -248,7 +248,7 @@ def look_ahead(params: Params, key: Key, objective: Callable[..., Any], *, learn
     """
     steps = check.whole(at_least=0, steps=steps)
     check.finite(learning_rate=learning_rate)
-    check.params(params)
+    check_params(params)
     params, rate = wide(params), summable(learning_rate, "learning_rate")
     # Unrolled: a scan over keys, differentiated, would use them twice.
     for step_key in jax.random.split(as_key(key), steps) if steps else ():

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import alike, integers, is_traced, summable
+from logderiv._core.arrays import alike, integers, summable
 from logderiv._core.noise import exponential
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
@@ -256,7 +256,7 @@ class JumpProcess(Process):
         return new, jnp.where(jnp.isnan(wait), jnp.nan, reward), ended
 
     def check_params(self, params: Params) -> None:
-        if not is_traced(*jax.tree.leaves(params)):
+        if not check.is_traced(*jax.tree.leaves(params)):
             with jax.ensure_compile_time_eval():
                 start = self._rates(params, jnp.asarray(self.initial, jnp.zeros(()).dtype))
             hint = f"in the initial state {self.initial}; parametrize rate constants by their logarithms"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand, is_traced, refuse_complex
+from logderiv._core.arrays import as_keys, expand, refuse_complex, refuse_explicit
 from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import log_prob, sample
 from logderiv.environments import _protocol, as_environment, check_action
@@ -144,7 +144,7 @@ def draw(
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
     horizon, block_size = check.whole(horizon=horizon), check.whole_or_none(block_size=block_size)
-    check.auto(key=key)
+    refuse_explicit(key=key)
     refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced
@@ -162,7 +162,7 @@ def warn_of_cut(name: str, cut: Any, *, stacklevel: int) -> None:
         cut: From `draw`.
         stacklevel: As of `warnings.warn`.
     """
-    if cut is not None and not is_traced(cut) and (fraction := float(cut)) > 0:
+    if cut is not None and not check.is_traced(cut) and (fraction := float(cut)) > 0:
         warnings.warn(
             f"{name}: the horizon cuts {fraction:.2%} of the paths before their end, so that they lack what comes after; it is no "
             "part of this process, which ends by itself: raise it until no path is cut.",

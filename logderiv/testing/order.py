@@ -15,7 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import refuse_complex
+from logderiv._core.arrays import check_params, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.estimators import Estimator
@@ -110,7 +110,7 @@ def check_order(
         check.between(0, 1, open_left=True, open_right=True, tolerance=tolerance)
     fits = hasattr(estimator, "advantages") and hasattr(estimator, "objective")
     check.made("estimator", estimator, fits, "one of logderiv.estimators, or of your own with advantages and objective")
-    check.params(params)
+    check_params(params)
     refuse_complex(probabilities=probabilities)
     known, weights = structure(estimator), np.asarray(probabilities, np.float64)
     count = trajectories.valid.shape[0]

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
+from logderiv._core.arrays import as_trajectory, check_params, expand
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import lifted
-from logderiv.types import Params, Trajectory, as_trajectory
+from logderiv.types import Params, Trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
@@ -82,7 +82,7 @@ def check_padding(
         TypeError: A parameter is not floating point; an output is complex.
     """
     num_extra = check.whole(at_least=0, num_extra=num_extra)
-    check.params(params)
+    check_params(params)
     trajectories = as_trajectory(trajectories, prefix=True)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:

@@ -22,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, refuse_complex
+from logderiv._core.arrays import as_key, check_params, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_entries, table
 from logderiv.diagnostics.statistics import Summary, summary
@@ -134,7 +134,7 @@ def check_score(
     num_samples, block_size = check.whole(at_least=2, num_samples=num_samples), check.whole(block_size=block_size)
     check.positive(finite=True, resolution=resolution)
     check.between(0, 30, open_left=True, k=k)
-    check.params(params)
+    check_params(params)
     samples = _samples(params, as_key(key), log_prob, sample, num_samples=num_samples, block_size=block_size)
     report = _judged(samples, resolution, familywise(k, 2 * samples[0][0].size))
     if raises and not report.passed:

@@ -14,7 +14,8 @@ import numpy as np
 import optax
 from jax import lax
 
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import as_steps
+from logderiv._core.check import is_traced
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv._core.sharding import gather, spread
@@ -22,7 +23,7 @@ from logderiv.estimators import Estimator
 from logderiv.estimators.base import keep_finite
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
-from logderiv.types import Key, Params, Stream, Trajectory, as_steps, batch_info, one_batch_axis
+from logderiv.types import Key, Params, Stream, Trajectory, batch_info, one_batch_axis
 
 
 class _Maximized(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, is_traced
+from logderiv._core.arrays import as_keys, check_params
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv._core.tables import concrete, shapes, table
@@ -188,14 +188,14 @@ def train(
 
 def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
     """Batches that were left out, and gradients of those that were not."""
-    if not is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
+    if not check.is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
         with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
         warnings.warn(
             f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
             "that are not finite; metrics.num_skipped says in which updates.",
             stacklevel=3,
         )
-    if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
+    if not check.is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
             stacklevel=3,
@@ -248,7 +248,7 @@ def _in_pieces(
 
 def _measured(rows: Metrics, plan: Plan) -> Metrics:
     """Rows of `advance` as users get them."""
-    if not is_traced(*jax.tree.leaves(rows)):
+    if not check.is_traced(*jax.tree.leaves(rows)):
         rows = jax.tree.map(on_host, rows)
     with jax.debug_nans(False):  # these are meant
         return jax.tree.map(jnp.asarray, with_gaps(rows, 0, plan.evaluation))
@@ -257,7 +257,7 @@ def _measured(rows: Metrics, plan: Plan) -> Metrics:
 def _warn_of_cut(plan: Plan, state: TrainState, rows: Metrics) -> bool:
     """Warn if paths that end by themselves were cut, and it is known. A stream bootstraps where it is cut."""
     took_place = rows.num_steps > 0
-    if is_traced(took_place, rows.truncated_fraction) or isinstance(plan.batch, Steps) or not np.any(took_place):
+    if check.is_traced(took_place, rows.truncated_fraction) or isinstance(plan.batch, Steps) or not np.any(took_place):
         return False
     fraction = np.mean(np.asarray(rows.truncated_fraction)[np.asarray(took_place)])
     if fraction == 0 or not hasattr(plan.environment, "ends_by_itself"):
@@ -297,7 +297,7 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
 
 def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
     """What does not go together, whatever the world."""
-    check.params(params)
+    check_params(params)
     plan.batch.check(plan.estimator, mesh)
     if plan.epochs * plan.minibatches > 1 and not plan.estimator.structure.reusable:
         raise ValueError(
@@ -320,7 +320,7 @@ def _check_host(params: Params, key: Key, plan: Plan, **asked: Any) -> None:
     """Where the host has something to do between pieces, it must be there, and what it saves must be able to go on."""
     names = [name for name, value in asked.items() if value]
     # Under jax.jit any array is traced, under jax.vmap those that are mapped over.
-    if names and is_traced(jnp.zeros(()), *jax.tree.leaves((params, key, plan))):
+    if names and check.is_traced(jnp.zeros(()), *jax.tree.leaves((params, key, plan))):
         raise ValueError(
             f"{', '.join(names)}: inside jax.jit or jax.vmap the host cannot look on; leave it out there, and train several seeds by "
             "one call with several keys."
