@@ -158,6 +158,10 @@ class Forced:
 
         Returns:
             A pytree of the structure, shapes and dtypes that `distribution` draws.
+
+        Raises:
+            ValueError: `action` is no pytree of that structure and these shapes.
+            TypeError: `action` holds numbers of another kind than a draw.
         """
         drawn = sample(self.distribution, key)
         check.like("Forced.action", self.action, drawn, hint="as a draw")
