@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -116,7 +117,7 @@ def test_what_a_credit_function_of_ones_own_declares_decides_what_is_assumed_of_
 
 def test_weights_standardized_over_trajectories_take_no_stream():
     per = {
-        per: ld.advantages.Standardized(ld.A2C(lambda p, o: 0.0).actor.advantage, per=per)
+        per: ld.advantages.Standardized(ld.A2C(lambda p, o: jnp.zeros(())).actor.advantage, per=per)
         for per in ("step", "trajectory")
     }
     assert [advantage.structure.streams for advantage in per.values()] == [True, False]

@@ -147,7 +147,7 @@ def test_what_stands_after_the_end_of_an_episode_is_never_looked_at(kind, stream
     o, rewards = jnp.arange(4.0)[None], jnp.array([[0.0, 0, 0, 2]])
     ends = jnp.array([[1.0, 1, 1, 0]])
     logs = jnp.full((1, 4), math.log(0.5))
-    taus = trajectory(
+    taus: Any = trajectory(
         rewards=rewards, observations=o, discounts=ends, behavior_log_probs=logs, final_observation=jnp.array([NAN])
     )
     if stream:

@@ -237,6 +237,7 @@ def test_float32_with_and_without_x64(enabled, method):
 
 def test_whole_and_half_precise_tables_have_the_values_of_their_numbers():
     """One state, rewards 1 and 2, discount 1/2, three steps: 1.5 (1 + 1/2 + 1/4), the slope 1.75 p (1 - p). As it was, 1.5."""
+    tabular: Any = ld.environments.TabularMDP
     one, where = jnp.zeros(2), {"horizon": 3, "discount": 0.5}
     rewards: list = [
         [[1, 2]],
@@ -245,21 +246,20 @@ def test_whole_and_half_precise_tables_have_the_values_of_their_numbers():
         jnp.array([[1, 2]], jnp.bfloat16),
     ]
     for reward in rewards:
-        mdp = ld.environments.TabularMDP([1], [[[1], [1]]], reward, [0])
+        mdp = tabular([1], [[[1], [1]]], reward, [0])
         assert mdp.reward.dtype.itemsize >= 4
         for method in ("dynamic", "enumeration"):
             value = ld.exact.value(one, ld.shared_softmax, mdp, method=method, **where)
             np.testing.assert_allclose(value, 2.625, rtol=1e-6)
+    mdp = tabular([1], [[[1], [1]]], rewards[-1], [0])
     slope = ld.exact.gradient(jnp.array([0.3, 0.0]), ld.shared_softmax, mdp, **where)
     np.testing.assert_allclose(slope[1], 1.75 * jax.nn.sigmoid(0.3) * jax.nn.sigmoid(-0.3), rtol=1e-6)
-    tenths = ld.environments.TabularMDP(
-        jnp.array([0.1, 0.9], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0]
-    )
+    tenths = tabular(jnp.array([0.1, 0.9], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0])
     np.testing.assert_allclose(tenths.initial.sum(), 1, rtol=1e-7)
     np.testing.assert_allclose(tenths.initial, [0.1, 0.9], rtol=0.01)
     with pytest.raises(ValueError, match=r"sum to 1, off by 0\.1"):
-        ld.environments.TabularMDP(jnp.array([0.1, 0.8], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0])
+        tabular(jnp.array([0.1, 0.8], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0])
     for name in ("initial", "transition", "reward", "terminal"):
         tables = {"initial": [1], "transition": [[[1], [1]]], "reward": [[1, 2]], "terminal": [0]}
         with pytest.raises(TypeError, match=f"TabularMDP.{name}: expected real numbers"):
-            ld.environments.TabularMDP(**tables | {name: jnp.asarray(tables[name], complex)})
+            tabular(**tables | {name: jnp.asarray(tables[name], complex)})

@@ -1,6 +1,7 @@
 """Visit counts: all that the likelihood of a tabular policy depends on."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -152,7 +153,8 @@ def test_an_impossible_step_of_weight_zero_does_not_count(policy):
 
 def test_states_and_actions_are_whole_numbers_and_weights_real_ones_of_any_kind():
     """State 0.9 was counted as state 0. Lists, eight bits and half precision give what float32 does."""
-    states, actions, count = [0, 1, 1], [0, 1, 0], ld.likelihood.visit_counts
+    count: Any = ld.likelihood.visit_counts
+    states, actions = [0, 1, 1], [0, 1, 0]
     for kind in (list, np.array, jnp.array, lambda x: jnp.array(x, jnp.uint8), lambda x: np.array(x, np.int64)):
         counts = count(kind(states), kind(actions), kind([100, 100, 100]), (2, 2))
         np.testing.assert_array_equal(counts, [[100, 0], [100, 100]])

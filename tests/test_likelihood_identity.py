@@ -129,9 +129,8 @@ def test_forms_that_cannot_be_compared_do_not_agree():
 
 
 def test_a_difference_without_a_standard_error_is_not_printed_as_none():
-    found = ld.exact.ExpectationComparison(
-        2, jnp.ones(()), *(jnp.array([1.0, 1.0, 0.0]) for _ in range(3)), jnp.zeros(3)
-    )
+    same = jnp.array([1.0, 1.0, 0.0])
+    found = ld.exact.ExpectationComparison(2, jnp.ones(()), same, same, same, jnp.zeros(3))
     printed = str(found._replace(sampled=jnp.array([2.0, 1.0, 0.0]), sem=jnp.array([0.0, 0.5, 0.0])))
     assert [row.split()[-1] for row in printed.splitlines()[2:]] == ["inf", "0.00", "0.00"]
 

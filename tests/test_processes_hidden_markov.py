@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -120,7 +121,8 @@ def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_scor
 
 def test_arrays_of_numpy_and_lists_are_data_and_parameters_like_any_other():
     """By numpy, over the eight paths of the hidden states: log p(y) = -1.43297 where the second symbol is missing, compiled or not."""
-    params = HiddenMarkovParams(np.zeros(2), np.eye(2), np.eye(2))
+    given: Any = (np.zeros(2), np.eye(2), np.eye(2))
+    params = HiddenMarkovParams(*given)
     rows = np.exp(np.eye(2)) / np.exp(np.eye(2)).sum(axis=1, keepdims=True)
     total = sum(
         0.5 * rows[a, b] * rows[b, c] * rows[a, 0] * rows[c, 1] for a, b, c in itertools.product(range(2), repeat=3)
@@ -154,6 +156,7 @@ def test_policies_of_processes_take_parameters_of_numpy_at_a_traced_observation(
         (MODEL.policy, jax.tree.map(np.asarray, PARAMS), jax.tree.map(lambda x: jnp.stack([x, x]), MODEL.first())),
         (ld.tabular_softmax, np.zeros((3, 2)), jnp.arange(3)),
     ):
-        draw = jax.vmap(lambda key, x, apply=policy.apply, params=params: apply(params, x).sample(key))
+        apply: Any = policy.apply
+        draw = jax.vmap(lambda key, x, apply=apply, params=params: apply(params, x).sample(key))
         keys = jax.random.split(jax.random.key(1), jax.tree.leaves(observations)[0].shape[0])
         assert jax.tree.leaves(draw(keys, observations))[0].shape == keys.shape

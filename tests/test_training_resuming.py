@@ -36,7 +36,7 @@ def counted(params, observation):
     return ld.tabular_softmax.apply(params, observation)
 
 
-def train(num_updates, directory, *, key: Any = 0, every=2, batch=STEPS, params=TERMINATING_LOGITS, **options):
+def train(num_updates, directory, *, key: Any = 0, every=2, batch: Any = STEPS, params=TERMINATING_LOGITS, **options):
     key = jax.random.key(key) if isinstance(key, int) else key
     permitted = {name: options.pop(name) for name in ("version", "may_differ") if name in options}
     checkpoints = None if directory is None else Checkpoints(directory, every, **permitted)

@@ -66,9 +66,9 @@ RUNS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
 
 def plan_of(name, world=None) -> Plan:
     estimator, batch, passes = RUNS[name]
-    passes = {"epochs": 1, "minibatches": 1} | passes
+    passes: Any = {"epochs": 1, "minibatches": 1} | passes
     world = Failing() if world is None else world
-    parts = {"policy": as_policy(POLICY), "environment": world, "environment_params": None, "evaluation": None}
+    parts: Any = {"policy": as_policy(POLICY), "environment": world, "environment_params": None, "evaluation": None}
     return Plan(**parts, batch=batch, estimator=estimator, optimizer=optax.adam(0.1), **passes)
 
 
@@ -175,12 +175,14 @@ def test_by_hand_the_state_that_comes_back_is_the_old_one(name):
 class Counting(ld.estimators.Estimator):
     """Someone's own: its state is a sum of rewards, and a count of batches."""
 
-    structure = ld.estimators.Structure()
+    @property
+    def structure(self) -> ld.estimators.Structure:
+        return ld.estimators.Structure()
 
     def init(self, params):
         return jnp.zeros(()), jnp.zeros((), int)
 
-    def advantages(self, params, state, policy, trajectories):
+    def advantages(self, params, state, policy, trajectories: Any):
         total, count = state
         return jnp.ones_like(trajectories.rewards), (total + jnp.sum(trajectories.rewards), count + 1)
 

@@ -1,4 +1,4 @@
-"""Distributions of one action.
+"""Distributions of one action: a choice here, numbers in `normal`.
 
 They are small on purpose: the numbers that decide whether a gradient is right (masked logits, actions out of range,
 normalization of `probs`) differ between libraries, so they are fixed here and tested. All are pytrees, all take
@@ -25,9 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, array_of, summable
-from logderiv._core.noise import gumbel, logistic, normal
+from logderiv._core.arrays import array_of, summable
+from logderiv._core.noise import gumbel, logistic
 from logderiv._core.pytrees import pytree
 
 
@@ -67,7 +66,7 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
-        ValueError: `action` has a shape that does not fit.
+            ValueError: `action` has a shape that does not fit.
         """
         return in_range(partial(_take, log_softmax(self.logits)), action, self.logits.shape[-1], -jnp.inf)
 
@@ -82,7 +81,7 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
-        ValueError: `action` has a shape that does not fit.
+            ValueError: `action` has a shape that does not fit.
         """
         return in_range(partial(_take, softmax(self.logits)), action, self.logits.shape[-1], 0.0)
 
@@ -226,120 +225,6 @@ class Bernoulli:
             int32, shape of `logits`.
         """
         return (self.logits > 0).astype(jnp.int32)
-
-
-@pytree
-class Normal:
-    """Normal with diagonal covariance.
-
-        log p(x) = -Σ_i [ ((x_i - μ_i) / σ_i)² / 2 + log σ_i + log(2π) / 2 ]
-
-    The last axis of `loc`, if it has one, is the event and is summed over.
-
-    `sample` is reparameterized (`loc + scale * noise`), so a score needs a detached sample: `logderiv.rollout` detaches its
-    parameters, elsewhere use `jax.lax.stop_gradient`.
-
-    Attributes:
-        loc: Mean, shape `()` or `(..., D)`; float32 at least.
-        scale: Standard deviation, positive, broadcast against `loc`, in its dtype.
-
-    Raises:
-        ValueError: `scale` is not positive, or its shape does not fit that of `loc`.
-        TypeError: One of them is no real number.
-    """
-
-    loc: jax.Array
-    scale: jax.Array
-
-    def __post_init__(self) -> None:
-        loc_and_scale(self)
-
-    def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-density of an action, the event axis summed.
-
-        Args:
-            action: `D` numbers, or one where `loc` and `scale` are scalars; leading axes broadcast against those of `loc`.
-
-        Returns:
-            The broadcast shape without the event axis.
-
-        Raises:
-            ValueError: `action` has a shape that does not fit.
-            TypeError: `action` is no real number.
-        """
-        return sum_event(self, normal_terms(*with_event(self, alike(action=action, loc=self.loc, scale=self.scale))))
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw `loc + scale * noise`.
-
-        Args:
-            key: One key. Consumed.
-
-        Returns:
-            Shape of `loc` and `scale`, broadcast.
-        """
-        return self.loc + self.scale * normal(key, event_shape(self), self.loc.dtype)
-
-    def entropy(self) -> jax.Array:
-        """Σ_i log σ_i + log(2πe) / 2.
-
-        Returns:
-            In nats, shape of `loc` without its last axis, if it has one.
-        """
-        return sum_event(self, jnp.log(jnp.broadcast_to(self.scale, event_shape(self))) + (HALF_LOG_2PI + 0.5))
-
-    def mode(self) -> jax.Array:
-        """The likeliest action, the mean.
-
-        Returns:
-            `loc`.
-        """
-        return self.loc
-
-
-def normal_terms(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """Log-density of each coordinate of a diagonal Normal."""
-    standard = (x - loc) / scale
-    return -0.5 * jnp.square(standard) - jnp.log(scale) - jnp.asarray(HALF_LOG_2PI, standard.dtype)
-
-
-def loc_and_scale(distribution: Any) -> None:
-    """Bring `loc` and `scale` to one floating dtype, and check them.
-
-    Raises:
-        ValueError: `scale` is not positive, or its shape does not fit that of `loc`.
-        TypeError: One of them is no real number.
-    """
-    loc, scale = alike(loc=distribution.loc, scale=distribution.scale)
-    fit(loc.shape, scale=scale)
-    check.positive(scale=scale, hint="it is a standard deviation, for example jnp.exp(log_scale)")
-    object.__setattr__(distribution, "loc", loc)
-    object.__setattr__(distribution, "scale", scale)
-
-
-def event_shape(distribution: Any) -> tuple[int, ...]:
-    """The shape of `loc` and `scale` together; its last axis, where there is one, is the event."""
-    return jnp.broadcast_shapes(jnp.shape(distribution.loc), jnp.shape(distribution.scale))
-
-
-def with_event(distribution: Any, arrays: list[jax.Array]) -> list[jax.Array]:
-    """An action and what else is given, broadcast against each other; the action has the event axis of the distribution.
-
-    Raises:
-        ValueError: It has not, or its leading axes do not fit.
-    """
-    shape = event_shape(distribution)
-    if shape and arrays[0].shape[-1:] != shape[-1:]:
-        raise ValueError(
-            f"action: expected {shape[-1]} numbers in the last axis, as in loc and scale, received shape {arrays[0].shape}."
-        )
-    shape = fit(shape, action=arrays[0])
-    return [jnp.broadcast_to(x, shape) for x in arrays]
-
-
-def sum_event(distribution: Any, terms: jax.Array) -> jax.Array:
-    """The sum over the last axis, the event, where the distribution has one."""
-    return jnp.sum(terms, axis=-1) if event_shape(distribution) else terms
 
 
 def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int, outside: float) -> jax.Array:

@@ -11,15 +11,8 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, alike, own_dtype, summable
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import (
-    Normal,
-    event_shape,
-    loc_and_scale,
-    log_sigmoid,
-    normal_terms,
-    sum_event,
-    with_event,
-)
+from logderiv.distributions.basic import log_sigmoid
+from logderiv.distributions.normal import Normal, event_shape, loc_and_scale, normal_terms, sum_event, with_event
 
 Bound = float | tuple[float, ...]
 Head = Callable[[jax.Array], Any]  # from the outputs of a network to a distribution

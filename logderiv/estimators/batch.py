@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 def prepare(
-    estimator: Any, params: Params, policy: Policy, trajectories: Trajectories, value: ValueFunction | None = None
+    estimator: Any, params: Params, policy: Any, trajectories: Trajectories, value: ValueFunction | None = None
 ) -> Batch:
     """What the advantage of an estimator is given.
 

@@ -38,7 +38,8 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, check_params, scalar_cost, wide
-from logderiv.distributions.basic import Bernoulli, Categorical, Normal
+from logderiv.distributions.basic import Bernoulli, Categorical
+from logderiv.distributions.normal import Normal
 from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
 from logderiv.types import Distribution, Key, Params

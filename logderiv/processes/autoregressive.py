@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, numbers, summable, widest
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Normal
+from logderiv.distributions.normal import Normal
 from logderiv.processes.base import GaussianMoments, Previous, Process
 
 

@@ -32,7 +32,7 @@ from jax.tree_util import Partial
 from logderiv._core import check
 from logderiv._core.arrays import as_trajectory, refuse_complex, summable
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Normal
+from logderiv.distributions.normal import Normal
 from logderiv.likelihood.steps import fill_invalid, per_trajectory
 from logderiv.processes.base import Process, first_component, no_reward
 from logderiv.types import Params, State, Trajectory

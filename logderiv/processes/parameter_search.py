@@ -40,7 +40,7 @@ from logderiv._core import check
 from logderiv._core.arrays import alike, as_keys, numbers, scalar_cost, summable
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import normal_terms
+from logderiv.distributions.normal import normal_terms
 from logderiv.sampling.episodes import rollout
 from logderiv.types import Key, Params, Policy, Step, Trajectory
 
