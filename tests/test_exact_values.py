@@ -192,7 +192,7 @@ def _listed(**options: Any):
 
 
 ARGUMENTS: Any = (TWO_STATES_LOGITS, ld.tabular_softmax, two_states())
-TOO_MANY = r"2 states and 2 actions have about 10\^60 .* 100 steps.*exact\.value"
+TOO_MANY = r"2 states and 2 actions have at least \d+ .* 100 steps.*exact\.value"
 THREE = "between the 2 actions of the decision process, received a distribution over 3"
 CONCRETE = "environment: expected a concrete one"
 BAD = [
@@ -216,7 +216,7 @@ def test_horizons_and_discounts_out_of_range_are_named():
     others = [functools.partial(f, *ARGUMENTS) for f in (ld.exact.fisher, ld.exact.weighted_score_moments)]
     for call in (_listed, _value, *others):
         for horizon in (0, -1, 2.0):
-            with pytest.raises(ValueError, match="horizon: expected a whole number >= 1"):
+            with pytest.raises(ValueError, match="horizon: expected a whole number from 1 to 65536"):
                 call(horizon=horizon)
     for discount in (-0.1, 1.5):
         for method in ("dynamic", "enumeration"):
@@ -257,7 +257,7 @@ def test_whole_and_half_precise_tables_have_the_values_of_their_numbers():
     tenths = tabular(jnp.array([0.1, 0.9], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0])
     np.testing.assert_allclose(tenths.initial.sum(), 1, rtol=1e-7)
     np.testing.assert_allclose(tenths.initial, [0.1, 0.9], rtol=0.01)
-    with pytest.raises(ValueError, match=r"sum to 1, off by 0\.1"):
+    with pytest.raises(ValueError, match=r"sum to 1, off by 0\.0991"):
         tabular(jnp.array([0.1, 0.8], jnp.bfloat16), jnp.ones((2, 1, 2)) / 2, [[1], [2]], [0, 0])
     for name in ("initial", "transition", "reward", "terminal"):
         tables = {"initial": [1], "transition": [[[1], [1]]], "reward": [[1, 2]], "terminal": [0]}

@@ -163,9 +163,8 @@ spec = importlib.util.spec_from_file_location("files", sys.argv[1])
 files = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(files)
 with files.held("x", sys.argv[2]):
-    if os.fork() == 0:
-        time.sleep(60)  # a worker that outlives the run that it belongs to
-    print(flush=True)
+    if os.fork() == 0:  # a worker that outlives the run that it belongs to
+        print(flush=True)
     time.sleep(60)
 """
 

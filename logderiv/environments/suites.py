@@ -156,7 +156,8 @@ class Gymnax(Environment):
         params = self.params if params is None else params
         own, limit = hasattr(self.environment, "is_truncated"), _limit_name(params)
         unlimited = params if own or limit is None else params.replace(**{limit: _NO_LIMIT})
-        truncated, action = False, from_start(self.environment.action_space(params), action)
+        truncated, space = False, getattr(self.environment, "action_space", None)
+        action = action if space is None else from_start(space(params), action)
         with standard_promotion():
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
             if own:

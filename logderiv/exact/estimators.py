@@ -347,9 +347,10 @@ def ensemble(
     if logarithm < math.log(limit) + 1:  # else it is not worth the time, or the memory, to write it out
         number = math.comb(count + size - 1, size) if method == "multisets" else count**size
     if number > limit or size > LIMIT:
+        size_text = str(number) if logarithm < math.log(limit) + 1 else f"about 10^{logarithm / math.log(10):.0f}"
         raise ValueError(
-            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are about "
-            f"10^{logarithm / math.log(10):.1f} evaluations of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
+            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {size_text} "
+            f"evaluations of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
             "shrinks the number (structure). For total_return and reward_to_go with a fixed baseline "
             "logderiv.exact.weighted_score_moments lists no trajectories."
         )
