@@ -164,7 +164,7 @@ def test_states_and_actions_are_whole_numbers_and_weights_real_ones_of_any_kind(
     refused = {
         "states": lambda: count(jnp.array([0.0, 0.9, 1.0]), actions, jnp.ones(3), (2, 2)),
         "actions": lambda: count(states, jnp.array([0.0, 1.0, 1.0]), jnp.ones(3), (2, 2)),
-        "weights": lambda: count(states, actions, jnp.ones(3) * 1j, (2, 2)),
+        "weights": lambda: count(states, actions, jnp.full(3, 1j), (2, 2)),
     }
     for name, call in refused.items():
         with pytest.raises(TypeError, match=f"{name}: expected"):

@@ -241,7 +241,7 @@ class JumpProcess(Process):
         self.check_params(params)
         counts, remaining = observation
         rates = self._rates(params, counts.astype(remaining.dtype))
-        return NextEvent(rates, remaining)
+        return NextEvent(rates, remaining.astype(rates.dtype))
 
     def advance(self, state: Population, action: Event) -> tuple[Population, jax.Array, jax.Array]:
         counts, remaining = state
