@@ -217,8 +217,9 @@ class TanhNormalHead:
     high: Bound = 1.0
 
     def __post_init__(self) -> None:
-        loc: Any = np.zeros(np.shape(self.low) or np.shape(self.high))
-        TanhNormal(loc, loc + 1, self.low, self.high)  # which checks them
+        # `TanhNormal` checks them; by shapes, since importing a module must not start a device.
+        loc = jax.ShapeDtypeStruct(np.shape(self.low) or np.shape(self.high), jnp.float32)
+        jax.eval_shape(lambda loc: TanhNormal(loc, loc + 1, self.low, self.high), loc)
 
     def __call__(self, outputs: jax.Array) -> TanhNormal:
         """The distribution."""
