@@ -294,7 +294,13 @@ def program(name: str, order: int):
     def run(case: Case, parameter: jax.Array) -> jax.Array:
         last = jnp.sum(case.valid, axis=1) - 1
         ends = (jnp.arange(case.valid.shape[1])[None] == last[:, None]) & case.ends[:, None]
-        fields: Any = case.observations, case.actions, case.rewards, 1 - ends.astype(jnp.float32), case.valid
+        fields: tuple[Any, Any, Any, Any, Any] = (
+            case.observations,
+            case.actions,
+            case.rewards,
+            1 - ends.astype(jnp.float32),
+            case.valid,
+        )
         final = jnp.where(case.ends, jnp.nan, case.final)  # what stands after the end is never looked at
         taus = ld.Trajectory(*fields, jnp.zeros_like(case.rewards), final)
         logs = ld.log_factors(parameter, policy, taus)
