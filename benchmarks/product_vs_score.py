@@ -232,7 +232,7 @@ def errors_by_length(factor: float, lengths: Sequence[int]) -> dict[str, dict[st
     @jax.jit
     def forms(p: jax.Array, num: jax.Array) -> Any:
         part = first_steps(tau, num)
-        value, grad = jax.value_and_grad(prob)(p, part)
+        value, grad = jax.value_and_grad(ld.prob)(p, policy, part)
         plain = jax.value_and_grad(_plain_log_prob)(p, part.valid)
         return (jnp.log(value), grad / value), plain, jax.value_and_grad(ld.log_prob)(p, policy, part)
 
