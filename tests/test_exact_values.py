@@ -216,7 +216,7 @@ def test_horizons_and_discounts_out_of_range_are_named():
     others = [functools.partial(f, *ARGUMENTS) for f in (ld.exact.fisher, ld.exact.weighted_score_moments)]
     for call in (_listed, _value, *others):
         for horizon in (0, -1, 2.0):
-            with pytest.raises(ValueError, match="horizon: expected a whole number from 1 to 65536"):
+            with pytest.raises(ValueError, match=r"horizon: expected a whole number from 1 to \d+"):
                 call(horizon=horizon)
     for discount in (-0.1, 1.5):
         for method in ("dynamic", "enumeration"):
