@@ -4,4 +4,4 @@ import os
 from pathlib import Path
 
 # Where rows and figures go. `LOGDERIV_RESULTS` names another folder.
-RESULTS = Path(os.environ.get("LOGDERIV_RESULTS") or Path(__file__).resolve().parent.parent / "results")
+RESULTS = Path(os.environ.get("LOGDERIV_RESULTS") or Path(__file__).resolve().parent.parent / "results").expanduser()

@@ -111,17 +111,24 @@ def collapses(dtype: str, factors: Sequence[float]) -> list[Collapse]:
         length = LONG  # the product may come to rest above zero, so look as far as the score form goes
     tau, policy = steps(length), EqualFactors(dtype)
 
+    def prob(p: jax.Array, part: ld.Trajectory) -> jax.Array:
+        """P; in half precision not by the library, which takes the product in float32."""
+        if jnp.finfo(dtype).bits >= 32:
+            return ld.prob(p, policy, part)
+        factors = all_factors(p, policy, tau).astype(dtype)
+        return running_product(jnp.where(part.valid, factors, jnp.ones_like(factors)))[-1]
+
     @jax.jit
     def first_zero(p: jax.Array) -> jax.Array:
         """The number of factors at which the running product becomes zero, 0 if it never does."""
-        running = running_product(all_factors(p, policy, tau))
+        running = running_product(all_factors(p, policy, tau).astype(dtype))
         return jnp.where(running[-1] == 0, jnp.argmax(running == 0) + 1, 0)
 
     @jax.jit
     def product_forms(p: jax.Array, num: jax.Array) -> dict[str, jax.Array]:
         part = first_steps(tau, num)
-        value, grad = jax.value_and_grad(ld.prob)(p, policy, part)
-        log_grad = jax.grad(lambda p: jnp.log(ld.prob(p, policy, part)))(p)
+        value, grad = jax.value_and_grad(prob)(p, part)
+        log_grad = jax.grad(lambda p: jnp.log(prob(p, part)))(p)
         return {"prob": value, "grad": grad, "ratio": grad / value, "log_grad": log_grad}
 
     def collapse(factor: float) -> Collapse:

@@ -110,7 +110,7 @@ def highest_order(estimator: Any, orders: int) -> int:
     world = oracle.ending() if ending(estimator) else oracle.cut(2)
     every, probabilities = oracle.trajectories(world, off_policy=off_policy(estimator))
     every, probabilities = jax.tree.map(jax.numpy.asarray, (every, probabilities))
-    how = {"order": 0, "max_order": orders, "tolerance": 1e-10, "state": seen(estimator, world.params)}
+    how = {"order": None, "max_order": orders, "tolerance": 1e-10, "state": seen(estimator, world.params)}
     problem = (oracle.value(world), every, probabilities)
     return ld.testing.check_order(world.params, oracle.POLICY, estimator, *problem, **how).order
 

@@ -4,7 +4,6 @@ Notation used everywhere: `N` trajectories, `T` steps, `S` states, `A` actions, 
 `tau = (s_0, a_0, r_0, s_1, ..., s_T)`; its fields carry the leading axes `(*batch, T)`.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -13,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import continues, expand, summable
+from logderiv._core.arrays import as_stream, as_trajectory, expand, given, one_axis, unbroken
 from logderiv._core.pytrees import pytree
 from logderiv._core.tables import concrete, named_leaves, shapes, table
+from logderiv._core.trajectories import Stream, Trajectories, Trajectory
 
 __all__ = ["BatchInfo", "Distribution", "Environment", "Estimate", "FunctionPolicy", "Policy", "SignedLog", "Step"]
 __all__ += ["Stream", "TimeStep", "Trajectory", "batch_info", "next_observations", "num_trajectories"]
@@ -25,73 +25,6 @@ Key: TypeAlias = chex.PRNGKey  # typed (`jax.random.key`) or raw
 Observation: TypeAlias = Any  # a pytree of arrays
 Per: TypeAlias = Literal["step", "trajectory"]
 State: TypeAlias = Any  # a pytree of arrays that an estimator, an advantage or an environment carries along
-
-
-class Trajectory(NamedTuple):
-    r"""One episode, or a batch of episodes, of at most `T` steps. Leading axes `(*batch, T)`.
-
-    `valid` is a prefix mask: the last real step is valid, everything after it is padding whose content is never
-    used. A stream that contains several episodes does not fit; cut it into episodes first.
-
-    Attributes:
-        observations: Pytree; the action `t` was chosen on observation `t`. Leaves `(*batch, T, ...)`.
-        actions: Pytree of held samples. Leaves `(*batch, T, ...)`.
-        rewards: Reward on leaving step `t`. Shape `(*batch, T)`.
-        discounts: 0 where the episode terminates, 1 elsewhere, padding included. Shape `(*batch, T)`.
-        valid: True on real steps. Shape `(*batch, T)`, bool.
-        behavior_log_probs: Log-probability of the action under the policy that drew it. Shape `(*batch, T)`.
-        final_observation: Observation after the last valid step, before any reset. Leaves `(*batch, ...)`.
-    """
-
-    observations: Any
-    actions: Any
-    rewards: jax.Array
-    discounts: jax.Array
-    valid: jax.Array
-    behavior_log_probs: jax.Array
-    final_observation: Any
-
-    def __str__(self) -> str:
-        if not concrete(self[2:5]) or len({np.shape(x) for x in self[2:5]}) > 1 or self.valid.size == 0:
-            return shapes("Trajectory", self)
-        valid = np.asarray(self.valid, bool)
-        rewards = np.where(valid, np.asarray(self.rewards, float), 0.0)
-        lengths, returns = np.sum(valid, axis=-1).ravel(), np.sum(rewards, axis=-1).ravel()
-        ended = np.sum(np.any(valid & (np.asarray(self.discounts, float) == 0), axis=-1))
-        error = f" (standard error {np.std(returns, ddof=1) / np.sqrt(returns.size):.2g})" if returns.size > 1 else ""
-        return shapes(
-            f"Trajectory: batch of {lengths.size}, at most {valid.shape[-1]} steps each, {ended} terminated\n"
-            f"  valid steps {lengths.min()} to {lengths.max()}; mean return {returns.mean():.6g}{error}",
-            self,
-        )
-
-
-class Stream(NamedTuple):
-    """`T` consecutive steps of each of `E` environments that restart whenever an episode ends. Leading axes `(E, T)`.
-
-    A grid of one-step trajectories, so that whatever takes trajectories takes `steps`, and what says how they hang
-    together. Only a credit that bootstraps from values of the state (`logderiv.advantages.GAE`) can weigh a stream: what comes
-    after its last step is not in it.
-
-    An estimate from a stream is a mean over its `E T` steps, at the states that the environments happen to be in, where
-    one from trajectories is a mean over episodes of sums over steps. In the long run it is smaller by the mean length of
-    an episode; what `Estimator.declaration` declares is said of whole episodes.
-
-    Attributes:
-        steps: Trajectories of one step, leading axes `(E, T)` and then the step, `(E, T, 1, ...)`; `final_observation`,
-            `(E, T, ...)`, is the one after that step, before any restart.
-        ends: Whether the step is the last one of its episode, terminated or truncated. Shape `(E, T)`.
-        times: Steps of the episode before this one. Shape `(E, T)`, int32.
-        returns: Undiscounted sum of the rewards of the episode up to this step, included. Shape `(E, T)`.
-    """
-
-    steps: Trajectory
-    ends: jax.Array
-    times: jax.Array
-    returns: jax.Array
-
-
-Trajectories: TypeAlias = Trajectory | Stream  # a batch of either kind
 
 
 class TimeStep(NamedTuple):
@@ -150,7 +83,7 @@ class Environment(Protocol):
 
     There is no auto-reset inside `step`. One with known densities also has `log_initial(trajectory)`, shape `()`,
     and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
-    `horizon` is the default number of steps of a rollout.
+    `horizon` is the default number of steps of a rollout, one `num_players` says that a reward has a place for each player.
     """
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:
@@ -175,7 +108,8 @@ class Environment(Protocol):
             params: The environment's own, `None` for its default.
 
         Returns:
-            `(observation, state, reward, terminated, truncated)`.
+            `(observation, state, reward, terminated, truncated)`, the last three one number each: of any dtype that is
+            not complex, and of any shape with one entry.
         """
         ...
 
@@ -278,41 +212,6 @@ class SignedLog(NamedTuple):
     logabs: jax.Array
 
 
-def check_trajectory(trajectory: Trajectory) -> tuple[tuple[int, ...], int]:
-    """Check the static shapes of a trajectory; return `(batch_shape, T)`.
-
-    Raises:
-        ValueError: `T` is zero, or a field does not have the leading axes of `valid`.
-        TypeError: `valid` is not boolean.
-    """
-    valid = jnp.asarray(trajectory.valid)
-    if valid.dtype != jnp.bool_:
-        raise TypeError(f"trajectory.valid: expected a boolean mask, received {valid.dtype}; use valid.astype(bool).")
-    if valid.ndim == 0:
-        raise ValueError("trajectory.valid: expected shape (*batch, T), received (); one step is one with T = 1.")
-    if valid.shape[-1] == 0:
-        raise ValueError("an empty trajectory: expected T >= 1 steps, received T = 0; drop it before calling.")
-    batch, final = valid.shape[:-1], trajectory.final_observation
-    check_leading_axes("trajectory", trajectory._replace(valid=(), final_observation=()), valid.shape, "(*batch, T)")
-    check_leading_axes("trajectory.final_observation", final, batch, "(*batch,)")
-    return batch, valid.shape[-1]
-
-
-def check_leading_axes(name: str, tree: Any, expected: tuple[int, ...], axes: str) -> None:
-    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jnp.shape(leaf)[: len(expected)] != expected:
-            raise ValueError(
-                f"{name}{jax.tree_util.keystr(path)}: expected leading axes {axes} = {expected} as in trajectory.valid, "
-                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
-            )
-
-
-def as_steps(trajectories: Trajectories) -> Trajectory:
-    """The trajectories themselves; the steps of a stream, `(E, T, 1)`."""
-    return trajectories.steps if isinstance(trajectories, Stream) else trajectories
-
-
 def num_trajectories(trajectories: Trajectories) -> int:
     """N of a batch of shape `(N, T)`; of a stream the number of its steps, each of which is a trajectory.
 
@@ -324,15 +223,11 @@ def num_trajectories(trajectories: Trajectories) -> int:
 
     Raises:
         ValueError: Not exactly one batch axis; shapes of the trajectories disagree.
-        TypeError: `valid` is not boolean.
+        TypeError: Neither trajectories nor a stream; a field has a dtype that means nothing.
     """
-    batch, _ = check_trajectory(as_steps(trajectories))
-    if len(batch) != 1 + isinstance(trajectories, Stream):
-        raise ValueError(
-            f"trajectories: expected a batch of shape (N, T), received (*batch, T) with batch axes {batch}; "
-            "an estimate averages over one axis of independent trajectories."
-        )
-    return math.prod(batch)
+    if isinstance(trajectories, Stream):
+        return as_stream(trajectories).ends.size
+    return one_axis(as_trajectory(trajectories))
 
 
 def one_batch_axis(trajectory: Trajectory) -> Trajectory:
@@ -351,8 +246,8 @@ def next_observations(trajectory: Trajectory) -> Any:
         Pytree of `trajectory.observations`.
 
     Raises:
-        ValueError: Shapes of the trajectory disagree.
-        TypeError: `valid` is not boolean.
+        ValueError: Shapes of the trajectory disagree, or, outside `jax.jit`, `valid` has a hole.
+        TypeError: Not a trajectory; a field is missing, or has a dtype that means nothing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -362,8 +257,11 @@ def next_observations(trajectory: Trajectory) -> Any:
         >>> next_observations(tau).tolist()
         [5, 6, 6]
     """
-    batch, _ = check_trajectory(trajectory)
-    axis, goes_on = len(batch), continues(trajectory.valid)
+    trajectory = as_trajectory(trajectory, "observations", prefix=True)
+    valid, axis = trajectory.valid, trajectory.valid.ndim - 1
+    given("final_observation", trajectory.final_observation, like=trajectory.observations, axis=axis)
+    times = jax.lax.broadcasted_iota(jnp.int32, valid.shape, axis)
+    goes_on = times < jnp.max(jnp.where(valid, times, -1), axis=-1, keepdims=True)
 
     def shift(x: jax.Array, final: jax.Array) -> jax.Array:
         return jnp.where(expand(goes_on, x), jnp.roll(x, -1, axis), jnp.expand_dims(final, axis))
@@ -381,20 +279,23 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
         A `BatchInfo`.
 
     Raises:
-        ValueError: Shapes of the trajectories disagree.
-        TypeError: `valid` is not boolean.
+        ValueError: Shapes of the trajectories disagree, or, outside `jax.jit`, `valid` has a hole; inside, the means are then NaN.
+        TypeError: Neither trajectories nor a stream; a field is missing, or has a dtype that means nothing.
     """
     if isinstance(trajectories, Stream):
-        ends, going_on = trajectories.ends, ~trajectories.ends[:, -1]
-        ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, trajectories.returns, 0))
-        mean_return, truncated_fraction = total / ended.astype(total.dtype), jnp.mean(going_on, dtype=total.dtype)
+        stream = as_stream(trajectories)
+        ends, going_on = stream.ends, ~stream.ends[:, -1]
+        ended, total = jnp.sum(ends), jnp.sum(jnp.where(ends, stream.returns, 0))
+        with jax.debug_nans(False):  # NaN is meant where none ended
+            mean_return = total / ended.astype(total.dtype)
+        truncated_fraction = jnp.mean(going_on, dtype=total.dtype)
         return BatchInfo(mean_return, jnp.asarray(ends.size), ended, truncated_fraction, jnp.zeros_like(ended))
-    _, horizon = check_trajectory(trajectories)
-    valid = trajectories.valid
-    rewards = jnp.where(valid, summable(trajectories.rewards), 0)
-    lengths = jnp.sum(valid, axis=-1)
-    cut = (lengths == horizon) & (trajectories.discounts[..., -1] != 0)
-    returns = jnp.sum(rewards, axis=-1)
-    truncated_fraction, num_empty = jnp.mean(cut.astype(returns.dtype)), jnp.sum(lengths == 0)
+    trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
+    valid, discounts, rewards = trajectories.valid, trajectories.discounts, trajectories.rewards
+    lengths, whole = jnp.sum(valid, axis=-1), unbroken(valid, rewards.dtype)[..., 0]
+    cut = (lengths == valid.shape[-1]) & (discounts[..., -1] != 0)
+    returns = whole * jnp.sum(jnp.where(valid, rewards, 0), axis=-1)
+    cut = jnp.where(jnp.isnan(whole), whole, cut.astype(whole.dtype))  # a product would be compiled to a selection of 0
+    truncated_fraction, num_empty = jnp.mean(cut), jnp.sum(lengths == 0)
     num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
     return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)

@@ -59,6 +59,13 @@ def standard_promotion():
 
 
 @pytest.fixture
+def nans_are_errors():
+    """A program that ends with a NaN is a mistake, also where nothing was measured."""
+    with jax.debug_nans(True):
+        yield
+
+
+@pytest.fixture
 def rlax(standard_promotion):
     """DeepMind's rlax as an oracle, where it is installed (extra `peers`)."""
     return pytest.importorskip("rlax")

@@ -190,6 +190,9 @@ def errors(mesh):
         "environments": lambda: train(**stream | {"batch": ld.Steps(20, 6)}),
         "evaluation": lambda: train(**episodes | {"evaluation": ld.Evaluation(every=3, num_episodes=10)}),
         "explicit": lambda: ld.rollout(params, jax.device_put(keys, explicit), POLICY, world, horizon=3),
+        "apart": lambda: ld.rollout(
+            jax.device_put(params, jax.devices()[1]), jax.device_put(keys, jax.devices()[0]), POLICY, world, horizon=3
+        ),
     }
     found = {}
     for name, call in calls.items():

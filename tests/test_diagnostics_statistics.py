@@ -63,7 +63,7 @@ def test_cosine():
 
 def test_mixed_dtypes_and_float32():
     samples = {"a": SAMPLES["a"].astype(jnp.float32), "b": SAMPLES["b"].astype(jnp.float16)}
-    assert diagnostics.sem(samples)["b"].dtype == jnp.float16
+    assert diagnostics.sem(samples)["b"].dtype == jnp.float32
     trace = diagnostics.summary(samples).trace
     assert trace.dtype == jnp.float32
     np.testing.assert_allclose(trace, 11, rtol=1e-3)

@@ -11,7 +11,7 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from logderiv.distributions.tanh_normal import _log_ndtr
+from logderiv.distributions.tanh_normal import log_ndtr
 
 FLOATS = [jnp.float32, jnp.float64]
 GAP = float(jnp.finfo(jnp.float64).eps) ** (2 / 3)
@@ -88,7 +88,7 @@ def test_values_and_gradients_are_finite_on_the_bounds_and_absent_beyond(dtype):
 
 
 def test_slope_of_the_tail_agrees_with_four_hundred_digits():
-    slope = jax.jit(jax.grad(_log_ndtr))
+    slope = jax.jit(jax.grad(log_ndtr))
     for x in (3.0, -3.0, -9.9, -10.1, -49.0, -51.0, -1000.0):
         with mpmath.workdps(400):
             mills = float(mpmath.npdf(mpmath.mpf(x)) / mpmath.ncdf(mpmath.mpf(x)))

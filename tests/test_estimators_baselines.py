@@ -31,15 +31,17 @@ TAUS = trajectory(
 )
 ONES, ONE = jnp.ones((3, 3)), jnp.ones(())
 ON_POLICY = Batch(
-    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, ONES, ONES, (), ld.shared_softmax
+    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, None, None, None, (), ld.shared_softmax
 )
-BATCH = ON_POLICY._replace(ratios=RATIOS, scale=RATIOS * POWERS)
+BATCH = ON_POLICY._replace(log_ratios=jnp.log(RATIOS), log_scale=jnp.log(RATIOS), log_step_ratios=0 * ONES)
 TARGETS = jnp.where(VALID, 2.0, 0.0)
 
 
 def values(baseline, batch=ON_POLICY, state=None, credit=CREDIT):
-    state = baseline.init(None) if state is None else state
-    return baseline.values(state, credit, batch)
+    """What is subtracted, multiplied by γ^t and the ratio as an advantage does it."""
+    found = baseline.values(baseline.init(None) if state is None else state, credit, batch)
+    found = batch.powers * found if baseline.discounted else found
+    return found if batch.log_ratios is None else found * RATIOS
 
 
 @pytree
@@ -151,12 +153,10 @@ def test_targets_are_what_a_state_value_should_predict():
 
 def test_in_groups_the_weights_are_those_of_each_group_alone():
     """Returns 6, 3 | 9, 12 in groups of two: leave-one-out subtracts the other's."""
-    pair, ones = lambda x: jnp.concatenate([x, x[:1]]), jnp.ones((4, 3))
+    pair = lambda x: jnp.concatenate([x, x[:1]])  # noqa: E731
     rewards = jnp.array([6.0, 3.0, 9.0, 12.0])[:, None] * jnp.array([[1.0, 0.0, 0.0]])
-    ones = dict.fromkeys(("discounts", "ratios", "step_ratios"), pair(ONES))
-    batch = ON_POLICY._replace(
-        steps=jax.tree.map(pair, TAUS), valid=pair(VALID), rewards=rewards, scale=pair(ON_POLICY.scale), **ones
-    )
+    parts = {"valid": pair(VALID), "discounts": pair(ONES), "powers": pair(ON_POLICY.powers)}
+    batch = ON_POLICY._replace(steps=jax.tree.map(pair, TAUS), rewards=rewards, **parts)
     inner = ld.baselines.LeaveOneOut(per="trajectory")
     grouped = weights(Grouped(Return(inner), 2), batch)
     np.testing.assert_array_equal(grouped[:, 0], [3.0, -3.0, -3.0, 3.0])
@@ -195,7 +195,7 @@ class Subtracted(ld.advantages.Advantage):
 
 def test_standardized_weights_by_hand():
     """Inner values and epsilon in their place: A = C - b, then (A - mean) / (std + epsilon) over valid steps."""
-    advantages = np.asarray(CREDIT) - np.asarray(values(GIVEN, BATCH))
+    advantages = np.asarray(CREDIT) - np.asarray(GIVEN.values(wrong_values(None), CREDIT, BATCH))
     alive = advantages[np.asarray(VALID)]
     for ddof in (0, 1):
         expected = np.where(VALID, (advantages - np.mean(alive)) / (np.std(alive, ddof=ddof) + 1.0), 0)
@@ -218,7 +218,8 @@ def test_batches_with_hardly_a_step():
         steps=jax.tree.map(first, TAUS),
         valid=VALID[:2],
         rewards=jnp.array([[0.0] * 3, [2.0, 0, 0]]),
-        **dict.fromkeys(("discounts", "scale", "ratios", "step_ratios"), ONES[:2]),
+        **dict.fromkeys(("discounts", "powers"), ONES[:2]),
+        **dict.fromkeys(("log_scale", "log_ratios", "log_step_ratios"), 0 * ONES[:2]),
     )
     np.testing.assert_allclose(weights(two, pair)[:, 0], [-(0.5**0.5), 0.5**0.5], rtol=1e-14)
     for ddof in (0, 1):

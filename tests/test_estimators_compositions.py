@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.advantages import GAE, Grouped, Return, Standardized, ToGo, VTrace
+from logderiv._core.pytrees import pytree
+from logderiv.advantages import GAE, Credit, Grouped, Return, Standardized, ToGo, VTrace
 from logderiv.estimators import OptimalPerParameter, step_weights
 from logderiv.estimators.batch import prepare
-from logderiv.estimators.least_variance import fold_moments, leave_fold_out, ratio
+from logderiv.estimators.least_variance import fold_moments, leave_fold_out
 from logderiv.importance import Importance
 
 from . import oracle
-from .zoo import BASELINES, DISCOUNT, GIVEN, ending, off_policy, seen
+from .zoo import BASELINES, DISCOUNT, GIVEN, ending, off_policy, own_credit, seen
 
 NUMBER, EXACT = 2, 1e-12
 WORLDS = {"cut": oracle.cut(3), "ending": oracle.ending()}  # of one shape and the same parameters
@@ -87,9 +88,10 @@ def _gradient(estimator: Any, weights: jax.Array, batch: Any, logs: jax.Array, s
         return jnp.einsum("nt,ntd->d", jax.grad(estimator.surrogate)(logs, weights), scores)
     folds = 1 if estimator.in_sample else estimator.folds
     moments: Any = leave_fold_out(fold_moments(weights, batch, folds))
-    optima = jnp.stack([ratio(*pair) for pair in moments])
+    optima = jnp.stack([m.optimum()(m.cross, m.square) for m in moments])
     fold = jnp.arange(len(weights)) % folds
-    fitted = weights[..., None] - batch.ratios[..., None] * optima[fold][:, None]
+    ratios = jnp.ones_like(weights) if batch.log_ratios is None else jnp.exp(batch.log_ratios)
+    fitted = weights[..., None] - ratios[..., None] * optima[fold][:, None]
     return jnp.einsum("ntd,ntd->d", fitted, scores) / len(weights)
 
 
@@ -135,3 +137,30 @@ def test_what_is_declared_of_a_pair_is_what_enumeration_finds(off):
             wrong.append(f"{name}: declared without a factor, is a multiple of the gradient in both worlds")
         assert declared.order >= 1 or declared.reasons
     assert not wrong, "\n".join(wrong)
+
+
+@pytree
+class Silent(ld.advantages.Advantage):
+    """Someone's own, the whole return, which declares that it is unbiased and nothing else."""
+
+    structure, declaration = ld.estimators.Structure(), ld.estimators.Declaration()
+
+    def __call__(self, params, state, batch):
+        return Return()(params, state, batch)
+
+
+def test_what_an_advantage_of_ones_own_does_not_say_is_not_taken_for_harmless():
+    """Past rewards with ratios per step, and γ^t left out: order 0 with both parts named, and enumeration finds the bias."""
+    world = WORLDS["cut"]
+    late, off = Credit(own_credit), ld.ScoreFunction(Silent(), DISCOUNT, importance=Importance())
+    for estimator, part in (
+        (ld.ScoreFunction(late, DISCOUNT, gamma_t=False), "gamma^t"),
+        (off, "per='step') with Silent"),
+    ):
+        declared = estimator.declaration
+        assert (declared.order, declared.factor(NUMBER)) == (0, None)
+        assert any(part in reason for reason in declared.reasons)
+        mean = oracle.expected_gradient(estimator, world, 1)
+        assert np.max(np.abs(mean - oracle.gradient(world))) > 1e-3
+    for harmless in (ld.ScoreFunction(late, DISCOUNT), ld.ScoreFunction(Return(), DISCOUNT, gamma_t=False)):
+        assert harmless.declaration.factor(NUMBER) == 1

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -115,6 +116,6 @@ def test_what_a_credit_function_of_ones_own_declares_decides_what_is_assumed_of_
 
 
 def test_weights_standardized_over_trajectories_take_no_stream():
-    inner = ld.A2C(lambda p, o: jax.numpy.zeros(())).actor.advantage
+    inner = ld.A2C(lambda p, o: jnp.zeros(())).actor.advantage
     assert ld.advantages.Standardized(inner, per="step").structure.streams
     assert not ld.advantages.Standardized(inner, per="trajectory").structure.streams

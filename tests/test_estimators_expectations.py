@@ -139,14 +139,14 @@ def test_ratio_after_credit_and_unweighted_baseline_are_rejected():
     @pytree
     class AfterCredit(ToGo):
         def __call__(self, params, state, batch):
-            plain = batch._replace(scale=batch.scale / batch.ratios)
-            weights, targets, state = super().__call__(params, state, plain)
-            return weights * batch.ratios, targets, state
+            ones = jnp.zeros_like(batch.log_ratios)
+            weights, targets, state = super().__call__(params, state, batch._replace(log_scale=ones, log_ratios=ones))
+            return weights * jnp.exp(batch.log_ratios), targets, state
 
     @pytree(static=("function", "start"))
     class Unweighted(Value):
         def values(self, state, credit, batch):
-            return super().values(state, credit, batch._replace(scale=batch.scale / batch.ratios))
+            return super().values(state, credit, batch) * jnp.exp(-batch.log_ratios)
 
     unweighted = ToGo(Unweighted(GIVEN.function, GIVEN.start))
     right, *wrong = (

@@ -64,7 +64,8 @@ def two_steps(ratios, credit):
     actions = jnp.arange(2 * num).reshape(num, 2) % 3 % 2
     taus = trajectory(rewards=ones, observations=jnp.tile(jnp.arange(2), (num, 1)), actions=actions)
     one, ratios = jnp.ones(()), jnp.array(ratios)
-    seen = Batch(taus, taus.valid, ones, ones, one, one, ratios, ratios, ratios, LOGITS, TWO_LEAVES)
+    logs = jnp.log(ratios)
+    seen = Batch(taus, taus.valid, ones, ones, one, one, ones, logs, logs, logs, LOGITS, TWO_LEAVES)
     return jnp.array(credit), seen
 
 
@@ -78,12 +79,12 @@ def test_cross_fitted_optimum_off_policy(folds):
     for n in range(4):
         others = np.arange(4) % folds != n % folds
         best = np.sum((credit * ratios)[others]) / np.sum((ratios**2)[others])
-        np.testing.assert_allclose(found[n], ratios[n] * best, rtol=1e-14)
-    for k, (cross, square) in enumerate(jax.jit(lambda: fold_moments(weighted, batch, folds))()):
+        np.testing.assert_allclose(found[n], [best] * 2, rtol=1e-14)
+    for k, (cross, square, log) in enumerate(jax.jit(lambda: fold_moments(weighted, batch, folds))()):
         own = np.arange(4) % folds == k
         for state, leaf in enumerate(("left", "right")):
-            np.testing.assert_allclose(cross[leaf], np.sum((credit * ratios)[own, state]) / 4, rtol=1e-14)
-            np.testing.assert_allclose(square[leaf], np.sum((ratios**2)[own, state]) / 4, rtol=1e-14)
+            np.testing.assert_allclose(cross[leaf] * np.exp(log), np.sum((credit * ratios)[own, state]) / 4, rtol=1e-14)
+            np.testing.assert_allclose(square[leaf] * np.exp(2 * log), np.sum((ratios**2)[own, state]) / 4, rtol=1e-14)
 
 
 @pytest.mark.parametrize(("num", "turns"), [(2, 1), (30, 1), (32, 1), (34, 17), (64, 2), (68, 17)])

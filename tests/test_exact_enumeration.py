@@ -146,7 +146,7 @@ def squared(params):
 def check_order(params, policy, mdp, **_):
     taus = ld.exact.enumerate_trajectories(mdp, horizon=2)
     probabilities = PROB(params, policy, taus, environment=mdp)
-    return ld.testing.check_order(params, policy, DICE, squared, taus, probabilities, order=0, max_order=2)
+    return ld.testing.check_order(params, policy, DICE, squared, taus, probabilities, order=None, max_order=2)
 
 
 def listed(params, policy, mdp, **_):

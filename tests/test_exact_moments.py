@@ -244,14 +244,19 @@ def test_sums_are_float64_whatever_the_parameters():
     np.testing.assert_allclose(np.trace(ours.covariance), TWO_STATES_VARIANCES[3]["reward_to_go"].sum() * 2, rtol=1e-5)
 
 
-TOO_MANY = r"of 9 out of 47 trajectories \(multisets\) are about 10\^9 evaluations.*structure.*weighted_score_moments"
+TOO_MANY = r"of 9 out of 47 trajectories \(multisets\) are about 10\^10 evaluations.*structure.*weighted_score_moments"
 TALL = r"gradient\['table'\]: expected shape \(3, 2\), received \(2, 3, 2\)"
 BAD: list[tuple[Any, str, Any, dict[str, Any]]] = [
     (ValueError, TOO_MANY, TO_GO_LOO, {"num_trajectories": 9}),
     (ValueError, r"out of 47 trajectories \(degree\) are 2209 evaluations.*limit=2208", LOO, {"limit": 2208}),
-    (ValueError, r"2 actions have about 10\^18 trajectories of 30 steps", LOO, {"horizon": 30}),
+    (ValueError, r"2 actions have at least \d+ trajectories of 30 steps", LOO, {"horizon": 30}),
     (ValueError, ">= 2, received 1; this estimator needs", LOO, {"num_trajectories": 1}),
-    (ValueError, ">= 1, received 0; this estimator needs", ld.ScoreFunction(), {"num_trajectories": 0}),
+    (
+        ValueError,
+        "num_trajectories: expected a whole number >= 1, received 0",
+        ld.ScoreFunction(),
+        {"num_trajectories": 0},
+    ),
     (ValueError, "gradient: expected a pytree of the structure", lambda params, *_: params["table"], {}),
     (ValueError, TALL, lambda params, *_: params | {"table": jnp.stack([params["table"]] * 2)}, {}),
     (TypeError, "estimator: expected estimate", "REINFORCE", {}),

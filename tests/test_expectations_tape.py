@@ -134,3 +134,46 @@ def test_a_good_tape_passes_without_jit():
 def test_a_wrong_program_is_told_so(program, error, match):
     with pytest.raises(error, match=match):
         ld.expectation(program)(HALF, jax.random.key(0))
+
+
+def test_a_tape_that_a_plain_vmap_has_split_is_refused_and_a_plate_is_right():
+    """Three coins cost 3 sigma(0), with the derivative 3 sigma(0) sigma(-0). As it was, `jax.vmap` gave a third of both, in silence."""
+
+    def part(tape: Any, _: Any) -> Any:
+        tape, x = tape.sample(ld.Bernoulli(jnp.zeros(())))
+        return tape.cost(x)
+
+    three = jnp.arange(3)
+    splits: list[Any] = [
+        lambda tape: jax.vmap(lambda x: part(tape, x))(three),
+        lambda tape: jax.vmap(part, (None, 0))(tape, three),
+        lambda tape: lax.map(lambda x: part(tape, x), three),
+        lambda tape: jax.vmap(lambda x: part(tape, x))(three).cost(1.0),
+        lambda tape: jax.vmap(lambda x: part(tape, x))(three).sample(COIN)[0],
+        lambda tape: jax.vmap(jax.vmap(lambda x: part(tape, x)))(three[None]),
+        lambda tape: tape.plate(lambda t, x: (jax.vmap(lambda y: part(t, y))(three), x), three)[0],
+    ]
+    for split in splits:
+        with pytest.raises(ValueError, match=r"split by a plain jax.vmap .*tape.plate\(function, xs\)"):
+            ld.expectation(lambda _, tape, split=split: split(tape))(HALF, jax.random.key(0))
+
+    def coins(logit: Any, tape: Any) -> Any:
+        def coin(tape: Any, _: Any) -> Any:
+            tape, x = tape.sample(ld.Bernoulli(logit))
+            return tape.cost(x), None
+
+        return tape.plate(coin, three)[0]
+
+    value, slope = jax.jit(jax.value_and_grad(ld.expectation(coins, num_samples=4000)))(0.0, jax.random.key(1))
+    np.testing.assert_allclose((value, slope), (1.5, 0.75), atol=0.1)  # six standard errors
+
+
+def test_costs_of_any_dtype_are_those_of_float32_and_complex_ones_are_refused():
+    tape = lambda: ld.Tape.start(jax.random.key(0))  # noqa: E731
+    for cost in (True, 3, np.int8(3), jnp.uint8(200), jnp.bfloat16(0.37), np.float16(0.37), jnp.float32(0.37)):
+        np.testing.assert_array_equal(tape().cost(cost).cost(cost).total, 2 * float(cost))
+    for call in (lambda: tape().cost(1j), lambda: tape().sample(COIN, baseline=1j)):
+        with pytest.raises(TypeError, match=r"(cost|baseline): expected real numbers, received complex128"):
+            call()
+    with pytest.raises(TypeError, match="params: expected real numbers"):
+        ld.expectation(lambda params, tape: tape.cost(1.0))(jnp.zeros(2, complex), jax.random.key(0))

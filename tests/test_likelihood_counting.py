@@ -1,6 +1,7 @@
 """Visit counts: all that the likelihood of a tabular policy depends on."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -148,3 +149,23 @@ def test_an_impossible_step_of_weight_zero_does_not_count(policy):
     np.testing.assert_allclose(found, logs[0] + 2 * logs[1], rtol=1e-13)
     assert np.all(np.isfinite(grad))
     assert total(logits, jnp.ones((1, 4)))[0] == -jnp.inf
+
+
+def test_states_and_actions_are_whole_numbers_and_weights_real_ones_of_any_kind():
+    """State 0.9 was counted as state 0. Lists, eight bits and half precision give what float32 does."""
+    count: Any = ld.likelihood.visit_counts
+    states, actions = [0, 1, 1], [0, 1, 0]
+    for kind in (list, np.array, jnp.array, lambda x: jnp.array(x, jnp.uint8), lambda x: np.array(x, np.int64)):
+        counts = count(kind(states), kind(actions), kind([100, 100, 100]), (2, 2))
+        np.testing.assert_array_equal(counts, [[100, 0], [100, 100]])
+    half = jnp.full(3000, 1.0, jnp.bfloat16)
+    found = count(jnp.zeros(3000, bool), jnp.zeros(3000, jnp.int8), half, (1, 1))
+    assert (found.dtype, found[0, 0]) == (jnp.float32, 3000)
+    refused = {
+        "states": lambda: count(jnp.array([0.0, 0.9, 1.0]), actions, jnp.ones(3), (2, 2)),
+        "actions": lambda: count(states, jnp.array([0.0, 1.0, 1.0]), jnp.ones(3), (2, 2)),
+        "weights": lambda: count(states, actions, jnp.full(3, 1j), (2, 2)),
+    }
+    for name, call in refused.items():
+        with pytest.raises(TypeError, match=f"{name}: expected"):
+            call()

@@ -92,20 +92,54 @@ def test_a_policy_whose_prob_is_not_the_exponential_of_its_log_prob_is_found_out
 
 
 def test_a_difference_of_one_rounding_of_the_logarithm_is_agreement():
-    """In float32 at log P = -64 both forms are right, and part by about eps |log P| = 8e-6."""
+    """In float32 at log P = -68 both forms are right; most trajectories make them part by about eps |log P| = 8e-6."""
     mdp, logits = worlds.cast(two_states(), jnp.float32), TWO_STATES_LOGITS.astype(jnp.float32)
-    tau = rollout(logits, jax.random.key(2), ld.tabular_softmax, mdp, horizon=100)
-    found = jax.jit(ld.compare)(logits, ld.tabular_softmax, tau)
-    assert found.case == ld.likelihood.Case.AGREE
-    assert found.log_prob < -60
-    assert 0 < found.difference < 8 * found.resolution
+    taus = rollout(logits, jax.random.split(jax.random.key(2), 8), ld.tabular_softmax, mdp, horizon=100)
+    found = jax.jit(jax.vmap(lambda tau: ld.compare(logits, ld.tabular_softmax, tau)))(taus)
+    assert (found.case == ld.likelihood.Case.AGREE).all()
+    assert (found.log_prob < -60).all()
+    assert (found.difference < 8 * found.resolution).all()
+    assert (found.difference > found.resolution / 2).any()
+
+
+def test_the_verdict_is_that_of_the_printed_numbers():
+    """Of 40 trajectories in float32 all agree, by the printed tolerance; by the resolution of log P alone some would not."""
+    params, keys = jnp.array([0.3, -0.2], jnp.float32), jax.random.split(jax.random.key(5), 40)
+    corridor = worlds.cast(ld.environments.short_corridor(horizon=100), jnp.float32)
+    taus = ld.rollout(params, keys, ld.shared_softmax, corridor)
+    found = jax.jit(jax.vmap(lambda tau: ld.compare(params, ld.shared_softmax, tau)))(taus)
+    assert (found.difference <= found.allowed).all()
+    assert (found.case == ld.likelihood.Case.AGREE).all()
+    assert (found.difference > found.resolution).any()
+    one = jax.tree.map(lambda x: x[jnp.argmax(found.difference / found.resolution)], found)
+    difference, allowed = map(float, str(one).splitlines()[-2].split()[-2:])
+    assert difference <= allowed
+
+
+def test_forms_that_cannot_be_compared_do_not_agree():
+    """log P does not depend on the parameter, the product does: the score form is 0, and no relative difference exists."""
+
+    class Torn(Coin):
+        def log_prob(self, action):
+            return jax.lax.stop_gradient(super().log_prob(action))
+
+    found = compare(jnp.asarray(0.3), lambda p, _: Torn(p), _tosses([1, 0, 1]))
+    assert jnp.isnan(found.difference)
+    assert found.case == ld.likelihood.Case.DIFFER
+
+
+def test_a_difference_without_a_standard_error_is_not_printed_as_none():
+    same = jnp.array([1.0, 1.0, 0.0])
+    found = ld.exact.ExpectationComparison(2, jnp.ones(()), same, same, same, jnp.zeros(3))
+    printed = str(found._replace(sampled=jnp.array([2.0, 1.0, 0.0]), sem=jnp.array([0.0, 0.5, 0.0])))
+    assert [row.split()[-1] for row in printed.splitlines()[2:]] == ["inf", "0.00", "0.00"]
 
 
 def test_the_report_names_numbers_and_reasons():
     mdp = terminating()
     tau = rollout(TERMINATING_LOGITS, jax.random.key(0), ld.tabular_softmax, mdp, horizon=4)
     text = str(compare(TERMINATING_LOGITS, ld.tabular_softmax, tau, environment=mdp))
-    assert all(words in text for words in ("agree", "resolution"))
+    assert all(words in text for words in ("agree", "resolution", "allowed"))
     text = str(compare({"heads": jnp.float32(0.5)}, lambda p, _: Coin(p["heads"]), _tosses([1] * 200, jnp.float32)))
     assert all(words in text for words in ("['heads']", "becomes zero at factor 126", "the score form is right"))
 

@@ -175,7 +175,8 @@ def test_factors_are_the_normal_densities_of_the_steps():
     np.testing.assert_allclose(ld.log_prob(WELL, process.policy, tau, environment=process), np.log(density).sum())
     np.testing.assert_allclose(tau.rewards, 0.04 * x[:-1, 1] + np.array([0, 0, x[-1, 0]]), rtol=1e-14)
     assert tau.discounts.tolist() == [1, 1, 0]
-    short = ld.rollout(WELL, jax.random.key(0), process.policy, process, horizon=2)
+    with pytest.warns(UserWarning, match=r"cuts 100\.00% of the paths"):
+        short = ld.rollout(WELL, jax.random.key(0), process.policy, process, horizon=2)
     assert ld.types.batch_info(short).truncated_fraction == 1
 
 

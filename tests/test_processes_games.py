@@ -214,7 +214,7 @@ BAD = [
     *((SHAPE, lambda s=s: ld.processes.MatrixGame(jnp.zeros(s))) for s in ((2, 2), (3, 2, 2), (2, 2, 0))),
     (r"discount: .* in \[0, 1\), received 1.0; endless play is discounted", lambda: GAME.value(INIT)),
     (r"params\[1\]: .*\(5, 2\), received \(4, 2\); a pair of", lambda: GAME.value((INIT[0], INIT[1][:4]), horizon=2)),
-    (r"player: expected 0 or 1, received 2", lambda: GAME.mdp(2)),
+    (r"player: expected a whole number from 0 to 1, received 2", lambda: GAME.mdp(2)),
     ("horizon: this environment has no default", lambda: ld.rollout(INIT, KEY, GAME.policy, GAME)),
     ("steps: .* >= 0", lambda: ld.processes.look_ahead(INIT, KEY, lambda p, k: p, learning_rate=0.1, steps=-1)),
 ]

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+from typing import Any
 
 import chex
 import jax
@@ -116,3 +117,46 @@ def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_scor
     ld.testing.assert_unbiased(scores, run("missing")["filter"][1], resolution=0.1)
     with pytest.raises(AssertionError, match="BIASED"):  # the score of another series
         ld.testing.assert_unbiased(scores, run("symbols")["filter"][1], resolution=0.1)
+
+
+def test_arrays_of_numpy_and_lists_are_data_and_parameters_like_any_other():
+    """By numpy, over the eight paths of the hidden states: log p(y) = -1.43297 where the second symbol is missing, compiled or not."""
+    given: Any = (np.zeros(2), np.eye(2), np.eye(2))
+    params = HiddenMarkovParams(*given)
+    rows = np.exp(np.eye(2)) / np.exp(np.eye(2)).sum(axis=1, keepdims=True)
+    total = sum(
+        0.5 * rows[a, b] * rows[b, c] * rows[a, 0] * rows[c, 1] for a, b, c in itertools.product(range(2), repeat=3)
+    )
+    y, seen, key = np.array([0, 1, 1]), np.array([True, False, True]), jax.random.key(0)
+    posterior = MODEL.smooth(params, y, observed=seen)
+    numpy_posterior = jax.tree.map(np.asarray, posterior)
+    calls = [
+        lambda q, y, seen: MODEL.log_likelihood(q, y, observed=seen),
+        lambda q, y, seen: MODEL.expected_log_joint(q, numpy_posterior, y, observed=seen),
+        lambda q, y, seen: MODEL.smooth(q, y, observed=seen).states,
+        lambda q, y, seen: MODEL.sample_states(q, jax.random.clone(key), y, observed=seen),
+        lambda q, y, seen: fisher_score(q, MODEL, y, observed=seen).transition,
+        lambda q, y, seen: ld.log_prob(q, MODEL.policy, MODEL.pair_trajectory(np.array([0, 1, 0]), y, observed=seen)),
+    ]
+    wanted = [call(jax.tree.map(jnp.asarray, params), jnp.asarray(y), jnp.asarray(seen)) for call in calls]
+    assert float(wanted[0]) == pytest.approx(np.log(total), abs=1e-12)
+    assert round(float(wanted[0]), 5) == -1.43297
+    for call, right in zip(calls, wanted, strict=True):
+        for found in (
+            call(params, y, seen),
+            jax.jit(lambda q, call=call: call(q, y, seen))(params),
+            jax.jit(lambda call=call: call(params, y, seen))(),
+            call(params, y.tolist(), seen.tolist()),
+        ):
+            np.testing.assert_allclose(found, right, rtol=0, atol=1e-12)
+
+
+def test_policies_of_processes_take_parameters_of_numpy_at_a_traced_observation():
+    for policy, params, observations in (
+        (MODEL.policy, jax.tree.map(np.asarray, PARAMS), jax.tree.map(lambda x: jnp.stack([x, x]), MODEL.first())),
+        (ld.tabular_softmax, np.zeros((3, 2)), jnp.arange(3)),
+    ):
+        apply: Any = policy.apply
+        draw = jax.vmap(lambda key, x, apply=apply, params=params: apply(params, x).sample(key))
+        keys = jax.random.split(jax.random.key(1), jax.tree.leaves(observations)[0].shape[0])
+        assert jax.tree.leaves(draw(keys, observations))[0].shape == keys.shape

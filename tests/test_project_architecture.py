@@ -95,12 +95,14 @@ def test_a_package_lists_what_is_public(module):
     assert all((getattr(package, name).__doc__ or "").strip() for name in package.__all__)
 
 
-def test_the_core_imports_without_any_extra():
+def test_the_core_imports_without_any_extra_and_starts_no_device():
+    """Whoever imports it may still choose devices, or join other processes."""
     code = (
         "import sys\n"
         "for name in ('matplotlib', 'gymnax', 'gymnasium', 'numpyro', 'flax', 'equinox', 'tqdm', 'orbax'):\n"
         "    sys.modules[name] = None\n"
         "import logderiv as ld, jax\n"
+        "jax.config.update('jax_num_cpu_devices', 2)\n"
         "corridor = ld.environments.short_corridor(horizon=4)\n"
         "tau = ld.rollout(jax.numpy.zeros(2), jax.random.key(0), ld.shared_softmax, corridor)\n"
         "print(float(ld.log_prob(jax.numpy.zeros(2), ld.shared_softmax, tau)) < 0)\n"

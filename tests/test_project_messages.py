@@ -107,6 +107,20 @@ def _any(wrong: Any) -> Any:
     return wrong
 
 
+STREAM: Any = ld.Stream(
+    jax.tree.map(lambda x: x[:, :, None], TAUS)._replace(final_observation=TAUS.observations),
+    ends=jnp.zeros((3, 5), bool),
+    times=jnp.zeros((3, 5), int),
+    returns=jnp.zeros((3, 5)),
+)
+OFF_POLICY = ld.ScoreFunction(importance=Importance())
+BOOTSTRAP = ld.ScoreFunction(GAE(0.5, Value(jnp.sum)))
+
+
+def _lacks(field, estimator: Any = LOO):
+    return estimator.estimate(BLIND, (), ld.shared_softmax, TAUS._replace(**{field: None}))
+
+
 def _weigh(advantage):
     return ld.ScoreFunction(advantage).advantages(PARAMS, (), MLP, TAUS)
 
@@ -157,12 +171,12 @@ CASES = [
     ),
     (
         ValueError,
-        r"environment.step: truncated: expected shape \(\), received \(1,\)",
-        lambda: _steps(_Returning(1.0, False, jnp.zeros(1, bool))),
+        r"environment.step: value 4, truncated: expected shape \(\), received \(2,\)",
+        lambda: _steps(_Returning(1.0, False, jnp.zeros(2, bool))),
     ),
     (
         ValueError,
-        r"after step\[0\]: expected shape \(2,\), received \(3,\); as after reset",
+        r"environment.step: value 0, observation: expected shape \(2,\), received \(3,\); not as reset returned it",
         lambda: _steps(_Growing()),
     ),
     (TypeError, r"\['speed'\].*int64 after reset and float64 after step.*cut off", lambda: _steps(_Rounded())),
@@ -238,10 +252,73 @@ CASES = [
     (ValueError, "of the structure", lambda: ld.diagnostics.cosine({"a": jnp.ones(2)}, {"b": jnp.ones(2)})),
     (ValueError, "expected shape", lambda: ld.diagnostics.cosine(jnp.ones(2), jnp.ones(3))),
     (ValueError, "expected shape", lambda: ld.diagnostics.variance_ratio(jnp.ones((3, 2)), jnp.ones((4, 2)))),
+    # what is no trajectory, or lacks a field that is used
+    (TypeError, r"expected a Trajectory, received tuple; use Trajectory\(\*x\)", lambda: _log_prob(tau=tuple(TAU))),
+    (TypeError, r"received dict; use Trajectory\(\*\*x\)", lambda: _log_prob(tau=TAU._asdict())),
+    (TypeError, "received Stream; pass stream.steps", lambda: _log_prob(tau=STREAM)),
+    (TypeError, "received Stream; pass stream.steps", lambda: ld.compare(PARAMS, MLP, STREAM)),
+    (TypeError, "received Stream; pass stream.steps", lambda: ld.likelihood.fisher_matrix(PARAMS, MLP, STREAM)),
+    (TypeError, "received Stream; pass stream.steps", lambda: ld.types.next_observations(STREAM)),
+    (TypeError, "received Stream; pass stream.steps", lambda: ld.importance.with_behavior(PARAMS, MLP, STREAM)),
+    (TypeError, "received Stream; pass stream.steps", lambda: LOO.objective(PARAMS, MLP, STREAM, jnp.ones((3, 5, 1)))),
+    (TypeError, "needs whole episodes, received a Stream", lambda: ld.ScoreFunction().weigh(PARAMS, (), MLP, STREAM)),
+    (TypeError, "needs whole episodes, received a Stream", lambda: LOO.estimate(PARAMS, (), MLP, STREAM)),
+    (TypeError, "received tuple", lambda: LOO.estimate(PARAMS, (), MLP, _any(tuple(TAUS)))),
+    (TypeError, "received dict", lambda: ld.types.batch_info(_any(TAUS._asdict()))),
+    (TypeError, "received list", lambda: ld.types.num_trajectories(_any([TAU, TAU]))),
+    (TypeError, r"trajectory\.rewards: expected an array, received None", lambda: _lacks("rewards")),
+    (TypeError, r"trajectory\.discounts: expected an array, received None", lambda: _lacks("discounts")),
+    (TypeError, r"trajectory\.valid: .*received None; ones of dtype bool", lambda: _lacks("valid")),
+    (TypeError, r"trajectory\.actions: .*received None", lambda: _lacks("actions")),
+    (TypeError, r"trajectory\.behavior_log_probs: .*with_behavior", lambda: _lacks("behavior_log_probs", ld.PPO())),
+    (TypeError, r"behavior_log_probs: .*with_behavior", lambda: _lacks("behavior_log_probs", OFF_POLICY)),
+    (TypeError, r"trajectory\.observations: .*received None", lambda: _lacks("observations", BOOTSTRAP)),
+    (
+        TypeError,
+        r"trajectory\.final_observation: .*received None; a value",
+        lambda: _lacks("final_observation", BOOTSTRAP),
+    ),
+    (
+        TypeError,
+        r"trajectory\.rewards: .*received None",
+        lambda: ld.types.batch_info(TAUS._replace(rewards=_any(None))),
+    ),
+    (TypeError, r"params\['a'\]: expected an array, received str", lambda: _train(params={"a": "x"})),
     # expectations
     (ValueError, "num_samples: expected a whole number >= 1", lambda: ld.expectation(_any(None), num_samples=0)),
     (ValueError, "num_samples: .* >= 2", lambda: ld.expectation(_any(None), baseline="leave_one_out")),
     (ValueError, "received Constant.*tape.sample", lambda: ld.expectation(_any(0), num_samples=2, baseline=CONSTANT)),
+]
+CASES += [
+    # arguments of train
+    (
+        TypeError,
+        r"checkpoints: expected logderiv.Checkpoints\(directory.*received str",
+        lambda: _train(checkpoints="dir"),
+    ),
+    (TypeError, "checkpoints: .*received Checkpoints, not called", lambda: _train(checkpoints=ld.Checkpoints)),
+    (TypeError, r"evaluation: expected logderiv.Evaluation\(every=.*received int", lambda: _train(evaluation=3)),
+    (TypeError, "reporters: expected a sequence.*received int; put it in a list", lambda: _train(reporters=3)),
+    (TypeError, "received CSVWriter; put it in a list", lambda: _train(reporters=ld.reporting.CSVWriter("x.csv"))),
+    (TypeError, r"reporters\[0\]: expected a reporter.*received int", lambda: _train(reporters=[3])),
+    (TypeError, "received the class CSVWriter", lambda: _train(reporters=[ld.reporting.CSVWriter])),
+    (
+        TypeError,
+        "estimator: expected an estimator.*ScoreFunction, not called; call it",
+        lambda: _train(estimator=ld.ScoreFunction),
+    ),
+    (TypeError, "estimator: expected an estimator.*received NoneType", lambda: _train(estimator=None)),
+    (
+        TypeError,
+        "optimizer: expected a transformation of optax.*received adam, not called",
+        lambda: _train(optimizer=optax.adam),
+    ),
+    (
+        TypeError,
+        "batch: expected logderiv.Episodes, .*received Episodes, not called",
+        lambda: _train(batch=ld.Episodes),
+    ),
+    (TypeError, "received int", lambda: _train(batch=16)),
 ]
 
 

@@ -73,9 +73,9 @@ EYE, TALL = jnp.eye(2), jnp.ones((2, 1))
 
 VALUES = {
     "block_size": lambda: ld.log_prob(BLIND, ld.shared_softmax, TAUS, block_size=0),
-    "low < high, received .*1.*1": lambda: ld.TanhNormal(BLIND, BLIND, 1.0, 1.0),
-    "low < high, received .*0.*inf": lambda: ld.TanhNormal(BLIND, BLIND, 0.0, jnp.inf),
-    "low < high, received .*3.*2": lambda: ld.TanhNormal(BLIND, BLIND, (0.0, 3.0), 2.0),
+    "low < high, received .*1.*1": lambda: ld.TanhNormal(BLIND, BLIND + 1, 1.0, 1.0),
+    "low < high, received .*0.*inf": lambda: ld.TanhNormal(BLIND, BLIND + 1, 0.0, jnp.inf),
+    "low < high, received .*3.*2": lambda: ld.TanhNormal(BLIND, BLIND + 1, (0.0, 3.0), 2.0),
     "outputs - state_independent: expected a whole number >= 1, received 0": lambda: ld.MLP(4, state_independent=4),
     "state_independent: expected .* -1": lambda: ld.MLP(4, state_independent=-1),
     "damping": lambda: natural_gradient(MLP, damping=-1.0),
@@ -91,7 +91,7 @@ VALUES = {
     "one shape": lambda: visit_counts(jnp.zeros(3, int), jnp.zeros(2, int), jnp.ones(3), (2, 2)),
     r"\(3, 5\), received \(3, 1\)": lambda: ld.weighted_log_prob(BLIND, ld.shared_softmax, TAUS, jnp.ones((3, 1))),
     "of one action to be a scalar": lambda: ld.log_prob(jnp.zeros((2, 2)), ld.shared_softmax, TAUS),
-    "log_prob of one action to be a scalar": lambda: ld.weighted_log_prob(
+    r"params: expected logits of shape \(S, A\), received \(1, 2, 2\)": lambda: ld.weighted_log_prob(
         jnp.zeros((1, 2, 2)), ld.tabular_softmax, TAUS._replace(observations=TAUS.actions), jnp.ones((3, 5))
     ),
     "num_environments: .*>= 1, received 0": lambda: ld.start_streams(jax.random.key(0), two_states(), 0),
@@ -185,7 +185,7 @@ VALUES = {
     r"fitness: expected a scalar for one sample, received shape \(2,\)": lambda: _pairs(
         jax.random.split(jax.random.key(0))
     ),
-    r"end: expected a number in \[0, 2\], received 3": lambda: _model(end=3),
+    r"end: expected a whole number from 0 to 2, received 3": lambda: _model(end=3),
     "prompts: expected fewer than horizon = 3 tokens": lambda: _model(prompts=[0, 1, 2]),
     r"prompts: expected a number in \[-1, 2\], .*; tokens, or -1 after the last": lambda: _model(prompts=[0, 3]),
     "prompts: expected -1 only after a prompt's last token": lambda: _model(prompts=[-1, 1]),

@@ -26,9 +26,9 @@ def test_log_prob_of_one_trajectory():
 def test_estimate_of_an_actor_and_a_critic(name, at_most):
     """The gradient of one batch. Of the stations
 
-    - 9 ask before anything runs: shapes, structure, parameters, range of the actions, for which a step of the policy is taken;
+    - 9 ask before anything runs: shapes, dtypes, structure, parameters, range of the actions, for which a step of the policy is taken;
     - 3 lead into the compiled program and out of it, with what is said of the batch;
-    - 9 give the weights: the batch, the network's values, GAE, the baseline that learns nothing;
+    - 9 give the weights: the batch, the network's values, GAE, the baseline that learns nothing, whether all are finite;
     - 12 are the one pass over the steps: normalizer, blocks, a step, its distribution, its term. A2C has the entropy besides.
 
     Most are a network, a distribution or a baseline that might be another one, which is why they stand in files of their own.

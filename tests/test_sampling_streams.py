@@ -10,7 +10,8 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from logderiv.types import as_steps, num_trajectories
+from logderiv._core.arrays import as_steps
+from logderiv.types import num_trajectories
 from tests.worlds import TERMINATING_LOGITS, terminating, two_states
 
 GAMMA = 0.9

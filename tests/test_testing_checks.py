@@ -135,6 +135,38 @@ def test_no_variation_or_nan_never_passes(samples):
         testing.assert_unbiased(samples, exact, resolution=100.0)
 
 
+def test_familywise_reaches_into_the_tail():
+    """k_D solves erfc(k_D / √2) = erfc(k / √2) / D, by mpmath with 50 digits: a Normal quantile in float64 ends at k = 8.3."""
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(50):
+        for k, num in (
+            (1e-3, 7),
+            (1.0, 10**9),
+            (8.0, 1000),
+            (8.2, 1000),
+            (15.0, 10),
+            (30.0, 1),
+            (30.0, 3),
+            (30.0, 10**40),
+        ):
+            tail = mpmath.log(mpmath.erfc(k / mpmath.sqrt(2)) / num)
+            at = mpmath.findroot(lambda x, t=tail: mpmath.log(mpmath.erfc(x / mpmath.sqrt(2))) - t, max(k, 3.0))
+            assert testing.familywise(k, num) == pytest.approx(float(at), rel=1e-13)
+    assert [round(testing.familywise(k, 1000), 4) for k in (8.0, 8.2)] == [8.8107, 8.9931]
+    assert testing.assert_unbiased(jax.random.normal(jax.random.key(0), (60, 3)), jnp.zeros(3), resolution=9.0, k=30.0)
+
+
+def test_the_row_of_a_leaf_shows_the_resolution_that_was_seen_worst():
+    """The second entry is noisier, and may be: what is printed must not look like a bias of 5 that a resolution of 0.1 let pass."""
+    samples = jax.random.normal(jax.random.key(0), (400, 2)) * jnp.array([[0.1, 10.0]])
+    report = testing.assert_unbiased(samples, jnp.zeros(2), resolution=jnp.array([0.1, 10.0]))
+    seen, resolution = map(float, str(report).splitlines()[-1].split()[-2:])
+    assert seen <= resolution
+    assert (
+        testing.familywise(5, 2) * float(report.sem[1]) > 0.1
+    )  # the largest beside the smallest would contradict "passed"
+
+
 def test_familywise_control():
     """The union of D normal tails at k_D is the tail at k; at k = 2, D = 20, false alarms are as rare as promised."""
     for k, num in ((2.0, 20), (5.0, 1), (5.0, 10_000)):
@@ -160,10 +192,19 @@ def test_familywise_control():
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": 0.0}, "positive"),
         (jnp.ones((50, 2)), jnp.ones(2), {"resolution": {"a": 1.0}}, "prefix"),
         (jnp.ones((50, 2)), jnp.ones(2), {"k": 0.0}, "k: expected a number in"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"k": 30.1}, "k: expected a number in"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"k": jnp.nan}, "k: expected a number in"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.inf}, "resolution: expected a finite"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.nan}, "resolution: expected a positive"),
+        (jnp.ones((50, 2)), jnp.ones(2), {"resolution": jnp.array([1.0, jnp.inf])}, "resolution: expected a finite"),
+        (jnp.full((50, 2), 1 + 5j), jnp.ones(2), {}, "samples: expected real numbers, received complex128"),
+        (jnp.ones((50, 2)), jnp.full(2, 1 + 5j), {}, "exact: expected real numbers, received complex128"),
+        ({}, {}, {}, "samples: expected leaves"),
+        (jnp.ones((50, 0)), jnp.ones(0), {}, "numbers in exact: expected a whole number >= 1, received 0"),
     ],
 )
 def test_bad_calls_of_assert_unbiased(samples, exact, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         testing.assert_unbiased(samples, exact, **{"resolution": 1.0} | options)
 
 
@@ -208,6 +249,36 @@ def test_claiming_too_much_is_rejected():
     for estimator, options in ((Doubled(discount=0.9), {}), (own_mean, {"num_trajectories": 2})):
         with pytest.raises(AssertionError, match="right up to order 0"):
             _order_call(estimator, order=1, max_order=1, **options)
+
+
+def test_check_order_prints_what_decided():
+    """The error of a doubled objective is the gradient itself, and what is allowed is the tolerance times that size."""
+    with pytest.raises(AssertionError, match="order 0 of 1") as caught:
+        _order_call(Doubled(discount=0.9), order=1, max_order=1, tolerance=0.25)
+    order, error, allowed, exact, _ = str(caught.value).splitlines()[-1].split()
+    assert order == "1"
+    assert float(error) == pytest.approx(float(exact), rel=0.01)
+    assert float(allowed) >= 0.25 * float(exact) * 0.99
+    assert float(error) > float(allowed)
+
+
+def test_check_order_refuses_what_would_pass_everything():
+    signed = jnp.zeros(len(TAUS.valid)).at[:3].set(jnp.array([2.0, -2.0, 1.0]))
+    for options, message in (
+        ({"order": 0}, "order: expected a whole number >= 1"),
+        ({"order": -1}, "order: expected"),
+        ({"max_order": 0}, "max_order: expected"),
+        ({"num_trajectories": 0}, "num_trajectories: expected"),
+        ({"tolerance": math.inf}, "tolerance: expected a number in"),
+        ({"tolerance": math.nan}, "tolerance: expected"),
+        ({"tolerance": 2.0}, "tolerance: expected"),  # no deviation is larger than twice the scale
+        ({"probabilities": signed}, "none negative.*smallest -2"),
+        ({"probabilities": jnp.full(len(TAUS.valid), jnp.nan)}, "sum of one"),
+        ({"probabilities": signed.astype(complex)}, "probabilities: expected real numbers"),
+        ({"exact": lambda p: jnp.sum(p).astype(complex)}, "objective: expected real numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            _order_call(ld.ScoreFunction(), **options)
 
 
 def test_check_order_refuses_bad_input():

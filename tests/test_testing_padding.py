@@ -65,7 +65,10 @@ def test_padding_passes_where_it_does_not_matter():
         (_unmasked_input, "NaN in observations: the gradient changes"),
         (_multiplied_credit, "NaN in rewards: the value changes"),
         (_discounted_unmasked, "NaN in discounts: the value changes"),
-        (_divides_by_the_length, r"2 more invalid steps: the value changes\n.*the gradient changes"),
+        (
+            _divides_by_the_length,
+            r"2 more invalid steps: the value changes by \S+, allowed \S+\n.*the gradient changes by",
+        ),
         (_counts_padding, "largest, .*in actions: the value changes"),
     ],
 )
@@ -74,6 +77,28 @@ def test_padding_that_matters_is_caught_and_named(function, message):
         testing.check_padding(PARAMS, function, _padded())
     if function is _unmasked_input:
         assert "NaN in observations: the value changes" not in str(caught.value)
+
+
+def _infinite_beside_one_that_divides(params, taus):
+    """An entry that is infinite must not make every change of the others look small."""
+    return {"a": jnp.inf * jnp.ones(2), "b": _divides_by_the_length(params, taus)}
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (_infinite_beside_one_that_divides, AssertionError, "2 more invalid steps: the value changes by"),
+        (lambda params, taus: (), ValueError, "function: expected a pytree of arrays"),
+        (
+            lambda params, taus: jax.lax.complex(jnp.sum(params), jnp.ones(())),
+            TypeError,
+            "outputs: expected real numbers",
+        ),
+    ],
+)
+def test_padding_is_not_talked_into_passing(function, error, message):
+    with pytest.raises(error, match=message):
+        testing.check_padding(PARAMS, function, _padded())
 
 
 def test_padding_needs_padding_and_a_finite_start():

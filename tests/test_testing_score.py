@@ -1,5 +1,7 @@
 """Scores: those of the density that was drawn from pass, each of the known mistakes is found and named."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,3 +129,45 @@ def test_check_score_passes_refuses_and_prints():
         call(log_prob=lambda p, x: log_prob(p, x) * jnp.ones((2, 2)))
     with pytest.raises(TypeError, match="floating"):
         call(jnp.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": jnp.inf}, "resolution: expected a finite"),
+        ({"resolution": jnp.nan}, "resolution: expected a positive"),
+        ({"num_samples": 0}, "num_samples: expected a whole number >= 2"),
+        ({"k": 31.0}, "k: expected"),
+        ({"k": jnp.nan}, "k: expected"),
+        ({"block_size": 0}, "block_size: expected"),
+        ({"params": {}}, "params: expected at least one"),
+        ({"params": jnp.asarray(1j)}, "params: expected real numbers"),
+        ({"log_prob": lambda p, x: x.astype(complex)}, "log_prob: expected real numbers"),
+    ],
+)
+def test_check_score_refuses_what_would_pass_everything(options, message):
+    """The density is a doubled one, so none of these may pass."""
+    usual = {"params": POINT, "log_prob": WRONG_SCORES["doubled"][0], "sample": detached, "num_samples": 10}
+    with pytest.raises((TypeError, ValueError), match=message):
+        testing.check_score(key=jax.random.key(0), **usual | options)
+
+
+def test_a_resolution_that_is_traced_and_infinite_does_not_pass():
+    def passed(resolution):
+        report = testing.check_score(
+            POINT, jax.random.key(0), *WRONG_SCORES["doubled"][:2], num_samples=10, resolution=resolution, raises=False
+        )
+        return report.holds["powered"]
+
+    assert not jax.jit(passed)(jnp.inf)
+
+
+def test_each_failed_verdict_prints_the_number_that_decided():
+    """A doubled density: E[s s] + E[s'] is 4 I - 2 I, in units of the Fisher information 4 I off by half of it."""
+    log_prob, sample = WRONG_SCORES["doubled"][:2]
+    with pytest.raises(AssertionError, match=r"off by \S+, allowed \S+:") as caught:
+        testing.check_score(POINT, jax.random.key(0), log_prob, sample, num_samples=20_000)
+    off, allowed = re.findall(r"off by (\S+), allowed (\S+):", str(caught.value))[0]
+    assert float(off) > float(allowed) > 0
+    with pytest.raises(AssertionError, match=r"under-powered: .* exceed the resolution, \S+ of .*, resolution 0.25"):
+        testing.check_score(POINT, jax.random.key(0), NORMAL[0], sample, num_samples=50)

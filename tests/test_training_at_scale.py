@@ -114,6 +114,15 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
     assert result.metrics.num_steps.tolist() == [32, 32]
 
 
+@pytest.mark.usefixtures("nans_are_errors")
+def test_a_stream_in_which_no_episode_ends_has_no_return():
+    start = ld.start_streams(jax.random.key(0), MDP, 1)
+    stream, _ = ld.collect(TERMINATING_LOGITS, jax.random.key(1), ld.tabular_softmax, MDP, start, num_steps=1)
+    assert not stream.ends.any()
+    assert np.isnan(np.asarray(ld.types.batch_info(stream).mean_return))
+
+
+@pytest.mark.usefixtures("nans_are_errors")
 def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
     keys = jax.random.split(jax.random.key(5), 3)
     options: Any = {"num_updates": 3, "epochs": 2, "minibatches": 2, **STREAM}
@@ -134,6 +143,7 @@ def test_seeds_by_keys_and_under_vmap_equal_seeds_one_by_one():
             np.testing.assert_allclose(several.metrics.mean_return[i], alone.metrics.mean_return, rtol=1e-11)
 
 
+@pytest.mark.usefixtures("nans_are_errors")
 def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
     """After the stop nothing moves: parameters, key, count of updates; the rest of the rows are empty."""
     evaluation = ld.Evaluation(every=2, num_episodes=16)
@@ -201,21 +211,23 @@ def test_greedy_evaluation_takes_the_likeliest_action(memory):
 
 
 def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
-    """Environment rewards of NaN in the third batch: with `apply_if_finite` the run goes on, without it the parameters are NaN; both warn."""
+    """A policy of NaN in some batches: with `apply_if_finite` the run goes on, without it the parameters are NaN; both warn."""
 
     class Poisoned:
         horizon = 3
 
         def reset(self, key, params=None):
-            bad = jax.random.uniform(key) < 0.1
-            return MDP.reset(jax.random.key(0))[0], bad
+            bad = (jax.random.uniform(key) < 0.1).astype(int)
+            return bad, bad
 
         def step(self, key, state, action, params=None):
-            reward = jnp.where(state, jnp.nan, action.astype(float))
-            return jnp.zeros((), int), state, reward, jnp.zeros((), bool), jnp.zeros((), bool)
+            return state, state, action.astype(float), jnp.zeros((), bool), jnp.zeros((), bool)
+
+    def policy(params, observation):
+        return ld.Categorical(params[observation] + jnp.where(observation == 1, jnp.nan, 0))
 
     def run(optimizer):
-        options: Any = {"environment": Poisoned(), "optimizer": optimizer, "batch": ld.Episodes(2)}
+        options: Any = {"environment": Poisoned(), "optimizer": optimizer, "batch": ld.Episodes(2), "policy": policy}
         return _train(ld.ScoreFunction(), 3, jnp.zeros((3, 2)), num_updates=8, **options)
 
     with pytest.warns(UserWarning, match="gradients were not finite"):

@@ -113,6 +113,7 @@ def test_devices_wait_for_each_other_once_a_gradient_where_the_mesh_is_in_use(fo
 
 def test_bad_numbers_of_devices_and_batches_are_named(found):
     errors = found["eight"]["errors"]
+    assert "params on cpu:1, key on cpu:0" in errors["apart"].replace("TFRT_CPU_", "cpu:")
     assert "from 1 to 8" in errors["devices"]
     assert "received 9" in errors["devices"]
     for name, number, instead in (("trajectories", 12, 16), ("environments", 20, 24), ("evaluation", 10, 16)):

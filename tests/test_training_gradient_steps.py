@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import logderiv as ld
+from logderiv._core.arrays import as_steps
 from logderiv.training.loop import improve
-from logderiv.types import as_steps
 from tests.worlds import TERMINATING_LOGITS, batch, terminating
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

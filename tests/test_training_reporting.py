@@ -105,6 +105,9 @@ def test_a_run_that_stops_early_or_fails_closes_what_is_open():
     with pytest.raises(OSError, match="the disk is full"):
         train(10, reporters=[recorder, Failing()], evaluation=evaluation)
     assert recorder.events[-1] == "close"
+    train(10, reporters=[recorder], evaluation=evaluation)  # is opened again
+    assert [event if event == "close" else event[0] for event in recorder.events] == ["open", "close"] * 2
+    assert [updates.tolist() for updates, _ in recorder.pieces] == [[0, 1, 2]] * 2
 
 
 @pytest.mark.usefixtures("standard_promotion")

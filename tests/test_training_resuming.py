@@ -18,7 +18,7 @@ from tests.test_training_checkpoints import same
 from tests.worlds import TERMINATING_LOGITS, terminating
 
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = pytest.mark.usefixtures("standard_promotion", "nans_are_errors")
 
 MDP = terminating()
 OPTIMIZER = optax.adam(0.3)
@@ -36,11 +36,13 @@ def counted(params, observation):
     return ld.tabular_softmax.apply(params, observation)
 
 
-def train(num_updates, directory, *, key: Any = 0, every=2, batch=STEPS, params=TERMINATING_LOGITS, **options):
+def train(num_updates, directory, *, key: Any = 0, every=2, batch: Any = STEPS, params=TERMINATING_LOGITS, **options):
     key = jax.random.key(key) if isinstance(key, int) else key
-    checkpoints = None if directory is None else Checkpoints(directory, every)
+    permitted = {name: options.pop(name) for name in ("version", "may_differ") if name in options}
+    checkpoints = None if directory is None else Checkpoints(directory, every, **permitted)
     options = {"optimizer": OPTIMIZER, "estimator": A2C, "checkpoints": checkpoints, **options}
-    return ld.train(params, key, counted, MDP, batch, num_updates=num_updates, **options)
+    options = {"policy": counted, "environment": MDP, **options}
+    return ld.train(params, key, batch=batch, num_updates=num_updates, **options)
 
 
 def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tmp_path):
@@ -71,15 +73,63 @@ def test_an_interrupted_run_ends_bitwise_as_one_that_was_not(tmp_path):
     np.testing.assert_allclose(plain.params, whole.params, rtol=1e-12)
 
 
-def test_another_run_in_the_directory_is_refused(tmp_path):
-    train(4, tmp_path)
-    others: dict[str, Any] = {"key": 1, "optimizer": optax.adam(0.2), "batch": ld.Steps(4, 4, horizon=6)}
-    others |= {"evaluation": ld.Evaluation(every=3)}
+class Paying:
+    """A world of one's own, of a plain class."""
+
+    horizon = 2
+
+    def __init__(self, pay):
+        self.pay = pay
+
+    def reset(self, key, params=None):
+        return jnp.int32(0), jnp.int32(0)
+
+    def step(self, key, state, action, params=None):
+        return state, state + 1, jnp.asarray(self.pay), state >= 1, False
+
+
+def test_another_run_in_the_directory_is_refused_and_may_be_permitted(tmp_path):
+    """Also where what differs is an attribute of an object, or a constant in a function; a schedule makes a longer run another one."""
+
+    def halved(params, observation):
+        return ld.Categorical(0.5 * params[observation])
+
+    def doubled(params, observation):
+        return ld.Categorical(2.0 * params[observation])
+
+    batch, plain = ld.Episodes(2), ld.ScoreFunction()
+    schedules = [optax.sgd(optax.linear_schedule(0.3, 0.0, num_updates)) for num_updates in (4, 6)]
+    usual: dict[str, Any] = {"policy": halved, "environment": Paying(1.0), "batch": batch, "estimator": plain}
+    longer: dict[str, Any] = {**usual, "optimizer": schedules[1]}
+    usual["optimizer"] = schedules[0]
+    train(4, tmp_path, **usual)
+    others: dict[str, Any] = {"key": 1, "optimizer": optax.adam(0.2), "batch": ld.Episodes(3)}
+    others |= {"evaluation": ld.Evaluation(every=3), "policy": doubled, "environment": Paying(-5.0)}
+    others |= {
+        "estimator": ld.ScoreFunction(ld.advantages.Credit(lambda r, d: 2 * r, past_rewards=False)),
+        "version": 2,
+    }
     for setting, other in others.items():
-        with pytest.raises(ValueError, match=f"of another run: {setting}: expected .*, found "):
-            train(4, tmp_path, **{setting: other})
+        with pytest.raises(ValueError, match=f"of another run: {setting}: expected .*, found .*may_differ=..{setting}"):
+            train(4, tmp_path, **usual | {setting: other})
     with pytest.raises(ValueError, match="is at update 4 already, num_updates is 2"):
-        train(2, tmp_path)
+        train(2, tmp_path, **usual)
+    with pytest.raises(ValueError, match=r"may_differ: expected some of \['policy', .*\], received \['polcy'\]"):
+        train(6, tmp_path, may_differ=["polcy"], **usual)
+    with pytest.raises(TypeError, match=r"write \('policy',\)"):
+        Checkpoints(tmp_path, 2, may_differ="policy")
+    with pytest.raises(ValueError, match="of another run: optimizer"):
+        train(6, tmp_path, **longer)
+    extended = train(6, tmp_path, may_differ=["optimizer"], **longer)
+    assert extended.state.num_updates == 6
+    assert same(train(6, tmp_path, **longer), extended)
+    with pytest.raises(ValueError, match="of another run: optimizer"):
+        train(6, tmp_path, **usual)
+
+
+def test_a_reward_that_is_no_number_is_still_found():
+    with pytest.raises(FloatingPointError, match="nan"):
+        train(1, None, environment=Paying(jnp.nan), batch=ld.Episodes(2), estimator=ld.ScoreFunction())
 
 
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):

@@ -10,25 +10,43 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
-from logderiv._core.arrays import is_traced
+
+def is_traced(*arrays: Any) -> bool:
+    """Whether any of the arrays has no value yet."""
+    return any(isinstance(x, Tracer) for x in arrays)
 
 
-def whole(*, at_least: int = 1, hint: Any = "", **numbers: Any) -> None:
-    """Raise `ValueError`, naming the first of them, unless each is a whole number from `at_least`."""
+def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **numbers: Any) -> Any:
+    """The whole numbers as `int`: the one that was given, or a list of them.
+
+    An `int` is one, and an integer scalar of numpy or JAX; a boolean is none, nor is a number that is traced.
+
+    Raises:
+        ValueError: One is something else, or out of range; the first of them is named.
+    """
+    bounds = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+    expected, found = f"expected a whole number {bounds}", []
     for name, number in numbers.items():
-        if isinstance(number, bool) or not isinstance(number, int | np.integer) or number < at_least:
-            received = f"{number!r}{hint and '; ' + hint}"
-            raise ValueError(f"{name}: expected a whole number >= {at_least}, received {received}.")
+        if is_traced(number):
+            raise ValueError(f"{name}: {expected}, received one that is traced; it decides what is compiled.")
+        value = number if isinstance(number, int) else np.asarray(number)
+        kind = np.integer if type(value) is int else getattr(value, "dtype", bool)
+        if np.shape(value) or not np.issubdtype(kind, np.integer) or not at_least <= value <= (at_most or np.inf):
+            raise ValueError(f"{name}: {expected}, received {number!r}{hint and '; ' + hint}.")
+        found.append(int(value))
+    return found[0] if len(found) == 1 else found
 
 
-def whole_or_none(**numbers: Any) -> None:
-    """Raise `ValueError`, naming the first of them, unless each is `None` or a whole number from 1."""
-    whole(**{name: number for name, number in numbers.items() if number is not None})
+def whole_or_none(*, at_least: int = 1, **numbers: Any) -> Any:
+    """As `whole`, of numbers that may be `None`."""
+    found = [None if number is None else whole(at_least=at_least, **{name: number}) for name, number in numbers.items()]
+    return found[0] if len(found) == 1 else found
 
 
 def between(
-    low: float, high: float, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
+    low: float, high: float, /, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
 ) -> None:
     """Raise `ValueError` unless each number is in `[low, high]`, or, with an end that is open, in `(low, high]` or `[low, high)`."""
     expected = f"a number in {'(' if open_left else '['}{low:g}, {high:g}{')' if open_right else ']'}"
@@ -37,24 +55,35 @@ def between(
 
 
 def positive(*, finite: bool = False, hint: str = "", **numbers: Any) -> None:
-    """Raise `ValueError` unless each number is above 0, and below infinity where `finite`."""
-    _all_hold("a positive number", lambda x: (x > 0) & (np.isfinite(x) | (not finite)), numbers, hint)
+    """Raise `ValueError` unless each number is above 0, and finite where that is asked for."""
+    _all_hold("a positive number", lambda x: x > 0, numbers, hint)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers, hint)
 
 
-def not_negative(**numbers: Any) -> None:
-    """Raise `ValueError` unless each number is at least 0."""
+def not_negative(*, finite: bool = False, **numbers: Any) -> None:
+    """Raise `ValueError` unless each number is at least 0, and finite where that is asked for."""
     _all_hold("a number >= 0", lambda x: x >= 0, numbers)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers)
+
+
+def finite(**numbers: Any) -> None:
+    """Raise `ValueError` unless each number is finite."""
+    _all_hold("a finite number", np.isfinite, numbers)
 
 
 def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any], hint: str = "") -> None:
     for name, number in numbers.items():
-        if is_traced(number):
-            continue
-        values = np.asarray(number)
-        if not np.issubdtype(values.dtype, np.number):
+        values = number if is_traced(number) else np.asarray(number)
+        if not any(jnp.issubdtype(values.dtype, kind) for kind in (np.integer, np.floating, np.bool_)):
             raise TypeError(f"{name}: expected {expected}, received {number!r}.")
-        if not np.all(holds(values)):
+        if values.dtype == bool or not (is_traced(number) or np.all(holds(values))):
             raise ValueError(f"{name}: expected {expected}, received {number}{hint and '; ' + hint}.")
+
+
+def fraction(**numbers: Any) -> None:
+    """Raise `ValueError` unless each is one number in [0, 1]."""
+    between(0, 1, **numbers)
+    shape((), **numbers)
 
 
 def one_of(options: Collection[Any], **values: Any) -> None:
@@ -63,6 +92,13 @@ def one_of(options: Collection[Any], **values: Any) -> None:
         if not any(value is option or value == option for option in options):
             *first, last = map(repr, options)
             raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
+
+
+def made(name: str, part: Any, fits: bool, expected: str) -> None:
+    """Raise `TypeError` unless a part is an object that fits; a class is named as one that was not called."""
+    if isinstance(part, type) or not fits:
+        received = f"the class {part.__name__}; call it" if isinstance(part, type) else type(part).__name__
+        raise TypeError(f"{name}: expected {expected}, received {received}.")
 
 
 def shape(expected: tuple[int, ...], *, hint: str = "", **arrays: Any) -> None:
@@ -98,24 +134,3 @@ def rows(name: str, tree: Any, *, at_least: int = 1) -> int:
         expected = f"leaves with one common leading axis of at least {at_least}"
         raise ValueError(f"{name}: expected {expected}, received shapes {shapes}.")
     return lengths.pop()[0]
-
-
-def params(tree: Any) -> None:
-    """Raise `TypeError`, naming the leaf, unless every parameter can be differentiated."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
-            raise TypeError(
-                f"params{jax.tree_util.keystr(path)}: expected a floating-point array to differentiate, received dtype "
-                f"{jnp.result_type(leaf)}; use params = jax.tree.map(lambda x: x.astype(jnp.float32), params)."
-            )
-
-
-def auto(**arrays: Any) -> None:
-    """Raise `ValueError` if an array is sharded over axes of type `Explicit`, where operations must name their shardings."""
-    for name, array in arrays.items():
-        sharding: Any = jax.typeof(array).sharding
-        if any(axis is not None for axis in sharding.spec):
-            raise ValueError(
-                f"{name}: expected arrays sharded over mesh axes of type AxisType.Auto, received {jax.typeof(array)} over axes of "
-                f"types {sharding.mesh.axis_types}; take logderiv.make_mesh(), or jax.make_mesh(..., axis_types=(AxisType.Auto,))."
-            )

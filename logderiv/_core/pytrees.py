@@ -8,12 +8,16 @@ tracers, axis numbers and placeholders that the checks of a constructor must not
 
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
+from jax.core import Tracer
+
+from logderiv._core import check
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -25,6 +29,9 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, f
 @dataclass_transform(frozen_default=True)
 def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True, visit: Any = None) -> Callable[[T], T]:
     """A frozen dataclass as a pytree. Fields named in `static` are compared by `jax.jit`, all others are traced.
+
+    A static field that is annotated as an `int` is checked, before the class's own `__post_init__`, to be a whole number from 1, or
+    from 0 where 0 is its default; an integer scalar of numpy or JAX becomes an `int`.
 
     Args:
         cls: The class, where the decorator is used without arguments.
@@ -40,11 +47,27 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     """
     if cls is None:
         return functools.partial(pytree, static=static, eq=eq, visit=visit)  # pyright: ignore[reportReturnType]
+    own = getattr(cls, "__post_init__", _nothing)
+
+    @functools.wraps(own)
+    def __post_init__(self: Any) -> None:
+        for name, (whole, at_least) in numbers.items():
+            object.__setattr__(self, name, whole(at_least=at_least, **{name: getattr(self, name)}))
+        own(self)
+
+    if static:
+        cls.__post_init__ = __post_init__
     cls = dataclasses.dataclass(frozen=True, eq=eq)(cls)
-    names = [field.name for field in dataclasses.fields(cls)]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    names = list(fields)
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
+    checks: dict[Any, Any] = {int: check.whole, int | None: check.whole_or_none}
+    wholes = [field for field in fields.values() if field.name in static and field.type in checks]
+    numbers = {field.name: (checks[field.type], 0 if field.default == 0 else 1) for field in wholes}
     traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
+    if eq and traced:
+        cls.__eq__ = _equal
     fixed = [name for name in names if name in static]
 
     def flatten(obj: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -60,6 +83,26 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
 
     jax.tree_util.register_pytree_with_keys(cls, flatten, unflatten)
     return cls
+
+
+def _equal(self: Any, other: object) -> bool:
+    """Whether all fields are equal, arrays in shape and in each number."""
+    if type(self) is not type(other):
+        return NotImplemented
+    (ours, tree), (theirs, other_tree) = jax.tree.flatten(self), jax.tree.flatten(other)
+    return tree == other_tree and all(map(_same, ours, theirs))
+
+
+def _same(a: Any, b: Any) -> bool:
+    if a is b or not (hasattr(a, "dtype") or hasattr(b, "dtype")):
+        return a is b or a == b
+    if jax.numpy.issubdtype(getattr(a, "dtype", bool), jax.dtypes.prng_key):
+        return a.dtype == getattr(b, "dtype", None) and _same(*map(jax.random.key_data, (a, b)))
+    return np.array_equal(a, b)
+
+
+def _nothing(obj: Any) -> None:
+    """Of classes without a `__post_init__`."""
 
 
 def jit(function: F) -> F:
@@ -81,9 +124,24 @@ def jit(function: F) -> F:
     def compiled(*args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten((args, kwargs))
         static = tuple(None if isinstance(leaf, TRACED) else _Compared(leaf) for leaf in leaves)
-        return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, TRACED)])
+        try:
+            return call(tree, static, [leaf for leaf in leaves if isinstance(leaf, TRACED)])
+        except ValueError as error:
+            if "incompatible devices" not in str(error):
+                raise
+            given = inspect.signature(function).bind(*args, **kwargs).arguments
+            places = ", ".join(f"{name} on {found}" for name, tree in given.items() if (found := _devices(tree)))
+            raise ValueError(
+                f"expected all arrays on the same devices, received {places}; use jax.device_put."
+            ) from error
 
     return compiled  # pyright: ignore[reportReturnType]
+
+
+def _devices(tree: Any) -> str:
+    """The devices that the arrays of a tree are on."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array) and not isinstance(x, Tracer)]
+    return " and ".join(sorted({str(device) for x in arrays for device in x.devices()}))
 
 
 class _Compared:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from logderiv._core.arrays import is_traced
+from logderiv._core import check
 from logderiv._core.pytrees import TRACED
 
 
@@ -36,14 +36,11 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
         ('batch',)
     """
     there = jax.device_count()
-    num_devices = there if num_devices is None else num_devices
     least = there if jax.process_count() > 1 else 1
-    if not isinstance(num_devices, int) or not least <= num_devices <= there:
-        hint = "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
-        raise ValueError(
-            f"num_devices: expected a whole number from {least} to {there}, the {jax.default_backend()} devices that there are, "
-            f"received {num_devices!r}{hint}."
-        )
+    hint = f"there are {there} {jax.default_backend()} devices"
+    hint += "; virtual ones: XLA_FLAGS=--xla_force_host_platform_device_count=8" if there == 1 else ""
+    num_devices = there if num_devices is None else num_devices
+    num_devices = check.whole(at_least=least, at_most=there, hint=hint, num_devices=num_devices)
     return Mesh(np.array(jax.devices()[:num_devices]), ("batch",), axis_types=(AxisType.Auto,))
 
 
@@ -78,9 +75,14 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     def put(x: Any) -> Any:
         if not isinstance(x, TRACED):
             return x
-        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not is_traced(x):
+        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not check.is_traced(x):
             return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        if isinstance(x, jax.Array) and not is_traced(x) and x.is_fully_addressable and not whole.is_fully_addressable:
+        if (
+            isinstance(x, jax.Array)
+            and not check.is_traced(x)
+            and x.is_fully_addressable
+            and not whole.is_fully_addressable
+        ):
             x = np.asarray(x)  # of a process's own arrays JAX makes global ones from values only
         return jax.device_put(x, whole)
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.tree_util import keystr, tree_leaves_with_path
 
-from logderiv._core.arrays import is_traced
+from logderiv._core.check import is_traced
 
 
 def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> str:

@@ -11,7 +11,7 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
@@ -63,13 +63,13 @@ def per_trajectory_gradients(
 
     Gradients: the weights are detached.
     """
-    num, block = _checked(params, policy, trajectories, estimator, block_size)
-    groups = num if num_groups is None else num_groups
-    if groups < 1 or num % groups:
+    trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
+    groups = num if num_groups is None else check.whole(num_groups=num_groups)
+    if num % groups:
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
     samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
-    if not is_traced(differ) and differ:
+    if not check.is_traced(differ) and differ:
         raise ValueError(
             "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
             "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
@@ -109,7 +109,7 @@ def gradient_moments(
 
     Gradients: the weights are detached.
     """
-    num, block = _checked(params, policy, trajectories, estimator, block_size)
+    trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
     check.rows("trajectories", trajectories.valid, at_least=2)
     return _summary(params, policy, trajectories, estimator, state, block=block)._replace(num_samples=num)
 
@@ -142,7 +142,8 @@ def variance_by_step(
         ValueError: `weights` has another shape, or there are fewer than two trajectories.
         TypeError: A parameter is not floating point.
     """
-    _, block = _checked(params, policy, trajectories, None, block_size)
+    trajectories, _, block = _checked(params, policy, trajectories, None, block_size)
+    weights = summable(weights, "weights")
     check.shape(
         trajectories.valid.shape,
         hint="one per step, shape (N, T); an estimator whose weights are something else has no such decomposition",
@@ -154,17 +155,21 @@ def variance_by_step(
 
 def _checked(
     params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator | None, block_size: int | None
-) -> tuple[int, int]:
-    """The number of trajectories, and of those side by side; actions that have values are checked as well."""
-    check.params(params)
-    num = num_trajectories(trajectories)
+) -> tuple[Trajectory, int, int]:
+    """The trajectories, their number, and that of those side by side; actions that have values are checked as well."""
+    check_params(params)
+    trajectories = as_trajectory(trajectories, prefix=estimator is not None)
+    num = one_axis(trajectories)
     if estimator is not None:
+        check.made(
+            "estimator", estimator, hasattr(estimator, "structure"), "one of logderiv.estimators, or of your own"
+        )
         estimator.structure.check(num)
     if block_size is None:
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))
-    check.whole(block_size=block_size)
+    block = check.whole(block_size=block_size)
     jax.eval_shape(lambda p: log_factors(p, policy, trajectories), params)
-    return num, min(block_size, num)
+    return trajectories, num, min(block, num)
 
 
 def _rows(params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator, state: State) -> Any:
@@ -219,11 +224,14 @@ def _summary(
 
     def add(total: Params, block: Any) -> tuple[Params, None]:
         grads = jax.vmap(gradient)(_in_groups(block, 1))
-        return jax.tree.map(lambda t, g, m: t + jnp.sum(jnp.square(g - m[None]), axis=0), total, grads, mean), None
+        return jax.tree.map(
+            lambda t, g, m: t + jnp.sum(jnp.square((g - m[None]).astype(t.dtype)), 0), total, grads, mean
+        ), None
 
     whole = num - num % block
     head, rest = jax.tree.map(lambda x: x[:whole], rows), jax.tree.map(lambda x: x[whole:], rows)
-    total, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, params), _in_groups(head, block))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), params)
+    total, _ = lax.scan(add, zeros, _in_groups(head, block))
     if whole < num:
         total, _ = add(total, rest)
     return Summary(mean, jax.tree.map(lambda s: s / (num - 1), total), num)

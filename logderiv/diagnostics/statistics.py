@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import floating, widest
+from logderiv._core.arrays import named_leaf_by_leaf, summable, widest
 from logderiv.types import Params
 
 
@@ -43,7 +43,7 @@ class Summary(NamedTuple):
     @property
     def trace(self) -> jax.Array:
         """The trace tr Σ of the covariance of one sample: the variances of all entries, summed. A scalar."""
-        return jnp.asarray(optax.tree.sum(lifted(self.variance)))
+        return jnp.asarray(optax.tree.sum(*lifted(variance=self.variance)))
 
     @property
     def signal_to_noise(self) -> Any:
@@ -68,10 +68,13 @@ class Summary(NamedTuple):
         Returns:
             A scalar.
 
+        Raises:
+            ValueError: `group_size` is no whole number from 1.
+
         References:
             McCandlish et al. (2018), arXiv:1812.06162, eq. 2.9, and appendix A.1 for the estimate.
         """
-        return group_size * self.trace / self._signal
+        return check.whole(group_size=group_size) * self.trace / self._signal
 
     def samples_needed(self, accuracy: float, *, relative: bool = False, group_size: int = 1) -> jax.Array:
         """Samples after which the mean's root-mean-square error √(tr Σ / N) is `accuracy`.
@@ -85,9 +88,10 @@ class Summary(NamedTuple):
             A scalar, rounded up; NaN where `relative` and the samples do not resolve the gradient.
 
         Raises:
-            ValueError: `accuracy` is not positive.
+            ValueError: `accuracy` is not positive, or `group_size` no whole number from 1.
         """
-        check.positive(accuracy=accuracy)
+        check.positive(finite=True, accuracy=accuracy)
+        check.whole(group_size=group_size)
         signal = self._signal if relative else jnp.ones_like(self.trace)
         needed = jnp.ceil(group_size * self.trace / (accuracy**2 * signal))
         return jnp.where(signal > 0, needed, jnp.nan)
@@ -95,7 +99,7 @@ class Summary(NamedTuple):
     @property
     def _signal(self) -> jax.Array:
         """Squared length of the mean, without the bias of its noise."""
-        return optax.tree.norm(lifted(self.mean), squared=True) - self.trace / self.num_samples
+        return optax.tree.norm(*lifted(mean=self.mean), squared=True) - self.trace / self.num_samples
 
 
 class VarianceRatio(NamedTuple):
@@ -123,6 +127,7 @@ def summary(samples: Params) -> Summary:
 
     Raises:
         ValueError: Fewer than two samples, or leaves with different leading axes.
+        TypeError: Complex numbers.
 
     Example:
         >>> import jax.numpy as jnp
@@ -131,6 +136,7 @@ def summary(samples: Params) -> Summary:
         (2.0, 2.0, 1.0)
     """
     num = check.rows("samples", samples, at_least=2)
+    samples = named_leaf_by_leaf(summable, samples=samples)
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), samples)
     return Summary(mean, jax.tree.map(lambda x: jnp.var(x, axis=0, ddof=1), samples), num)
 
@@ -146,6 +152,7 @@ def sem(samples: Params) -> Any:
 
     Raises:
         ValueError: Fewer than two samples, or leaves with different leading axes.
+        TypeError: Complex numbers.
     """
     return summary(samples).sem
 
@@ -162,9 +169,10 @@ def cosine(tree: Params, reference: Params) -> jax.Array:
 
     Raises:
         ValueError: The structures or shapes differ.
+        TypeError: Complex numbers.
     """
     check.like("tree", tree, reference, hint="a cosine is between two pytrees alike")
-    tree, reference = lifted((tree, reference))
+    tree, reference = lifted(tree=tree, reference=reference)
     return jnp.asarray(optax.tree.vdot(tree, reference)) / (optax.tree.norm(tree) * optax.tree.norm(reference))
 
 
@@ -183,23 +191,26 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
         A `VarianceRatio`; data, since only running can tell.
 
     Raises:
-        ValueError: The two differ in structure or shape, or there are fewer than two samples.
+        ValueError: The two differ in structure or shape, or there are fewer than two samples; `k` is out of range.
+        TypeError: Complex numbers.
     """
+    check.not_negative(finite=True, k=k)
     check.like("baselined", baselined, plain, hint="both from the same trajectories")
     num = check.rows("samples", plain, at_least=2)
-    above, below = map(_squared_deviations, lifted((baselined, plain)))
+    above, below = map(_squared_deviations, lifted(baselined=baselined, plain=plain))
     ratio = jnp.sum(above) / jnp.sum(below)
     error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
 
 
-def lifted(tree: Any) -> Any:
-    """The tree in the widest dtype among its leaves, float32 at least, so that sums over all of them may be taken."""
-    dtype = widest(jnp.float32, *(floating(x).dtype for x in jax.tree.leaves(tree)))
-    return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
+def lifted(**trees: Any) -> list[Any]:
+    """The pytrees in the widest dtype among their leaves, float32 at least, so that sums over all of them may be taken."""
+    found = [named_leaf_by_leaf(summable, **{name: tree}) for name, tree in trees.items()]
+    dtype = widest(jnp.float32, *(x.dtype for x in jax.tree.leaves(found)))
+    return jax.tree.map(lambda x: x.astype(dtype), found)
 
 
 def _squared_deviations(samples: Params) -> jax.Array:
     """Squared distance of each sample to the mean, over all leaves. Shape `(N,)`."""
-    deviations = jax.tree.map(lambda x: x - jnp.mean(x, axis=0, keepdims=True), lifted(samples))
+    deviations = jax.tree.map(lambda x: x - jnp.mean(x, axis=0, keepdims=True), samples)
     return jax.vmap(partial(optax.tree.norm, squared=True))(deviations)

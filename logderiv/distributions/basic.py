@@ -1,18 +1,32 @@
-"""Distributions of one action.
+"""Distributions of one action: a choice here, numbers in `normal`.
 
 They are small on purpose: the numbers that decide whether a gradient is right (masked logits, actions out of range,
 normalization of `probs`) differ between libraries, so they are fixed here and tested. All are pytrees, all take
 `logits` rather than probabilities.
+
+Parameters and actions may be arrays of any kind, numbers or lists. The law that is drawn is the law that is scored, to the
+resolution of float32 at least and down to probabilities of 2⁻³²: parameters of half precision are kept, drawn from and scored
+in float32.
+
+Derivatives keep their digits in both tails and at every order. The functions that they are of, σ, softmax and log Φ, are made of
+plain operations, without a derivative rule of their own, for two reasons. Inside a scan JAX forgets the rule of a `custom_jvp`
+function that calls itself, once reverse mode is part of a second derivative, and differentiates its body instead. And a rule
+that is right once may lose its digits when it is differentiated again. Here each formula is analytic where it is used, on
+whichever side of a `where`, and what is small is never a difference of large numbers.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax import lax
 
-from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core.arrays import array_of, summable
+from logderiv._core.noise import gumbel, logistic
 from logderiv._core.pytrees import pytree
 
 
@@ -24,10 +38,22 @@ class Categorical:
     gradients of the others stay finite. An action outside `0 .. A - 1` has log-probability `-inf` and zero gradient.
 
     Attributes:
-        logits: Shape `(..., A)`.
+        logits: Shape `(..., A)`, float32 at least.
+
+    Raises:
+        ValueError: `logits` have no last axis, or no action in it.
+        TypeError: `logits` are no real numbers.
     """
 
     logits: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", summable(self.logits, "logits"))
+        if self.logits.shape[-1:] in ((), (0,)):
+            raise ValueError(
+                f"logits: expected shape (..., A) with at least one action, received {self.logits.shape}; "
+                "logderiv.Bernoulli takes one logit for a choice between 0 and 1."
+            )
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-probability of an action.
@@ -40,9 +66,9 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        log_probs = jax.nn.log_softmax(self.logits)
-        return in_range(partial(_take, log_probs), action, self.logits.shape[-1], -jnp.inf)
+        return in_range(partial(_take, log_softmax(self.logits)), action, self.logits.shape[-1], -jnp.inf)
 
     def prob(self, action: jax.Array) -> jax.Array:
         """Probability of an action.
@@ -55,8 +81,9 @@ class Categorical:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        return in_range(partial(_take, jax.nn.softmax(self.logits)), action, self.logits.shape[-1], 0.0)
+        return in_range(partial(_take, softmax(self.logits)), action, self.logits.shape[-1], 0.0)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw an action.
@@ -67,7 +94,8 @@ class Categorical:
         Returns:
             int32, shape of the leading axes of `logits`.
         """
-        return jax.random.categorical(key, self.logits).astype(jnp.int32)
+        noise = gumbel(key, self.logits.shape, self.logits.dtype)
+        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """-Σ_a p(a) log p(a), masked actions contributing 0.
@@ -75,7 +103,7 @@ class Categorical:
         Returns:
             In nats, shape of the leading axes of `logits`.
         """
-        probs, log_probs = jax.nn.softmax(self.logits), jax.nn.log_softmax(self.logits)
+        probs, log_probs = softmax(self.logits), log_softmax(self.logits)
         return -jnp.sum(probs * jnp.where(probs > 0, log_probs, 0.0), axis=-1)
 
     def mode(self) -> jax.Array:
@@ -99,19 +127,22 @@ def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
         mask: True where an action is allowed; broadcast against `logits`.
 
     Returns:
-        Shape of the two, broadcast.
+        Shape of the two, broadcast; float32 at least.
 
     Raises:
-        TypeError: `mask` is not boolean.
+        TypeError: `mask` is not boolean, or `logits` are no real numbers.
+        ValueError: The two shapes do not fit.
 
     Example:
         >>> import jax.numpy as jnp
         >>> Categorical(masked(jnp.zeros(3), jnp.array([True, False, True]))).prob(jnp.arange(3)).tolist()
         [0.5, 0.0, 0.5]
     """
-    if jnp.result_type(mask) != jnp.bool_:
-        raise TypeError(f"mask: expected booleans, received {jnp.result_type(mask)}; use mask.astype(bool).")
-    return jnp.where(mask, logits, -jnp.inf)
+    logits, mask = summable(logits, "logits"), array_of(mask, "mask")
+    if mask.dtype != jnp.bool_:
+        raise TypeError(f"mask: expected booleans, received {mask.dtype}; use mask.astype(bool).")
+    shape = fit(logits.shape, mask=mask)
+    return jnp.where(jnp.broadcast_to(mask, shape), jnp.broadcast_to(logits, shape), -jnp.inf)
 
 
 @pytree
@@ -119,10 +150,16 @@ class Bernoulli:
     """p(1) = σ(ℓ), p(0) = σ(-ℓ); exact in both tails.
 
     Attributes:
-        logits: Any shape; one value per trial, the log-probability of each is returned.
+        logits: Any shape; one value per trial, the log-probability of each is returned. float32 at least.
+
+    Raises:
+        TypeError: `logits` are no real numbers.
     """
 
     logits: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", summable(self.logits, "logits"))
 
     def log_prob(self, action: jax.Array) -> jax.Array:
         """Log-probability of each trial.
@@ -135,8 +172,9 @@ class Bernoulli:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        return in_range(lambda a: jax.nn.log_sigmoid(self._signed(a)), action, 2, -jnp.inf)
+        return in_range(lambda a: log_sigmoid(self._signed(a)), action, 2, -jnp.inf)
 
     def prob(self, action: jax.Array) -> jax.Array:
         """Probability of each trial.
@@ -149,11 +187,14 @@ class Bernoulli:
 
         Raises:
             TypeError: `action` is not an integer.
+            ValueError: `action` has a shape that does not fit.
         """
-        return in_range(lambda a: jax.nn.sigmoid(self._signed(a)), action, 2, 0.0)
+        return in_range(lambda a: sigmoid(self._signed(a)), action, 2, 0.0)
 
     def _signed(self, action: jax.Array) -> jax.Array:
-        return jnp.where(action == 1, self.logits, -self.logits)
+        shape = fit(self.logits.shape, action=action)
+        logits = jnp.broadcast_to(self.logits, shape)
+        return jnp.where(jnp.broadcast_to(action == 1, shape), logits, -logits)
 
     def sample(self, key: jax.Array) -> jax.Array:
         """Draw each trial.
@@ -164,17 +205,18 @@ class Bernoulli:
         Returns:
             0 or 1, int32, shape of `logits`.
         """
-        return jax.random.bernoulli(key, jax.nn.sigmoid(self.logits)).astype(jnp.int32)
+        return (logistic(key, self.logits.shape, self.logits.dtype) < self.logits).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
-        """ℓ σ(-ℓ) - log σ(ℓ); 0 at infinite logits.
+        """|ℓ| σ(-|ℓ|) - log σ(|ℓ|); 0 at infinite logits.
 
         Returns:
             In nats, shape of `logits`.
         """
-        tail = jnp.where(jnp.isinf(self.logits), 0.0, self.logits)
-        entropy = tail * jax.nn.sigmoid(-tail) - jax.nn.log_sigmoid(tail)
-        return jnp.where(jnp.isinf(self.logits), 0.0, entropy)
+        certain = jnp.isinf(self.logits)
+        size = jnp.where(certain, 0, jnp.where(self.logits < 0, -self.logits, self.logits))
+        odds = jnp.exp(-size)
+        return jnp.where(certain, 0, size * (odds / (1 + odds)) + jnp.log1p(odds))
 
     def mode(self) -> jax.Array:
         """The likelier of 0 and 1.
@@ -185,84 +227,13 @@ class Bernoulli:
         return (self.logits > 0).astype(jnp.int32)
 
 
-@pytree
-class Normal:
-    """Normal with diagonal covariance.
-
-        log p(x) = -Σ_i [ ((x_i - μ_i) / σ_i)² / 2 + log σ_i + log(2π) / 2 ]
-
-    The last axis of `loc`, if it has one, is the event and is summed over.
-
-    `sample` is reparameterized (`loc + scale * noise`), so a score needs a detached sample: `logderiv.rollout` detaches its
-    parameters, elsewhere use `jax.lax.stop_gradient`.
-
-    Attributes:
-        loc: Mean, shape `()` or `(..., D)`.
-        scale: Standard deviation, positive, broadcast against `loc`.
-    """
-
-    loc: jax.Array
-    scale: jax.Array
-
-    def log_prob(self, action: jax.Array) -> jax.Array:
-        """Log-density of an action, the event axis summed.
-
-        Args:
-            action: Shape of `loc`, or broadcast against it.
-
-        Returns:
-            The broadcast shape without its last axis, if it has one.
-        """
-        return sum_event(normal_terms(action, self.loc, self.scale))
-
-    def sample(self, key: jax.Array) -> jax.Array:
-        """Draw `loc + scale * noise`.
-
-        Args:
-            key: One key. Consumed.
-
-        Returns:
-            Shape of `loc` and `scale`, broadcast.
-        """
-        shape = jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale))
-        return self.loc + self.scale * jax.random.normal(key, shape, jnp.result_type(self.loc, self.scale))
-
-    def entropy(self) -> jax.Array:
-        """Σ_i log σ_i + log(2πe) / 2.
-
-        Returns:
-            In nats, shape of `loc` without its last axis, if it has one.
-        """
-        scale = jnp.broadcast_to(self.scale, jnp.broadcast_shapes(jnp.shape(self.loc), jnp.shape(self.scale)))
-        return sum_event(jnp.log(scale) + jnp.asarray(HALF_LOG_2PI + 0.5, scale.dtype))
-
-    def mode(self) -> jax.Array:
-        """The likeliest action, the mean.
-
-        Returns:
-            `loc`.
-        """
-        return self.loc
-
-
-def normal_terms(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """Log-density of each coordinate of a diagonal Normal."""
-    standard = (x - loc) / scale
-    return -0.5 * jnp.square(standard) - jnp.log(scale) - jnp.asarray(HALF_LOG_2PI, standard.dtype)
-
-
-def sum_event(terms: jax.Array) -> jax.Array:
-    """The sum over the last axis, the event, where there is one."""
-    return terms if terms.ndim == 0 else jnp.sum(terms, axis=-1)
-
-
 def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int, outside: float) -> jax.Array:
     """`function(action)` of integers, with `outside`, and no gradient, where they are not in `0 .. size - 1`.
 
     Raises:
         TypeError: `action` is not an integer.
     """
-    action = jnp.asarray(action)
+    action = array_of(action, "action")
     if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
@@ -271,7 +242,68 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
 
 
 def _take(table: jax.Array, index: jax.Array) -> jax.Array:
-    shape = jnp.broadcast_shapes(table.shape[:-1], index.shape)
+    shape = fit(table.shape[:-1], action=index)
     table = jnp.broadcast_to(table, (*shape, table.shape[-1]))
     index = jnp.broadcast_to(index, shape)[..., None]
     return jnp.take_along_axis(table, index, axis=-1)[..., 0]
+
+
+def fit(expected: tuple[int, ...], **arrays: Any) -> tuple[int, ...]:
+    """The shape that all have together.
+
+    Raises:
+        ValueError: An array, named, does not broadcast against the expected shape.
+    """
+    for name, array in arrays.items():
+        try:
+            expected = np.broadcast_shapes(expected, array.shape)
+        except ValueError:
+            message = f"{name}: expected a shape that broadcasts against {expected}, received {array.shape}."
+            raise ValueError(message) from None
+    return expected
+
+
+def log_sigmoid(x: jax.Array) -> jax.Array:
+    """The logarithm of σ(x)."""
+    below = x < 0
+    return jnp.where(below, x, 0) - jnp.log1p(jnp.exp(jnp.where(below, x, -x)))
+
+
+def sigmoid(x: jax.Array) -> jax.Array:
+    """σ(x) = 1 / (1 + exp(-x))."""
+    below = x < 0
+    odds = jnp.exp(jnp.where(below, x, -x))
+    return jnp.where(below, odds, 1) / (1 + odds)
+
+
+def log_softmax(x: jax.Array) -> jax.Array:
+    """The logarithm of `softmax`; NaN where all logits are `-inf`."""
+    shifted, rest = _relative_to_the_largest(x)
+    return shifted - jnp.log1p(rest)
+
+
+def softmax(x: jax.Array) -> jax.Array:
+    """exp(x_a) / Σ_b exp(x_b), along the last axis."""
+    shifted, rest = _relative_to_the_largest(x)
+    return jnp.exp(shifted) / (1 + rest)
+
+
+def _relative_to_the_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits x less the largest, c, and Σ exp(x - c) - 1.
+
+    The derivatives of c cancel. Where all others together are less likely than it, which is seen from their distance, they are
+    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are. The largest is found by
+    its distance too, halfway to the others: a compiler may compute x once for the maximum and again beside it, with another
+    rounding, and then no x equals c.
+    """
+    detached = lax.stop_gradient(x)
+    fixed = jnp.max(detached, axis=-1, keepdims=True)
+    distance = math.log(max(x.shape[-1] - 1, 2))
+    near = jnp.sum(detached >= fixed - distance, axis=-1, keepdims=True)
+    dominates = (near == 1) & (fixed > -jnp.inf)
+    top = detached >= fixed - distance / 2
+    alone = dominates & top
+    peak = jnp.sum(jnp.where(top, x, 0), axis=-1, keepdims=True)
+    shifted = jnp.where(alone, 0, x - jnp.where(dominates, peak, fixed))
+    others = jnp.sum(jnp.where(alone, 0, jnp.exp(shifted)), axis=-1, keepdims=True)
+    return shifted, jnp.where(dominates, others, others - 1)

@@ -1,4 +1,8 @@
-"""Any library's distributions: ours, distrax, TensorFlow Probability and numpyro disagree on details that are settled here."""
+"""Any library's distributions: ours, distrax, TensorFlow Probability and numpyro disagree on details that are settled here.
+
+What cannot be settled here is how another library draws: in the dtype of its parameters, in half precision from another law than
+the one that it scores, which biases every score. Its parameters are best cast to float32 before they are handed to it.
+"""
 
 import inspect
 from typing import Any
@@ -8,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from logderiv._core import check
+from logderiv._core.arrays import floating, integers
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, in_range
 
@@ -152,11 +158,23 @@ class Forced:
 
         Returns:
             A pytree of the structure, shapes and dtypes that `distribution` draws.
+
+        Raises:
+            ValueError: The given action has another structure, or a leaf another shape.
+            TypeError: It is no integer where draws are.
         """
         drawn = sample(self.distribution, key)
-        return jax.tree.map(lambda g, d: jnp.where(self.forced, jnp.asarray(g, d.dtype), d), self.action, drawn)
+        check.like("Forced.action", self.action, drawn, hint="as a draw")
+
+        def one(given: Any, drawn: jax.Array) -> jax.Array:
+            whole = jnp.issubdtype(drawn.dtype, jnp.integer)
+            given = integers(given, "Forced.action") if whole else floating(given, "Forced.action")
+            return jnp.where(self.forced, given.astype(drawn.dtype), drawn)
+
+        return jax.tree.map(one, self.action, drawn)
 
     def _is_given(self, action: Any) -> jax.Array:
+        check.like("action", action, self.action, hint="as the action that is prescribed")
         same = jax.tree.map(lambda a, b: jnp.all(a == b), self.action, action)
         return jnp.all(jnp.stack(jax.tree.leaves(same)))
 

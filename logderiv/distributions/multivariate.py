@@ -1,10 +1,15 @@
 """The multivariate normal distribution, and covariances as unconstrained parameters."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import solve_triangular
 
-from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core import check
+from logderiv._core.arrays import HALF_LOG_2PI, alike, summable
+from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key
 
@@ -18,12 +23,22 @@ class MultivariateNormal:
     `sample` is reparameterized, so a score needs a detached sample, as for `logderiv.Normal`.
 
     Attributes:
-        loc: Mean μ, shape `(n,)`.
-        scale_tril: Lower-triangular `L` with a positive diagonal, shape `(n, n)`.
+        loc: Mean μ, shape `(n,)`; float32 at least.
+        scale_tril: Lower-triangular `L` with a positive diagonal, shape `(n, n)`, in the dtype of `loc`.
+
+    Raises:
+        ValueError: Shapes disagree, or a number on the diagonal is negative.
+        TypeError: One of them is no real number.
     """
 
     loc: jax.Array
     scale_tril: jax.Array
+
+    def __post_init__(self) -> None:
+        _set_alike(self, "loc", "scale_tril")
+        if not check.is_traced(self.scale_tril):
+            diagonal: Any = np.diagonal(self.scale_tril)
+            check.not_negative(**{"diagonal of scale_tril": diagonal})
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Log-density of one vector.
@@ -33,10 +48,15 @@ class MultivariateNormal:
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `x` has another shape.
+            TypeError: `x` is no real number.
         """
-        standard = solve_triangular(self.scale_tril, x - self.loc, lower=True)
-        terms = -0.5 * jnp.square(standard) - jnp.log(jnp.diagonal(self.scale_tril))
-        return jnp.sum(terms - jnp.asarray(HALF_LOG_2PI, terms.dtype))
+        x, loc, scale_tril = alike(x=x, loc=self.loc, scale_tril=self.scale_tril)
+        check.shape(loc.shape, x=x)
+        standard = solve_triangular(scale_tril, x - loc, lower=True)
+        return jnp.sum(-0.5 * jnp.square(standard) - jnp.log(jnp.diagonal(scale_tril)) - HALF_LOG_2PI)
 
     def sample(self, key: Key) -> jax.Array:
         """Draw `loc + scale_tril @ noise`.
@@ -47,7 +67,7 @@ class MultivariateNormal:
         Returns:
             Shape `(n,)`.
         """
-        return self.loc + self.scale_tril @ jax.random.normal(key, self.loc.shape, self.loc.dtype)
+        return self.loc + self.scale_tril @ normal(key, self.loc.shape, self.loc.dtype)
 
     def mode(self) -> jax.Array:
         """The likeliest vector, the mean.
@@ -63,14 +83,22 @@ class PartlyObserved:
     """The components of a `MultivariateNormal` that are observed: their joint density, the others integrated out.
 
     Attributes:
-        loc: Mean of all components, shape `(n,)`.
-        covariance: Of all components, shape `(n, n)`.
+        loc: Mean of all components, shape `(n,)`; float32 at least.
+        covariance: Of all components, shape `(n, n)`, in the dtype of `loc`.
         observed: Which of them are observed, shape `(n,)`, bool; what stands elsewhere in `x` does not matter.
+
+    Raises:
+        ValueError: Shapes disagree.
+        TypeError: One of the first two is no real number.
     """
 
     loc: jax.Array
     covariance: jax.Array
     observed: jax.Array
+
+    def __post_init__(self) -> None:
+        _set_alike(self, "loc", "covariance")
+        check.shape(self.loc.shape, observed=self.observed)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Log-density of the observed components; 0 where there are none.
@@ -80,11 +108,17 @@ class PartlyObserved:
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `x` has another shape.
+            TypeError: `x` is no real number.
         """
-        x, zero = x.astype(self.loc.dtype), jnp.zeros_like(self.loc)
-        scale = jnp.linalg.cholesky(mask_covariance(self.covariance, self.observed))
-        full = MultivariateNormal(zero, scale).log_prob(jnp.where(self.observed, x - self.loc, zero))
-        return full + jnp.sum(~self.observed, dtype=x.dtype) * jnp.asarray(HALF_LOG_2PI, x.dtype)
+        x, loc, covariance = alike(x=x, loc=self.loc, covariance=self.covariance)
+        check.shape(loc.shape, x=x)
+        observed, zero = jnp.asarray(self.observed, bool), jnp.zeros_like(loc)
+        scale = jnp.linalg.cholesky(mask_covariance(covariance, observed))
+        full = MultivariateNormal(zero, scale).log_prob(jnp.where(observed, x - loc, zero))
+        return full + jnp.sum(~observed, dtype=x.dtype) * HALF_LOG_2PI
 
     def sample(self, key: Key) -> jax.Array:
         """Draw all components, reparameterized.
@@ -96,6 +130,17 @@ class PartlyObserved:
             Shape `(n,)`.
         """
         return MultivariateNormal(self.loc, jnp.linalg.cholesky(self.covariance)).sample(key)
+
+
+def _set_alike(distribution: Any, vector: str, matrix: str) -> None:
+    """Bring a vector and a square matrix to one floating dtype, and check their shapes."""
+    given = {name: getattr(distribution, name) for name in (vector, matrix)}
+    for name, array in zip(given, alike(**given), strict=True):
+        object.__setattr__(distribution, name, array)
+    size = jnp.shape(distribution.loc)
+    if len(size) != 1:
+        raise ValueError(f"loc: expected shape (n,), received {size}; use jax.vmap over several.")
+    check.fields("", distribution, hint=f"loc has {size[0]} components", **{matrix: size * 2})
 
 
 def mask_covariance(covariance: jax.Array, observed: jax.Array) -> jax.Array:
@@ -125,6 +170,7 @@ def covariance_from(log_cholesky: jax.Array) -> jax.Array:
     References:
         Pinheiro & Bates (1996), Statistics and Computing 6, section 2.2, log-Cholesky.
     """
+    log_cholesky = summable(log_cholesky, "log_cholesky")
     scale = jnp.tril(log_cholesky, -1) + jnp.diag(jnp.exp(jnp.diagonal(log_cholesky)))
     return scale @ scale.T
 
@@ -138,5 +184,5 @@ def log_cholesky_of(covariance: jax.Array) -> jax.Array:
     Returns:
         Shape `(n, n)`, 0 above the diagonal.
     """
-    scale = jnp.linalg.cholesky(covariance)
+    scale = jnp.linalg.cholesky(summable(covariance, "covariance"))
     return jnp.tril(scale, -1) + jnp.diag(jnp.log(jnp.diagonal(scale)))

@@ -31,12 +31,17 @@ def action_space(space: Any) -> ActionSpace | None:
     """The action space of gymnax, craftax, jumanji or Gymnasium in our words; `None` for what is nested or unknown."""
     values = getattr(space, "num_values", getattr(space, "n", None))
     if values is not None and np.ndim(values) == 0 and getattr(space, "shape", None) == ():
-        last = int(getattr(space, "start", 0)) + int(values)
-        return ActionSpace((), True, last, f"{last} actions")
+        return ActionSpace((), True, int(values), f"{int(values)} actions")
     if hasattr(space, "low") or hasattr(space, "minimum") or hasattr(space, "nvec"):
         integer = hasattr(space, "nvec") or not jnp.issubdtype(jnp.dtype(space.dtype), jnp.inexact)
         return ActionSpace(tuple(space.shape), integer, None, f"{type(space).__name__} of shape {tuple(space.shape)}")
     return None
+
+
+def from_start(space: Any, action: Any) -> Any:
+    """An action of a policy, which counts from 0, as one of a space that may count from its attribute `start`."""
+    start = getattr(space, "start", None)
+    return action if start is None else action + np.asarray(start, action.dtype)
 
 
 def check_action(environment: Any, distribution: Any, action: Any) -> None:

@@ -5,9 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import is_traced
+from logderiv._core import check
 from logderiv._core.pytrees import pytree
-from logderiv.environments._spaces import ActionSpace, action_space, no_params, scalar_reward, standard_promotion
+from logderiv.environments._spaces import (
+    ActionSpace,
+    action_space,
+    from_start,
+    no_params,
+    scalar_reward,
+    standard_promotion,
+)
 from logderiv.environments.gymnasium.adapter import Gymnasium
 from logderiv.types import Environment, Key, Observation, State, Step
 
@@ -41,13 +48,13 @@ def as_environment(environment: Any) -> Any:
     def has(*names: str) -> bool:
         return all(hasattr(environment, name) for name in names)
 
+    expected = (
+        "reset(key, params) and step(key, state, action, params), or an environment of gymnax (gymnax.make(id)[0]), craftax, brax, "
+        "jumanji or Gymnasium"
+    )
+    check.made("environment", environment, has("reset", "step") or has("reset_env", "step_env"), expected)
     if has("reset_env", "step_env"):
         return Gymnax(environment)
-    if not has("reset", "step"):
-        raise TypeError(
-            "environment: expected reset(key, params) and step(key, state, action, params), or an environment of gymnax, "
-            f"craftax, brax, jumanji or Gymnasium; received {type(environment).__name__}."
-        )
     if has("action_size", "observation_size"):
         return Brax(environment)
     if has("action_spec", "observation_spec"):
@@ -70,12 +77,14 @@ class Brax(Environment):
 
     Raises:
         ValueError: The wrapper repeats actions: peeling it off would change the environment.
+        TypeError: `environment` is none.
     """
 
     environment: Any
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Brax", self.environment, "step", "brax.envs.create(name)")
         environment, horizon = self.environment, self.horizon
         while type(environment).__name__ in _PEELED:
             if getattr(environment, "action_repeat", 1) != 1:
@@ -117,6 +126,9 @@ class Gymnax(Environment):
         environment: The gymnax object, static; compared by identity.
         params: Its parameters; `None` for `default_params`.
         horizon: Default number of steps of a rollout: `max_steps_in_episode` (craftax: `max_timesteps`) where it exists.
+
+    Raises:
+        TypeError: `environment` is none.
     """
 
     environment: Any
@@ -124,10 +136,11 @@ class Gymnax(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Gymnax", self.environment, "step_env", "gymnax.make(id)[0]")
         if self.params is None:
             object.__setattr__(self, "params", self.environment.default_params)
         limit = getattr(self.params, _limit_name(self.params) or "", None)
-        if self.horizon is None and limit is not None and not is_traced(limit):
+        if self.horizon is None and limit is not None and not check.is_traced(limit):
             object.__setattr__(self, "horizon", int(limit))
 
     @property
@@ -143,7 +156,8 @@ class Gymnax(Environment):
         params = self.params if params is None else params
         own, limit = hasattr(self.environment, "is_truncated"), _limit_name(params)
         unlimited = params if own or limit is None else params.replace(**{limit: _NO_LIMIT})
-        truncated: Any = False
+        truncated, space = False, getattr(self.environment, "action_space", None)
+        action = action if space is None else from_start(space(params), action)
         with standard_promotion():
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
             if own:
@@ -152,6 +166,10 @@ class Gymnax(Environment):
                 truncated = getattr(state, _LIMITS[limit]) >= getattr(params, limit)
         ends = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
         return Step(observation, state, jnp.asarray(reward), *ends)
+
+
+def _check(suite: str, environment: Any, method: str, example: str) -> None:
+    check.made(suite, environment, hasattr(environment, method), f"an environment, such as {example}")
 
 
 def _limit_name(params: Any) -> str | None:
@@ -171,12 +189,16 @@ class Jumanji(Environment):
     Attributes:
         environment: The jumanji object, static; compared by identity.
         horizon: Default number of steps of a rollout: the environment's `time_limit` where it has one.
+
+    Raises:
+        TypeError: `environment` is none.
     """
 
     environment: Any
     horizon: int | None = None
 
     def __post_init__(self) -> None:
+        _check("Jumanji", self.environment, "step", "jumanji.make(id)")
         environment = self.environment
         while type(environment).__name__ in _PEELED:
             environment = environment._env

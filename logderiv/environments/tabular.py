@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import floating, is_traced
+from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
 
@@ -16,7 +17,8 @@ from logderiv.types import Environment, Step, Trajectory, next_observations
 class TabularMDP(Environment):
     """A finite decision process ρ_0(s), p(s'|s,a), r(s,a); observations are the states.
 
-    The arrays are pytree leaves: a process can be differentiated, batched by `jax.vmap` and passed through `jax.jit`.
+    The arrays are pytree leaves: a process can be differentiated, batched by `jax.vmap` and passed through `jax.jit`. Tables may be
+    given as anything with numbers in it, and are kept in float32 at least.
     An episode ends on entering a terminal state; what the tables say about leaving one is never used.
 
     Attributes:
@@ -28,6 +30,7 @@ class TabularMDP(Environment):
 
     Raises:
         ValueError: Shapes disagree, or a distribution does not sum to one.
+        TypeError: A table is not of real numbers.
     """
 
     initial: jax.Array
@@ -37,17 +40,37 @@ class TabularMDP(Environment):
     horizon: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "terminal", jnp.asarray(self.terminal, bool))
-        for name in ("initial", "transition", "reward"):
-            object.__setattr__(self, name, floating(getattr(self, name)))
+        given = self.initial, self.transition
+        for name in ("initial", "transition", "reward", "terminal"):
+            object.__setattr__(self, name, summable(getattr(self, name), f"TabularMDP.{name}"))
+        object.__setattr__(self, "terminal", self.terminal != 0)
         if self.reward.ndim != 2:
             raise ValueError(f"TabularMDP.reward: expected shape (S, A), received {self.reward.shape}.")
         states, actions = self.reward.shape
         hint = f"S = {states}, A = {actions} (from reward)"
         shapes = {"initial": (states,), "terminal": (states,), "transition": (states, actions, states)}
         check.fields("TabularMDP.", self, hint=hint, **shapes)
-        if not is_traced(self.initial, self.transition, self.terminal):
-            _check_probabilities(np.asarray(self.initial), np.asarray(self.transition), np.asarray(self.terminal))
+        if not check.is_traced(self.initial, self.transition, self.terminal):
+            for name, table in zip(("initial", "transition"), given, strict=True):
+                object.__setattr__(self, name, self._probabilities(name, table))
+            if np.any(np.asarray(self.initial)[np.asarray(self.terminal)]):
+                raise ValueError(
+                    "TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step."
+                )
+
+    def _probabilities(self, name: str, given: Any) -> jax.Array:
+        """A table whose rows sum to 1, to the resolution in which it was given; exactly so, if that was half precision."""
+        table = np.asarray(getattr(self, name))
+        rows = table if table.ndim == 1 else table[~np.asarray(self.terminal)]
+        dtype = jnp.dtype(getattr(given, "dtype", table.dtype))
+        half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
+        worst = np.max(np.abs(rows.sum(-1) - 1), initial=0.0)
+        if not (
+            worst <= 100 * jnp.finfo(table.dtype).eps + (jnp.finfo(dtype).eps if half else 0) and np.all(rows >= 0)
+        ):
+            raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
+        sums = table.sum(-1, keepdims=True)
+        return jnp.asarray(table / np.where(sums > 0, sums, 1)) if half else getattr(self, name)
 
     @property
     def num_states(self) -> int:
@@ -61,12 +84,13 @@ class TabularMDP(Environment):
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
         del params  # the tables are the parameters
-        state = jax.random.categorical(key, jnp.log(self.initial)).astype(jnp.int32)
+        state = Categorical(jnp.log(self.initial)).sample(key)
         return state, state
 
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
         del params
-        new = jax.random.categorical(key, jnp.log(self.transition[state, action])).astype(jnp.int32)
+        action = integers(action, "action")
+        new = Categorical(jnp.log(self.transition[state, action])).sample(key)
         return Step(new, new, self.reward[state, action], self.terminal[new], jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
@@ -92,7 +116,7 @@ class TabularMDP(Environment):
         return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
 
 
-def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
+def short_corridor(*, horizon: int | None = 1000, dtype: Any = None) -> TabularMDP:
     """The short corridor with switched actions: actions 0 = left, 1 = right, reward -1 on every step, the last included.
 
     States 0, 1, 2 and the goal 3. Right moves right, except in state 1, where the two actions are swapped; left in
@@ -100,7 +124,7 @@ def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
     J = (2p - 4) / (p (1 - p)), best at p = 2 - √2 with J = -(6 + 4√2) ≈ -11.66.
 
     Args:
-        horizon: Default number of steps of a rollout.
+        horizon: Default number of steps of a rollout; `None` for none.
         dtype: Of the tables; `None` for the default floating dtype.
 
     Returns:
@@ -114,12 +138,3 @@ def short_corridor(*, horizon: int = 1000, dtype: Any = None) -> TabularMDP:
     start, goal = jax.nn.one_hot(0, 4, dtype=dtype), jnp.arange(4) == 3
     transition = jax.nn.one_hot(jnp.array([[0, 1], [2, 0], [1, 3], [3, 3]]), 4, dtype=dtype)
     return TabularMDP(start, transition, -jnp.ones((4, 2), dtype), goal, horizon)
-
-
-def _check_probabilities(initial: np.ndarray, transition: np.ndarray, terminal: np.ndarray) -> None:
-    for name, table in (("initial", initial), ("transition", transition[~terminal])):
-        worst = np.max(np.abs(table.sum(-1) - 1), initial=0.0)
-        if not (worst <= 100 * jnp.finfo(initial.dtype).eps and np.all(table >= 0)):
-            raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
-    if initial[terminal].any():
-        raise ValueError("TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step.")

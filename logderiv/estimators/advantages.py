@@ -18,6 +18,7 @@ from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, averaged, in_groups
 from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
 from logderiv.estimators.returns import reward_to_go, total_return
+from logderiv.estimators.scaled import Scaled, scaled_sums, times_exp
 from logderiv.types import Params, Per, State
 
 Weighed = tuple[jax.Array, jax.Array, State]
@@ -31,11 +32,14 @@ class Advantage(Part):
     of `jax.jit`.
 
     Attributes:
-        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does.
+        past_rewards: Whether the weight of a step contains rewards from before it, as the whole return does; taken to be so where
+            nothing else is said.
+        from_start: Whether every weight is discounted from the first step on, as the whole return is: there is no γ^t to leave out.
         own_ratios: Whether it weighs off-policy steps by their ratios itself.
     """
 
-    past_rewards = False
+    past_rewards = True
+    from_start = False
     own_ratios = False
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
@@ -53,16 +57,30 @@ class Advantage(Part):
         raise NotImplementedError
 
 
+def check_advantage(advantage: Any) -> None:
+    """Raise `TypeError` unless it is an advantage; one that was not called is named."""
+    fits = callable(advantage) and hasattr(advantage, "init")
+    check.made("advantage", advantage, fits, "one of logderiv.advantages, such as ToGo()")
+
+
 class Credited(Advantage):
     """Base of advantages that give credit by a function of rewards and discounts, minus a baseline.
 
-    Rewards are multiplied by the ratio and γ^t *before* the credit is given, and the baseline is multiplied by them too.
+    Rewards are multiplied by the ratio and γ^t *before* the credit is given, and the baseline is multiplied by them too. Off
+    policy both stay `Scaled` until they are subtracted: a ratio may have no floating-point number where the weight has one.
 
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
+
+    Raises:
+        TypeError: `baseline` is none, or was not called.
     """
 
     baseline: Baseline | None
+
+    def __post_init__(self) -> None:
+        fits = self.baseline is None or hasattr(self.baseline, "values")
+        check.made("baseline", self.baseline, fits, "one of logderiv.baselines, such as LeaveOneOut() or Constant(0.5)")
 
     @property
     def structure(self) -> Structure:
@@ -86,19 +104,44 @@ class Credited(Advantage):
         """
         raise NotImplementedError
 
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        """The credit of a batch, of rewards times exp(`log_rewards`) and discounts times exp(`log_discounts`).
+
+        Args:
+            rewards: Shape `(N, T)`.
+            discounts: Same shape.
+            log_rewards: Same shape.
+            log_discounts: Same shape.
+
+        Returns:
+            Shape `(N, T)`.
+        """
+        credit = jax.vmap(self.credit)(times_exp(rewards, log_rewards), times_exp(discounts, log_discounts))
+        return Scaled(credit, jnp.zeros_like(credit))
+
     def init(self, params: Params) -> State:
         return () if self.baseline is None else self.baseline.init(params)
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         del params
-        give, valid = jax.vmap(self.credit), batch.valid
-        credit = jnp.where(valid, give(batch.rewards * batch.scale, batch.inside * batch.discounts), 0)
-        later = batch.discount * batch.step_ratios * batch.discounts
-        targets = jnp.where(valid, give(batch.rewards * batch.step_ratios, later), 0)
+        valid, inside, later = batch.valid, batch.inside * batch.discounts, batch.discount * batch.discounts
+        scaled, ratios = None, batch.log_step_ratios
+        if ratios is None:
+            give = jax.vmap(self.credit)
+            credit, targets = give(batch.rewards * batch.powers, inside), give(batch.rewards, later)
+        else:
+            scaled = self.scaled_credit(batch.rewards * batch.powers, inside, batch.log_scale, jnp.zeros_like(inside))
+            credit, targets = scaled.value, self.scaled_credit(batch.rewards, later, ratios, ratios).value
+        credit, targets = jnp.where(valid, credit, 0), jnp.where(valid, targets, 0)
         if self.baseline is None:
             return credit, targets, state
-        weights = jnp.where(valid, credit - self.baseline.values(state, credit, batch), 0)
-        return weights, targets, self.baseline.update(state, credit, targets, batch)
+        values, log = self.baseline.values(state, credit, batch), batch.log_ratios
+        if self.baseline.discounted:
+            values, log = batch.powers * values, batch.log_scale
+        weights = credit - values if scaled is None else scaled.plus(-values, log).value
+        return jnp.where(valid, weights, 0), targets, self.baseline.update(state, credit, targets, batch)
 
 
 @pytree
@@ -110,14 +153,24 @@ class ToGo(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Baxter & Bartlett (2001), JAIR 15 (from memory); Sutton et al. (1999), "Policy gradient methods", theorem 1.
     """
 
     baseline: Baseline | None = None
 
+    past_rewards = False
+
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return reward_to_go(rewards, discounts)
+
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        return scaled_sums(rewards, discounts, log_rewards, log_discounts)
 
 
 @pytree
@@ -130,16 +183,25 @@ class Return(Credited):
     Attributes:
         baseline: From `logderiv.baselines`; `None` for none.
 
+    Raises:
+        TypeError: `baseline` is none, or was not called.
+
     References:
         Williams (1992), Machine Learning 8, theorem 1.
     """
 
     baseline: Baseline | None = None
 
-    past_rewards = True
+    from_start = True
 
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return total_return(rewards, discounts)
+
+    def scaled_credit(
+        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
+    ) -> Scaled:
+        sums = scaled_sums(rewards, discounts, log_rewards, log_discounts)
+        return Scaled(*(jnp.broadcast_to(x[:, :1], x.shape) for x in sums))
 
 
 @pytree(static=("function", "past_rewards"))
@@ -151,11 +213,19 @@ class Credit(Credited):
             attribute `declaration`, without which the estimator is counted as biased.
         baseline: From `logderiv.baselines`; `None` for none.
         past_rewards: Whether the weight of a step contains rewards from before it.
+
+    Raises:
+        TypeError: `function` is none; `baseline` is none, or was not called.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
     baseline: Baseline | None = None
     past_rewards: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        fits = callable(self.function) and not isinstance(self.function, Part)
+        check.made("function", self.function, fits, "a function such as logderiv.advantages.reward_to_go")
 
     @property
     def structure(self) -> Structure:
@@ -173,18 +243,29 @@ class Credit(Credited):
 
 
 class Transformed(Advantage):
-    """Base of advantages made of another one, whose state, past rewards and ratios are theirs.
+    """Base of advantages made of another one, whose state, rewards and ratios are theirs.
 
     Attributes:
         advantage: The other one.
+
+    Raises:
+        TypeError: It is none, or was not called.
     """
 
     advantage: Advantage
+
+    def __post_init__(self) -> None:
+        check_advantage(self.advantage)
 
     @property
     def past_rewards(self) -> bool:
         """As the inner advantage."""
         return self.advantage.past_rewards
+
+    @property
+    def from_start(self) -> bool:
+        """As the inner advantage."""
+        return self.advantage.from_start
 
     @property
     def own_ratios(self) -> bool:
@@ -206,7 +287,8 @@ class Standardized(Transformed):
         epsilon: ε, added to the deviation.
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `ddof` or `epsilon` is out of range.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
@@ -215,7 +297,9 @@ class Standardized(Transformed):
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.one_of(("step", "trajectory"), per=self.per)
+        check.not_negative(finite=True, epsilon=self.epsilon)
 
     @property
     def structure(self) -> Structure:
@@ -231,13 +315,17 @@ class Standardized(Transformed):
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         weights, targets, state = self.advantage(params, state, batch)
+        epsilon = jnp.asarray(self.epsilon, weights.dtype)
+        # In units of the largest, whose square might overflow.
+        unit = jnp.maximum(jnp.max(jnp.abs(weights)), epsilon)
+        unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
+        weights, epsilon = weights / unit, epsilon / unit
         over, counts = averaged(weights, batch.valid, self.per)
         count = jnp.sum(counts)
         mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
         deviation = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1))
-        standardized = (weights - mean) / (deviation + jnp.asarray(self.epsilon, weights.dtype))
-        return jnp.where(batch.valid, standardized, 0), targets, state
+        return jnp.where(batch.valid, (weights - mean) / (deviation + epsilon), 0), targets, state
 
 
 @pytree(static=("group_size",))
@@ -254,12 +342,14 @@ class Grouped(Transformed):
     Raises:
         ValueError: A group smaller than the advantage needs; later, from `init`, an advantage with state, and a batch that does
             not divide.
+        TypeError: `advantage` is none, or was not called.
     """
 
     advantage: Advantage
     group_size: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check.whole(at_least=self.advantage.structure.min_trajectories, group_size=self.group_size)
 
     @property
@@ -284,7 +374,17 @@ class Grouped(Transformed):
         return state
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
-        names = ("steps", "valid", "rewards", "discounts", "scale", "ratios", "step_ratios", "values")
+        names = (
+            "steps",
+            "valid",
+            "rewards",
+            "discounts",
+            "powers",
+            "log_scale",
+            "log_ratios",
+            "log_step_ratios",
+            "values",
+        )
         groups = {k: jax.tree.map(lambda x: in_groups(x, self.group_size), getattr(batch, k)) for k in names}
 
         def of_group(group: dict[str, Any]) -> tuple[jax.Array, jax.Array]:

@@ -1,29 +1,20 @@
 """What an estimator is: three pure functions, what they ask of a batch, and a declaration."""
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import as_batch, as_steps, check_params, refuse_explicit, refuse_stream
 from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
-from logderiv.estimators.surrogates import step_weights
+from logderiv.estimators.surrogates import of_each_step, step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
-from logderiv.types import (
-    Estimate,
-    Params,
-    Policy,
-    State,
-    Stream,
-    TimeStep,
-    Trajectories,
-    Trajectory,
-    as_steps,
-    batch_info,
-    num_trajectories,
-)
+from logderiv.types import Estimate, Params, Policy, State, Stream, TimeStep, Trajectories, Trajectory, batch_info
 
 
 class Estimator(Part):
@@ -64,7 +55,9 @@ class Estimator(Part):
             trajectories: Leading axes `(N, T)`; a stream `(E, T)`.
 
         Returns:
-            `(weights, state)`; the weights, a pytree of arrays, have the leading axes of the steps.
+            `(weights, state)`; the weights, a pytree of floating-point arrays, have the leading axes of the steps. Where one of
+            them, or the state after it, is not finite, the batch is left out: `estimate` and `train` keep the old state, and the
+            estimators of the library return it themselves, with weights that are all NaN.
         """
         raise NotImplementedError
 
@@ -94,8 +87,13 @@ class Estimator(Part):
 
         Returns:
             A scalar.
+
+        Raises:
+            ValueError: A weight has another shape than `trajectories.valid`.
+            TypeError: Not trajectories; a weight is complex.
         """
-        scale = step_weights(trajectories.valid, self.normalizer, jax.tree.leaves(weights)[0].dtype)
+        normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
+        scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
 
@@ -111,7 +109,8 @@ class Estimator(Part):
             trajectories: Leading axes `(N, T)`; a stream `(E, T)`, where the estimator accepts it.
 
         Returns:
-            `(Estimate, state)`; `grads` is a pytree of `params`.
+            `(Estimate, state)`; `grads` is a pytree of `params`. A batch with a weight or target that is not finite gives NaN and
+            the old state, so that an optimizer that skips it (`optax.apply_if_finite`) leaves nothing of it behind.
 
         Raises:
             ValueError: Fewer trajectories than `structure.min_trajectories`, or not a batch of one axis, or one that is sharded
@@ -122,16 +121,13 @@ class Estimator(Part):
         Gradients: the weights are detached. It compiles itself: a second call with arrays of the same shapes and an estimator
             that differs in its numbers only compiles nothing.
         """
-        steps, num = as_steps(trajectories), num_trajectories(trajectories)
+        check_params(params)
+        trajectories, steps = as_batch(trajectories)
+        refuse_explicit(trajectories=steps.valid)
         structure = self.structure
         if isinstance(trajectories, Stream) and not structure.streams:
-            raise TypeError(
-                "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-                "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-            )
-        structure.check(num)
-        check.params(params)
-        check.auto(trajectories=steps.valid)
+            refuse_stream()
+        structure.check(math.prod(steps.valid.shape[:-1]))
         check_steps(params, policy, steps)
         return _estimate(self, params, state, policy, trajectories)
 
@@ -140,10 +136,45 @@ class Estimator(Part):
 def _estimate(
     estimator: Estimator, params: Params, state: State, policy: Policy, trajectories: Trajectories
 ) -> tuple[Estimate, State]:
-    weights, state = estimator.advantages(params, state, policy, trajectories)
+    found = estimator.advantages(params, state, policy, trajectories)
+    weights, state, _ = keep_finite(state, *found)
     weights = jax.lax.stop_gradient(weights)
     grads = jax.grad(estimator.objective)(params, policy, as_steps(trajectories), weights)
     return Estimate(grads, batch_info(trajectories)), state
+
+
+def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax.Array]:
+    """A batch is used whole or not at all: what is left of one with a weight or target, or a state after it, that is not finite.
+
+    Args:
+        state: Before the batch.
+        weights: Of the batch, as `Estimator.advantages` returns them.
+        new: The state after it.
+
+    Returns:
+        The weights, all of them NaN if one is not finite; the state after it, or as it was before it; and whether the batch is used.
+    """
+
+    def finite(x: Any) -> Any:
+        return jnp.isfinite(x) if jnp.issubdtype(jnp.result_type(x), jnp.inexact) else jnp.ones((), bool)
+
+    used = jnp.ones((), bool)
+    for x in jax.tree.leaves(weights):
+        used &= jnp.all(finite(x))
+    for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
+        used &= ~jnp.any(finite(before) & ~finite(after))
+    nothing = jnp.zeros(()) / used.astype(
+        jnp.zeros(()).dtype
+    )  # or NaN, of which jax_debug_nans sees no more than there are
+    weights = jax.tree.map(lambda x: x + nothing.astype(x.dtype), weights)
+    return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
+
+
+def check_state(estimator: Any, params: Params, state: State) -> None:
+    """Raise `ValueError` unless the state is like the first one, where the estimator has one."""
+    first = jax.eval_shape(estimator.init, params)
+    if jax.tree.leaves(first):
+        check.like("state", state, first, hint="that of estimator.init(params), or of the last call")
 
 
 def _scaled_term(

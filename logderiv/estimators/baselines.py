@@ -6,7 +6,7 @@ in their declaration, and by how much where that is known. Here are those that a
 `bootstrapped` has values of the state, `least_variance` those fitted to scores.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +24,19 @@ class Baseline(Part):
     Pure functions of a state; `values` sees the state as it was *before* a batch, `update` comes after it. One of your own is a
     frozen dataclass that inherits from this one, with `values` and the attributes `structure` and `declaration`, without which it
     is counted as biased; registered by `jax.tree_util.register_dataclass` it may be an argument of `jax.jit`.
+
+    Attributes:
+        discounted: Whether `values` are still to be multiplied by γ^t, as values of the state are.
     """
 
+    discounted: Any = False
+
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
-        """What is subtracted from the credit, ratios and γ^t included.
+        """What is subtracted from the credit once it is multiplied by the ratio, and by γ^t where `discounted`.
 
         Args:
             state: From `init`, or from the last `update`.
-            credit: From rewards multiplied by `batch.scale`; 0 on invalid steps. Shape `(N, T)`.
+            credit: From rewards multiplied by the ratio and γ^t; 0 on invalid steps. Shape `(N, T)`.
             batch: The batch.
 
         Returns:
@@ -67,7 +72,7 @@ class Constant(Baseline):
         per: "trajectory" or "step".
 
     Raises:
-        ValueError: `per` is neither.
+        ValueError: `per` is neither; `value` is not finite.
 
     References:
         Williams (1992), Machine Learning 8, section 4 (reinforcement baseline).
@@ -81,10 +86,16 @@ class Constant(Baseline):
 
     def __post_init__(self) -> None:
         check.one_of(("step", "trajectory"), per=self.per)
+        check.finite(value=self.value)
+
+    @property
+    def discounted(self) -> bool:
+        """Per step."""
+        return self.per == "step"
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
-        del state
-        return jnp.asarray(self.value, credit.dtype) * (batch.scale if self.per == "step" else batch.ratios)
+        del state, batch
+        return jnp.full_like(credit, self.value)
 
 
 class MeanCredit(Baseline):
@@ -104,8 +115,10 @@ class MeanCredit(Baseline):
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state
-        total, count = map(self.sums, averaged(credit, batch.valid, self.per))
-        return batch.ratios * jnp.broadcast_to(total / jnp.maximum(count, 1), credit.shape)
+        over, counts = averaged(credit, batch.valid, self.per)
+        unit = 2.0 ** -credit.shape[0].bit_length()  # the sum of all may overflow where their mean does not
+        total, count = self.sums(unit * over), self.sums(counts)
+        return jnp.broadcast_to(total / (unit * jnp.maximum(count, 1)), credit.shape)
 
     def sums(self, x: jax.Array) -> jax.Array:
         """What each trajectory's mean is taken over, added up.
@@ -152,10 +165,6 @@ class LeaveOneOut(MeanCredit):
 
     declaration = Declaration()
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.whole(group_size=self.group_size)
-
     @property
     def structure(self) -> Structure:
         """Two groups at least; of degree 2 where the divisor is always N − 1."""
@@ -163,8 +172,12 @@ class LeaveOneOut(MeanCredit):
         return Structure(2 * self.group_size, 2 if single and self.per == "trajectory" else None, symmetric=single)
 
     def sums(self, x: jax.Array) -> jax.Array:
+        # The largest is summed apart, or nothing would be left of the others where it is subtracted again.
         own = jnp.sum(in_groups(x, self.group_size), axis=1)
-        return jnp.repeat(jnp.sum(x, axis=0, keepdims=True) - own, self.group_size, axis=0)
+        largest = jnp.abs(own) == jnp.max(jnp.abs(own), axis=0, keepdims=True)
+        parts = jnp.where(largest, own, 0), jnp.where(largest, 0, own)
+        others = (jnp.sum(part, axis=0, keepdims=True) - part for part in parts)
+        return jnp.repeat(sum(others, jnp.zeros_like(own)), self.group_size, axis=0)
 
 
 @pytree(static=("per",))
@@ -238,12 +251,14 @@ class MovingAverage(Baseline):
         return MovingAverageState(jnp.zeros(()), jnp.zeros(()))
 
     def values(self, state: MovingAverageState, credit: jax.Array, batch: Batch) -> jax.Array:
+        del batch
         average = state.total / jnp.where(state.weight == 0, 1, state.weight)
-        return batch.ratios * average.astype(credit.dtype)
+        return jnp.full_like(credit, average)
 
     def update(self, state: MovingAverageState, credit: jax.Array, targets: jax.Array, batch: Batch) -> State:
         del targets, batch
-        mean, decay = jnp.mean(credit[:, 0]).astype(state.total.dtype), jnp.asarray(self.decay, state.total.dtype)
+        mean = jnp.sum(credit[:, 0] / credit.shape[0]).astype(state.total.dtype)
+        decay = jnp.asarray(self.decay, state.total.dtype)
         return MovingAverageState(decay * state.total + (1 - decay) * mean, decay * state.weight + (1 - decay))
 
 

@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import continues, summable
+from logderiv._core.arrays import as_batch, given, refuse_complex, unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
 from logderiv.likelihood.steps import fill_steps
-from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory, as_steps
+from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory
 
+_SMALL = 1e-30  # powers of a discount from here on are taken by their logarithm, where a ratio may make up for them
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
 
 
@@ -30,10 +31,11 @@ class Batch(NamedTuple):
         discount: γ of the objective, in that dtype. Shape `()`.
         inside: What multiplies `discounts` inside a sum of rewards that were already multiplied by `scale`: 1, or γ where γ^t
             is left out. Shape `()`.
-        scale: What every reward is multiplied by before credit is given: the ratio, times γ^t with the step's time in its episode
-            unless it is left out.
-        ratios: Importance weight of the choices up to each step; ones on policy.
-        step_ratios: π/b of each step; ones on policy.
+        powers: γ^t with the step's time in its episode; ones where it is left out.
+        log_scale: Logarithm of the ratio that every reward is multiplied by, beside `powers`, before credit is given, and of those
+            γ^t that are too small for `powers`, which are 1 there; `None` on policy.
+        log_ratios: Logarithm of the importance weight of the choices up to each step; `None` on policy.
+        log_step_ratios: Logarithm of π/b of each step; `None` on policy.
         params: Parameters of the policy whose gradient is wanted, detached.
         policy: That policy.
         ends: Of a stream, whether the step is the last one of its episode; else `None`.
@@ -46,9 +48,10 @@ class Batch(NamedTuple):
     discounts: jax.Array
     discount: jax.Array
     inside: jax.Array
-    scale: jax.Array
-    ratios: jax.Array
-    step_ratios: jax.Array
+    powers: jax.Array
+    log_scale: Any
+    log_ratios: Any
+    log_step_ratios: Any
     params: Params
     policy: Policy
     ends: jax.Array | None = None
@@ -56,7 +59,7 @@ class Batch(NamedTuple):
 
 
 def prepare(
-    estimator: Any, params: Params, policy: Policy, trajectories: Trajectories, value: ValueFunction | None = None
+    estimator: Any, params: Params, policy: Any, trajectories: Trajectories, value: ValueFunction | None = None
 ) -> Batch:
     """What the advantage of an estimator is given.
 
@@ -70,21 +73,29 @@ def prepare(
     Returns:
         A `Batch`.
     """
-    steps = as_steps(trajectories)
+    trajectories, steps = as_batch(trajectories, streams=estimator.structure.streams)
+    refuse_complex(params=params)
     values = None if value is None else evaluate_value(value, params, steps)
     times, ends = jnp.arange(steps.valid.shape[1])[None], None
     if isinstance(trajectories, Stream):
         times, ends = trajectories.times, trajectories.ends
     shape = steps.valid.shape[:2]  # those of a stream have a third axis, of length one
     valid, discounts = steps.valid.reshape(shape), steps.discounts.reshape(shape)
-    rewards = jnp.where(valid, summable(steps.rewards).reshape(shape), 0)
+    rewards = unbroken(steps.valid, steps.rewards.dtype) * jnp.where(steps.valid, steps.rewards, 0)
+    rewards = rewards.reshape(shape)
     dtype, importance = rewards.dtype, estimator.importance
-    step_ratios = ratios = jnp.ones_like(rewards)
+    discount, times = jnp.asarray(estimator.discount, dtype), jnp.broadcast_to(times, shape).astype(dtype)
+    powers = discount**times if estimator.gamma_t else jnp.ones_like(rewards)
+    scale = ratios = step_ratios = None
     if importance is not None or estimator.advantage.own_ratios:
-        logs = jax.lax.stop_gradient(log_ratios(params, policy, steps))
-        step_ratios = jnp.exp(logs).astype(dtype)
-        ratios = ratios if importance is None else importance.ratios(logs).astype(dtype)
-    discount = jnp.asarray(estimator.discount, dtype)
+        logs = jax.lax.stop_gradient(log_ratios(params, policy, steps)).reshape(shape)
+        ratios = jnp.zeros_like(rewards) if importance is None else importance.log_weights(logs).astype(dtype)
+        small = powers < _SMALL
+        step_ratios, scale = (
+            logs.astype(dtype),
+            ratios + jnp.where(small, jnp.where(small, times, 1) * jnp.log(discount), 0),
+        )
+        powers = jnp.where(small, 1, powers)
     return Batch(
         steps=steps,
         valid=valid,
@@ -92,9 +103,10 @@ def prepare(
         discounts=jnp.where(valid, discounts, 1).astype(dtype),
         discount=discount,
         inside=jnp.ones_like(discount) if estimator.gamma_t else discount,
-        scale=discount ** times.astype(dtype) * ratios if estimator.gamma_t else ratios,
-        ratios=ratios,
-        step_ratios=step_ratios,
+        powers=powers,
+        log_scale=scale,
+        log_ratios=ratios,
+        log_step_ratios=step_ratios,
         params=jax.lax.stop_gradient(params),
         policy=policy,
         ends=ends,
@@ -105,7 +117,7 @@ def prepare(
 def evaluate_value(
     function: ValueFunction, value_params: Params, trajectories: Trajectory
 ) -> tuple[jax.Array, jax.Array]:
-    """v(s_t) and v(s_{t+1}) for a batch; the observations of invalid steps are never seen.
+    """v(s_t) and v(s_{t+1}) for a batch; observations of invalid steps, and what stands after the end of an episode, are never seen.
 
     Args:
         function: `(value_params, observation) -> scalar`.
@@ -113,16 +125,21 @@ def evaluate_value(
         trajectories: Leading axes `(*batch, T)`.
 
     Returns:
-        Two arrays of shape `(*batch, T)`, 0 on invalid steps. Detached.
+        Two arrays of shape `(*batch, T)`, 0 on invalid steps; the second is 0 where the episode terminates. Detached.
 
     Raises:
-        ValueError: The function does not return a scalar for one observation.
+        TypeError: Observations are missing.
+        ValueError: The function does not return a scalar for one observation, or the final observation has another shape.
     """
-    valid = trajectories.valid
-    values = value_of_each(function, value_params, trajectories.observations, valid)
+    valid, observations = trajectories.valid, trajectories.observations
+    given("observations", observations)
+    given("final_observation", trajectories.final_observation, like=observations, axis=valid.ndim - 1)
+    values = value_of_each(function, value_params, observations, valid)
     last = jax.tree.map(lambda x: jnp.expand_dims(x, valid.ndim - 1), trajectories.final_observation)
-    final = value_of_each(function, value_params, last, jnp.any(valid, axis=-1, keepdims=True))
-    next_values = jnp.where(continues(valid), jnp.roll(values, -1, axis=-1), final)
+    going_on, follows = trajectories.discounts != 0, jnp.roll(valid, -1, axis=-1).at[..., -1].set(False)
+    cut = jnp.any(valid & ~follows & going_on, axis=-1, keepdims=True)
+    final = value_of_each(function, value_params, last, cut)
+    next_values = jnp.where(follows, jnp.roll(values, -1, axis=-1), final)
     return jax.lax.stop_gradient((values, jnp.where(valid, next_values, 0)))
 
 

@@ -4,7 +4,6 @@ A value is a given function, a learned one, or that of an actor-critic. The adva
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +16,8 @@ from logderiv.estimators.advantages import Advantage, Weighed
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, evaluate_value, value_of_each
 from logderiv.estimators.declaration import Declaration, Structure, biased, concrete, declaration_of
-from logderiv.estimators.returns import backward_sums, td_residuals, vtrace
+from logderiv.estimators.returns import backward_sums, td_residuals
+from logderiv.estimators.scaled import Scaled, scaled_sums, times_exp
 from logderiv.types import Params, State
 
 _EARLIER = Declaration(assumes=("the value function was fitted to earlier batches only",))
@@ -26,7 +26,7 @@ _EARLIER = Declaration(assumes=("the value function was fitted to earlier batche
 class StateBaseline(Baseline):
     """Base of baselines that are values of the state, which `advantages.GAE` and `VTrace` bootstrap from."""
 
-    structure = Structure()
+    structure, discounted = Structure(), True
 
     def state_values(self, state: State, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """v(s_t) and v(s_{t+1}), the latter of the final observation after the last valid step.
@@ -41,7 +41,7 @@ class StateBaseline(Baseline):
         raise NotImplementedError
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
-        return batch.scale * self.state_values(state, batch)[0].astype(credit.dtype)
+        return self.state_values(state, batch)[0].astype(credit.dtype)
 
 
 @pytree(static=("function", "start"))
@@ -120,9 +120,6 @@ class LearnedValue(StateBaseline):
 
     declaration = _EARLIER
 
-    def __post_init__(self) -> None:
-        check.whole(num_steps=self.num_steps)
-
     def init(self, params: Params) -> tuple[Params, optax.OptState]:
         first = self.start(params)
         return first, self.optimizer.init(first)
@@ -156,13 +153,19 @@ class Bootstrapped(Advantage):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state.
+        TypeError: The baseline was not called.
     """
 
     lambda_: float
     baseline: StateBaseline
 
+    past_rewards = False
+
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
+        check.made(
+            "baseline", self.baseline, True, "one of logderiv.baselines with values of the state, such as SharedValue()"
+        )
         if not hasattr(self.baseline, "state_values"):
             raise ValueError(
                 "baseline: this advantage bootstraps from values of the state; expected baselines.Value, "
@@ -209,6 +212,7 @@ class GAE(Bootstrapped):
 
     Raises:
         ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state; later, there is no value function.
+        TypeError: The baseline was not called.
 
     References:
         Schulman et al. (2016), arXiv:1506.02438, eq. 16.
@@ -237,13 +241,16 @@ class GAE(Bootstrapped):
         lambda_ = jnp.asarray(self.lambda_, residuals.dtype)
         mixing = lambda_ if batch.ends is None else jnp.where(batch.ends, 0, lambda_)
         # Sums to the end of the trajectory, or of the episode in a stream.
-        weights = backward_sums(batch.scale * residuals, batch.inside * batch.discounts * mixing)
-        return weights, values + backward_sums(batch.step_ratios * residuals, batch.step_ratios * going_on * mixing)
+        inside, later, ratios = batch.inside * batch.discounts * mixing, going_on * mixing, batch.log_step_ratios
+        if ratios is None:
+            return backward_sums(batch.powers * residuals, inside), values + backward_sums(residuals, later)
+        weights = scaled_sums(batch.powers * residuals, inside, batch.log_scale)
+        return weights.value, values + scaled_sums(residuals, later, ratios, ratios).value
 
 
 @pytree
 class VTrace(Bootstrapped):
-    """V-trace: w_t = γ^t A_t, advantages whose ratios are clipped step by step (`vtrace`). The policy gradient of IMPALA.
+    """V-trace: w_t = γ^t A_t, advantages whose ratios are clipped step by step (`advantages.vtrace`). The policy gradient of IMPALA.
 
     Biased off policy, whatever the clips: the states are weighted as the behavior policy visits them. Its variance stays bounded
     where the products of `Importance` do not. The baseline is fitted to the V-trace targets. It takes the ratios of the steps
@@ -257,7 +264,8 @@ class VTrace(Bootstrapped):
         clip_pg: Largest ratio of an advantage.
 
     Raises:
-        ValueError: `lambda_` is outside [0, 1]; the baseline has no values of the state; later, there is no value function.
+        ValueError: `lambda_` is outside [0, 1]; a clip is not positive; the baseline has no values of the state; later, there is
+            no value function.
 
     References:
         Espeholt et al. (2018), arXiv:1802.01561, section 4.2.
@@ -271,6 +279,10 @@ class VTrace(Bootstrapped):
 
     own_ratios = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.positive(clip_rho=self.clip_rho, clip_c=self.clip_c, clip_pg=self.clip_pg)
+
     @property
     def structure(self) -> Structure:
         """That of the baseline."""
@@ -283,8 +295,12 @@ class VTrace(Bootstrapped):
         return declaration_of(self.baseline) & biased(reason)
 
     def bootstrap(self, batch: Batch, values: jax.Array, next_values: jax.Array) -> tuple[jax.Array, jax.Array]:
-        names = ("lambda_", "clip_rho", "clip_c", "clip_pg")
-        settings = {name: jnp.asarray(getattr(self, name), values.dtype) for name in names}
-        arrays = (batch.rewards, batch.discount * batch.discounts, values, next_values, batch.step_ratios)
-        found = jax.vmap(partial(vtrace, **settings))(*arrays)
-        return batch.scale * found.advantages, found.targets
+        going_on, ratios = batch.discount * batch.discounts, batch.log_step_ratios
+        residuals = jax.vmap(td_residuals)(batch.rewards, going_on, values, next_values)
+        clips = (jnp.log(jnp.asarray(clip, values.dtype)) for clip in (self.clip_rho, self.clip_c, self.clip_pg))
+        rho, c, pg = (jnp.minimum(ratios, clip) for clip in clips)
+        later = going_on * jnp.asarray(self.lambda_, values.dtype)
+        errors = scaled_sums(residuals, later, rho, c)
+        error, log = (jnp.roll(x, -1, axis=-1).at[:, -1].set(0) for x in errors)
+        advantage, log = Scaled(later * error, log).plus(residuals, jnp.zeros_like(residuals))
+        return times_exp(batch.powers * advantage, log + pg + batch.log_scale), values + errors.value

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
 from logderiv.types import Params, State
 
 Factor = Callable[[int], float]
@@ -56,8 +55,9 @@ class Structure(NamedTuple):
         Raises:
             ValueError: There are too few.
         """
-        hint = "this estimator needs as many; draw more, or choose another baseline"
-        check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
+        if num_trajectories < self.min_trajectories:
+            hint = "this estimator needs as many; draw more, or choose another baseline"
+            check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
 
 
 def one(num_trajectories: int) -> float:
@@ -187,7 +187,7 @@ def concrete(name: str, setting: Any) -> np.ndarray:
     Raises:
         ValueError: It is traced; the message names it.
     """
-    if is_traced(setting):
+    if check.is_traced(setting):
         raise ValueError(
             f"{name}: expected a concrete number to read the declaration, received a traced one; read it outside of jax.jit "
             "and jax.vmap. What compiled code needs is in `structure`."

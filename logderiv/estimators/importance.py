@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
+from logderiv._core.arrays import as_trajectory, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased
 from logderiv.likelihood.probability import log_factors
@@ -44,10 +45,11 @@ def log_ratios(params: Params, policy: Policy, trajectories: Trajectory) -> jax.
 
     Raises:
         ValueError: The shapes of the trajectories disagree, or an action is out of range.
-        TypeError: Not a policy, or it does not return a distribution.
+        TypeError: Not a policy, or it does not return a distribution; `behavior_log_probs` are missing.
 
     Gradients: flow through `params`. Nothing is detached.
     """
+    trajectories = as_trajectory(trajectories, "behavior_log_probs")
     logs = log_factors(params, policy, trajectories)
     behavior = jnp.where(trajectories.valid, trajectories.behavior_log_probs, 0).astype(logs.dtype)
     return logs - behavior
@@ -71,6 +73,7 @@ def with_behavior(params: Params, policy: Policy, trajectories: Trajectory) -> T
         ValueError: The shapes of the trajectories disagree, or an action is out of range.
         TypeError: Not a policy, or it does not return a distribution.
     """
+    trajectories = as_trajectory(trajectories)
     logs = lax.stop_gradient(log_factors(params, policy, trajectories))
     return trajectories._replace(behavior_log_probs=logs)
 
@@ -85,6 +88,9 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     Returns:
         Shape `(...)`; exactly N for equal weights, NaN if all are zero.
 
+    Raises:
+        TypeError: Complex numbers.
+
     Example:
         >>> import jax.numpy as jnp
         >>> round(float(effective_sample_size(jnp.log(jnp.array([1.0, 1.0, 2.0])))), 4)
@@ -93,6 +99,7 @@ def effective_sample_size(log_weights: jax.Array) -> jax.Array:
     References:
         Kish (1965), Survey Sampling; Kong, Liu & Wong (1994), JASA 89.
     """
+    log_weights = summable(log_weights, "log_weights")
     weights = jnp.exp(log_weights - jnp.max(log_weights, axis=-1, keepdims=True))
     return jnp.square(jnp.sum(weights, axis=-1)) / jnp.sum(jnp.square(weights), axis=-1)
 
@@ -157,14 +164,32 @@ class Importance(Part):
         Returns:
             Shape `(N, T)`.
 
+        Raises:
+            TypeError: Complex numbers.
+
         Gradients: flow through; an estimator detaches them.
         """
+        return jnp.exp(self.log_weights(log_ratios))
+
+    def log_weights(self, log_ratios: jax.Array) -> jax.Array:
+        """Logarithms of the weights, which do not overflow: what estimators use.
+
+        Args:
+            log_ratios: Shape `(N, T)`, 0 on invalid steps.
+
+        Returns:
+            Shape `(N, T)`.
+
+        Gradients: flow through; an estimator detaches them.
+        """
+        log_ratios = summable(log_ratios, "log_ratios")
         if self.per == "step":
             logs = lax.associative_scan(jnp.add, log_ratios, axis=log_ratios.ndim - 1)
         else:
             logs = jnp.broadcast_to(jnp.sum(log_ratios, axis=-1, keepdims=True), log_ratios.shape)
-        peak = jnp.max(logs, axis=0, keepdims=True) if self.normalize else jnp.zeros((), logs.dtype)
-        weights = jnp.exp(logs - peak)
         if self.truncate is not None:
-            weights = jnp.minimum(weights, jnp.asarray(self.truncate, logs.dtype) * jnp.exp(-peak))
-        return weights / jnp.mean(weights, axis=0, keepdims=True) if self.normalize else weights
+            logs = jnp.minimum(logs, jnp.log(jnp.asarray(self.truncate, logs.dtype)))
+        if self.normalize:
+            peak = jnp.max(logs, axis=0, keepdims=True)
+            logs = logs - peak - jnp.log(jnp.mean(jnp.exp(logs - peak), axis=0, keepdims=True))
+        return logs

@@ -8,7 +8,8 @@ Estimated from the trajectories that it is used on, it depends on their choices,
 takes it from the other folds and leaves the estimate exactly unbiased.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +18,17 @@ import optax
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo
+from logderiv.estimators.base import keep_finite
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, prepare
 from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.policy_gradient import Weighting
-from logderiv.likelihood.probability import log_factors
+from logderiv.estimators.scaled import times_exp
+from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 
+_LARGEST = 1e30  # logarithm of a ratio
 _TOGETHER = 16  # trajectories whose scores are in memory at a time
 
 
@@ -75,9 +79,9 @@ class Optimal(Baseline):
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state
         moments = leave_fold_out(fold_moments(credit, batch, self.num_folds))
-        optima = [ratio(*(jnp.asarray(optax.tree.sum(x)) for x in pair)) for pair in moments]
+        optima = [m.optimum()(*(jnp.asarray(optax.tree.sum(x)) for x in m[:2])) for m in moments]
         fold = jnp.arange(credit.shape[0]) % self.num_folds
-        return batch.ratios * jnp.stack(optima)[fold][:, None].astype(credit.dtype)
+        return jnp.broadcast_to(jnp.stack(optima)[fold][:, None].astype(credit.dtype), credit.shape)
 
 
 @pytree(static=("folds", "in_sample", "gamma_t"))
@@ -89,7 +93,8 @@ class OptimalPerParameter(Weighting):
 
     Exactly unbiased; order one only. Trajectory n is in fold k(n) = n mod `folds`. Costs two more gradients per trajectory, a few
     in memory at a time. Where the others have seen no score of a parameter, its baseline is 0. Weights are
-    `(weights (N, T), ratios (N, T), baselines)`, the last a pytree of `params` for each fold.
+    `(weights (N, T), ratios (N, T), baselines)`, the last a pytree of `params` for each fold; off policy the ratios are those
+    to the largest ratio of the fold, by which its baselines are multiplied.
 
     Attributes:
         advantage: What decides the weights w; `advantages.ToGo()` or `Return()`, without a baseline of its own.
@@ -135,25 +140,54 @@ class OptimalPerParameter(Weighting):
         return super().declaration & Declaration(order=1) & self.fit.declaration
 
     def advantages(self, params: Params, state: State, policy: Policy, trajectories: Trajectories) -> tuple[Any, State]:
-        batch = prepare(self, params, policy, trajectories)
-        weights, _, state = self.advantage(params, state, batch)
-        moments = leave_fold_out(fold_moments(weights, batch, self.fit.num_folds))
-        return (weights, batch.ratios, [jax.tree.map(ratio, *pair) for pair in moments]), state
+        batch, folds = prepare(self, params, policy, trajectories), self.fit.num_folds
+        weights, _, new = self.advantage(params, state, batch)
+        weights, state, _ = keep_finite(state, weights, new)
+        ratios, baselines = jnp.zeros_like(weights), []
+        for k, m in enumerate(leave_fold_out(fold_moments(weights, batch, folds))):
+            own, log = _relative_ratios(batch, k, folds)
+            ratios = ratios.at[k::folds].set(own)
+            baselines.append(jax.tree.map(m.optimum(log), m.cross, m.square))
+        return (weights, ratios, baselines), state
 
     def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: Any) -> jax.Array:
         # Minus the control variate: log P of each fold at θ₀ + b (θ − θ₀), whose gradient is b ⊙ ∇log P.
         weights, ratios, baselines = jax.lax.stop_gradient(weights)
-        logs = log_factors(params, policy, trajectories)
-        total = jnp.sum(weights.astype(logs.dtype) * logs)
+        total = weighted_log_prob(params, policy, trajectories, weights)
         for k, baseline in enumerate(baselines):
+            check.like(f"weights[2][{k}]", baseline, params, hint="a baseline for each parameter")
             fold, fold_ratios = jax.tree.map(lambda x, k=k: x[k :: len(baselines)], (trajectories, ratios))
-            logs = log_factors(_scaled_around(params, baseline), policy, fold)
-            total = total - jnp.sum(fold_ratios.astype(logs.dtype) * logs)
+            total = total - weighted_log_prob(_scaled_around(params, baseline), policy, fold, fold_ratios)
         return total / trajectories.valid.shape[0]
 
 
-def fold_moments(credit: jax.Array, batch: Batch, folds: int) -> list[tuple[Params, Params]]:
-    """(Σ_n h_n ⊙ d_n, Σ_n d_n ⊙ d_n) over each fold.
+class ScoreMoments(NamedTuple):
+    """Sums over trajectories of products of scores; the baseline of least variance is `cross / square * exp(-log)`.
+
+    Attributes:
+        cross: Σ_n h_n ⊙ d_n, divided by exp(`log`). Pytree of `params`.
+        square: Σ_n d_n ⊙ d_n, divided by its square, likewise.
+        log: Logarithm of the largest ratio, 0 on policy: squares of ratios overflow early. Shape `()`.
+    """
+
+    cross: Params
+    square: Params
+    log: jax.Array
+
+    def optimum(self, log: Any = 0.0) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        """The baseline times exp(`log`), from two entries.
+
+        Args:
+            log: A number.
+
+        Returns:
+            A function of entries of `cross` and of `square`.
+        """
+        return lambda cross, square: times_exp(ratio(cross, square), (log - self.log).astype(cross.dtype))
+
+
+def fold_moments(credit: jax.Array, batch: Batch, folds: int) -> list[ScoreMoments]:
+    """The moments of each fold.
 
     Args:
         credit: Shape `(N, T)`.
@@ -161,15 +195,17 @@ def fold_moments(credit: jax.Array, batch: Batch, folds: int) -> list[tuple[Para
         folds: Their number; trajectory n is in fold n mod `folds`.
 
     Returns:
-        For each fold a pair of pytrees of `params`.
+        As many.
     """
-    return [
-        _score_moments(batch, *jax.tree.map(lambda x, k=k: x[k::folds], (batch.steps, credit, batch.ratios)))
-        for k in range(folds)
-    ]
+    found = []
+    for k in range(folds):
+        steps, own = jax.tree.map(lambda x, k=k: x[k::folds], (batch.steps, credit))
+        ratios, log = _relative_ratios(batch, k, folds)
+        found.append(ScoreMoments(*_score_moments(batch, steps, own, ratios), log))
+    return found
 
 
-def leave_fold_out(moments: list[tuple[Params, Params]]) -> list[tuple[Params, Params]]:
+def leave_fold_out(moments: list[ScoreMoments]) -> list[ScoreMoments]:
     """For each fold the sum over the others; of a single fold, itself.
 
     Args:
@@ -180,8 +216,7 @@ def leave_fold_out(moments: list[tuple[Params, Params]]) -> list[tuple[Params, P
     """
     if len(moments) == 1:
         return moments
-    others = [[m for j, m in enumerate(moments) if j != k] for k in range(len(moments))]
-    return [jax.tree.map(lambda *x: sum(x[1:], x[0]), *rest) for rest in others]
+    return [_sum([m for j, m in enumerate(moments) if j != k]) for k in range(len(moments))]
 
 
 def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
@@ -196,6 +231,29 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
     """
     unseen = denominator == 0
     return jnp.where(unseen, 0, numerator / jnp.where(unseen, 1, denominator))
+
+
+def _sum(moments: list[ScoreMoments]) -> ScoreMoments:
+    log = jnp.max(jnp.stack([m.log for m in moments]))
+
+    def added(parts: list[Params], scales: list[jax.Array]) -> Params:
+        terms = [
+            jax.tree.map(lambda x, s=s: x * s.astype(x.dtype), part) for part, s in zip(parts, scales, strict=True)
+        ]
+        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *terms)
+
+    scales = [jnp.exp(m.log - log) for m in moments]
+    cross = added([m.cross for m in moments], scales)
+    return ScoreMoments(cross, added([m.square for m in moments], [jnp.square(s) for s in scales]), log)
+
+
+def _relative_ratios(batch: Batch, k: int, folds: int) -> tuple[jax.Array, jax.Array]:
+    """The ratios of a fold, divided by the largest of them, and its logarithm."""
+    if batch.log_ratios is None:
+        return jnp.ones_like(batch.rewards[k::folds]), jnp.zeros((), batch.rewards.dtype)
+    logs = batch.log_ratios[k::folds]
+    largest = jnp.max(jnp.clip(logs, -_LARGEST, _LARGEST))  # finite, even if all are 0
+    return jnp.exp(logs - largest), largest
 
 
 def _score_moments(batch: Batch, steps: Trajectory, credit: jax.Array, ratios: jax.Array) -> tuple[Params, Params]:

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import given
 from logderiv._core.pytrees import pytree
-from logderiv.estimators.advantages import Advantage, ToGo
-from logderiv.estimators.base import Estimator
+from logderiv.estimators.advantages import Advantage, ToGo, check_advantage
+from logderiv.estimators.base import Estimator, check_state, keep_finite
 from logderiv.estimators.batch import ValueFunction, prepare
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
+from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped, of_each_step
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory
 
@@ -32,7 +33,7 @@ class Weighting(Estimator):
 
     Raises:
         ValueError: `discount` is outside [0, 1]; the advantage weighs off-policy steps itself and `importance` is given.
-        TypeError: `advantage` is none.
+        TypeError: A part is none, or was not called.
     """
 
     advantage: Advantage
@@ -42,10 +43,9 @@ class Weighting(Estimator):
 
     def __post_init__(self) -> None:
         check.between(0, 1, discount=self.discount)
-        if not callable(self.advantage) or not hasattr(self.advantage, "init"):
-            raise TypeError(
-                f"advantage: expected one of logderiv.advantages, such as ToGo(), received {type(self.advantage).__name__}."
-            )
+        check_advantage(self.advantage)
+        fits = self.importance is None or hasattr(self.importance, "ratios")
+        check.made("importance", self.importance, fits, "logderiv.importance.Importance()")
         if self.advantage.own_ratios and self.importance is not None:
             raise ValueError(
                 f"importance: expected None, since {type(self.advantage).__name__} weighs off-policy steps itself, received "
@@ -64,7 +64,7 @@ class Weighting(Estimator):
     def declaration(self) -> Declaration:
         """What advantage, importance, discount and γ^t do to the expectation together."""
         importance, declared = self.importance, declaration_of(self.advantage)
-        if not self.gamma_t and not self.advantage.past_rewards and (concrete("discount", self.discount) < 1).any():
+        if not self.gamma_t and not self.advantage.from_start and (concrete("discount", self.discount) < 1).any():
             declared &= biased("gamma^t left out: the gradient of no objective")
         if importance is None:
             return declared if self.advantage.own_ratios else declared & Declaration(assumes=(_ON_POLICY,))
@@ -99,13 +99,19 @@ class Weighting(Estimator):
 
         Returns:
             `(weights, targets, state)`: what multiplies each score, what a value of each state should predict, both of the shape
-            of the steps' `valid` and 0 on invalid ones, and the state after this batch.
+            of the steps' `valid` and 0 on invalid ones, and the state after this batch; NaN and the old state where a weight, or
+            the state after the batch, is not finite.
 
         Raises:
             ValueError: The advantage needs values of the state and there is no value function.
         """
         batch = prepare(self, params, policy, trajectories, value)
-        weights, targets, state = self.advantage(params, state, batch)
+        try:
+            weights, targets, new = self.advantage(params, state, batch)
+            weights, state, _ = keep_finite(state, weights, new)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            check_state(self, params, state)  # the likeliest cause, which is named first
+            raise
         shape = batch.steps.valid.shape
         return weights.reshape(shape), targets.reshape(shape), state
 
@@ -146,7 +152,7 @@ class ScoreFunction(Weighting):
 
     Raises:
         ValueError: `discount` is outside [0, 1]; the advantage weighs off-policy steps itself and `importance` is given.
-        TypeError: `advantage` is none.
+        TypeError: A part is none, or was not called.
 
     References:
         Williams (1992), Machine Learning 8; Sutton et al. (1999), "Policy gradient methods", theorem 1; for `gamma_t=False` Thomas
@@ -159,19 +165,27 @@ class ScoreFunction(Weighting):
     importance: Importance | None = None
     gamma_t: bool = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = (
+            "one of logderiv.estimators, such as Score() or DiCE(), or a function (log_factors, weights) -> scalar"
+        )
+        check.made("surrogate", self.surrogate, callable(self.surrogate), expected)
+
     @property
     def declaration(self) -> Declaration:
         """That of the weights, up to the order of the surrogate."""
         return super().declaration & declaration_of(self.surrogate)
 
     def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
+        weights = of_each_step(trajectories, weights=weights)
         if isinstance(self.surrogate, Score):
             return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)
 
     def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, step, distribution
-        return weights * log_prob
+        return jnp.where(weights == 0, jnp.zeros_like(log_prob), weights * log_prob)
 
 
 @pytree(static=("normalizer", "gamma_t"))
@@ -196,7 +210,7 @@ class PPO(Weighting):
 
     Raises:
         ValueError: `discount` is outside [0, 1]; `clip` is not positive; an unknown normalizer.
-        TypeError: `advantage` is none.
+        TypeError: A part is none, or was not called.
 
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
@@ -227,6 +241,7 @@ class PPO(Weighting):
 
     def term(self, params: Params, step: TimeStep, distribution: Any, log_prob: jax.Array, weights: Any) -> jax.Array:
         del params, distribution
+        given("behavior_log_probs", step.behavior_log_prob)
         return clipped(log_prob - step.behavior_log_prob.astype(log_prob.dtype), weights, self.clip)
 
 
@@ -263,15 +278,17 @@ class ActorCritic(Estimator):
     entropy_weight: float | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.actor, ScoreFunction | PPO):
-            raise TypeError(
-                f"actor: expected ScoreFunction, PPO or one of their kin, received {type(self.actor).__name__}."
-            )
+        check.made(
+            "actor",
+            self.actor,
+            isinstance(self.actor, ScoreFunction | PPO),
+            "ScoreFunction(), PPO() or one of their kin",
+        )
         if not isinstance(getattr(self.actor, "surrogate", Score()), Score):
             raise ValueError("surrogate: expected Score(), which is a sum of one term a step.")
-        check.not_negative(value_weight=self.value_weight)
+        check.not_negative(finite=True, value_weight=self.value_weight)
         if self.entropy_weight is not None:
-            check.not_negative(entropy_weight=self.entropy_weight)
+            check.not_negative(finite=True, entropy_weight=self.entropy_weight)
 
     @property
     def discount(self) -> float:

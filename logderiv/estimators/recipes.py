@@ -125,7 +125,7 @@ def PPOActorCritic(
     value: ValueFunction,
     discount: float = 0.99,
     lambda_: float = 0.95,
-    clip: float = 0.2,
+    clip: float | None = 0.2,
     value_weight: float = 0.5,
     entropy_weight: float | None = 0.01,
     standardize: bool = True,
@@ -139,7 +139,7 @@ def PPOActorCritic(
         value: `(params, observation) -> scalar`, with all of the policy's `params`.
         discount: γ in [0, 1].
         lambda_: λ of `advantages.GAE`, in [0, 1].
-        clip: ε > 0.
+        clip: ε > 0; `None` does not clip.
         value_weight: c_v ≥ 0 of `ActorCritic`.
         entropy_weight: c_H ≥ 0 of `ActorCritic`; `None` for no bonus.
         standardize: Advantages with mean 0 and deviation 1 over the batch.

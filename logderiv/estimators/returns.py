@@ -12,6 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
+from logderiv._core.arrays import as_mask, summable, unbroken, widest
+
 
 def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     """Discounted sum of rewards from each step to the end of a trajectory.
@@ -25,9 +28,10 @@ def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         discounts: Continuation factor in [0, 1], zero where the episode terminates. Shape `(T,)`.
 
     Returns:
-        G_t, shape `(T,)`, dtype of `rewards`.
+        G_t, shape `(T,)`, in the widest dtype of the two, float32 at least.
 
     Raises:
+        TypeError: Complex numbers.
         ValueError: The two shapes differ, or are not one-dimensional.
 
     Gradients: flow through both arguments; nothing is detached.
@@ -40,8 +44,7 @@ def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 3.9.
     """
-    _check(rewards=rewards, discounts=discounts)
-    return backward_sums(rewards, discounts)
+    return backward_sums(*_of_one(rewards=rewards, discounts=discounts))
 
 
 def total_return(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
@@ -55,6 +58,7 @@ def total_return(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         G_0 repeated, shape `(T,)`.
 
     Raises:
+        TypeError: Complex numbers.
         ValueError: The two shapes differ, or are not one-dimensional.
 
     Gradients: flow through both arguments; nothing is detached.
@@ -72,7 +76,7 @@ def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, ne
         δ_t = r_t + γ_t v'_t − v_t
 
     Formed as γ_t (v'_t − v_t) + r_t − (1 − γ_t) v_t: neighboring values are subtracted from each other before anything is
-    rounded, so that large ones cost no digits.
+    rounded, so that large ones cost no digits. Where γ_t is 0 an infinite v'_t, or NaN, counts for nothing.
 
     Args:
         rewards: Reward on leaving step t. Shape `(T,)`.
@@ -81,9 +85,10 @@ def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, ne
         next_values: v(s_{t+1}), of the final observation after the last valid step. Shape `(T,)`.
 
     Returns:
-        δ_t, shape `(T,)`.
+        δ_t, shape `(T,)`, in the widest dtype of the four, float32 at least.
 
     Raises:
+        TypeError: Complex numbers.
         ValueError: The shapes differ, or are not one-dimensional.
 
     Gradients: flow through everything, the bootstrap included; nothing is detached.
@@ -91,8 +96,10 @@ def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, ne
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 6.5.
     """
-    _check(rewards=rewards, discounts=discounts, values=values, next_values=next_values)
-    return discounts * (next_values - values) + (rewards - (1 - discounts) * values)
+    rewards, discounts, values, next_values = _of_one(
+        rewards=rewards, discounts=discounts, values=values, next_values=next_values
+    )
+    return discounts * (_used(next_values, discounts) - values) + (rewards - (1 - discounts) * values)
 
 
 def lambda_returns(
@@ -120,10 +127,11 @@ def lambda_returns(
         valid: Prefix mask, shape `(T,)`; invalid steps may hold anything and return 0. `None`: all are valid.
 
     Returns:
-        G_t, shape `(T,)`, dtype of `rewards`.
+        G_t, shape `(T,)`, in the widest dtype of the three, float32 at least; NaN where a traced `valid` has a hole.
 
     Raises:
-        ValueError: The shapes differ, or are not one-dimensional.
+        TypeError: Complex numbers, or `valid` is no mask.
+        ValueError: The shapes differ, or are not one-dimensional; `lambda_` is outside [0, 1], or `valid` has a hole.
 
     Gradients: flow through everything; nothing is detached.
 
@@ -131,11 +139,12 @@ def lambda_returns(
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 12.18; `rlax.lambda_returns` is the same function of the same
         arrays.
     """
-    _check(rewards=rewards, discounts=discounts, next_values=next_values)
-    rewards, discounts, next_values = _masked(valid, rewards, discounts, next_values)
-    present = jnp.ones(rewards.shape, bool) if valid is None else valid
-    mixing = jnp.append(present[1:], False).astype(rewards.dtype) * lambda_
-    return backward_sums(rewards + discounts * (1 - mixing) * next_values, discounts * mixing)
+    arrays = {"rewards": rewards, "discounts": discounts, "next_values": next_values}
+    rewards, discounts, next_values = _of_one(valid, **arrays)
+    present = jnp.ones(rewards.shape, bool) if valid is None else as_mask(valid, "valid")
+    mixing = jnp.append(present[1:], False).astype(rewards.dtype) * _mixing(lambda_, rewards)
+    own = discounts * (1 - mixing)
+    return backward_sums(rewards + own * _used(next_values, own), discounts * mixing)
 
 
 def generalized_advantages(
@@ -162,19 +171,21 @@ def generalized_advantages(
         valid: Prefix mask, shape `(T,)`; invalid steps may hold anything and return 0. `None`: all are valid.
 
     Returns:
-        A_t, shape `(T,)`, dtype of `rewards`.
+        A_t, shape `(T,)`, in the widest dtype of the four, float32 at least; NaN where a traced `valid` has a hole.
 
     Raises:
-        ValueError: The shapes differ, or are not one-dimensional.
+        TypeError: Complex numbers, or `valid` is no mask.
+        ValueError: The shapes differ, or are not one-dimensional; `lambda_` is outside [0, 1], or `valid` has a hole.
 
     Gradients: flow through everything, the values included; nothing is detached.
 
     References:
         Schulman et al. (2016), arXiv:1506.02438, eq. 16; `rlax.truncated_generalized_advantage_estimation`.
     """
-    _check(rewards=rewards, discounts=discounts, values=values, next_values=next_values)
-    rewards, discounts, values, next_values = _masked(valid, rewards, discounts, values, next_values)
-    return backward_sums(td_residuals(rewards, discounts, values, next_values), discounts * lambda_)
+    arrays = {"rewards": rewards, "discounts": discounts, "values": values, "next_values": next_values}
+    rewards, discounts, values, next_values = _of_one(valid, **arrays)
+    residuals = td_residuals(rewards, discounts, values, next_values)
+    return backward_sums(residuals, discounts * _mixing(lambda_, residuals))
 
 
 class VTraceReturns(NamedTuple):
@@ -218,16 +229,17 @@ def vtrace(
         values: v(s_t), shape `(T,)`.
         next_values: v(s_{t+1}), of the final observation after the last step. Shape `(T,)`.
         ratios: π/b of each step alone. Shape `(T,)`.
-        lambda_: λ in [0, 1].
+        lambda_: In [0, 1], a number or shape `(T,)`.
         clip_rho: ρ̄, which decides what the values converge to.
         clip_c: c̄, which decides how fast.
         clip_pg: ρ̄_pg of the advantages.
 
     Returns:
-        `VTraceReturns`.
+        `VTraceReturns`, in the widest dtype of the arrays, float32 at least.
 
     Raises:
-        ValueError: The shapes differ, or are not one-dimensional.
+        TypeError: Complex numbers.
+        ValueError: The shapes differ, or are not one-dimensional; `lambda_` is outside [0, 1], or a clip negative.
 
     Gradients: flow through everything; nothing is detached.
 
@@ -235,12 +247,17 @@ def vtrace(
         Espeholt et al. (2018), arXiv:1802.01561, eq. 1, remark 1 and section 4.2; `rlax.vtrace_td_error_and_advantage`, where
         `clip_c` is 1.
     """
-    _check(rewards=rewards, ratios=ratios)
-    residuals = td_residuals(rewards, discounts, values, next_values)
-    errors = backward_sums(jnp.minimum(ratios, clip_rho) * residuals, discounts * jnp.minimum(ratios, clip_c) * lambda_)
-    later = discounts * lambda_ * jnp.append(errors[1:], jnp.zeros((), errors.dtype))
-    advantages = jnp.minimum(ratios, clip_pg) * (residuals + later)
-    return VTraceReturns(values + errors, advantages, rewards + discounts * next_values + later)
+    arrays = {"rewards": rewards, "discounts": discounts, "values": values, "next_values": next_values}
+    rewards, discounts, values, next_values, ratios = _of_one(**arrays, ratios=ratios)
+    clips: dict[str, Any] = {"clip_rho": clip_rho, "clip_c": clip_c, "clip_pg": clip_pg}
+    check.not_negative(**clips)
+    at_most = {name: jnp.minimum(ratios, summable(clip, name).astype(ratios.dtype)) for name, clip in clips.items()}
+    residuals, kept = td_residuals(rewards, discounts, values, next_values), discounts * _mixing(lambda_, rewards)
+    errors = backward_sums(at_most["clip_rho"] * residuals, kept * at_most["clip_c"])
+    later = kept * jnp.append(errors[1:], jnp.zeros((), errors.dtype))
+    advantages = at_most["clip_pg"] * (residuals + later)
+    q_values = rewards + discounts * _used(next_values, discounts) + later
+    return VTraceReturns(values + errors, advantages, q_values)
 
 
 def backward_sums(terms: jax.Array, factors: jax.Array) -> jax.Array:
@@ -265,14 +282,35 @@ def backward_sums(terms: jax.Array, factors: jax.Array) -> jax.Array:
     return lax.associative_scan(combine, pair, reverse=True, axis=terms.ndim - 1)[0]
 
 
-def _masked(valid: jax.Array | None, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    return arrays if valid is None else tuple(jnp.where(valid, x, 0) for x in arrays)
-
-
-def _check(**arrays: jax.Array) -> None:
-    shapes = {x.shape for x in arrays.values()}
-    if len(shapes) > 1 or len(shapes.pop()) != 1:
-        received = ", ".join(f"{name} {x.shape}" for name, x in arrays.items())
+def _of_one(valid: Any = None, **arrays: Any) -> list[jax.Array]:
+    """Arrays of one trajectory, in the widest dtype among them, float32 at least; 0 on invalid steps, NaN where there is a hole."""
+    found = {name: summable(x, name) for name, x in arrays.items()}
+    shapes: dict[tuple[int, ...], str] = {}
+    for name, x in found.items():
+        shapes.setdefault(x.shape, name)  # the first of each
+    if len(shapes) > 1 or len(min(shapes)) != 1:
+        received = ", ".join(f"{name} {shape}" for shape, name in shapes.items())
         raise ValueError(
             f"expected arrays of one trajectory, all of shape (T,), received {received}; use jax.vmap for a batch."
         )
+    dtype = widest(*(x.dtype for x in found.values()))
+    if valid is None:
+        return [x.astype(dtype) for x in found.values()]
+    valid = as_mask(valid, "valid")
+    check.shape(*shapes, hint="as the rewards", valid=valid)
+    whole = unbroken(valid, dtype, "valid")
+    return [whole * jnp.where(valid, x.astype(dtype), 0) for x in found.values()]
+
+
+def _mixing(lambda_: Any, like: jax.Array) -> jax.Array:
+    """λ, one number or one a step, in the dtype of the rewards."""
+    check.between(0, 1, lambda_=lambda_)
+    found = summable(lambda_, "lambda_").astype(like.dtype)
+    if found.ndim:
+        check.shape(like.shape, hint="or a number", lambda_=found)
+    return found
+
+
+def _used(values: jax.Array, factor: jax.Array) -> jax.Array:
+    """The values, and 0 where one that is not finite would be multiplied by 0."""
+    return jnp.where((factor == 0) & ~jnp.isfinite(values), 0, values)

@@ -12,12 +12,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from logderiv._core import check
+from logderiv._core.arrays import as_mask, check_kind, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
 from logderiv.estimators.returns import backward_sums
+from logderiv.estimators.scaled import times_exp
+from logderiv.types import Trajectory
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
 NORMALIZERS = {  # what each asks of a batch, and what it does to the expectation
@@ -65,12 +69,15 @@ class Surrogate(Part):
 
         Raises:
             ValueError: The shapes differ.
+            TypeError: Complex numbers.
 
         Gradients: flow through `log_factors`; the weights are detached.
         """
+        log_factors, weights = summable(log_factors, "log_factors"), summable(weights, "weights")
         check.shape(log_factors.shape, hint=_ONE_SHAPE, weights=weights)
-        weights = lax.stop_gradient(weights).astype(log_factors.dtype)
-        return jnp.mean(jnp.sum(weights * self.steps(log_factors), axis=-1))
+        weights, steps = lax.stop_gradient(weights).astype(log_factors.dtype), self.steps(log_factors)
+        steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)  # an impossible choice
+        return jnp.mean(jnp.sum(weights * steps, axis=-1))
 
 
 @pytree
@@ -104,7 +111,7 @@ class DiCE(Surrogate):
     declaration = Declaration()
 
     def steps(self, log_factors: jax.Array) -> jax.Array:
-        return _own_share(log_factors, jnp.cumsum(log_factors, axis=-1))
+        return _own_share(log_factors, _shifted(jnp.cumsum(log_factors, axis=-1)))
 
 
 @pytree
@@ -142,8 +149,9 @@ class LoadedDiCE(Surrogate):
 
     def steps(self, log_factors: jax.Array) -> jax.Array:
         decays = jnp.full_like(log_factors, self.lambda_)
-        up_to = jnp.flip(backward_sums(jnp.flip(log_factors, -1), decays), -1)
-        return _own_share(log_factors, up_to)
+        possible = jnp.where(jnp.isinf(log_factors), jnp.zeros_like(log_factors), log_factors)
+        up_to = jnp.flip(backward_sums(jnp.flip(possible, -1), decays), -1)
+        return _own_share(log_factors, decays * _shifted(up_to))
 
 
 def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | None) -> jax.Array:
@@ -152,7 +160,7 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
         min(ρ w, clip(ρ, 1 − ε, 1 + ε) w),  ρ = exp(l − l_b)
 
     At ρ = 1 its gradient is w ∇l; it is flat where a step has already moved by more than ε in the direction that its weight asks
-    for.
+    for. It is finite wherever its value has a floating-point number, whatever ρ; a weight of 0 gives 0.
 
     Args:
         log_ratio: l − l_b, of policy over behavior policy. Any shape.
@@ -163,19 +171,27 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
         Shape of `log_ratio`; a batch of them is reduced by `reduce_steps`.
 
     Raises:
-        ValueError: The shapes differ.
+        ValueError: The shapes differ, or `clip` is not positive.
+        TypeError: Complex numbers.
 
     Gradients: flow through `log_ratio`; the weight is detached.
 
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
+    if clip is not None:
+        check.positive(clip=clip)
+    log_ratio, weight = summable(log_ratio, "log_ratio"), summable(weight, "weight")
     check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
-    weight, ratio = lax.stop_gradient(weight).astype(log_ratio.dtype), jnp.exp(log_ratio)
+    weight = lax.stop_gradient(weight).astype(log_ratio.dtype)
     if clip is None:
-        return ratio * weight
-    clip = jnp.asarray(clip, ratio.dtype)
-    return jnp.minimum(ratio * weight, jnp.clip(ratio, 1 - clip, 1 + clip) * weight)
+        return times_exp(weight, lax.stop_gradient(log_ratio)) * box(log_ratio)
+    clip, up = jnp.asarray(clip, log_ratio.dtype), weight >= 0
+    low, high = jnp.maximum(1 - clip, 0), 1 + clip
+    flat = jnp.where(up, log_ratio > jnp.log(high), log_ratio < jnp.log(low))
+    # Selected before anything is multiplied: the derivative of what is not taken may be infinite, and 0 times it is NaN.
+    moving = jnp.where(flat, jnp.zeros_like(log_ratio), log_ratio)
+    return times_exp(weight, lax.stop_gradient(moving)) * box(moving) * jnp.where(flat, jnp.where(up, high, low), 1)
 
 
 def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> jax.Array:
@@ -196,11 +212,40 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
         A scalar.
 
     Raises:
-        ValueError: None of the three.
+        ValueError: None of the three, or the shapes differ.
+        TypeError: Complex numbers, or `valid` is no mask.
 
     Gradients: flow through `terms`.
     """
+    terms = summable(terms, "terms")
+    check.shape(terms.shape, hint=_ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
+
+
+def of_each_step(trajectory: Trajectory, **trees: Any) -> Any:
+    """What an objective is given for every step, checked to be one number each, in float32 at least.
+
+    Args:
+        trajectory: Leading axes `(*batch, T)`.
+        **trees: One pytree, with its name; leaves `(*batch, T)`.
+
+    Returns:
+        The pytree.
+
+    Raises:
+        ValueError: A leaf has another shape.
+        TypeError: Complex numbers, or no trajectory.
+    """
+    check_kind(trajectory)
+    shape = np.shape(trajectory.valid)
+
+    def number(x: Any, name: str) -> jax.Array:
+        x = summable(x, name)
+        if x.shape != shape:
+            check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
+        return x
+
+    return named_leaf_by_leaf(number, **trees)
 
 
 def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Array:
@@ -216,7 +261,9 @@ def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Ar
 
     Raises:
         ValueError: None of the three.
+        TypeError: `valid` is no mask.
     """
+    valid = as_mask(valid, "valid")
     num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=-1, keepdims=True).astype(dtype)
     divisors = {
         "per_trajectory": jnp.full_like(lengths, num),
@@ -232,16 +279,26 @@ def box(x: jax.Array) -> jax.Array:
     """□(x) = exp(x − detached x): 1, with the derivatives of exp at 0.
 
     Args:
-        x: Any shape.
+        x: Any shape; an infinite one is taken as fixed.
 
     Returns:
         Ones of that shape.
 
+    Raises:
+        TypeError: Complex numbers.
+
     Gradients: those of exp(x − x₀) at x = x₀, at every order.
     """
+    x = summable(x, "x")
+    x = jnp.where(jnp.isinf(x), jnp.zeros_like(x), x)
     return jnp.exp(x - lax.stop_gradient(x))
 
 
-def _own_share(log_factors: jax.Array, up_to: jax.Array) -> jax.Array:
-    """What a step adds to the box of the log-factors up to it."""
-    return box(up_to) - box(up_to - log_factors)
+def _own_share(log_factors: jax.Array, before: jax.Array) -> jax.Array:
+    """What a step adds to the box of the log-factors before it, □(before + l) − □(before), without a difference of large numbers."""
+    return box(before) * (box(log_factors) - 1)
+
+
+def _shifted(x: jax.Array) -> jax.Array:
+    """What stood one step earlier, 0 at the first."""
+    return jnp.concatenate([jnp.zeros_like(x[..., :1]), x[..., :-1]], axis=-1)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
+from logderiv._core.arrays import as_key, check_params, expand, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.exact.dynamic import evaluate
@@ -38,7 +38,11 @@ class ExpectationComparison(NamedTuple):
 
     def __str__(self) -> str:
         columns = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[2:])
-        rows = [(d, s, s - d, m, e, (m - d) / e if e > 0 else 0.0) for d, s, m, e in zip(*columns, strict=True)]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rows = [
+                (d, s, s - d, m, e, np.float64(m - d) / e if m != d else 0.0)
+                for d, s, m, e in zip(*columns, strict=True)
+            ]
         names = ("direct", "score, exact", "difference", "sampled", "std. error", "z")
         head = f"grad E[R] over {self.num_trajectories} trajectories, E[R] = {float(self.value):.6g}\n"
         return head + table(names, ">14.8f >14.8f >12.1e >12.5f >12.5f >7.2f", rows)
@@ -65,7 +69,7 @@ def compare_expectation(
         policy: The policy.
         environment: What `enumerate_trajectories` takes.
         horizon: `T`.
-        num_samples: Number of sampled trajectories.
+        num_samples: Number of sampled trajectories, at least 2.
         discount: γ of the return, in [0, 1].
 
     Returns:
@@ -75,11 +79,11 @@ def compare_expectation(
         ValueError: Too many trajectories to enumerate; `horizon`, `num_samples` or `discount` out of range.
         TypeError: A parameter is not floating point; an environment that cannot be enumerated.
     """
-    check.params(params)
-    check.whole(num_samples=num_samples)
-    check.between(0, 1, discount=discount)
+    horizon, num_samples = check.whole(horizon=horizon), check.whole(at_least=2, num_samples=num_samples)
+    check.fraction(discount=discount)
+    check_params(params)
     every = list_trajectories(environment, horizon)
-    routes = _routes(params, key, policy, environment, every, horizon, num_samples, discount)
+    routes = _routes(params, as_key(key), policy, environment, every, horizon, num_samples, discount)
     return ExpectationComparison(len(every.weights), *routes)
 
 
@@ -87,6 +91,8 @@ def compare_expectation(
 def _routes(
     params: Params, key: Key, policy: Any, environment: Any, every: Listing, horizon: int, num: int, discount: Any
 ) -> Any:
+    params = wide(params)
+
     def scores(trajectories: Trajectory) -> Params:
         return jax.vmap(jax.grad(log_prob), (None, None, 0))(params, policy, trajectories)
 

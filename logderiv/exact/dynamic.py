@@ -9,12 +9,15 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
+from logderiv._core.arrays import check_params, refuse_complex, summable, wide
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact.enumeration import Listing, list_trajectories, returns
 from logderiv.likelihood.probability import prob
 from logderiv.policies import as_policy
 from logderiv.types import Params
+
+_LONGEST = 2**24  # steps of a recursion
 
 Method: TypeAlias = Literal["dynamic", "enumeration"] | None
 
@@ -31,7 +34,7 @@ def value(
         params: Parameters of the policy.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `None` takes dynamic programming for tables, unless the policy has memory.
 
@@ -45,7 +48,10 @@ def value(
 
     Gradients: flow to `params` and `discount`, at any order; by dynamic programming also to the tables.
     """
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 0)
+    refuse_complex(params=params)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 0
+    )
 
 
 def gradient(
@@ -57,7 +63,7 @@ def gradient(
         params: Parameters of the policy, floating point.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
             policy has memory.
@@ -71,8 +77,10 @@ def gradient(
         TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
             floating point.
     """
-    check.params(params)
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 1)
+    check_params(params)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 1
+    )
 
 
 def hessian(
@@ -84,7 +92,7 @@ def hessian(
         params: Parameters of the policy, floating point.
         policy: A policy on the environment's observations.
         environment: A `TabularMDP`, or what `enumerate_trajectories` takes; concrete for `"enumeration"`.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
         method: `"dynamic"` or `"enumeration"`, as `value` describes them; `None` takes dynamic programming for tables, unless the
             policy has memory.
@@ -98,8 +106,10 @@ def hessian(
         TypeError: Dynamic programming without tables; the environment cannot be enumerated, or is traced; a parameter is not
             floating point.
     """
-    check.params(params)
-    return _derivative(params, policy, problem(policy, environment, horizon, discount, method), horizon, discount, 2)
+    check_params(params)
+    return _derivative(
+        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 2
+    )
 
 
 def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, discount: Any = 1.0) -> jax.Array:
@@ -113,7 +123,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
         params: Parameters of the policy.
         policy: A policy of the state alone.
         mdp: The decision process.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
         discount: γ in [0, 1].
 
     Returns:
@@ -127,8 +137,8 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 4.5.
     """
-    check.whole(horizon=horizon)
-    check.between(0, 1, discount=discount)
+    horizon = check.whole(at_most=_LONGEST, horizon=horizon)
+    check.fraction(discount=discount)
     return _state_values(params, policy, mdp, horizon, discount)
 
 
@@ -136,6 +146,7 @@ def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, 
 def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, discount: Any) -> jax.Array:
     table = choices(params, policy, mdp, distributions.prob)
     transition, reward = live_tables(mdp, table.dtype)
+    discount = jnp.asarray(discount, table.dtype)
 
     def backup(values: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         values = jnp.where(mdp.terminal, 0, jnp.sum(table * (reward + discount * transition @ values), axis=-1))
@@ -144,7 +155,6 @@ def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, di
     return lax.scan(backup, jnp.zeros(mdp.num_states, table.dtype), None, length=horizon, reverse=True)[1]
 
 
-@jit
 def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> jax.Array:
     """P(s_t = s, step t is taken) for every step and state.
 
@@ -152,7 +162,7 @@ def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> 
         params: Parameters of the policy.
         policy: A policy of the state alone.
         mdp: The decision process.
-        horizon: `T`.
+        horizon: `T`, at most 2^24.
 
     Returns:
         Shape `(T, S)`; 0 on terminal states.
@@ -162,7 +172,11 @@ def occupancy(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int) -> 
 
     Gradients: flow to `params` and `mdp`.
     """
-    check.whole(horizon=horizon)
+    return _occupancy(params, policy, mdp, check.whole(at_most=_LONGEST, horizon=horizon))
+
+
+@jit
+def _occupancy(params: Params, policy: Any, mdp: TabularMDP, horizon: int) -> jax.Array:
     table = choices(params, policy, mdp, distributions.prob)
     transition, _ = live_tables(mdp, table.dtype)
 
@@ -195,8 +209,8 @@ def policy_table(params: Params, policy: Any, mdp: TabularMDP) -> jax.Array:
 
 def problem(policy: Any, environment: Any, horizon: int, discount: Any, method: Method = None) -> TabularMDP | Listing:
     """What a value is computed from: the tables themselves, for dynamic programming, or every trajectory."""
-    check.whole(horizon=horizon)
-    check.between(0, 1, discount=discount)
+    check.whole(at_most=_LONGEST, horizon=horizon)
+    check.fraction(discount=discount)
     check.one_of(("dynamic", "enumeration", None), method=method)
     tables = isinstance(environment, TabularMDP)
     if method == "dynamic" and not tables:
@@ -223,7 +237,7 @@ def _derivative(params: Params, policy: Any, problem: Any, horizon: int, discoun
     def function(params: Params) -> jax.Array:
         return evaluate(params, policy, problem, horizon, discount)
 
-    return (function, jax.grad(function), jax.hessian(function))[order](params)
+    return (function, jax.grad(function), jax.hessian(function))[order](wide(params))
 
 
 def choices(params: Params, policy: Any, mdp: TabularMDP, function: Callable[[Any, Any], jax.Array]) -> jax.Array:
@@ -250,7 +264,8 @@ def has_memory(policy: Any) -> bool:
 
 
 def _tabulate(params: Params, policy: Any, mdp: TabularMDP, function: Callable, states: jax.Array) -> jax.Array:
-    policy = as_policy(policy)
+    refuse_complex(params=params)
+    policy, params = as_policy(policy), wide(params)
     if has_memory(policy):
         raise ValueError(
             "policy: dynamic programming needs a policy of the state alone; received one with memory. "
@@ -265,7 +280,7 @@ def _tabulate(params: Params, policy: Any, mdp: TabularMDP, function: Callable, 
                 f"policy: expected a choice between the {mdp.num_actions} actions of the decision process, received a "
                 f"distribution over {categories}."
             )
-        return function(distribution, action)
+        return summable(function(distribution, action))
 
     over_actions = jax.vmap(entry, (None, 0))
     return jax.vmap(over_actions, (0, None))(states, jnp.arange(mdp.num_actions, dtype=jnp.int32))

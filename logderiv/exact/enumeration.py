@@ -4,7 +4,9 @@ Both are first read as a graph of what can follow what. A table's nodes are its 
 for every choice, so that each beginning of a trajectory is a node of its own. The trajectories are the paths of the graph.
 """
 
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import floating, is_traced, scalar_cost
+from logderiv._core.arrays import summable
 from logderiv._core.pytrees import jit
-from logderiv.environments import as_environment
+from logderiv.environments import _protocol, as_environment
 from logderiv.environments.tabular import TabularMDP
 from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
 
 LIMIT = 2**20
+LONGEST = 2**16  # steps of a trajectory that is counted or listed
+_STEPS = 2**27  # of all trajectories that are listed
 
 
 class Listing(NamedTuple):
@@ -35,15 +39,16 @@ def count_trajectories(environment: Any, horizon: int) -> int:
     Args:
         environment: A `TabularMDP`, or a deterministic function of its choices, which `enumerate_trajectories` describes;
             concrete, not traced.
-        horizon: `T`.
+        horizon: `T`, at most 2^16.
 
     Returns:
         A Python integer.
 
     Raises:
-        ValueError: The environment is replayed, and has more than 2^20 trajectories or is random; `horizon` below 1.
+        ValueError: The environment is replayed, and has more than 2^20 trajectories or is random; `horizon` out of range.
         TypeError: The environment is traced, or cannot be listed.
     """
+    horizon = check.whole(at_most=LONGEST, horizon=horizon)
     return _count(_graph(environment, horizon, LIMIT), horizon)
 
 
@@ -58,7 +63,7 @@ def enumerate_trajectories(
         environment: A `TabularMDP`, or any environment that is a deterministic function of its choices and has the attribute
             `num_actions`: actions are the integers below it. One whose start is drawn has also the attribute `starts`, a pair of
             the `environment_params` of every start, stacked, and their probabilities `(M,)`. Concrete, not traced.
-        horizon: `T`.
+        horizon: `T`, at most 2^16.
         params: Parameters of the policy that is thought to have drawn them.
         policy: With it `behavior_log_probs` are its log-factors; without it they are zero.
         limit: Refuse to list more.
@@ -67,7 +72,8 @@ def enumerate_trajectories(
         A `Trajectory` of shape `(K, T)`. Steps after the end of an episode are invalid.
 
     Raises:
-        ValueError: There are more than `limit`; `horizon` is below 1; an environment that is no table draws something.
+        ValueError: There are more than `limit`, or more than 2^27 steps in all; `horizon` or `limit` is out of range; an
+            environment that is no table draws something.
         TypeError: The environment is traced, or is neither a table nor has `num_actions`.
 
     Example:
@@ -81,9 +87,11 @@ def enumerate_trajectories(
 
 def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Listing:
     """What `enumerate_trajectories` lists, and the probability of start and transitions."""
-    graph = _graph(environment, horizon, limit)
-    if (count := _count(graph, horizon)) > limit:
-        raise _too_many(environment, readable(count), horizon, limit)
+    horizon, limit = check.whole(at_most=LONGEST, horizon=horizon), check.whole(limit=limit)
+    graph, most = _graph(environment, horizon, limit), min(limit, _STEPS // horizon)
+    if (count := _count(graph, horizon, most)) > most:
+        bound = f"limit={limit}" if most == limit else f"{most}, which is 2^27 steps"
+        raise _too_many(environment, f"at least {readable(count)}", horizon, bound)
     start, edges = _paths(graph, horizon)
     valid, dtype = edges >= 0, graph.reward.dtype
     edges = np.where(valid, edges, 0)
@@ -100,7 +108,7 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
         final_observation=jax.tree.map(lambda x: x[final], graph.observations),
     )
     with jax.ensure_compile_time_eval():
-        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), floating(weights))
+        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), summable(weights))
 
 
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
@@ -133,8 +141,7 @@ class _Graph(NamedTuple):
 
 
 def _graph(environment: Any, horizon: int, limit: int) -> _Graph:
-    check.whole(horizon=horizon)
-    if is_traced(*jax.tree.leaves(environment)):
+    if check.is_traced(*jax.tree.leaves(environment)):
         raise TypeError(
             "environment: expected a concrete one to enumerate, received one that is traced; build it outside the function "
             "that is compiled, or use dynamic programming."
@@ -161,17 +168,19 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
             "environment: expected a TabularMDP, or an attribute num_actions, so that the sequences of actions "
             f"0 .. num_actions - 1 can be replayed; received {type(environment).__name__}."
         )
-    stepper = as_environment(environment)
+    check.whole(num_actions=actions)
+    stepper, actions = as_environment(environment), int(actions)
     inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
-    observations, states = _deterministic(_reset, len(starts), stepper, inputs)
-    nodes, levels = [observations], []
+    starts = np.asarray(summable(starts, "environment.starts"))
+    before = _deterministic(_reset, len(starts), stepper, inputs)
+    nodes, levels = [before[0]], []
     live, first, finished, size = np.arange(len(starts), dtype=np.int32), 0, 0, len(starts)
     while len(live) > 0 and len(levels) < horizon:
         if finished + len(live) * actions > limit:
-            raise _too_many(environment, "too many", horizon, limit)
+            raise _too_many(environment, "too many", horizon, f"limit={limit}")
         source = first + np.repeat(live, actions)
-        new, inputs = _deterministic(_step, len(source), stepper, states, inputs, live, actions)
-        states, first, size = new.state, first + size, len(source)
+        new, inputs = _deterministic(_step, len(source), stepper, before, inputs, live, actions)
+        before, first, size = new[:2], first + size, len(source)
         ended = np.asarray(new.terminated | new.truncated)
         live, finished = np.flatnonzero(~ended).astype(np.int32), finished + ended.sum()
         nodes.append(new.observation)
@@ -179,23 +188,22 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
     source, reward, terminated, ended = map(np.concatenate, zip(*levels, strict=True))
     edge, observations = np.arange(len(source)), jax.tree.map(lambda *x: np.concatenate(x), *nodes)
     steps = edge % actions, len(starts) + edge, np.ones(len(edge)), reward, terminated, ended
-    return _Graph(observations, np.arange(len(starts)), np.asarray(starts), source, *steps)
+    return _Graph(observations, np.arange(len(starts)), starts, source, *steps)
 
 
 def _reset(keys: jax.Array, environment: Any, inputs: Any) -> tuple[Any, Any]:
-    return jax.vmap(environment.reset)(keys, inputs)
+    return jax.vmap(partial(_protocol.reset, environment))(keys, inputs)
 
 
-def _step(keys: jax.Array, environment: Any, states: Any, inputs: Any, live: Any, actions: int) -> tuple[Step, Any]:
+def _step(keys: jax.Array, environment: Any, before: Any, inputs: Any, live: Any, actions: int) -> tuple[Step, Any]:
     """Every action in each of the live states."""
     rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
-    states, inputs = jax.tree.map(lambda x: x[rows], (states, inputs))
-
-    def step(key: jax.Array, state: Any, action: jax.Array, inputs: Any) -> Step:
-        new = Step(*environment.step(key, state, action, inputs))
-        return new._replace(reward=scalar_cost(new.reward, "reward"))
-
-    return jax.vmap(step)(keys, states, action, inputs), inputs
+    before, inputs = jax.tree.map(lambda x: x[rows], (before, inputs))
+    new = jax.vmap(partial(_protocol.step, environment))(keys, before, action, inputs)
+    check.fields(
+        "environment: ", new, reward=rows.shape, hint="to be listed, one reward a step and not one for each player"
+    )
+    return new, inputs
 
 
 @jit
@@ -218,13 +226,16 @@ def _deterministic(function: Callable[..., Any], number: int, *arguments: Any) -
     return result
 
 
-def _count(graph: _Graph, horizon: int) -> int:
+def _count(graph: _Graph, horizon: int, most: float = math.inf) -> int:
+    """The number of paths; of more than `most` those of fewer steps, since there are never fewer of more steps."""
     nodes = jax.tree.leaves(graph.observations)[0].shape[0]
     counts = np.ones(nodes, object)  # of Python's integers: they grow without bound
     for _ in range(horizon):
         following = np.zeros(nodes, object)
         np.add.at(following, graph.source, np.where(graph.ended, 1, counts[graph.target]))
-        counts = following
+        settled, counts = np.array_equal(counts, following), following
+        if settled or sum(counts[graph.start]) > most:
+            break
     return int(sum(counts[graph.start]))
 
 
@@ -236,6 +247,8 @@ def _paths(graph: _Graph, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     edges = np.zeros((len(start), 0), int)
     for _ in range(horizon):
         ended = node < 0
+        if ended.all():
+            return start, np.pad(edges, ((0, 0), (0, horizon - edges.shape[1])), constant_values=-1)
         repeats = np.where(ended, 1, np.diff(first)[node])
         within = np.arange(repeats.sum()) - np.repeat(np.cumsum(repeats) - repeats, repeats)
         new = np.where(np.repeat(ended, repeats), -1, np.repeat(first[node], repeats) + within)
@@ -245,10 +258,10 @@ def _paths(graph: _Graph, horizon: int) -> tuple[np.ndarray, np.ndarray]:
     return start, edges
 
 
-def _too_many(environment: Any, count: str, horizon: int, limit: int) -> ValueError:
+def _too_many(environment: Any, count: str, horizon: int, bound: str) -> ValueError:
     states = f"{environment.num_states} states and " if isinstance(environment, TabularMDP) else ""
     return ValueError(
         f"environment: {states}{environment.num_actions} actions have {count} trajectories of {horizon} steps, more than "
-        f"limit={limit}. Lower the horizon, or use what costs O(T S^2 A): logderiv.exact.value, gradient, hessian, fisher "
+        f"{bound}. Lower the horizon, or use what costs O(T S^2 A): logderiv.exact.value, gradient, hessian, fisher "
         "and weighted_score_moments, with a TabularMDP and a policy of the state alone."
     )

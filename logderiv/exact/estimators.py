@@ -22,11 +22,12 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
+from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import concrete, named_entries, shapes, table
 from logderiv.estimators.declaration import Structure
 from logderiv.exact.dynamic import evaluate, problem
-from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories, readable
+from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories
 from logderiv.policies import as_policy
 from logderiv.types import Params, State, Trajectory
 
@@ -76,10 +77,10 @@ class Ensemble(NamedTuple):
         if self.method == "multisets":
             self._check_symmetric(values, min(rows, 64))
         for indices, repeats in self._blocks(rows):
-            yield indices, repeats * np.prod(self.probabilities[indices], axis=-1), values(indices)
+            yield indices, np.prod(repeats * self.probabilities[indices], axis=-1), values(indices)
 
     def _blocks(self, rows: int) -> Iterator[tuple[np.ndarray, Any]]:
-        """Indices `(rows, size)` of the batches, and how many orders of each there are; the last block is shorter."""
+        """Indices `(rows, size)` of the batches, and factors whose product is their number of orders; the last block is shorter."""
         outcomes, ordered = range(len(self.probabilities)), self.method != "multisets"
         multisets = itertools.combinations_with_replacement(outcomes, self.size)
         batches = itertools.product(outcomes, repeat=self.size) if ordered else multisets
@@ -210,21 +211,19 @@ def moments(
         Hoeffding (1948), "A class of statistics with asymptotically normal distribution", eq. 5.13, for the covariance.
         Foerster et al. (2018), arXiv:1802.05098, section 3, for what the plain surrogate lacks.
     """
-    check.whole(order=order)
-    check.params(params)
-    if not (hasattr(estimator, "estimate") or callable(estimator)):
-        raise TypeError(
-            "estimator: expected estimate(params, state, policy, trajectories) -> (Estimate, state), or a function "
-            f"(params, policy, trajectories) -> grads; received {type(estimator).__name__}."
-        )
+    order, num_trajectories, limit = check.whole(order=order, num_trajectories=num_trajectories, limit=limit)
+    check_params(params)
+    expected = "estimate(params, state, policy, trajectories) -> (Estimate, state), or a function (params, policy, trajectories) -> grads"
+    check.made("estimator", estimator, hasattr(estimator, "estimate") or callable(estimator), expected)
     if order > 1 and not (hasattr(estimator, "advantages") and hasattr(estimator, "objective")):
         raise TypeError(
             f"estimator: expected one with advantages and objective, received {type(estimator).__name__}; a function that returns "
             "gradients has no higher derivatives to compare."
         )
-    policy = as_policy(policy)
+    refuse_complex(behavior_params=behavior_params)
+    policy, params, behavior_params = as_policy(policy), wide(params), wide(behavior_params)
     gamma = getattr(estimator, "discount", 1.0) if discount is None else discount
-    given = problem(policy, environment, horizon, gamma)
+    given, horizon = problem(policy, environment, horizon, gamma), int(horizon)
     listing = given if isinstance(given, Listing) else list_trajectories(environment, horizon)
     drawn_by = policy if behavior_policy is None else behavior_policy
     every, probabilities = _drawn(params if behavior_params is None else behavior_params, drawn_by, listing)
@@ -343,11 +342,15 @@ def ensemble(
     outcomes = jax.tree.map(lambda x: np.asarray(x)[drawn], outcomes)
     method, size = _method_and_size(known, num, method)
     count = len(drawn)
-    number = math.comb(count + size - 1, size) if method == "multisets" else count**size
-    if number > limit:
+    logarithm = _log_comb(count, size) if method == "multisets" else size * math.log(count)
+    number = limit + 1
+    if logarithm < math.log(limit) + 1:  # else it is not worth the time, or the memory, to write it out
+        number = math.comb(count + size - 1, size) if method == "multisets" else count**size
+    if number > limit or size > LIMIT:
+        size_text = str(number) if logarithm < math.log(limit) + 1 else f"about 10^{logarithm / math.log(10):.0f}"
         raise ValueError(
-            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {readable(number)} evaluations "
-            f"of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
+            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {size_text} "
+            f"evaluations of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
             "shrinks the number (structure). For total_return and reward_to_go with a fixed baseline "
             "logderiv.exact.weighted_score_moments lists no trajectories."
         )
@@ -381,9 +384,14 @@ def _method_and_size(known: Structure, num_trajectories: int, method: Choice | N
     return method, degree if method == "degree" and degree is not None else num_trajectories
 
 
+def _log_comb(count: int, size: int) -> float:
+    """Logarithm of the number of multisets of this size."""
+    return math.lgamma(count + size) - math.lgamma(count) - math.lgamma(size + 1)
+
+
 def _multinomial(indices: np.ndarray) -> np.ndarray:
-    """Number of orders of each sorted row: n! over the factorials of its multiplicities."""
+    """Factors of the number of orders of each sorted row, n! over the factorials of its multiplicities."""
     run = np.ones(indices.shape)  # position within a run of equal entries; over the run they multiply to its factorial
     for j in range(1, indices.shape[1]):
         run[:, j] = np.where(indices[:, j] == indices[:, j - 1], run[:, j - 1] + 1, 1)
-    return math.factorial(indices.shape[1]) / np.prod(run, axis=1)
+    return np.arange(1, indices.shape[1] + 1) / run

@@ -1,5 +1,6 @@
 """Every path of a program: its exact expected cost, and the exact expectation of any derivative of an estimate of it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
-from logderiv.exact.enumeration import LIMIT, readable
+from logderiv.exact.enumeration import LIMIT, LONGEST
 from logderiv.exact.estimators import Moments, bias_and_covariance, derivative, ensemble
 from logderiv.expectations.programs import Expectation, Program
 from logderiv.expectations.tape import Given, Tape, check_tape
@@ -52,9 +53,10 @@ def program_value(
         >>> float(program_value(0.0, two_flips, num_choices=2, num_outcomes=2))
         0.25
     """
+    refuse_complex(params=params)
     choices = _sequences(num_choices, num_outcomes, limit)
     probabilities, costs = _outcomes(params, program, args, choices)
-    if not is_traced(probabilities):
+    if not check.is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
     return probabilities @ costs
 
@@ -90,8 +92,9 @@ def program_derivatives(
         ValueError: Too many sequences or batches; the paths' probabilities do not sum to one; `order` below 0.
         TypeError: The program has randomness that cannot be listed.
     """
-    check.whole(at_least=0, order=order)
-    choices = _sequences(num_choices, num_outcomes, limit)
+    order = check.whole(at_least=0, order=order)
+    check_params(params)
+    params, choices = wide(params), _sequences(num_choices, num_outcomes, limit)
     probabilities = np.asarray(_outcomes(params, expectation.program, args, choices)[0], np.float64)
     _check_sum(probabilities)
     paths, probabilities = choices[probabilities > 0], probabilities[probabilities > 0]
@@ -108,13 +111,16 @@ def program_derivatives(
 
 def _sequences(num_choices: int, num_outcomes: int, limit: int) -> np.ndarray:
     """Every sequence of choices, shape `(K, num_choices)`."""
-    count = num_outcomes**num_choices
-    if count > limit:
+    num_choices = check.whole(at_least=0, at_most=LONGEST, num_choices=num_choices)
+    num_outcomes, limit = check.whole(num_outcomes=num_outcomes, limit=limit)
+    digits = num_choices * math.log10(num_outcomes)
+    if digits > math.log10(limit) + 1 or (count := num_outcomes**num_choices) > limit:
         raise ValueError(
-            f"num_choices: {num_choices} out of {num_outcomes} outcomes are {readable(count)} sequences, more than limit={limit}; take "
-            "a smaller program."
+            f"num_choices: {num_choices} out of {num_outcomes} outcomes are about 10^{digits:.1f} sequences, more than limit={limit}; "
+            "take a smaller program."
         )
-    return np.indices((num_outcomes,) * num_choices, np.int32).reshape(num_choices, count).T
+    places = num_outcomes ** np.arange(num_choices)[::-1]
+    return (np.arange(count)[:, None] // places % num_outcomes).astype(np.int32)
 
 
 def _tapes(choices: Any, *, peers: str | None = None, box: Callable[[jax.Array], jax.Array] = box) -> Tape:
@@ -132,6 +138,7 @@ def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tupl
         check_tape(end, "the program")
         return end.log_prob, end.total, end.source
 
+    params = wide(params)
     log_probs, costs, source = jax.vmap(one)(_tapes(choices, box=jnp.ones_like))
     happens = jnp.all(source.used | (choices == 0), axis=-1) & (log_probs > -jnp.inf)
     return jnp.where(happens, jnp.exp(log_probs), 0), jnp.where(happens, costs, 0)

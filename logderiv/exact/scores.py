@@ -21,6 +21,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv import distributions
 from logderiv._core import check
+from logderiv._core.arrays import check_params, summable, wide
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import reward_to_go, total_return
@@ -72,7 +73,7 @@ def weighted_score_moments(
 
     Raises:
         ValueError: Another credit, a baseline of another shape, a policy with memory, `horizon` or `discount` out of range.
-        TypeError: A parameter is not floating point.
+        TypeError: A parameter is not floating point, or the baseline no real number.
 
     Gradients: flow to `params`, `mdp`, `baseline` and `discount`, all of which may be traced.
 
@@ -82,9 +83,9 @@ def weighted_score_moments(
         >>> weighted_score_moments(jnp.zeros(2), ld.shared_softmax, mdp, horizon=1).mean.tolist()
         [-0.25, 0.25]
     """
-    check.params(params)
-    check.whole(horizon=horizon)
-    check.between(0, 1, discount=discount)
+    check_params(params)
+    horizon = check.whole(at_most=2**24, horizon=horizon)
+    check.fraction(discount=discount)
     if credit not in (reward_to_go, total_return):
         raise ValueError(
             f"credit: expected logderiv.advantages.reward_to_go or logderiv.advantages.total_return, received {credit!r}; for any "
@@ -115,15 +116,15 @@ def fisher(params: Params, policy: Any, environment: Any, *, horizon: int) -> ja
 
     Gradients: flow to `params`, and to a table that is not enumerated.
     """
-    check.params(params)
-    return _fisher(params, policy, problem(policy, environment, horizon, 1.0), horizon)
+    check_params(params)
+    return _fisher(params, policy, problem(policy, environment, horizon, 1.0), int(horizon))
 
 
 @jit
 def _weighted_score_moments(
     params: Params, policy: Any, mdp: TabularMDP, horizon: int, credit: Callable, baselines: jax.Array, discount: Any
 ) -> ScoreMoments:
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(wide(params))
     table, scores = _choices_and_scores(params, policy, mdp)
     dtype, size = scores.dtype, flat.size
     transition, reward = live_tables(mdp, dtype)
@@ -147,11 +148,12 @@ def _weighted_score_moments(
 
 @jit
 def _fisher(params: Params, policy: Any, problem: TabularMDP | Listing, horizon: int) -> jax.Array:
+    params = wide(params)
     if isinstance(problem, TabularMDP):
         weights = jnp.sum(occupancy(params, policy, problem, horizon=horizon), axis=0)
         table, scores = _choices_and_scores(params, policy, problem)
         return jnp.einsum("s,sa,sai,saj->ij", weights, table, scores, scores)
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(wide(params))
     every = problem.trajectories
     weights = prob(params, policy, every)
     weights = weights * problem.weights.astype(weights.dtype)
@@ -176,14 +178,14 @@ def _both_sides(credit: Callable, second: jax.Array, c: jax.Array, b: jax.Array,
 
 def _choices_and_scores(params: Params, policy: Any, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:
     """π(a|s), shape `(S, A)`, and ∇log π(a|s), shape `(S, A, D)`; 0 for an action that is never taken."""
-    flat, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(wide(params))
     table = choices(params, policy, mdp, distributions.prob)
     scores = jax.jacrev(lambda flat: choices(unravel(flat), policy, mdp, distributions.log_prob))(flat)
     return table, jnp.where(table[..., None] == 0, 0, scores)
 
 
 def _baseline_table(baseline: Any, horizon: int, num_states: int) -> jax.Array:
-    baseline = jnp.asarray(baseline)
+    baseline = summable(baseline, "baseline")
     if baseline.shape not in ((), (num_states,), (horizon, num_states)):
         raise ValueError(
             f"baseline: expected a number or an array of shape (S,) = {(num_states,)} or (T, S) = {(horizon, num_states)}, "

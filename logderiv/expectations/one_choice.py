@@ -37,8 +37,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost
-from logderiv.distributions.basic import Bernoulli, Categorical, Normal
+from logderiv._core.arrays import as_key, check_params, scalar_cost, wide
+from logderiv.distributions.basic import Bernoulli, Categorical
+from logderiv.distributions.normal import Normal
 from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
 from logderiv.types import Distribution, Key, Params
@@ -147,7 +148,7 @@ def gradients_measure_valued(
         Mohamed et al. (2020), section 6.
     """
     keys = _sample_keys(params, key, num_samples)
-    made, pull = jax.vjp(distribution, params)
+    made, pull = jax.vjp(distribution, wide(params))
     one = _derivative(lax.stop_gradient(made), cost)
     return jax.vmap(lambda key: pull(one(key))[0])(keys)
 
@@ -168,7 +169,8 @@ def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
 
     by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
     by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
-    return Normal(_reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale))
+    slopes = _reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale)
+    return jax.tree.unflatten(jax.tree.structure(normal), slopes)
 
 
 def normal_noise(key: Key, shape: tuple[int, ...], dtype: Any) -> NormalNoise:
@@ -237,11 +239,12 @@ def _of_each_sample(
         tape, x = choose(tape, make(params))
         return tape.cost(cost(x))
 
-    return jax.vmap(jax.grad(expectation(program)), (None, 0))(params, _sample_keys(params, key, num_samples))
+    keys = _sample_keys(params, key, num_samples)
+    return jax.vmap(jax.grad(expectation(program)), (None, 0))(wide(params), keys)
 
 
 def _sample_keys(params: Params, key: Key, num_samples: int) -> jax.Array:
     """`num_samples` keys, after a check of what every estimator here takes."""
-    check.params(params)
-    check.whole(num_samples=num_samples)
-    return jax.random.split(as_keys(key), num_samples)
+    num_samples = check.whole(num_samples=num_samples)
+    check_params(params)
+    return jax.random.split(as_key(key), num_samples)

@@ -40,7 +40,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys
+from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.pytrees import pytree
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
 from logderiv.types import Key, Params
@@ -102,7 +102,8 @@ class Expectation:
                 f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
                 "runs or a value of the state is given at the choice: tape.sample(distribution, baseline=...)."
             )
-        check.whole(at_least=1 if self.baseline is None else 2, num_samples=self.num_samples)
+        if self.baseline is not None:
+            check.whole(at_least=2, num_samples=self.num_samples)
 
     def __call__(self, params: Params, key: Key, *args: Any) -> jax.Array:
         """The mean cost of `num_samples` runs.
@@ -116,10 +117,11 @@ class Expectation:
             A scalar.
 
         Raises:
-            TypeError: The program does not return its tape.
+            TypeError: The program does not return its tape, or a parameter or a cost is no real number.
             ValueError: The program uses a tape twice.
         """
-        keys = jax.random.split(as_keys(key), self.num_samples)
+        refuse_complex(params=params)
+        keys = jax.random.split(as_key(key), self.num_samples)
         return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
 
     @property
@@ -179,7 +181,7 @@ def bounded_while_loop(
 
     Gradients: flow through `init` and whatever the two functions close over, in both modes.
     """
-    check.whole(max_steps=max_steps)
+    max_steps = check.whole(max_steps=max_steps)
 
     def step(carry: Any, _: None) -> tuple[Any, None]:
         return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None

@@ -13,7 +13,7 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost
+from logderiv._core.arrays import as_key, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.surrogates import box
@@ -115,7 +115,8 @@ class Tape:
     Every method returns a new tape and spends the old one; so does handing it to `scan`, `cond`, `while_loop`, `vmap` or `jit`.
     Go on with the tape that comes back: using a spent one again raises, and so does returning it from a program, a loop's body or
     a branch. (Only a tape handed on twice escapes.) Give a tape to the branches of a `lax.cond` as an operand: two closures
-    around one tape are two uses.
+    around one tape are two uses. Parts side by side are run by `plate`: a plain `jax.vmap` would give all of them one key, and the
+    tapes that it returns are refused.
 
     Attributes:
         source: Where choices come from.
@@ -148,8 +149,9 @@ class Tape:
 
         Raises:
             TypeError: `key` is no key.
+            ValueError: It is several.
         """
-        return cls(Keys(KeyBits.of(as_keys(key))), jnp.zeros(()), jnp.zeros(()), peers)
+        return cls(Keys(KeyBits.of(as_key(key))), jnp.zeros(()), jnp.zeros(()), peers)
 
     def sample(self, distribution: Any, *, baseline: Any = 0.0) -> tuple[Self, Any]:
         """Make a choice, and score it.
@@ -163,13 +165,13 @@ class Tape:
             `(tape, value)`.
 
         Raises:
-            ValueError: The tape is spent; the baseline is not a scalar.
+            ValueError: The tape is spent, or was split by a plain `jax.vmap`; the baseline is not a scalar.
             TypeError: `distribution` has no `log_prob`.
 
         Gradients: the value is detached; `distribution` receives the score.
         """
         distributions.check_distribution(distribution)
-        self._spend()
+        self._use()
         source, value = self.source.choose(distribution)
         return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
 
@@ -210,12 +212,12 @@ class Tape:
             The new tape.
 
         Raises:
-            ValueError: The tape is spent; the baseline is not a scalar.
+            ValueError: The tape is spent, or was split by a plain `jax.vmap`; the baseline is not a scalar.
             TypeError: `distribution` has no `log_prob`.
 
         Gradients: `value` is detached; `distribution` receives the score.
         """
-        self._spend()
+        self._use()
         # Only to be refused where the choices are given: the key stays as it is.
         self.source.keys(0, f"a choice of {type(distribution).__name__} that was drawn elsewhere")
         return self._score(distribution, lax.stop_gradient(value), baseline)
@@ -230,11 +232,12 @@ class Tape:
             The new tape.
 
         Raises:
-            ValueError: Not a scalar, or the tape is spent.
+            ValueError: Not a scalar, or the tape is spent, or was split by a plain `jax.vmap`.
+            TypeError: Not a real number.
 
         Gradients: flow through `value`, with respect to parameters and pathwise values.
         """
-        self._spend()
+        self._use()
         value = scalar_cost(value).astype(self.total.dtype)
         return dataclasses.replace(self, total=self.total + value * self.box(self.log_prob))
 
@@ -248,8 +251,9 @@ class Tape:
             `(tape, keys)`, the keys of shape `(num,)`.
 
         Raises:
-            ValueError: The tape is spent.
+            ValueError: The tape is spent; `num` is below 1.
         """
+        num = check.whole(num=num)
         return self._keys(num, f"{num} keys from split")
 
     def plate(self, function: Callable[[Self, Any], tuple[Self, Any]], xs: Any) -> tuple[Self, Any]:
@@ -270,7 +274,7 @@ class Tape:
             TypeError: `function` does not return a pair that begins with a tape.
         """
         num = check.rows("xs", xs, at_least=0)
-        self._spend()
+        self._use()
         (rest, sources), zeros = self.source.fork(num), jnp.zeros(num, self.total.dtype)
 
         def part(tape: Self, x: Any) -> tuple[Self, Any]:
@@ -282,13 +286,13 @@ class Tape:
         return self._join(rest, tapes), outputs
 
     def _keys(self, num: int, purpose: str) -> tuple[Self, jax.Array]:
-        self._spend()
+        self._use()
         source, keys = self.source.keys(num, purpose)
         return dataclasses.replace(self, source=source), keys
 
     def _score(self, distribution: Any, value: Any, baseline: Any) -> Self:
         logs = distributions.log_probs(distribution, value)
-        log_prob = self.log_prob + jnp.sum(logs).astype(self.log_prob.dtype)
+        log_prob = self.log_prob + jnp.sum(summable(logs)).astype(self.log_prob.dtype)
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
         if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
             expected = expected - others_mean(self.total)
@@ -305,6 +309,16 @@ class Tape:
         log_prob = self.log_prob + jnp.sum(tapes.log_prob)
         total = self.total + self.box(self.log_prob) * jnp.sum(totals)
         return dataclasses.replace(self, source=source.join(tapes.source), log_prob=log_prob, total=total)
+
+    def _use(self) -> None:
+        """Spend the tape of one run."""
+        if jnp.shape(self.total) != ():
+            raise ValueError(
+                f"tape: expected that of one run, received one whose total has shape {jnp.shape(self.total)}: it was split by a plain "
+                "jax.vmap (or lax.map), so that all parts have one key and nothing adds their costs up. Run the parts by "
+                "tape, outputs = tape.plate(function, xs)."
+            )
+        self._spend()
 
     def _spend(self) -> None:
         if self._spent:
@@ -333,7 +347,7 @@ def check_tape(tape: Any, source: str) -> None:
         raise TypeError(
             f"{source}: expected to return its tape, received {type(tape).__name__}; a cost is reported by tape = tape.cost(value)."
         )
-    tape._spend()
+    tape._use()
 
 
 def _check_reparameterized(distribution: Any, x: Any) -> None:

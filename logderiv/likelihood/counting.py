@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, widen
+from logderiv._core.arrays import accumulator_dtype, integers, summable
+from logderiv.distributions.basic import log_softmax
 
 
 def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -27,22 +28,23 @@ def visit_counts(states: jax.Array, actions: jax.Array, weights: jax.Array, shap
 
     Raises:
         ValueError: The three shapes differ.
+        TypeError: States or actions are no integers, or weights no real numbers.
 
     Example:
         >>> states, actions = jnp.array([0, 1, 1, 1]), jnp.array([0, 1, 0, 1])
         >>> visit_counts(states, actions, jnp.array([True, True, True, True]), (2, 2)).tolist()
         [[1, 0], [1, 2]]
     """
+    states, actions, weights = integers(states, "states"), integers(actions, "actions"), jnp.asarray(weights)
     check.shape(states.shape, hint="states, actions and weights are of one shape", actions=actions, weights=weights)
-    size = math.prod(shape)
-    states, actions = widen(states), widen(actions)
+    shape = tuple(check.whole(**{f"shape[{i}]": size}) for i, size in enumerate(shape))
+    size, whole = math.prod(shape), not jnp.issubdtype(weights.dtype, jnp.inexact)
     inside = (states >= 0) & (states < shape[0]) & (actions >= 0) & (actions < shape[1])
     place = states.astype(jnp.int32) * shape[1] + actions.astype(jnp.int32)  # one index, which is faster than two
     place = jnp.where(inside, place, size).ravel()
-    weights = weights.ravel()
-    if not jnp.issubdtype(weights.dtype, jnp.floating):
-        return jnp.zeros(size, jnp.int32).at[place].add(weights.astype(jnp.int32), mode="drop").reshape(shape)
-    weights = weights.astype(accumulator_dtype(weights.dtype))
+    weights = (weights.astype(jnp.int32) if whole else summable(weights, "weights")).ravel()
+    if whole:
+        return jnp.zeros(size, jnp.int32).at[place].add(weights, mode="drop").reshape(shape)
     groups = max(1, math.isqrt(weights.size // max(1, size)))
     group = jnp.arange(weights.size) // max(1, -(-weights.size // groups))
     counts = jnp.zeros((groups, size), weights.dtype).at[group, place].add(weights, mode="drop")
@@ -63,9 +65,9 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     Returns:
         A scalar, in float32 at least.
     """
-    states, actions, counted = widen(states), widen(actions), weights.astype(bool)
+    states, actions, counted = integers(states, "states"), integers(actions, "actions"), weights.astype(bool)
     counts = visit_counts(states, actions, lax.stop_gradient(weights), logits.shape)
-    logs = jax.nn.log_softmax(logits).astype(accumulator_dtype(logits.dtype))
+    logs = log_softmax(logits.astype(accumulator_dtype(logits.dtype)))
     terms = counts.astype(logs.dtype) * logs
     total = jnp.sum(jnp.where(counts == 0, jnp.zeros_like(terms), terms))  # a masked action never taken: 0 * -inf
 

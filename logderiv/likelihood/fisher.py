@@ -16,9 +16,10 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
+from logderiv._core.arrays import as_trajectory, check_params, one_axis, refuse_complex, summable, wide
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
-from logderiv.types import Params, Per, Trajectory, num_trajectories
+from logderiv.types import Params, Per, Trajectory
 
 
 def fisher_vector_product(
@@ -49,20 +50,28 @@ def fisher_vector_product(
     References:
         Amari (1998), Neural Computation 10; Kakade (2001), "A natural policy gradient", eq. 2.
     """
-    check.params(params)
+    check_params(params)
     check.one_of(("step", "trajectory"), per=per)
-    num = num_trajectories(trajectories)
-    weights = jnp.full(num, 1 / num) if probabilities is None else jnp.asarray(probabilities)
+    trajectories = as_trajectory(trajectories)
+    num = one_axis(trajectories)
+    weights = jnp.full(num, 1 / num) if probabilities is None else summable(probabilities, "probabilities")
     check.shape((num,), hint="one per trajectory", probabilities=weights)
 
     def logs(params: Any) -> jax.Array:
         factors = log_factors(params, policy, trajectories)
         return factors if per == "step" else jnp.sum(factors, axis=-1, keepdims=True)
 
+    params = wide(params)
     value, push = jax.linearize(logs, params)
     pull = jax.linear_transpose(push, params)
     scale = jax.lax.stop_gradient(weights).astype(value.dtype)[:, None]
-    return lambda vector: pull(scale * push(vector))[0]
+
+    def product(vector: Any) -> Any:
+        refuse_complex(vector=vector)
+        found = pull(scale * push(jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), params, vector)))[0]
+        return jax.tree.map(lambda x, v: x.astype(getattr(v, "dtype", x.dtype)), found, vector)
+
+    return product
 
 
 def fisher_matrix(
@@ -85,7 +94,8 @@ def fisher_matrix(
         ValueError: `per` is neither, `probabilities` has another shape, or not exactly one batch axis.
         TypeError: A parameter is not floating point.
     """
-    theta, unravel = ravel_pytree(params)
+    check_params(params)
+    theta, unravel = ravel_pytree(wide(params))
     product = fisher_vector_product(params, policy, trajectories, per=per, probabilities=probabilities)
     return jax.vmap(lambda v: ravel_pytree(product(unravel(v)))[0])(jnp.eye(theta.size, dtype=theta.dtype))
 
@@ -125,7 +135,7 @@ def natural_gradient(
         An `optax.GradientTransformationExtraArgs`; its state is a `NaturalGradientState`.
 
     Raises:
-        ValueError: `damping` is negative, `iterations` below 1.
+        ValueError: `damping` or `tolerance` is negative or not finite, `iterations` below 1.
         TypeError: In `update`, `params` or `trajectories` is missing.
 
     References:
@@ -133,11 +143,11 @@ def natural_gradient(
         al. (2015), arXiv:1502.05477, appendix C.
     """
     policy = as_policy(policy)
-    check.not_negative(damping=damping)
-    check.whole(iterations=iterations)
+    check.not_negative(finite=True, damping=damping, tolerance=tolerance)
+    iterations = check.whole(iterations=iterations)
 
     def init(params: Params) -> NaturalGradientState:
-        check.params(params)
+        check_params(params)
         return NaturalGradientState(jnp.zeros((), jnp.result_type(jax.tree.leaves(params)[0])))
 
     def update(updates: Any, state: Any, params: Any = None, *, trajectories: Any = None, **extra: Any) -> Any:

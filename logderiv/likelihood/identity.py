@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import check_params
+from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.likelihood.probability import (
     all_factors,
-    check_single,
     log_prob,
+    one_trajectory,
     prob,
     running_product,
     signed_log,
@@ -36,7 +36,7 @@ class Case(enum.IntEnum):
 
 
 _MEANING = (  # of the cases, in their order
-    "both forms agree to within the resolution",
+    "both forms agree to within 8 times the resolution of log P and the rounding of the product",
     "the product underflows; the score form is right",
     "the product of densities overflows; the score form is right",
     "a factor is exactly zero: log P = -inf, and only the direct form is right",
@@ -59,6 +59,8 @@ class Comparison(NamedTuple):
             NaN where there is nothing to compare.
         resolution: eps * |log P|: the relative rounding of P itself when it comes from the logarithm. A difference of
             this size says nothing against either form.
+        allowed: The largest difference that counts as agreement: 8 (`resolution` + eps * `num_factors`), the latter for the
+            product.
         first_underflow: Number of the factor (from 0) at which the running product becomes zero without any factor
             being exactly zero; -1 if none does.
         first_overflow: Number of the factor at which the running product becomes infinite; -1 if none does.
@@ -73,6 +75,7 @@ class Comparison(NamedTuple):
     score_form: Any
     difference: Any
     resolution: jax.Array
+    allowed: jax.Array
     first_underflow: jax.Array
     first_overflow: jax.Array
 
@@ -94,8 +97,8 @@ class Comparison(NamedTuple):
         for (name, direct), form, score, gap in zip(named_leaves(self.direct), *columns, strict=True):
             product = _power_of_ten(float(np.max(form.logabs, initial=-np.inf)))
             largest = [float(np.max(np.abs(x), initial=0.0)) for x in (direct, score)]
-            rows.append((name, *largest, product, float(gap), float(self.resolution)))
-        names = ("leaf", "max |direct|", "max |score|", "max |P score|", "difference", "resolution")
+            rows.append((name, *largest, product, float(gap), float(self.allowed)))
+        names = ("leaf", "max |direct|", "max |score|", "max |P score|", "difference", "allowed")
         lines.append(table(names, "<24 >14.4g >13.4g >18 >12.1e >12.1e", rows))
         return "\n".join([*lines, f"  => {_MEANING[int(self.case)]}"])
 
@@ -121,9 +124,9 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
         ValueError: A batch was given; shapes of the trajectory disagree; an action is out of range.
         TypeError: A parameter is not floating point.
     """
-    check.params(params)
-    check_single(trajectory)
-    return _compare(params, check_steps(params, policy, trajectory), trajectory, environment)
+    check_params(params)
+    trajectory = one_trajectory(trajectory, environment)
+    return _compare(params, *check_steps(params, policy, trajectory), environment)
 
 
 @jit
@@ -142,14 +145,16 @@ def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any)
     difference, lost = (jax.tree.map(of, direct, score_form, is_leaf=_is_signed_log) for of in (_difference, _lost))
     resolution = jnp.finfo(logp.dtype).eps * jnp.abs(logp)
     rounding = jnp.finfo(value.dtype).eps * num_factors.astype(logp.dtype)  # of the product itself
-    differs = jnp.any(jnp.stack([d > 8 * (resolution + rounding) for d in jax.tree.leaves(difference)]))
+    allowed = 8 * (resolution + rounding)
+    differs = ~jnp.all(
+        jnp.stack([d <= allowed for d in jax.tree.leaves(difference)])
+    )  # one that is NaN is none that agrees
     underflows = (at_underflow >= 0) | jnp.any(jnp.stack(jax.tree.leaves(lost)))
     conditions = zero_factor, at_overflow >= 0, underflows, differs
     cases = Case.ZERO_FACTOR, Case.OVERFLOW, Case.UNDERFLOW, Case.DIFFER
     case = jnp.select(conditions, list(map(jnp.int32, cases)), jnp.int32(Case.AGREE))
-    return Comparison(
-        case, num_factors, value, logp, direct, score, score_form, difference, resolution, at_underflow, at_overflow
-    )
+    forms = direct, score, score_form, difference
+    return Comparison(case, num_factors, value, logp, *forms, resolution, allowed, at_underflow, at_overflow)
 
 
 def _is_signed_log(x: Any) -> bool:

@@ -15,10 +15,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, widest
+from logderiv._core.arrays import (
+    accumulator_dtype,
+    array_of,
+    as_trajectory,
+    check_params,
+    summable,
+    unbroken,
+    wide,
+    widest,
+)
 from logderiv._core.pytrees import jit
 from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
-from logderiv.types import Params, SignedLog, Trajectory, check_trajectory
+from logderiv.types import Params, SignedLog, Trajectory
 
 
 def log_factors(params: Params, policy: Any, trajectory: Trajectory, *, block_size: int | None = None) -> jax.Array:
@@ -82,9 +91,8 @@ def log_prob(
     if environment is None:
         return total
     initial, dynamics = environment_log_factors(environment, trajectory)
-    fixed = jnp.sum(dynamics, axis=-1, dtype=accumulator_dtype(dynamics.dtype))
-    dtype = widest(total.dtype, fixed.dtype)
-    return total.astype(dtype) + (fixed + initial.astype(fixed.dtype)).astype(dtype)
+    dtype = widest(total.dtype, initial.dtype, dynamics.dtype)
+    return total.astype(dtype) + (jnp.sum(dynamics.astype(dtype), axis=-1) + initial.astype(dtype))
 
 
 def weighted_log_prob(
@@ -113,8 +121,9 @@ def weighted_log_prob(
 
     Gradients: flow through `params`, observations and actions, at any order; the weights are detached.
     """
-    check_trajectory(trajectory)
+    trajectory = as_trajectory(trajectory)
     hint = "of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
+    weights = array_of(weights, "weights")
     check.shape(trajectory.valid.shape, hint=hint, weights=weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
@@ -135,7 +144,7 @@ def prob(
         block_size: Rows in a block; `None` for the backend's default. Speed and memory only.
 
     Returns:
-        Shape `(*batch,)`, dtype of the factors.
+        Shape `(*batch,)`, float32 at least.
 
     Raises:
         ValueError: Shapes of the trajectory disagree, the policy's probability is not a scalar, `block_size` is below 1,
@@ -167,9 +176,9 @@ def grad_prob(params: Params, policy: Any, trajectory: Trajectory, *, environmen
         ValueError: A batch was given, `environment` is a black box, or an action of a valid step is out of range.
         TypeError: A parameter is not floating point, or not a policy.
     """
-    check.params(params)
-    check_single(trajectory)
-    logp, score = jax.value_and_grad(log_prob)(params, policy, trajectory, environment=environment)
+    check_params(params)
+    trajectory = one_trajectory(trajectory, environment)
+    logp, score = jax.value_and_grad(log_prob)(wide(params), policy, trajectory, environment=environment)
     return times_exp(score, logp)
 
 
@@ -192,7 +201,7 @@ def signed_log(x: jax.Array, log_scale: jax.Array) -> SignedLog:
 
 @jit
 def running_product(factors: jax.Array) -> jax.Array:
-    """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`, in the dtype of the factors."""
+    """Products of the first 1, 2, ... factors along the last axis, by `lax.scan`."""
 
     def step(product: jax.Array, factor: jax.Array) -> tuple[jax.Array, jax.Array]:
         product = product * factor
@@ -202,11 +211,12 @@ def running_product(factors: jax.Array) -> jax.Array:
     return jnp.moveaxis(lax.scan(step, start, jnp.moveaxis(factors, -1, 0))[1], 0, -1)
 
 
-def check_single(trajectory: Trajectory) -> None:
-    """Raise unless the trajectory has no batch axes."""
-    batch, _ = check_trajectory(trajectory)
-    if batch:
+def one_trajectory(trajectory: Trajectory, environment: Any) -> Trajectory:
+    """The trajectory, checked to be a single one."""
+    trajectory = as_trajectory(trajectory, prefix=environment is not None)
+    if batch := trajectory.valid.shape[:-1]:
         raise ValueError(f"trajectory: expected one trajectory, shape (T,), received batch axes {batch}; use jax.vmap.")
+    return trajectory
 
 
 def all_factors(
@@ -216,6 +226,7 @@ def all_factors(
 
     Without `environment` those of the policy, shape `(*batch, T)`; with it ρ_0, π_0, p_0, π_1, p_1, ..., shape `(*batch, 2 T + 1)`.
     """
+    trajectory = as_trajectory(trajectory)
     factors = over_steps(factor, params, policy, trajectory, block_size=block_size)
     factors = jnp.where(trajectory.valid, factors, jnp.ones_like(factors))
     if environment is None:
@@ -226,16 +237,27 @@ def all_factors(
     return jnp.concatenate([initial.astype(dtype)[..., None], pairs.reshape((*initial.shape, -1))], axis=-1)
 
 
-@jit
 def environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
-    """Log-density of the start `(*batch,)` and of the transitions `(*batch, T)`; 0 on invalid steps."""
+    """Log-density of the start `(*batch,)` and of the transitions `(*batch, T)`; 0 on invalid steps.
+
+    A transition looks at the next step, so there must be no holes.
+    """
     if not (hasattr(environment, "log_initial") and hasattr(environment, "log_factors")):
         raise ValueError(
             f"environment: expected one with known densities (log_initial and log_factors), received "
             f"{type(environment).__name__}; leave environment out: the unknown factors do not depend on params."
         )
-    both = per_trajectory(
-        lambda tau: (environment.log_initial(tau), environment.log_factors(tau)), trajectory.valid.ndim - 1
-    )
-    initial, dynamics = both(fill_invalid(trajectory))
-    return jnp.where(trajectory.valid[..., 0], initial, 0), jnp.where(trajectory.valid, dynamics, 0)
+    return _environment_log_factors(environment, as_trajectory(trajectory, prefix=True))
+
+
+@jit
+def _environment_log_factors(environment: Any, trajectory: Trajectory) -> tuple[jax.Array, jax.Array]:
+    def both(tau: Trajectory) -> tuple[jax.Array, jax.Array]:
+        found = {"log_initial": environment.log_initial(tau), "log_factors": environment.log_factors(tau)}
+        initial, dynamics = (summable(x, f"environment.{name}") for name, x in found.items())
+        return initial, dynamics
+
+    valid = trajectory.valid
+    initial, dynamics = per_trajectory(both, valid.ndim - 1)(fill_invalid(trajectory))
+    dynamics = unbroken(valid, dynamics.dtype) * jnp.where(valid, dynamics, 0)
+    return jnp.where(valid[..., 0], initial, 0), dynamics

@@ -28,13 +28,21 @@ from jax import lax
 from jax.core import Tracer
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, expand
+from logderiv._core.arrays import (
+    accumulator_dtype,
+    as_trajectory,
+    check_leading_axes,
+    expand,
+    refuse_complex,
+    summable,
+    unbroken,
+)
 from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
 from logderiv.policies import StepPolicy, as_policy
-from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory, check_leading_axes, check_trajectory
+from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory
 
 Term = Callable[..., jax.Array]
 
@@ -104,22 +112,25 @@ def over_steps(
     if reduce not in (None, "time", "all"):
         check.one_of((None, "time", "all"), reduce=reduce)
     if block_size is not None:
-        check.whole(block_size=block_size)
-    policy = check_steps(params, policy, trajectories, *extras)
+        block_size = check.whole(block_size=block_size)
+    policy, trajectories = check_steps(params, policy, trajectories, *extras)
     return _over_steps(term, params, policy, trajectories, extras, reduce, block_size)
 
 
-def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: Any) -> StepPolicy:
-    """The policy, if it can take these steps: shapes are checked, and the range of actions where they have values."""
-    batch, length = check_trajectory(trajectories)
-    check_leading_axes("extras", extras, (*batch, length), "(*batch, T)")
+def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: Any) -> tuple[StepPolicy, Trajectory]:
+    """Policy and trajectories, if the one can take the other: shapes are checked, and the range of actions where they have values."""
+    trajectories = as_trajectory(trajectories, "actions")
+    check_leading_axes(trajectories.valid.shape, extras=extras)
+    refuse_complex(params=params)
     policy, valid, actions = as_policy(policy), trajectories.valid, jax.tree.leaves(trajectories.actions)
+    if policy.sees_time:
+        unbroken(valid, jnp.float32)
     known = len(actions) == 1 and not any(isinstance(x, Tracer) for x in (*actions, valid))
     if known and not policy.takes_sequences and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
         both, axes = (trajectories.observations, trajectories.actions), jnp.ndim(valid)
         of_one_step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), both)
         interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
-    return policy
+    return policy, trajectories
 
 
 def fill_invalid(trajectory: Trajectory) -> Trajectory:
@@ -173,8 +184,11 @@ def _over_steps(
     if not summed:
         values = values.reshape(valid.shape)
         values = jnp.where(valid, values, jnp.zeros_like(values))
-        if reduce is None:
-            return values
+    if policy.sees_time:
+        values = values.reshape((*batch, 1 if summed else length)) * unbroken(valid, values.dtype)
+    if reduce is None:
+        return values
+    if not summed:
         values = jnp.sum(values, axis=-1, dtype=accumulator_dtype(values.dtype))
     return jnp.sum(values) if reduce == "all" else values.reshape(batch)
 
@@ -251,7 +265,7 @@ def _visit(term: Term, policy: StepPolicy, params: Params, carry: Any, row: Any)
     value = term(params, step, distribution, *extras)
     if jnp.shape(value) != ():
         raise ValueError(f"term: expected a scalar for one step, received shape {jnp.shape(value)}.")
-    return carry, jnp.asarray(value)
+    return carry, summable(value, "term")
 
 
 def fill_steps(tree: Any, valid: jax.Array) -> Any:

@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, expand, is_traced, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions.interop import check_range
 
@@ -109,10 +109,13 @@ def token_log_probs(
         Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
         section 2, for the soft-cap.
     """
-    unembedding, hidden, tokens = jnp.asarray(unembedding), jnp.asarray(hidden), jnp.asarray(tokens)
+    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
+    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
+    unembedding, hidden, tokens, allowed, valid = arrays.values()  # pyright: ignore[reportAssignmentType]
     _check(unembedding, hidden, tokens, allowed, valid)
     numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
     check.positive(**numbers)
+    numbers: dict[str, Any] = {name: summable(x, name) for name, x in numbers.items()}
     check.shape((), **numbers)
     vocabulary = unembedding.shape[0]
     check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")
@@ -124,9 +127,9 @@ def token_log_probs(
         hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
 
     dtype = accumulator_dtype(widest(unembedding.dtype, hidden.dtype))
-    scale, inner = None, jnp.asarray(temperature).astype(dtype)
+    scale, inner = None, numbers["temperature"].astype(dtype)
     if soft_cap is not None:
-        temperature, inner = inner, jnp.asarray(soft_cap).astype(dtype)
+        temperature, inner = inner, numbers["soft_cap"].astype(dtype)
         scale = inner / temperature
     size = _block_size(tokens.size, vocabulary, block_size)
     rows = hidden.reshape((-1, hidden.shape[-1])).astype(dtype) / inner
@@ -238,8 +241,7 @@ def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tup
 def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     """The divisor of the vocabulary nearest to the default within a factor of two, or the default."""
     if size is not None:
-        check.whole(block_size=size)
-        return min(size, vocabulary)
+        return min(check.whole(block_size=size), vocabulary)
     numbers, largest = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
     target = max(min(numbers // max(num_tokens, 1), largest), _SMALLEST_BLOCK)
     if target >= vocabulary:
@@ -264,5 +266,5 @@ def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed
     check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
     check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
     check.shape(tokens.shape, valid=tokens if valid is None else valid)
-    if allowed is not None and not is_traced(allowed) and not np.asarray(allowed).any():
+    if allowed is not None and not check.is_traced(allowed) and not np.asarray(allowed).any():
         raise ValueError("allowed: expected at least one token that may be drawn, received none.")

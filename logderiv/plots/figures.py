@@ -47,8 +47,9 @@ def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | No
         ImportError: matplotlib is missing.
         ValueError: An array of errors does not have the shape of `lengths`.
     """
-    ax = axes_or_current(ax)
-    lengths, floor = np.asarray(lengths), float(np.finfo(np.float64).eps) if floor is None else floor
+    floor = float(np.finfo(np.float64).eps) if floor is None else floor
+    check.positive(finite=True, floor=floor)
+    ax, lengths = axes_or_current(ax), np.asarray(lengths)
     for index, (name, values) in enumerate(errors.items()):
         values = np.asarray(values, float)
         check.shape(lengths.shape, hint="one for each of lengths", **{f"errors[{name!r}]": values})
@@ -183,7 +184,7 @@ def _ticks_at_125(ax: Any) -> None:
 
 
 def learning_curves(
-    curves: Mapping[str, Any],
+    curves: Any,
     *,
     steps: Mapping[str, Any] | None = None,
     level: float = 0.95,
@@ -203,7 +204,8 @@ def learning_curves(
     stopped early, or may have diverged, and the mean goes on with its last return.
 
     Args:
-        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics.
+        curves: Name to returns, shape `(seeds, updates)` or `(tasks, seeds, updates)`; or to what `train` returned, or its metrics;
+            these may also stand alone.
         steps: Name to the cumulative environment steps of each update, same shapes; `None` draws against updates, and results
             of `train`, if `curves` holds nothing else, against their own steps.
         level: Coverage of the band, in (0, 1).
@@ -218,12 +220,21 @@ def learning_curves(
         ImportError: matplotlib is missing.
         ValueError: An array has other axes, shapes of a curve and its steps differ, a seed has no return at all, or
             `level` is out of range.
+        TypeError: `curves` is something else.
 
     References:
         Agarwal et al. (2021), arXiv:2108.13264, on intervals over few seeds and their stratified form.
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
+    if threshold is not None:
+        check.finite(threshold=threshold)
+    if isinstance(getattr(curves, "metrics", curves), Metrics):
+        curves = {"training": curves}
+    if not isinstance(curves, Mapping):
+        raise TypeError(
+            f"curves: expected names and their returns, or what train returned, received {type(curves).__name__}."
+        )
     metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
     metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
     if steps is None and metrics.keys() == curves.keys():

@@ -5,7 +5,8 @@ Each is a frozen dataclass, so that one rebuilt with the same fields does not re
 
 from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
-from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, PolicyWrapper, StepPolicy, as_policy
+from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
+from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import FunctionPolicy
 
 __all__ = ["GRU", "MLP", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import widen
+from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.types import Policy
@@ -24,8 +24,14 @@ class TabularSoftmax(Policy):
 
         Returns:
             A `Categorical` over `A` actions; its logits are NaN in a state outside `0 .. S - 1`.
+
+        Raises:
+            ValueError: `params` has another number of axes.
+            TypeError: The state is no whole number.
         """
-        state = widen(jnp.asarray(observation))
+        params, state = summable(params, "params"), integers(observation, "observation")
+        if params.ndim != 2:
+            raise ValueError(f"params: expected logits of shape (S, A), received {params.shape}.")
         state = jnp.where(state < 0, params.shape[0], state)
         return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
 
@@ -41,7 +47,7 @@ class TabularSoftmax(Policy):
             `(logits, states)`; `None` where states are no whole numbers, one a step.
         """
         whole = isinstance(observations, jax.Array) and jnp.issubdtype(observations.dtype, jnp.integer)
-        return (params, observations) if whole and observations.shape == actions.shape else None
+        return (summable(params, "params"), observations) if whole and observations.shape == actions.shape else None
 
 
 @pytree
@@ -76,7 +82,7 @@ class SharedSoftmax(Policy):
             `(logits, states)`, shape `(1, A)` and zeros of the shape of `actions`.
         """
         del observations
-        return params[None], jnp.zeros_like(actions)
+        return summable(params, "params")[None], jnp.zeros_like(actions)
 
 
 tabular_softmax = TabularSoftmax()

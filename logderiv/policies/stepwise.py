@@ -3,6 +3,7 @@
 Here and in `logderiv.likelihood.steps` alone it is known what kinds of policy there are.
 """
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.arrays import array_of, as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
-from logderiv.distributions.interop import num_categories
+from logderiv.distributions.interop import check_distribution, num_categories
 from logderiv.distributions.tanh_normal import Head
 from logderiv.types import FunctionPolicy, Observation, Params, Policy
 
@@ -38,6 +40,11 @@ class StepPolicy:
         """Whether it has log-factors of its own, of a whole trajectory at once."""
         return getattr(self.policy, "log_factors", None) is not None
 
+    @property
+    def sees_time(self) -> bool:
+        """Whether a step depends on those before it: in a trajectory with holes it would miss some."""
+        return self.has_memory or self.takes_sequences
+
     def start(self, params: Params) -> Any:
         """What is carried into the first step.
 
@@ -59,10 +66,23 @@ class StepPolicy:
 
         Returns:
             `(distribution, carry)`.
+
+        Raises:
+            TypeError: The policy takes other arguments, or returns something else.
         """
-        if self.has_memory:
-            return self.policy.apply(params, carry, observation)
-        return self.policy.apply(params, observation), carry
+        arguments = (params, carry, observation) if self.has_memory else (params, observation)
+        _check_takes(self.policy.apply, arguments)
+        found = self.policy.apply(*arguments)
+        several = isinstance(found, tuple | list) and not hasattr(found, "log_prob")
+        if several != self.has_memory or (several and len(found) != 2):
+            expected = "a pair (distribution, carry)" if self.has_memory else "a distribution"
+            hint = "" if self.has_memory else "; one with memory says so by initial_carry"
+            raise TypeError(f"policy: expected apply to return {expected}, received {_described(found)}{hint}.")
+        distribution, carry = found if self.has_memory else (found, carry)
+        if hasattr(carry, "log_prob") and not hasattr(distribution, "log_prob"):
+            raise TypeError("policy: expected apply to return (distribution, carry), received them in the other order.")
+        check_distribution(distribution)
+        return distribution, carry
 
     def num_categories(self, params: Params, observation: Observation, action: Any) -> int | None:
         """How many actions there are; nothing is computed.
@@ -110,59 +130,25 @@ def as_policy(policy: Any) -> StepPolicy:
     )
 
 
-class PolicyWrapper(Policy):
-    """Base of policies that show another one a changed observation, or change the distribution that it returns.
+def _check_takes(apply: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    """Raise `TypeError` if a policy's function does not take these arguments."""
+    try:
+        signature = inspect.signature(apply)
+    except (TypeError, ValueError):  # of a builtin
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        expected = (
+            "(params, observation), or (params, carry, observation) with initial_carry, which says that there is memory"
+        )
+        raise TypeError(f"policy: expected apply to take {expected}, received {signature}.") from error
 
-    It has memory where the inner policy has. A subclass has the field `inner`, a `StepPolicy`.
-    """
 
-    inner: StepPolicy
-
-    @property
-    def initial_carry(self) -> Callable[[Params], Any] | None:
-        """The inner policy's own, where it has memory."""
-        return self.inner.start if self.inner.has_memory else None
-
-    def observe(self, params: Params, observation: Observation) -> Observation:
-        """What the inner policy is shown.
-
-        Args:
-            params: Parameters of the policy.
-            observation: One observation.
-
-        Returns:
-            The observation itself, unless a subclass says otherwise.
-        """
-        del params
-        return observation
-
-    def change(self, distribution: Any, observation: Observation) -> Any:
-        """What the action is drawn from.
-
-        Args:
-            distribution: That of the inner policy.
-            observation: One observation.
-
-        Returns:
-            The inner policy's distribution, unless a subclass says otherwise.
-        """
-        del observation
-        return distribution
-
-    def apply(self, params: Params, *carry_and_observation: Any) -> Any:
-        """The changed distribution at one observation.
-
-        Args:
-            params: Parameters of the policy.
-            *carry_and_observation: With memory the carry and the observation, else the observation alone.
-
-        Returns:
-            With memory `(distribution, carry)`, else the distribution.
-        """
-        *carry, observation = carry_and_observation
-        distribution, new = self.inner.step(params, carry[0] if carry else (), self.observe(params, observation))
-        distribution = self.change(distribution, observation)
-        return (distribution, new) if carry else distribution
+def _described(found: Any) -> str:
+    return (
+        f"({', '.join(type(x).__name__ for x in found)})" if isinstance(found, tuple | list) else type(found).__name__
+    )
 
 
 @pytree(static=("outputs", "hidden", "head", "state_independent"))
@@ -187,9 +173,7 @@ class MLP(Policy):
     state_independent: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
-        check.whole(outputs=self.outputs, **{f"hidden[{i}]": width for i, width in enumerate(self.hidden)})
-        check.whole(at_least=0, state_independent=self.state_independent)
+        object.__setattr__(self, "hidden", _widths(self.hidden))
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
     def init(self, key: jax.Array, observation: Any) -> Params:
@@ -203,7 +187,7 @@ class MLP(Policy):
             One dictionary a layer.
         """
         widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
-        keys, scales = jax.random.split(key, len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
+        keys, scales = jax.random.split(as_key(key), len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
         params: Any = list(map(dense_init, keys, widths[:-1], widths[1:], scales))
         if self.state_independent:
             params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
@@ -219,10 +203,7 @@ class MLP(Policy):
         Returns:
             What `head` makes of the outputs.
         """
-        x = flatten_observation(observation).astype(params[0]["weight"].dtype)
-        for layer in params[:-1]:
-            x = jnp.tanh(dense(layer, x))
-        outputs = dense(params[-1], x)
+        outputs = _forward(params, observation)
         if self.state_independent:
             outputs = jnp.concatenate([outputs, params[-1]["state_independent"]])
         return self.head(outputs)
@@ -264,11 +245,11 @@ class MLPActorCritic(MLP):
         Returns:
             A dictionary of the two.
         """
-        actor, critic = jax.random.split(key)
+        actor, critic = jax.random.split(as_key(key))
         return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
 
     def apply(self, params: Params, observation: Any) -> Any:
-        return self.actor.apply(params["actor"], observation)
+        return super().apply(params["actor"], observation)
 
 
 @pytree(static=("hidden",))
@@ -277,13 +258,19 @@ class MLPValue:
 
     Attributes:
         hidden: Widths of the hidden layers.
+
+    Raises:
+        ValueError: A width is no whole number from 1.
     """
 
     hidden: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hidden", _widths(self.hidden))
+
     def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
-        return MLP(1, self.hidden, lambda outputs: outputs[0]).apply(params["critic"], observation)
+        return _forward(params["critic"], observation)[0]
 
 
 @pytree(static=("outputs", "hidden", "head"))
@@ -310,9 +297,6 @@ class GRU(Policy):
     hidden: int = 32
     head: Head = Categorical
 
-    def __post_init__(self) -> None:
-        check.whole(outputs=self.outputs, hidden=self.hidden)
-
     def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
         """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller.
 
@@ -323,7 +307,7 @@ class GRU(Policy):
         Returns:
             Dictionaries `"input"`, `"state"` and `"output"`.
         """
-        keys, size = jax.random.split(key, 3), flatten_observation(observation).size
+        keys, size = jax.random.split(as_key(key), 3), flatten_observation(observation).size
         return {
             "input": dense_init(keys[0], size, 3 * self.hidden),
             "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
@@ -361,9 +345,23 @@ class GRU(Policy):
         return self.head(dense(params["output"], carry)), carry
 
 
+def _forward(layers: Params, observation: Any) -> jax.Array:
+    """The outputs of a perceptron."""
+    x = flatten_observation(observation).astype(layers[0]["weight"].dtype)
+    for layer in layers[:-1]:
+        x = jnp.tanh(dense(layer, x))
+    return dense(layers[-1], x)
+
+
+def _widths(hidden: Any) -> tuple[int, ...]:
+    """Of hidden layers; a single number is one layer."""
+    layers = hidden if isinstance(hidden, tuple | list) else (hidden,)
+    return tuple(check.whole(**{f"hidden[{i}]": width}) for i, width in enumerate(layers))
+
+
 def flatten_observation(observation: Any) -> jax.Array:
     """All leaves of one observation as one vector."""
-    leaves = [jnp.ravel(jnp.asarray(leaf)) for leaf in jax.tree.leaves(observation)]
+    leaves = [jnp.ravel(array_of(leaf, "observation")) for leaf in jax.tree.leaves(observation)]
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import HALF_LOG_2PI
+from logderiv._core import check
+from logderiv._core.arrays import HALF_LOG_2PI, numbers, summable, widest
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Normal
+from logderiv.distributions.normal import Normal
 from logderiv.processes.base import GaussianMoments, Previous, Process
 
 
@@ -52,16 +53,18 @@ class Autoregressive(Process):
 
     def first(self) -> Previous:
         stationary = self.initial is None
-        return Previous(jnp.asarray(0.0 if stationary else self.initial, float), jnp.asarray(stationary))
+        before = summable(0.0 if stationary else self.initial, "initial")
+        return Previous(before.astype(float), jnp.asarray(stationary))
 
     def transition(self, params: AutoregressiveParams, observation: Previous) -> Normal:
+        params = numbers(params)
         phi, scale = params.coefficient, jnp.exp(params.log_scale)
         _, precision = self._before(phi)
         loc = phi * observation.state.astype(phi.dtype)
         return Normal(loc, jnp.where(observation.start, scale / jnp.sqrt(precision), scale))
 
     def advance(self, state: Previous, action: jax.Array) -> tuple[Previous, jax.Array, bool]:
-        return state.then(action), self.reward(action), False
+        return state.then(action), self.reward(summable(action, "action")), False
 
     def log_likelihood(self, params: AutoregressiveParams, series: jax.Array) -> jax.Array:
         """Log-likelihood of a series in closed form: what `ld.log_prob` must give.
@@ -80,9 +83,10 @@ class Autoregressive(Process):
         Raises:
             ValueError: `series` has another number of axes than one, or no value.
         """
+        (phi, log_scale), series = numbers(params), summable(series, "series")
         if series.ndim != 1 or series.shape[0] == 0:
             raise ValueError(f"series: expected shape (T,), T >= 1, received {series.shape}; use jax.vmap for a batch.")
-        phi, log_scale = params
+        series = series.astype(widest(series.dtype, phi.dtype))
         before, precision = self._before(phi)
         errors = series - phi * jnp.concatenate([before[None].astype(series.dtype), series[:-1]])
         squares = jnp.sum(jnp.square(errors).at[0].multiply(precision)) * jnp.exp(-2 * log_scale)
@@ -100,8 +104,13 @@ class Autoregressive(Process):
 
         Returns:
             Shape `(2, 2)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
+        params = numbers(params)
         phi, precision = params.coefficient, jnp.exp(-2 * params.log_scale)
+        horizon = check.whole(horizon=horizon)
         mean, covariance = self.moments(params, horizon)
         squares = jnp.square(self._before(phi)[0]) + jnp.sum((jnp.square(mean) + jnp.diagonal(covariance))[:-1])
         slope = jax.grad(lambda phi: -0.5 * jnp.log(self._before(phi)[1]))(phi)  # of the logarithm of the first scale
@@ -119,9 +128,13 @@ class Autoregressive(Process):
 
         Returns:
             Mean `(T,)` and covariance `(T, T)`.
+
+        Raises:
+            ValueError: `horizon` is no whole number from 1.
         """
-        phi, log_scale = params
+        phi, log_scale = numbers(params)
         before, precision = self._before(phi)
+        horizon = check.whole(horizon=horizon)
         powers = jnp.cumprod(jnp.full(horizon, phi))  # phi^1, ..., phi^T
         lags = jnp.concatenate([jnp.ones(1, powers.dtype), powers[:-1]])
         variance = jnp.cumsum(jnp.square(lags)) + jnp.square(lags) * (1 / precision - 1)
@@ -133,4 +146,4 @@ class Autoregressive(Process):
         """What stands before the first value, 0 at a stationary start, and the first precision relative to that of a step."""
         if self.initial is None:
             return jnp.zeros_like(phi), 1 - jnp.square(phi)
-        return jnp.asarray(self.initial, phi.dtype), jnp.ones_like(phi)
+        return summable(self.initial, "initial").astype(phi.dtype), jnp.ones_like(phi)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex, summable
 from logderiv._core.pytrees import pytree
+from logderiv.environments import _protocol
 from logderiv.types import Key, Observation, Params, Policy, State, Step, Trajectory
 
 
@@ -60,7 +62,7 @@ class ProcessPolicy(Policy):
 
     def apply(self, params: Params, observation: Observation) -> Any:
         """The distribution of one step's choice: `process.transition(params, observation)`."""
-        return self.process.transition(params, observation)
+        return self.process.transition(jax.tree.map(jnp.asarray, params), observation)
 
     def check_params(self, params: Params) -> None:
         """What `process.check_params` refuses."""
@@ -118,9 +120,26 @@ class Process:
             action: What the step drew.
 
         Returns:
-            The next state, the reward, and whether the path ends here.
+            The next state, the reward, and whether the path ends here: the Python `False` where it never does.
         """
         raise NotImplementedError
+
+    def ends_by_itself(self, state: Any, action: Any) -> bool:
+        """Whether `advance` says when a path ends. The number of steps of a rollout is then no part of the model.
+
+        `ld.rollout`, `ld.evaluate` and `ld.train` warn of paths that it cuts short. A process whose horizon is a part of the
+        model all the same, such as a game of so many rounds that may end before, returns `False` here.
+
+        Args:
+            state: The shapes of a state, as `jax.ShapeDtypeStruct`.
+            action: Those of an action.
+
+        Returns:
+            Whether it does.
+        """
+        ends: list[Any] = []
+        jax.eval_shape(lambda *step: ends.append(self.advance(*step)[2]), state, action)
+        return ends[0] is not False
 
     def observe(self, state: Any) -> Observation:
         """What the next draw depends on: the state itself, unless a subclass says otherwise.
@@ -208,14 +227,17 @@ class Process:
 
         Raises:
             ValueError: No step, leaves that disagree on their number, or rows of another shape than the process draws.
+            TypeError: Rows are complex, or fractions where the process draws whole numbers.
         """
+        actions = jax.tree.map(jnp.asarray, actions, is_leaf=lambda x: isinstance(x, list))
         check.rows("actions", actions)
+        refuse_complex(actions=actions)
 
         def step(state: State, action: Any) -> tuple[State, Any]:
             new, reward, ended = self.advance(state, action)
-            check.like("actions", new, state, hint="one row per step, each a state that the process can be in")
-            new = jax.tree.map(lambda a, b: jnp.asarray(a, jnp.result_type(b)), new, state)
-            return new, (self.observe(state), reward, jnp.asarray(ended))
+            hint = "one row per step, each a state that the process can be in"
+            new = _protocol.as_before("actions", new, state, source="first", hint=hint)
+            return new, (self.observe(state), summable(reward, "reward"), jnp.asarray(ended, bool))
 
         final, (observations, rewards, ended) = lax.scan(step, self.first(), actions)
         ones = jnp.ones(ended.shape, rewards.dtype)

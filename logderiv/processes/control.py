@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
+from logderiv._core.arrays import integers, numbers, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions import MultivariateNormal, Normal
 from logderiv.types import FunctionPolicy, Key, Step, Trajectory, next_observations
@@ -42,6 +43,7 @@ def linear_control(params: LinearPolicyParams, observation: jax.Array) -> Normal
     Raises:
         ValueError: The gain does not take the state to the control.
     """
+    params, observation = numbers(params), summable(observation, "observation")
     shape = (*params.log_std.shape, *observation.shape)
     check.fields("params.", params, hint="(m, n) from log_std and the state", gain=shape)
     return Normal(params.gain @ observation.astype(params.gain.dtype), jnp.exp(params.log_std))
@@ -68,6 +70,7 @@ class QuadraticValues(NamedTuple):
         Returns:
             V_t(x), shape `()`.
         """
+        state, time = summable(state, "state"), integers(time, "time")
         return -(state @ self.matrix[time] @ state + self.constant[time])
 
 
@@ -87,6 +90,7 @@ class LinearQuadratic:
 
     Raises:
         ValueError: Shapes disagree.
+        TypeError: An array is not of real numbers.
     """
 
     transition: jax.Array
@@ -108,7 +112,7 @@ class LinearQuadratic:
         shapes |= {"control": (n, m), "control_cost": (m, m), "initial_mean": (n,)}
         for name, shape in shapes.items():
             if getattr(self, name) is not None:
-                object.__setattr__(self, name, jnp.asarray(getattr(self, name)))
+                object.__setattr__(self, name, summable(getattr(self, name), f"LinearQuadratic.{name}"))
                 check.fields("", self, hint=f"n = {n}, m = {m} (from control)", **{name: shape})
 
     def reset(self, key: Key, params: Any = None) -> tuple[jax.Array, jax.Array]:
@@ -139,7 +143,8 @@ class LinearQuadratic:
             The `Step` to x_t+1 with reward -(x_tᵀ Q x_t + u_tᵀ R u_t).
         """
         del params
-        action = action.astype(state.dtype)
+        state = summable(state, "state")
+        action = summable(action, "action").astype(state.dtype)
         new = self._next(state, action).sample(key)
         reward = -(state @ self.state_cost @ state + action @ self.control_cost @ action)
         return Step(new, new, reward, jnp.zeros((), bool), jnp.zeros((), bool))
@@ -169,7 +174,6 @@ class LinearQuadratic:
         steps = trajectory.observations, trajectory.actions, next_observations(trajectory)
         return jax.vmap(lambda state, action, new: self._next(state, action).log_prob(new))(*steps)
 
-    @jit
     def quadratics(self, params: LinearPolicyParams, *, horizon: int, discount: float = 1.0) -> QuadraticValues:
         """The value of the policy in every state, by the Riccati-like recursion of a policy that is given.
 
@@ -183,17 +187,27 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             The matrices and constants of t = 0, ..., T.
+
+        Raises:
+            ValueError: `horizon` or `discount` is out of range.
+            TypeError: A parameter or `discount` is no real number.
 
         Gradients: flow through `params` and the arrays of the system, at any order.
 
         References:
             Bertsekas (2017), Dynamic Programming and Optimal Control, 4th ed., vol. I, section 3.1.
         """
+        check.fraction(discount=discount)
+        return self._quadratics(numbers(params), check.whole(horizon=horizon), discount)
+
+    @jit
+    def _quadratics(self, params: LinearPolicyParams, horizon: int, discount: Any) -> QuadraticValues:
         gain, covariance = params.gain, jnp.diag(jnp.exp(2 * params.log_std))
+        discount = jnp.asarray(discount, gain.dtype)
         system = jax.tree.map(lambda x: x.astype(gain.dtype), self)
         closed = system.transition + system.control @ gain
         spread = system.control @ covariance @ system.control.T + system.noise @ system.noise.T
@@ -215,10 +229,13 @@ class LinearQuadratic:
         Args:
             params: Parameters of `policy`.
             horizon: `T`.
-            discount: γ.
+            discount: γ in [0, 1].
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `horizon` or `discount` is out of range.
 
         Gradients: flow through `params` and the arrays of the system, at any order.
         """

@@ -30,12 +30,12 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import as_trajectory, refuse_complex, summable
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Normal
+from logderiv.distributions.normal import Normal
 from logderiv.likelihood.steps import fill_invalid, per_trajectory
 from logderiv.processes.base import Process, first_component, no_reward
-from logderiv.types import Params, State, Trajectory, check_trajectory
+from logderiv.types import Params, State, Trajectory
 
 Drift = Callable[[Any, jax.Array, jax.Array], jax.Array]
 Function = Callable[[jax.Array], jax.Array]
@@ -59,7 +59,7 @@ class EulerMaruyama(Process):
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process)`. The observations are `Position`, the actions next positions. It terminates
-    after `horizon` steps; a shorter rollout is reported as truncated_fraction. `initial`, `noise` and `dt` are leaves of the
+    after `horizon` steps; a shorter rollout is warned of. `initial`, `noise` and `dt` are leaves of the
     pytree: `jax.vmap` maps over them.
 
     Attributes:
@@ -96,7 +96,6 @@ class EulerMaruyama(Process):
 
     def __post_init__(self) -> None:
         check.positive(finite=True, dt=self.dt)
-        check.whole(horizon=self.horizon)
         for name in ("initial", "noise"):
             object.__setattr__(self, name, _setting(name, getattr(self, name)))
         with jax.ensure_compile_time_eval():
@@ -128,15 +127,16 @@ class EulerMaruyama(Process):
             ValueError: The drift has another shape than `x`.
         """
         x, time = observation
-        drift, dt = jnp.asarray(self.drift(params, x, time)), self._dt(x.dtype)
+        drift, dt = summable(self.drift(params, x, time), "drift").astype(x.dtype), self._dt(x.dtype)
         check.shape(x.shape, drift=drift, hint="that of x")
         return Normal(x + drift * dt, self.sigma(x) * jnp.sqrt(dt))
 
     def advance(self, state: State, action: jax.Array) -> tuple[State, jax.Array, jax.Array]:
         x, count = state
         ended = count + 1 >= self.horizon
-        paid = jnp.where(ended, self.terminal(action).astype(x.dtype), 0)
-        reward = paid + self.running(x).astype(x.dtype) * self._dt(x.dtype)
+        action = summable(action, "action")
+        paid = jnp.where(ended, summable(self.terminal(action), "terminal").astype(x.dtype), 0)
+        reward = paid + summable(self.running(x), "running").astype(x.dtype) * self._dt(x.dtype)
         return (action.astype(x.dtype), count + 1), reward, ended
 
     def sigma(self, x: jax.Array) -> jax.Array:
@@ -148,8 +148,9 @@ class EulerMaruyama(Process):
         Returns:
             σ(x), of the shape of `x`.
         """
-        sigma: Any = self.noise(x) if callable(self.noise) else jnp.asarray(self.noise, x.dtype)
-        return jnp.broadcast_to(sigma, x.shape)
+        x = summable(x, "x")
+        sigma = summable(self.noise(x) if callable(self.noise) else self.noise, "noise")
+        return jnp.broadcast_to(sigma.astype(x.dtype), x.shape)
 
     def _dt(self, dtype: Any) -> jax.Array:
         return jnp.asarray(self.dt, dtype)
@@ -167,6 +168,7 @@ def double_well_drift(params: jax.Array, x: jax.Array, t: jax.Array) -> jax.Arra
         a x - b x³, of the shape of `x`.
     """
     del t
+    params, x = summable(params, "params"), summable(x, "x")
     return params[0] * x - params[1] * x**3
 
 
@@ -182,6 +184,7 @@ def ornstein_uhlenbeck_drift(params: jax.Array, x: jax.Array, t: jax.Array) -> j
         Of the shape of `x`.
     """
     del t
+    params, x = summable(params, "params"), summable(x, "x")
     return params[0] * (params[1] - x)
 
 
@@ -204,6 +207,7 @@ def ornstein_uhlenbeck_moments(params: jax.Array, process: EulerMaruyama) -> tup
     """
     if process.drift is not ornstein_uhlenbeck_drift or callable(process.noise):
         raise ValueError("process: expected an EulerMaruyama process with ornstein_uhlenbeck_drift and constant noise.")
+    params = summable(params, "params")
     start = jnp.asarray(process.initial, params.dtype)
     decay = 1 - params[0] * process.dt
     mean = params[1] + decay**process.horizon * (start - params[1])
@@ -237,6 +241,8 @@ def transfer_value(
 
     Gradients: flow through `params`, at any order.
     """
+    check.finite(low=low, high=high)
+    num_points = check.whole_or_none(at_least=2, num_points=num_points)
     with jax.ensure_compile_time_eval():
         start, count = process.first()
         check.shape((), initial=start, hint="the chain has one dimension")
@@ -251,12 +257,13 @@ def transfer_value(
     def expected(x: jax.Array, count: jax.Array, values: jax.Array) -> jax.Array:
         step = process.transition(params, process.observe((x, count)))
         density = jnp.exp(jax.vmap(step.log_prob)(grid))
-        return process.running(x) * process.dt + density @ (weights * values)
+        return summable(process.running(x)).astype(x.dtype) * process.dt + density @ (weights * values)
 
     def back(values: jax.Array, count: jax.Array) -> tuple[jax.Array, None]:
         return jax.vmap(expected, (0, None, None))(grid, count, values), None
 
-    values, _ = lax.scan(back, jax.vmap(process.terminal)(grid), jnp.arange(process.horizon - 1, 0, -1))
+    end = summable(jax.vmap(process.terminal)(grid), "terminal").astype(grid.dtype)
+    values, _ = lax.scan(back, end, jnp.arange(process.horizon - 1, 0, -1))
     return expected(start, count, values)
 
 
@@ -289,9 +296,9 @@ def girsanov_log_ratios(
     """
     reference = process if reference is None else reference
     ours, theirs = (process.noise, process.dt), (reference.noise, reference.dt)
-    if not is_traced(*jax.tree.leaves((ours, theirs))) and jax.tree.flatten(ours) != jax.tree.flatten(theirs):
+    if not check.is_traced(*jax.tree.leaves((ours, theirs))) and jax.tree.flatten(ours) != jax.tree.flatten(theirs):
         raise ValueError(f"reference: expected the same noise and dt as process, {ours}, received {theirs}.")
-    batch, _ = check_trajectory(trajectories)
+    trajectories = as_trajectory(trajectories)
 
     def one(observation: Position, action: jax.Array) -> jax.Array:
         x, time = observation
@@ -300,7 +307,7 @@ def girsanov_log_ratios(
         return jnp.sum(((f - g) * innovation - (f - g) ** 2 * (0.5 * process.dt)) / reference.sigma(x) ** 2)
 
     safe = fill_invalid(trajectories)
-    terms = per_trajectory(one, len(batch) + 1)(safe.observations, safe.actions)
+    terms = per_trajectory(one, trajectories.valid.ndim)(safe.observations, safe.actions)
     return jnp.where(trajectories.valid, terms, jnp.zeros((), terms.dtype))
 
 
@@ -308,8 +315,9 @@ def _setting(name: str, value: Any) -> Any:
     """A float, or a tuple of floats, which compare and hash; what is traced as it is; a function as a pytree without leaves."""
     if callable(value):
         return value if isinstance(value, Partial) else Partial(value)
-    traced = is_traced(*jax.tree.leaves(value))
-    array = jnp.asarray(value) if traced else np.asarray(value, float)
+    traced = check.is_traced(*jax.tree.leaves(value))
+    refuse_complex(**{f"EulerMaruyama.{name}": value})
+    array = summable(value) if traced else np.asarray(value, float)
     if array.ndim > 1 or array.size == 0:
         raise ValueError(f"EulerMaruyama.{name}: expected a number or D numbers, received {value!r}.")
     return array if traced else tuple(array.tolist()) if array.ndim else float(array)

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import floating
+from logderiv._core.arrays import as_key, check_params, numbers, summable, wide
 from logderiv._core.pytrees import jit, pytree
-from logderiv.distributions.basic import Categorical
+from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact import policy_table
 from logderiv.processes.base import Process
@@ -44,13 +44,16 @@ class MatrixGame(Process):
 
     Raises:
         ValueError: `payoffs` has another shape.
+        TypeError: They are no real numbers.
     """
 
     payoffs: jax.Array
     horizon: int | None = None
 
+    num_players = 2
+
     def __post_init__(self) -> None:
-        payoffs = floating(self.payoffs)
+        payoffs = summable(self.payoffs, "payoffs")
         if payoffs.ndim != 3 or payoffs.shape[0] != 2 or 0 in payoffs.shape:
             raise ValueError(
                 f"payoffs: expected shape (2, A_1, A_2), one matrix for each player with rows for the first player's actions, "
@@ -85,11 +88,14 @@ class MatrixGame(Process):
             ValueError: `params` is no pair of logits of these shapes.
         """
         hint = "a pair of logits of shapes (S, A_1) and (S, A_2); rows are the last round, own action first, then the start"
-        check.like("params", tuple(params), jax.eval_shape(self.init), hint=hint)
+        params = numbers(tuple(params))
+        check.like("params", params, jax.eval_shape(self.init), hint=hint)
         _, first, second = self.payoffs.shape
         a, b = jnp.divmod(observation, second)
         mirrored = jnp.where(observation == first * second, observation, b * first + a)
-        mine, other = jax.nn.log_softmax(params[0][observation]), jax.nn.log_softmax(params[1][mirrored])
+        mine, other = (
+            log_softmax(summable(table[row])) for table, row in zip(params, (observation, mirrored), strict=True)
+        )
         return Categorical((mine[:, None] + other[None, :]).reshape(-1))
 
     def advance(self, state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, bool]:
@@ -126,7 +132,7 @@ class MatrixGame(Process):
         Raises:
             ValueError: `player` is neither 0 nor 1.
         """
-        check.one_of((0, 1), player=player)
+        player = check.whole(at_least=0, at_most=1, player=player)
         return trajectories._replace(rewards=trajectories.rewards[..., player])
 
     def mdp(self, player: int) -> TabularMDP:
@@ -141,7 +147,7 @@ class MatrixGame(Process):
         Raises:
             ValueError: `player` is neither 0 nor 1.
         """
-        check.one_of((0, 1), player=player)
+        player = check.whole(at_least=0, at_most=1, player=player)
         return MarkovChain(self.payoffs[player].reshape(-1), horizon=self.horizon)
 
     def value(self, params: Params, *, horizon: int | None = None, discount: float = 1.0) -> jax.Array:
@@ -177,7 +183,8 @@ class MatrixGame(Process):
         endless = horizon is None
         hint = "endless play is discounted; or give a horizon" if endless else ""
         check.between(0, 1, open_right=endless, discount=discount, hint=hint)
-        check.whole_or_none(horizon=horizon)
+        check.shape((), discount=discount)
+        horizon = check.whole_or_none(horizon=horizon)
         return _value(self, params, horizon, discount)
 
 
@@ -186,7 +193,7 @@ def _value(game: MatrixGame, params: Params, horizon: int | None, discount: Any)
     table = policy_table(params, game.policy, game.mdp(0))  # (S, A_1 A_2): also the probability of the next state
     payoffs = game.payoffs.reshape(2, -1).T.astype(table.dtype)
     # After the start a state is an outcome: v = outcomes (r + gamma v), then one round before it.
-    outcomes, start = table[:-1], table[-1]
+    outcomes, start, discount = table[:-1], table[-1], jnp.asarray(discount, table.dtype)
     if horizon is None:
         values = jnp.linalg.solve(jnp.eye(len(payoffs), dtype=table.dtype) - discount * outcomes, outcomes @ payoffs)
     else:
@@ -231,16 +238,20 @@ def look_ahead(params: Params, key: Key, objective: Callable[..., Any], *, learn
         Pytree of `params`.
 
     Raises:
-        ValueError: `steps` is negative.
+        ValueError: `steps` is negative, `learning_rate` not finite, or there are several keys.
+        TypeError: A parameter is not floating point, or `learning_rate` no real number.
 
     Gradients: flow through every step; nothing is detached.
 
     References:
         Foerster et al. (2018), arXiv:1802.05098, section 5.2 (LOLA-DiCE).
     """
-    check.whole(at_least=0, steps=steps)
+    steps = check.whole(at_least=0, steps=steps)
+    check.finite(learning_rate=learning_rate)
+    check_params(params)
+    params, rate = wide(params), summable(learning_rate, "learning_rate")
     # Unrolled: a scan over keys, differentiated, would use them twice.
-    for step_key in jax.random.split(key, steps) if steps else ():
+    for step_key in jax.random.split(as_key(key), steps) if steps else ():
         grads = jax.grad(objective)(params, step_key)
-        params = jax.tree.map(lambda p, g: p + learning_rate * g, params, grads)
+        params = jax.tree.map(lambda p, g: p + rate.astype(p.dtype) * g, params, grads)
     return params

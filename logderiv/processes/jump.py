@@ -25,8 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import is_traced
+from logderiv._core.arrays import alike, integers, summable
+from logderiv._core.noise import exponential
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
 from logderiv.processes.base import Process, first_component, no_reward
 from logderiv.types import Key, Params
 
@@ -63,12 +65,20 @@ class NextEvent:
     probability 1. A rate that is negative, infinite or NaN makes samples and log-probabilities NaN.
 
     Attributes:
-        rates: Propensities in the present state, shape `(R,)`.
-        remaining: Time to the end, shape `()`.
+        rates: Propensities in the present state, shape `(R,)`; float32 at least.
+        remaining: Time to the end, shape `()`, in the same dtype.
+
+    Raises:
+        TypeError: One of them is no real number.
     """
 
     rates: jax.Array
     remaining: jax.Array
+
+    def __post_init__(self) -> None:
+        rates, remaining = alike(rates=self.rates, remaining=self.remaining)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "remaining", remaining)
 
     def log_prob(self, action: Event) -> jax.Array:
         """Log-density of an event, or log-probability of none.
@@ -106,10 +116,10 @@ class NextEvent:
         """
         key_wait, key_reaction = jax.random.split(key)
         total = self._total()
-        wait = jax.random.exponential(key_wait, dtype=self.rates.dtype) / jnp.where(total == 0, 1, total)
+        wait = exponential(key_wait, (), self.rates.dtype) / jnp.where(total == 0, 1, total)
         wait = jnp.where(total == 0, jnp.inf, wait)
         fires = wait < self.remaining
-        reaction = jax.random.categorical(key_reaction, jnp.log(self.rates)).astype(jnp.int32)
+        reaction = Categorical(jnp.log(self.rates)).sample(key_reaction)
         return Event(jnp.where(fires | jnp.isnan(wait), wait, self.remaining), jnp.where(fires, reaction, -1))
 
     def _total(self) -> jax.Array:
@@ -118,7 +128,7 @@ class NextEvent:
 
     def _factors(self, action: Event) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Rate of what happened (1 for nothing), total rate, for how long it acted, and whether all that is possible."""
-        wait, reaction = jnp.asarray(action.wait).astype(self.rates.dtype), jnp.asarray(action.reaction)
+        wait, reaction = summable(action.wait, "wait").astype(self.rates.dtype), integers(action.reaction, "reaction")
         number = self.rates.shape[0]
         fires = reaction >= 0
         rate = jnp.where(fires, self.rates[jnp.clip(reaction, 0, number - 1)], 1)
@@ -158,8 +168,9 @@ class MassAction:
         Raises:
             ValueError: `params` has another shape.
         """
+        params = summable(params, "params")
         check.shape((len(self.reactants),), params=params, hint="the logarithm of one rate constant per reaction")
-        x = x.astype(params.dtype)
+        x = summable(x, "x").astype(params.dtype)
         return jnp.exp(params) * jnp.stack([_combinations(x, row) for row in self.reactants])
 
 
@@ -169,8 +180,8 @@ class JumpProcess(Process):
 
     An environment (`reset`, `step`) whose member `policy` carries all that is random:
     `ld.rollout(params, keys, process.policy, process, horizon=T)`. `T` bounds the number of events and is not part of the model: a
-    path that it cuts short never receives its `terminal` reward. `ld.types.batch_info(taus).truncated_fraction` is the fraction of such
-    paths; raise `T` until it is 0. The observations are `Population`, the actions `Event`.
+    path that it cuts short never receives its `terminal` reward. `ld.rollout` warns of such paths, and
+    `ld.types.batch_info(taus).truncated_fraction` is their fraction; raise `T` until it is 0. The observations are `Population`, the actions `Event`.
 
     Attributes:
         stoichiometry: Change of the counts by each reaction, `(R, species)` whole numbers.
@@ -235,22 +246,24 @@ class JumpProcess(Process):
     def advance(self, state: Population, action: Event) -> tuple[Population, jax.Array, jax.Array]:
         counts, remaining = state
         ended = action.reaction < 0
+        wait, remaining = summable(action.wait, "wait"), summable(remaining, "remaining")
         change = jnp.asarray(self.stoichiometry, jnp.int32)[jnp.maximum(action.reaction, 0)]
-        wait = action.wait.astype(remaining.dtype)
+        wait = wait.astype(remaining.dtype)
         new = Population(counts + jnp.where(ended, 0, change), jnp.where(ended, 0, remaining - wait))
-        paid = jnp.where(ended, self.terminal(new.counts.astype(remaining.dtype)), 0)
-        reward = paid + self.running(counts.astype(remaining.dtype)) * wait
+        x, following = counts.astype(remaining.dtype), new.counts.astype(remaining.dtype)
+        paid = jnp.where(ended, summable(self.terminal(following), "terminal"), 0)
+        reward = paid + summable(self.running(x), "running") * wait
         return new, jnp.where(jnp.isnan(wait), jnp.nan, reward), ended
 
     def check_params(self, params: Params) -> None:
-        if not is_traced(*jax.tree.leaves(params)):
+        if not check.is_traced(*jax.tree.leaves(params)):
             with jax.ensure_compile_time_eval():
                 start = self._rates(params, jnp.asarray(self.initial, jnp.zeros(()).dtype))
             hint = f"in the initial state {self.initial}; parametrize rate constants by their logarithms"
             check.between(0, math.inf, open_right=True, propensities=start, hint=hint)
 
     def _rates(self, params: Params, x: jax.Array) -> jax.Array:
-        rates = self.propensities(params, x)
+        rates = summable(self.propensities(params, x), "propensities")
         check.shape((len(self.stoichiometry),), propensities=rates, hint="one rate per reaction")
         return rates
 
@@ -287,6 +300,7 @@ def birth_death_mean(params: jax.Array, process: JumpProcess) -> jax.Array:
 
     Gradients: flow through `params` and `t_end`.
     """
+    params = summable(params, "params")
     birth, death = jnp.exp(params)
     decay = death * jnp.asarray(process.t_end, params.dtype)
     return process.initial[0] * jnp.exp(-decay) - birth / death * jnp.expm1(-decay)
@@ -352,14 +366,14 @@ def master_equation_value(params: Params, process: JumpProcess, *, max_counts: S
     References:
         Munsky & Khammash (2006), J. Chem. Phys. 124, 044104 (finite state projection, whose error is `lost`).
     """
-    highest = np.asarray(max_counts)
+    highest = np.array([check.whole(at_least=0, **{f"max_counts[{i}]": n}) for i, n in enumerate(max_counts)])
     check.shape((len(process.initial),), max_counts=highest, hint="one count per species")
     check.not_negative(**{"max_counts - initial counts": highest - process.initial})
     shape = tuple(int(n) + 1 for n in highest)
     states = np.stack(np.unravel_index(np.arange(math.prod(shape)), shape), axis=1)
     x = jnp.asarray(states, jnp.zeros(()).dtype)
     rates = jax.vmap(process._rates, (None, 0))(params, x)  # (S, R)
-    f, g = (jax.vmap(reward)(x).astype(rates.dtype) for reward in (process.terminal, process.running))
+    f, g = (summable(jax.vmap(reward)(x)).astype(rates.dtype) for reward in (process.terminal, process.running))
     generator = jnp.diag(jnp.append(-jnp.sum(rates, axis=1), 0)).at[:-1, -1].set(g)
     for r, change in enumerate(process.stoichiometry):
         target = states + np.asarray(change)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import floating
+from logderiv._core.arrays import integers, numbers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Bernoulli, Categorical
 from logderiv.environments.tabular import TabularMDP
@@ -58,7 +58,7 @@ class MarkovChainPolicy(Policy):
         Raises:
             ValueError: The start or the kernel is not over `S` states.
         """
-        states = self.num_states
+        states, params = self.num_states, numbers(params)
         hint = f"logits for a chain with {states} states; start, kernel and reward must agree on them"
         check.fields("params.", params, hint=hint, initial=(states,), transition=(states, states))
         return Categorical(jnp.concatenate([params.transition, params.initial[None]])[observation])
@@ -85,6 +85,7 @@ class MarkovChain(TabularMDP):
 
     Raises:
         ValueError: `reward` has another shape, or `terminal` another number of states.
+        TypeError: One of them is not of real numbers.
 
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
@@ -95,11 +96,11 @@ class MarkovChain(TabularMDP):
     """
 
     def __init__(self, reward: Any, *, terminal: Any = None, horizon: int | None = None) -> None:
-        reward = floating(reward)
+        reward = summable(reward, "reward")
         states = reward.shape[0] if reward.ndim else 0
         if reward.ndim not in (1, 2) or states == 0 or reward.shape[-1] != states:
             raise ValueError(f"reward: expected shape (S,) or (S, S), received {reward.shape}.")
-        terminal = jnp.zeros(states, bool) if terminal is None else jnp.asarray(terminal, bool)
+        terminal = jnp.zeros(states, bool) if terminal is None else summable(terminal, "terminal") != 0
         check.shape((states,), terminal=terminal, hint=f"reward has {states} states")
         start = reward if reward.ndim == 1 else jnp.zeros(states, reward.dtype)
         table = jnp.concatenate([jnp.broadcast_to(reward, (states, states)), start[None]])
@@ -123,6 +124,7 @@ def up_or_down(params: jax.Array, observation: jax.Array) -> Bernoulli:
     Returns:
         The distribution of the next step.
     """
+    params, observation = summable(params, "params"), integers(observation, "observation")
     at_zero = observation == 0
     log_up = -jnp.where(at_zero, 1, observation).astype(params.dtype) / params
     return Bernoulli(jnp.where(at_zero, jnp.inf, log_up - jnp.log(-jnp.expm1(log_up))))
@@ -161,7 +163,7 @@ class RandomWalk(TabularMDP):
     policy = FunctionPolicy(up_or_down)
 
     def __init__(self, steps: int = 50) -> None:
-        check.whole(steps=steps)
+        steps = check.whole(steps=steps)
         x = np.arange(steps + 1)
         transition = np.zeros((steps + 1, 2, steps + 1))
         down, up = np.maximum(x - 1, 0), np.minimum(x + 1, steps)
@@ -183,5 +185,6 @@ class RandomWalk(TabularMDP):
             The `Step` to the next position.
         """
         del key, params
+        state, action = integers(state, "state"), integers(action, "action")
         new = jnp.clip(state + 2 * action.astype(state.dtype) - 1, 0, self.num_states - 1)
         return Step(new, new, self.reward[state, action], self.terminal[new], jnp.zeros((), bool))

@@ -37,9 +37,10 @@ import jax.numpy as jnp
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, scalar_cost
+from logderiv._core.arrays import alike, as_keys, numbers, scalar_cost, summable
+from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import normal_terms
+from logderiv.distributions.normal import normal_terms
 from logderiv.sampling.episodes import rollout
 from logderiv.types import Key, Params, Policy, Step, Trajectory
 
@@ -64,11 +65,18 @@ class TreeNormal:
         loc: Pytree of means.
         scale: Pytree of standard deviations, positive; or one number for all.
         sign: Multiplies the noise of `sample`; 1 or -1, which changes no probability.
+
+    Raises:
+        TypeError: A leaf is no real number.
     """
 
     loc: Any
     scale: Any
     sign: Any = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("loc", "scale"):
+            object.__setattr__(self, name, numbers(getattr(self, name), name))
 
     def log_prob(self, action: Any) -> jax.Array:
         """Log-density of all leaves together.
@@ -78,9 +86,18 @@ class TreeNormal:
 
         Returns:
             Shape `()`.
+
+        Raises:
+            ValueError: `action` has another structure, or a leaf another shape.
+            TypeError: A leaf is no real number.
         """
-        terms = jax.tree.map(normal_terms, action, self.loc, self._scale())
-        return jax.tree.reduce(jnp.add, jax.tree.map(jnp.sum, terms))
+        check.like("action", action, self.loc, hint="that of the mean")
+
+        def log_density(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:
+            return jnp.sum(normal_terms(*alike(action=x, loc=loc, scale=scale)))
+
+        terms = jax.tree.map(log_density, action, self.loc, self._scale())
+        return jax.tree.reduce(jnp.add, terms)
 
     def sample(self, key: Key) -> Any:
         """Draw `loc + sign * scale * noise`.
@@ -95,12 +112,12 @@ class TreeNormal:
         def draw(loc: jax.Array, scale: jax.Array, noise: jax.Array) -> jax.Array:
             return loc + scale * (jnp.asarray(self.sign, loc.dtype) * noise)
 
-        return jax.tree.map(draw, self.loc, self._scale(), optax.tree.random_like(key, self.loc))
+        return jax.tree.map(draw, self.loc, self._scale(), optax.tree.random_like(key, self.loc, normal))
 
     def _scale(self) -> Any:
         """A standard deviation for each number of `loc`."""
         scales = jax.tree.broadcast(self.scale, self.loc)
-        return jax.tree.map(lambda s, x: jnp.broadcast_to(jnp.asarray(s, x.dtype), x.shape), scales, self.loc)
+        return jax.tree.map(lambda s, x: jnp.broadcast_to(s.astype(x.dtype), x.shape), scales, self.loc)
 
 
 @pytree
@@ -121,7 +138,7 @@ class NormalSearch(Policy):
 
     def __post_init__(self) -> None:
         if self.scale is not None:
-            check.positive(scale=self.scale, hint="or None, for one that is learned")
+            check.positive(finite=True, scale=self.scale, hint="or None, for one that is learned")
 
     def init(self, mean: Any, *, std: float = 1.0) -> SearchParams:
         """Parameters to start from; where `scale` is fixed the mean is all there is.
@@ -136,12 +153,13 @@ class NormalSearch(Policy):
         Raises:
             ValueError: `scale` is fixed, or `std` is not positive.
         """
-        check.positive(std=std)
+        check.positive(finite=True, std=std)
         if self.scale is not None:
             raise ValueError(
                 f"scale: expected None, received {self.scale}; with a fixed scale the mean is the parameter."
             )
-        return SearchParams(mean, jax.tree.map(lambda x: jnp.full_like(x, jnp.log(std)), mean))
+        mean = numbers(mean, "mean")
+        return SearchParams(mean, jax.tree.map(lambda x: jnp.full_like(x, jnp.log(summable(std))), mean))
 
     def apply(self, params: Any, observation: jax.Array) -> TreeNormal:
         """The search distribution.
@@ -155,7 +173,7 @@ class NormalSearch(Policy):
         """
         if self.scale is not None:
             return TreeNormal(params, self.scale, observation)
-        return TreeNormal(params.mean, jax.tree.map(jnp.exp, params.log_scale), observation)
+        return TreeNormal(params.mean, jax.tree.map(jnp.exp, numbers(params.log_scale)), observation)
 
 
 @pytree(static=("function",))
@@ -184,7 +202,7 @@ class Fitness:
             The sign, as observation and as state.
         """
         del key
-        sign = jnp.ones(()) if params is None else jnp.asarray(params)
+        sign = jnp.ones(()) if params is None else summable(params, "environment_params")
         return sign, sign
 
     def step(self, key: Key, state: Any, action: Any, params: Any = None) -> Step:

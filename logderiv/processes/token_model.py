@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import scalar_cost
+from logderiv._core.arrays import integers, scalar_cost
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.interop import Forced, num_categories
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
@@ -69,7 +69,7 @@ class TokenPolicy(PolicyWrapper):
         Returns:
             Shape `(context, V + 1)`.
         """
-        dtype = jnp.result_type(*(x.dtype for x in jax.tree.leaves(params)))
+        dtype = jnp.result_type(*map(jnp.result_type, jax.tree.leaves(params)))
         return jax.nn.one_hot(observation.context, self.vocabulary + 1, dtype=dtype)
 
     def change(self, distribution: Any, observation: TokenObservation) -> Forced:
@@ -138,7 +138,7 @@ class TokenModel:
     network: Any
     reward: Callable[[jax.Array, jax.Array], jax.Array]
     vocabulary: int
-    end: int
+    end: Any  # a whole number from 0
     horizon: int
     prompts: Any = ()
     context: int = 1
@@ -146,8 +146,8 @@ class TokenModel:
     def __post_init__(self) -> None:
         object.__setattr__(self, "network", as_policy(self.network))
         check.whole(at_least=2, vocabulary=self.vocabulary)
-        check.whole(horizon=self.horizon, context=self.context)
-        check.between(0, self.vocabulary - 1, end=self.end, hint="a token of the vocabulary")
+        end = check.whole(at_least=0, at_most=self.vocabulary - 1, hint="a token of the vocabulary", end=self.end)
+        object.__setattr__(self, "end", end)
         object.__setattr__(self, "prompts", jnp.asarray(self._checked_prompts(), jnp.int32))
 
     @property
@@ -181,6 +181,7 @@ class TokenModel:
         """
         if params is not None:
             check.between(0, len(self.prompts) - 1, environment_params=params, hint="the number of a prompt")
+            params = integers(params, "environment_params")
         number = jax.random.randint(key, (), 0, len(self.prompts)) if params is None else params
         prompt = self.prompts[number]
         prompt = jnp.pad(prompt, (0, self.horizon + 1 - len(prompt)), constant_values=PAD)
@@ -203,6 +204,7 @@ class TokenModel:
             ValueError: The reward is not a scalar.
         """
         del key, params
+        action = integers(action, "action")
         forced = state.prompt[state.length]
         impossible = (forced != PAD) & (action != forced)
         tokens, length = state.tokens.at[state.length].set(action), state.length + 1

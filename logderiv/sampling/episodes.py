@@ -1,5 +1,6 @@
 """The one way in which a step is drawn, and trajectories of such steps by `lax.scan`."""
 
+import warnings
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,12 +9,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand, floating
+from logderiv._core.arrays import as_keys, expand, refuse_complex, refuse_explicit
 from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import log_prob, sample
-from logderiv.environments import as_environment, check_action
+from logderiv.environments import _protocol, as_environment, check_action
 from logderiv.policies import StepPolicy, as_policy
-from logderiv.types import Key, Observation, Params, State, Step, Trajectory
+from logderiv.types import Key, Observation, Params, State, Trajectory, batch_info
 
 BLOCK_SIZE = 32  # steps between two looks at whether an episode is still going on, where nothing is differentiated
 
@@ -50,39 +51,22 @@ def transition(
         terminated or truncated; and the next place.
 
     Raises:
-        ValueError, TypeError: What `step` returned is not five values, with ends that are scalars, or does not fit what
-            `reset` did; the action does not fit the environment.
+        ValueError, TypeError: What `step` returned is not five values in the protocol's order, or does not fit what `reset` did; the
+            action does not fit the environment.
     """
     environment, environment_params = world
     distribution, carry = policy.step(params, place.carry, place.observation)
     action = sample(distribution, key_action)
     check_action(environment, distribution, action)
-    found = tuple(environment.step(key_step, place.state, action, environment_params))
-    if len(found) != len(Step._fields):
-        raise TypeError(f"environment.step: expected ({', '.join(Step._fields)}), received {len(found)} values.")
-    new = Step(*found)
-    # The reward may be any array: in a game it has a place for each player.
-    check.fields("environment.step: ", new, terminated=(), truncated=())
-    reward, log = floating(new.reward), log_prob(distribution, action)
-    discount, valid = jnp.where(new.terminated, 0, 1).astype(reward.dtype), jnp.ones((), bool)
-    step = Trajectory(place.observation, action, reward, discount, valid, log, new.observation)
-    return step, new.terminated | new.truncated, _same_leaves(Place(new.observation, new.state, carry), place)
-
-
-def _same_leaves(new: Place, old: Place) -> Place:
-    """`new` in the dtypes of `old`: what step returned, against what reset did."""
-    check.like("environment, (observation, state, carry) after step", tuple(new), tuple(old), hint="as after reset")
-
-    def leaf(path: Any, a: Any, b: Any) -> Any:
-        before, after = jnp.result_type(b), jnp.result_type(a)
-        if jnp.issubdtype(after, jnp.inexact) and not jnp.issubdtype(before, jnp.inexact):
-            raise TypeError(
-                f"environment: leaf {jax.tree_util.keystr(path)} of (observation, state, carry) is {before} after reset and "
-                f"{after} after step; let reset return {after} too, or fractions would be cut off."
-            )
-        return jnp.asarray(a, before)
-
-    return jax.tree_util.tree_map_with_path(leaf, new, old)
+    before = place.observation, place.state
+    new = _protocol.step(environment, key_step, before, action, environment_params)
+    log, discount = log_prob(distribution, action), jnp.where(new.terminated, 0, 1).astype(new.reward.dtype)
+    hint = "not as initial_carry returned it"
+    carry = _protocol.as_before("policy: carry", carry, place.carry, source="initial_carry", hint=hint)
+    step = Trajectory(
+        place.observation, action, new.reward, discount, jnp.ones((), bool), log, final_observation=new.observation
+    )
+    return step, new.terminated | new.truncated, Place(new.observation, new.state, carry)
 
 
 def rollout(
@@ -120,7 +104,11 @@ def rollout(
     Raises:
         ValueError: No horizon, or it or `block_size` is below 1; the environment's reset and step disagree in shapes; `start_key`
             has another shape than `key`; keys sharded over mesh axes of type `Explicit`.
-        TypeError: Not a policy, an environment, or a key.
+        TypeError: Not a policy, an environment, or a key; parameters, or what `step` returned, are no real numbers.
+
+    Warns:
+        UserWarning: `horizon` cuts some paths of a process that ends by itself (a `logderiv.processes.JumpProcess`, say), so that
+            they lack what comes after. Not inside `jax.jit`: look at `logderiv.types.batch_info` there.
 
     Example:
         >>> import jax, logderiv as ld
@@ -129,30 +117,80 @@ def rollout(
         >>> taus.rewards.shape
         (5, 30)
     """
+    options = {"environment_params": environment_params, "start_key": start_key, "block_size": block_size}
+    taus, cut = draw(params, key, policy, environment, horizon=horizon, **options)
+    warn_of_cut("rollout", cut, stacklevel=2)
+    return taus
+
+
+def draw(
+    params: Params,
+    key: Key,
+    policy: Any,
+    environment: Any,
+    *,
+    horizon: Any,
+    environment_params: Any = None,
+    start_key: Key | None = None,
+    block_size: int | None = None,
+) -> tuple[Trajectory, jax.Array | None]:
+    """As `rollout`, without a warning: also the fraction of paths that `horizon` cuts short.
+
+    Returns:
+        The trajectories, and the fraction; `None` where the horizon is a part of the model.
+    """
     key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    check.whole_or_none(horizon=horizon, block_size=block_size)
-    check.auto(key=key)
+    horizon, block_size = check.whole(horizon=horizon), check.whole_or_none(block_size=block_size)
+    refuse_explicit(key=key)
+    refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):
         policy.policy.check_params(params)  # values, before all is traced
     if start_key is not None:
-        start_key = as_keys(start_key)
+        start_key = as_keys(start_key, "start_key")
         check.shape(key.shape, hint="that of key", start_key=start_key)
     return _rollout(params, key, start_key, policy, (environment, environment_params), horizon, block_size)
+
+
+def warn_of_cut(name: str, cut: Any, *, stacklevel: int) -> None:
+    """Warn if paths that end by themselves were cut, and it is known.
+
+    Args:
+        name: Of the function that was called.
+        cut: From `draw`.
+        stacklevel: As of `warnings.warn`.
+    """
+    if cut is not None and not check.is_traced(cut) and (fraction := float(cut)) > 0:
+        warnings.warn(
+            f"{name}: the horizon cuts {fraction:.2%} of the paths before their end, so that they lack what comes after; it is no "
+            "part of this process, which ends by itself: raise it until no path is cut.",
+            stacklevel=stacklevel + 1,
+        )
+
+
+def _cut(environment: Any, state: State, taus: Trajectory) -> jax.Array | None:
+    """The fraction of paths that are cut short; `None` where the horizon is a part of the model."""
+    ends_by_itself = getattr(environment, "ends_by_itself", None)
+    if ends_by_itself is None:
+        return None
+    batch = taus.valid.ndim - 1
+    leaf = lambda axes: lambda x: jax.ShapeDtypeStruct(x.shape[axes:], x.dtype)  # noqa: E731
+    one = jax.tree.map(leaf(batch), state), jax.tree.map(leaf(batch + 1), taus.actions)
+    return batch_info(taus).truncated_fraction if ends_by_itself(*one) else None
 
 
 @jit
 def _rollout(
     params: Params, key: Key, start_key: Any, policy: StepPolicy, world: Any, horizon: int, block_size: int | None
-) -> Trajectory:
+) -> tuple[Trajectory, jax.Array | None]:
     params, (environment, environment_params) = lax.stop_gradient(params), world
 
-    def start(key: Key, start_key: Key | None) -> Any:
+    def start(key: Key, start_key: Any) -> Any:
         if start_key is None:
             key, start_key = jax.random.split(key)
-        observation, state = environment.reset(start_key, environment_params)
+        observation, state = _protocol.reset(environment, start_key, environment_params)
         return key, Place(observation, state, policy.start(params)), jnp.ones((), bool)
 
     def step(carry: Any) -> tuple[Any, Trajectory]:
@@ -174,7 +212,8 @@ def _rollout(
     rewards, logs = (jnp.where(expand(rows.valid, x), x, 0) for x in values)
     discounts = jnp.where(rows.valid, rows.discounts, 1)
     final = carry[1].observation
-    return rows._replace(rewards=rewards, discounts=discounts, behavior_log_probs=logs, final_observation=final)
+    taus = rows._replace(rewards=rewards, discounts=discounts, behavior_log_probs=logs, final_observation=final)
+    return taus, _cut(environment, carry[1].state, taus)
 
 
 def _until_all_have_ended(step: Any, carry: Any, horizon: int, block_size: int) -> tuple[Any, Trajectory]:

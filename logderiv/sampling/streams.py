@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, expand
+from logderiv._core.arrays import as_key, expand, refuse_complex
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
-from logderiv.environments import as_environment
+from logderiv.environments import _protocol, as_environment
 from logderiv.policies import StepPolicy, as_policy
 from logderiv.sampling.episodes import Place, transition
 from logderiv.types import Key, Observation, Params, State, Stream
@@ -50,14 +50,15 @@ def start_streams(key: Key, environment: Any, num_environments: int, *, environm
         A `StreamState` with leading axis `(E,)`.
 
     Raises:
-        ValueError: Fewer than one environment.
+        ValueError: Fewer than one environment, or several keys.
         TypeError: Not an environment, or not a key.
     """
     environment = as_environment(environment)
-    check.whole(num_environments=num_environments)
-    keys = jax.random.split(as_keys(key), num_environments)
-    observation, state = jax.vmap(environment.reset, (0, None))(keys, environment_params)
-    return StreamState(observation, state, jnp.zeros(num_environments, jnp.int32), jnp.zeros(num_environments))
+    num_environments = check.whole(num_environments=num_environments)
+    keys = jax.random.split(as_key(key), num_environments)
+    observation, state = jax.vmap(partial(_protocol.reset, environment), (0, None))(keys, environment_params)
+    returns = jnp.zeros((num_environments, *_protocol.reward_shape(environment)))
+    return StreamState(observation, state, jnp.zeros(num_environments, jnp.int32), returns)
 
 
 def collect(
@@ -92,16 +93,16 @@ def collect(
         The steps, a `Stream` with leading axes `(E, T)`, and where the environments then stand.
 
     Raises:
-        ValueError: `num_steps` or `horizon` below 1; the environment's reset and step disagree in shapes.
-        TypeError: The policy has memory; not a policy or an environment.
+        ValueError: `num_steps` or `horizon` below 1; several keys; the environment's reset and step disagree in shapes.
+        TypeError: The policy has memory; not a policy or an environment; parameters, or what `step` returned, are no real numbers.
     """
     policy, environment = as_policy(policy), as_environment(environment)
     if policy.has_memory:
         raise TypeError("policy: a stream cuts episodes, which one with memory must not forget; use whole episodes.")
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    check.whole(num_steps=num_steps)
-    check.whole_or_none(horizon=horizon)
-    return _collect(params, as_keys(key), policy, (environment, environment_params), state, num_steps, horizon)
+    num_steps, horizon = check.whole(num_steps=num_steps), check.whole_or_none(horizon=horizon)
+    refuse_complex(params=params)
+    return _collect(params, as_key(key), policy, (environment, environment_params), state, num_steps, horizon)
 
 
 @jit
@@ -116,7 +117,6 @@ def _collect(
         times, returns = state.times + 1, state.returns + row.rewards.astype(state.returns.dtype)
         if horizon is not None:
             ends |= times >= horizon
-        row = row._replace(final_observation=place.observation)
         new = StreamState(place.observation, place.state, jnp.where(ends, 0, times), jnp.where(ends, 0, returns))
         return new, Stream(row, ends, state.times, returns)
 
@@ -138,6 +138,7 @@ def _collect(
 def _restart(keys: KeyBits, ended: jax.Array, place: Any, environment: Any, environment_params: Any) -> Any:
     """Observations and states, `place`, of every environment, at a new start where its episode ended."""
     if hasattr(environment, "renew"):
-        return jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys.keys(), ended, *place, environment_params)
-    fresh = jax.vmap(environment.reset, (0, None))(keys.keys(), environment_params)
+        new = tuple(jax.vmap(environment.renew, (0, 0, 0, 0, None))(keys.keys(), ended, *place, environment_params))
+        return _protocol.as_before("environment.renew", new, place, hint="(observation, state) as reset returned them")
+    fresh = jax.vmap(partial(_protocol.reset, environment), (0, None))(keys.keys(), environment_params)
     return jax.tree.map(lambda a, b: jnp.where(expand(ended, b), a, b), fresh, place)

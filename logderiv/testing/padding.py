@@ -10,10 +10,10 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import expand
+from logderiv._core.arrays import as_trajectory, check_params, expand
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import lifted
-from logderiv.types import Params, Trajectory, check_trajectory
+from logderiv.types import Params, Trajectory
 
 FIELDS = ("observations", "actions", "rewards", "discounts", "behavior_log_probs")
 QUANTITIES = ("value", "gradient", "Hessian-vector product")
@@ -77,12 +77,13 @@ def check_padding(
 
     Raises:
         AssertionError: Something changed, or is NaN to begin with; the message is the report.
-        ValueError: Every step is valid, so that there is nothing to check; `num_extra` below 0.
-        TypeError: A parameter is not floating point.
+        ValueError: Every step is valid, or the function returns nothing, so that there is nothing to check; no parameters;
+            `num_extra` below 0.
+        TypeError: A parameter is not floating point; an output is complex.
     """
-    check.params(params)
-    check.whole(at_least=0, num_extra=num_extra)
-    check_trajectory(trajectories)
+    num_extra = check.whole(at_least=0, num_extra=num_extra)
+    check_params(params)
+    trajectories = as_trajectory(trajectories, prefix=True)
     num_invalid = int(np.sum(~np.asarray(trajectories.valid)))
     if not num_invalid:
         raise ValueError("trajectories: expected some invalid steps, received none; set valid to False on a suffix.")
@@ -91,7 +92,7 @@ def check_padding(
     failures += _failures(params, function, trajectories, "eager", _derivatives, ("NaN",))
     if num_extra:
         given, longer = (_compiled(params, function, x) for x in (trajectories, extend(trajectories, num_extra)))
-        failures += [f"{num_extra} more invalid steps: the {name} changes" for name in _apart(given, longer)]
+        failures += [f"{num_extra} more invalid steps: the {change}" for change in _apart(given, longer)]
     num_cases = len(QUANTITIES) * (len(GARBAGE) + 1 + bool(num_extra))
     report = PaddingReport(num_cases, num_invalid, tuple(failures))
     if not report.passed:
@@ -157,7 +158,9 @@ def _derivatives(params: Params, function: Any, trajectories: Trajectory) -> tup
 
     def weighted(params: Any) -> tuple[jax.Array, Any]:
         outputs = function(params, trajectories)
-        numbers = lifted(outputs)
+        if not jax.tree.leaves(outputs):
+            raise ValueError("function: expected a pytree of arrays, received one without leaves.")
+        numbers = lifted(outputs=outputs)[0]
         return jnp.asarray(optax.tree.vdot(jax.tree.map(_ramp, numbers), numbers)), outputs
 
     gradient = jax.grad(weighted, has_aux=True)
@@ -178,13 +181,17 @@ def _bits(tree: Any) -> list[bytes]:
 
 
 def _apart(first: tuple[Any, Any, Any], second: tuple[Any, Any, Any]) -> list[str]:
-    """Quantities that differ by more than rounding; none where the outputs have another shape."""
+    """Quantities that differ by more than rounding, and by how much; none where the outputs have another shape."""
     if [x.shape for x in jax.tree.leaves(first[0])] != [x.shape for x in jax.tree.leaves(second[0])]:
         return []
-
-    def close(a: jax.Array, b: jax.Array) -> bool:
-        tolerance = float(jnp.finfo(a.dtype).eps) ** 0.5 * jnp.max(jnp.abs(a), initial=0)
-        return np.allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=0, atol=float(tolerance))
-
-    pairs = zip(QUANTITIES, first, second, strict=True)
-    return [name for name, *both in pairs if not all(map(close, *map(jax.tree.leaves, both)))]
+    changes = []
+    for name, *both in zip(QUANTITIES, first, second, strict=True):
+        for a, b in zip(*map(jax.tree.leaves, both), strict=True):
+            a, b, eps = np.asarray(a, np.float64), np.asarray(b, np.float64), float(jnp.finfo(a.dtype).eps)
+            allowed = eps**0.5 * np.max(np.abs(a), initial=0, where=np.isfinite(a))
+            with np.errstate(invalid="ignore"):
+                off = np.max(np.where(a == b, 0, np.abs(a - b)), initial=0)  # two infinities are the same
+            if not off <= allowed:
+                changes.append(f"{name} changes by {off:.3g}, allowed {allowed:.3g}")
+                break
+    return changes

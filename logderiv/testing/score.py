@@ -22,7 +22,7 @@ from jax import lax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys
+from logderiv._core.arrays import as_key, check_params, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_entries, table
 from logderiv.diagnostics.statistics import Summary, summary
@@ -44,6 +44,7 @@ class ScoreReport(NamedTuple):
         holds: What must be true. `"detached"`: no derivative arrives through the sampler. `"informative"`: the whole
             log-probability depends on the parameters along every direction, and nothing is NaN. `"powered"`: `k` standard errors
             fit into the resolution. `"centered"`: the first identity holds. `"consistent"`: the second does.
+        decided: For each of them the number that decided, that which is furthest off, and what it is held against, shape `(2,)`.
     """
 
     score: Summary
@@ -51,6 +52,7 @@ class ScoreReport(NamedTuple):
     bartlett: Summary
     k: Any
     holds: dict[str, jax.Array]
+    decided: dict[str, jax.Array]
 
     @property
     def passed(self) -> jax.Array:
@@ -58,7 +60,7 @@ class ScoreReport(NamedTuple):
         return jnp.all(jnp.stack(list(self.holds.values())), axis=0)
 
     def __str__(self) -> str:
-        findings = [text for name, text in _FINDINGS.items() if not self.holds[name]]
+        findings = [text.format(*self.decided[name]) for name, text in _FINDINGS.items() if not self.holds[name]]
         verdict = "\n  ".join(["FAILED:", *findings]) if findings else "passed"
         head = f"{verdict}\n{int(self.score.num_samples)} samples, k = {float(self.k):.2f} standard errors\n"
         rows = [self._worst("E[s]", self.score), self._worst("E[s s] + E[s']", self.bartlett)]
@@ -73,13 +75,16 @@ class ScoreReport(NamedTuple):
 
 
 _FINDINGS = {
-    "detached": "the sample carries a derivative: its sampler is reparameterized; hold it with jax.lax.stop_gradient.",
-    "informative": "the log-probability does not depend on a parameter, or is NaN; leave such parameters out.",
-    "powered": "under-powered: the standard errors exceed the resolution; raise num_samples.",
-    "centered": "E[score] is not 0: the support moves with the parameters, log p is not normalized, or the sampler draws from "
-    "another one.",
-    "consistent": "E[score score^T] is not -E[Hessian]: log p is scaled, a sum is taken wrongly, or the sampler draws from "
-    "another density.",
+    "detached": "the sample carries a derivative, {0:.3g}, allowed {1:.3g}: its sampler is reparameterized; hold it with "
+    "jax.lax.stop_gradient.",
+    "informative": "the log-probability does not depend on a parameter, or is NaN; leave such parameters out. The smallest "
+    "E[score^2] is {1:.3g}.",
+    "powered": "under-powered: the standard errors exceed the resolution, {0:.3g} of the Fisher information, resolution {1:.3g}; "
+    "raise num_samples.",
+    "centered": "E[score] is not 0 but {0:.3g}, allowed {1:.3g}: the support moves with the parameters, log p is not normalized, "
+    "or the sampler draws from another one.",
+    "consistent": "E[score score^T] is not -E[Hessian], off by {0:.3g}, allowed {1:.3g}: log p is scaled, a sum is taken wrongly, "
+    "or the sampler draws from another density.",
 }
 
 
@@ -119,17 +124,18 @@ def check_score(
     Raises:
         AssertionError: One of the identities fails, the sample is not detached, or the check is under-powered; the message is
             the report.
-        ValueError: `log_prob` returns another shape; `num_samples`, `block_size`, `resolution` or `k` is out of range.
-        TypeError: A parameter is not floating point.
+        ValueError: `log_prob` returns another shape; no parameters; several keys; `num_samples`, `block_size`, `resolution` or
+            `k` is out of range.
+        TypeError: A parameter is not floating point, or `log_prob` is complex.
 
     References:
         Bartlett (1953), Biometrika 40, eqs. 1-2.
     """
-    check.params(params)
-    check.whole(at_least=2, num_samples=num_samples)
-    check.whole(block_size=block_size)
-    check.positive(resolution=resolution)
-    samples = _samples(params, as_keys(key), log_prob, sample, num_samples=num_samples, block_size=block_size)
+    num_samples, block_size = check.whole(at_least=2, num_samples=num_samples), check.whole(block_size=block_size)
+    check.positive(finite=True, resolution=resolution)
+    check.between(0, 30, open_left=True, k=k)
+    check_params(params)
+    samples = _samples(params, as_key(key), log_prob, sample, num_samples=num_samples, block_size=block_size)
     report = _judged(samples, resolution, familywise(k, 2 * samples[0][0].size))
     if raises and not report.passed:
         raise AssertionError(f"check_score: {report}\n  directions: {_names(params)}")
@@ -157,16 +163,26 @@ def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float) -> Scor
     whole = fisher[:, :1]
     rounding = 100 * jnp.finfo(terms.dtype).eps
     floor = rounding * (fisher + jnp.mean(jnp.abs(second), axis=0))
-    leak = jnp.max(jnp.abs(through - first), axis=0) > jnp.sqrt(rounding) * jnp.sqrt(whole)
-    holds = {
-        "detached": ~leak,
-        "informative": (whole > 0) & jnp.all(jnp.isfinite(terms)),
-        "powered": (k * score.sem <= resolution * jnp.sqrt(whole)) & (k * bartlett.sem <= resolution * whole),
-        "centered": jnp.abs(score.mean) <= k * score.sem + rounding * jnp.sqrt(fisher),
-        "consistent": jnp.abs(bartlett.mean) <= k * bartlett.sem + floor,
+    leak = jnp.max(jnp.abs(through - first), axis=0)
+    noise = jnp.maximum(score.sem / jnp.sqrt(whole), bartlett.sem / whole)
+    decided = {
+        "detached": _furthest(leak, jnp.sqrt(rounding) * jnp.sqrt(whole)),
+        "informative": _furthest(jnp.zeros_like(whole), whole),
+        "powered": _furthest(k * noise, jnp.asarray(resolution, noise.dtype)),
+        "centered": _furthest(jnp.abs(score.mean), k * score.sem + rounding * jnp.sqrt(fisher)),
+        "consistent": _furthest(jnp.abs(bartlett.mean), k * bartlett.sem + floor),
     }
-    square = jnp.mean(jnp.square(through), axis=0)
-    return ScoreReport(score, square, bartlett, k, jax.tree.map(jnp.all, holds))
+    holds = {name: found <= allowed for name, (found, allowed) in decided.items()}
+    holds["informative"] &= (decided["informative"][1] > 0) & jnp.all(jnp.isfinite(terms))
+    holds["powered"] &= jnp.isfinite(resolution)
+    return ScoreReport(score, jnp.mean(jnp.square(through), axis=0), bartlett, k, holds, decided)
+
+
+def _furthest(found: jax.Array, allowed: jax.Array) -> jax.Array:
+    """The pair of a number and what it is held against that is furthest from `found <= allowed`; a NaN is further than any."""
+    found, allowed = jnp.broadcast_arrays(found, allowed)
+    at = jnp.argmax(found - allowed)  # the first NaN, if there is one
+    return jnp.stack([found.ravel()[at], allowed.ravel()[at]])
 
 
 def random_directions(size: int) -> np.ndarray:
@@ -186,6 +202,7 @@ def _derivatives(log_prob: Any, sample: Any, params: Any, direction: Any, key: j
 
     def logs(params: Any, x: Any) -> jax.Array:
         values = jnp.asarray(log_prob(params, x))
+        refuse_complex(log_prob=values)
         if values.ndim > 1:
             raise ValueError(f"log_prob: expected shape () or (T,), received {values.shape}; sum over the event axes.")
         return values[None] if values.ndim == 0 else jnp.concatenate([jnp.sum(values, keepdims=True), values])

@@ -5,7 +5,7 @@ k_D = -Φ⁻¹(Φ(-k) / D) standard errors (Bonferroni), so the whole family ala
 at `k = 5`. *Blindness*: it refuses to answer unless k_D standard errors fit into the resolution that was asked for.
 """
 
-from statistics import NormalDist
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
+from logderiv._core.arrays import refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.diagnostics.statistics import summary
@@ -63,16 +64,16 @@ class UnbiasedReport(NamedTuple):
         return head + table(names, "<20 >13.6g >13.6g >11.2g >10.2f >12.2g >12.2g", rows)
 
     def _row(self, name: str, mean: Any, exact: Any, sem: Any, resolution: Any) -> tuple[Any, ...]:
-        """The worst entry of one leaf."""
+        """The entry of one leaf that is furthest off, and what was seen of the one that is seen worst."""
         with np.errstate(divide="ignore", invalid="ignore"):
             z = (mean - exact) / sem
-        i = np.argmax(np.abs(z))
-        at = (mean[i], exact[i], sem[i], z[i], self.k * np.max(sem), np.min(resolution))
+        i, j = np.argmax(np.abs(z)), np.argmax(sem / resolution)
+        at = (mean[i], exact[i], sem[i], z[i], self.k * sem[j], resolution[j])
         return name, *map(float, at)
 
 
 _FINDINGS = {
-    "varies": "FAILED: a standard error is zero or not a number. Samples that do not vary prove nothing: is the randomness "
+    "varies": "FAILED: a standard error is zero (to rounding) or not a number. Samples that do not vary prove nothing: is the randomness "
     "frozen, or the gradient stopped? Leave out parameters whose gradient is 0 by construction.",
     "powered": "UNDER-POWERED: {num} replicates cannot see the resolution; about {needed:.3g} are needed.",
     "centered": "BIASED",
@@ -95,7 +96,7 @@ def assert_unbiased(
         samples: Estimates, one per replicate: pytree with leading axis of replicates, at least 30, for the standard error to
             be known.
         exact: Pytree of the same structure, without that axis.
-        resolution: The bias that must not escape: one positive number, or a pytree like `exact`. Absolute.
+        resolution: The bias that must not escape: one positive, finite number, or a pytree like `exact`. Absolute.
         k: Standard errors allowed for a single comparison, made larger for many, so that the family alarms as rarely as one.
         raises: `False` returns the report whatever it says: also under `jax.jit` and `jax.vmap`, for sweeps over seeds.
 
@@ -104,7 +105,8 @@ def assert_unbiased(
 
     Raises:
         AssertionError: Biased, under-powered, or without variation; the message is the report.
-        ValueError: Structures or shapes differ, too few replicates, `resolution` or `k` out of range.
+        ValueError: Structures or shapes differ, too few replicates, no parameter, `resolution` or `k` out of range.
+        TypeError: Samples or `exact` are complex, or no numbers.
 
     Example:
         >>> import jax
@@ -115,9 +117,16 @@ def assert_unbiased(
     check.rows("samples", samples, at_least=MIN_REPLICATES)
     one = jax.tree.map(lambda x: np.broadcast_to(0, jnp.shape(x)[1:]), samples)
     check.like("samples", one, exact, hint="samples without the axis of replicates must be like exact")
-    resolution = jax.tree.broadcast(resolution, exact)
+    refuse_complex(samples=samples, exact=exact)
+    try:
+        resolution = jax.tree.broadcast(resolution, exact)
+    except ValueError as error:
+        raise ValueError(
+            f"resolution: expected a number, or a prefix of the pytree exact, received {resolution}."
+        ) from error
     named = jax.tree_util.tree_leaves_with_path(resolution)
-    check.positive(**{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
+    check.positive(finite=True, **{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
+    check.whole(**{"numbers in exact": optax.tree.size(exact)})
     report = _report(samples, exact, resolution, familywise(k, optax.tree.size(exact)))
     if raises and not report.passed:
         raise AssertionError(f"assert_unbiased: {report}")
@@ -135,7 +144,7 @@ def _report(samples: Params, exact: Params, resolution: Params, k: float) -> Unb
     variance, size, sem, visible, bias = (ravel_pytree(tree)[0] for tree in trees)
     holds = {
         "varies": jnp.all(jnp.sqrt(variance) > 100 * jnp.finfo(dtype).eps * size),
-        "powered": jnp.all(k * sem <= visible),
+        "powered": jnp.all((k * sem <= visible) & jnp.isfinite(visible)),
         "centered": jnp.all(jnp.abs(bias) <= k * sem),
     }
     needed = jnp.max(jnp.ceil(found.num_samples * jnp.square(k * sem / visible)))
@@ -160,6 +169,10 @@ def familywise(k: float, num_comparisons: int) -> float:
         (5.0, 6.2)
     """
     check.between(0, 30, open_left=True, k=k)
-    check.whole(num_comparisons=num_comparisons)
-    normal = NormalDist()
-    return -normal.inv_cdf(normal.cdf(-k) / num_comparisons)
+    num, tail = check.whole(num_comparisons=num_comparisons), math.erfc(k / math.sqrt(2)) / num_comparisons
+    found = math.sqrt(k**2 + 2 * math.log(num))  # too large, from where Newton's steps on the logarithm descend
+    for _ in range(20):
+        beyond = math.erfc(found / math.sqrt(2))
+        slope = math.sqrt(2 / math.pi) * math.exp(-(found**2) / 2) / beyond
+        found += math.log(beyond / tail) / slope
+    return found

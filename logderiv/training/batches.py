@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv._core.sharding import check_divides, spread
 from logderiv.sampling.episodes import BLOCK_SIZE, rollout
@@ -37,11 +36,6 @@ class Batch:
     num_trajectories: Any
     group_size: Any = 1
     horizon: Any
-
-    def __post_init__(self) -> None:
-        numbers = dict(vars(self))
-        check.whole_or_none(horizon=numbers.pop("horizon"))
-        check.whole(**numbers)
 
     def check(self, estimator: Any, mesh: Any) -> None:
         """Refuse what does not go with this batch.

@@ -5,6 +5,7 @@ at any moment leaves it whole or not there. Orbax does not notice when numbers c
 which is kept beside them and checked on the way back, does.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
@@ -12,7 +13,8 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +23,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from logderiv._core import check
+from logderiv._core.fingerprint import differ, readable, static_text
 from logderiv._core.optional import optional
+from logderiv.training.files import check_place, expanded, held
 
 _DISAGREE = "checkpoints: the processes do not find the same newest checkpoint."
 
@@ -36,22 +40,57 @@ class Checkpoints:
     Several processes under `jax.distributed` call `save` and `restore` together; the directory is one that all of them see.
     Every array is gathered on each host for its digest, one at a time, so the largest must fit there.
 
+    What `train` compares, so that no run goes on as another one: policy, environment, batch, estimator, optimizer, the other
+    settings and the key. Of these it sees settings and attributes of objects, what functions close over, their defaults, and the
+    code of functions and classes that are not from an installed package: constants and names, nested functions too, and the
+    bytecode where the version of Python is the same. It does not see values of globals, nor files: name a `version` of those.
+
     Attributes:
-        directory: Of this run alone. Made where it does not exist.
+        directory: Of this run alone: while one `train` writes to it, another is refused. Made where it does not exist; `~` is the
+            home folder.
         every: Updates between two checkpoints. One takes about 20 ms, 2 ms a leaf and 4 ms a megabyte, while nothing else runs:
             choose so many that it comes once a minute or less.
         keep: How many are kept: the newest. An old one is deleted only after a newer one is complete.
+        version: Of what cannot be seen: a text or a number that is another one whenever globals or files are.
+        may_differ: Names of settings that may be others than those that a checkpoint was saved with: `("optimizer",)` extends a
+            run whose schedule depends on `num_updates`. It goes on with the new ones.
 
     Raises:
-        ValueError: `every` or `keep` below 1.
+        TypeError: `directory` is no path.
+        ValueError: `every` or `keep` below 1; there is no such home folder.
     """
 
     directory: str | os.PathLike[str]
     every: int
     keep: int = 3
+    version: Any = None
+    may_differ: Collection[str] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", expanded("Checkpoints.directory", self.directory))
         check.whole(every=self.every, keep=self.keep)
+        if isinstance(self.may_differ, str):
+            raise TypeError(
+                f"may_differ: expected names in a tuple, received {self.may_differ!r}; write ({self.may_differ!r},)."
+            )
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the directory to this run, as `train` does: until the end of the block, or of the process.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: Another run holds it; there is something else than a folder, or one that cannot be written.
+        """
+        if jax.process_index() or "://" in self._path:
+            yield
+            return
+        check_place("Checkpoints.directory", self._path, folder=True)
+        Path(self._path).mkdir(parents=True, exist_ok=True)
+        with held("Checkpoints.directory", self._path):
+            yield
 
     def save(self, step: int, payload: Any, run: Mapping[str, str] | None = None) -> None:
         """Write a checkpoint; when this returns, it is complete. A kill before that leaves the earlier ones as they were.
@@ -62,17 +101,21 @@ class Checkpoints:
             run: What `restore` must be given again: names and texts, which say what run it is.
 
         Raises:
+            ValueError: `step` is no whole number from 0.
             TypeError: A leaf is something else; the error names it.
+            ValueError: The directory is no folder, or cannot be written.
             ImportError: Orbax is not installed.
         """
+        step = check.whole(at_least=0, step=step)
         ocp = require()
-        run = dict(run or {}) | _kinds(payload)
+        run = self._run(run, payload)
         arrays = {name: _storable(leaf) for name, leaf in _named_leaves(payload)}
         leaves = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
         note: dict[str, Any] = {"run": run, "leaves": leaves}
         note["sha256"] = _sha256(note, arrays.values())
         full = {name: array for name, array in arrays.items() if array.size}  # orbax refuses arrays without elements
-        args = ocp.args.Composite(arrays=ocp.args.StandardSave(full), note=ocp.args.JsonSave(note))
+        items = {"arrays": ocp.args.StandardSave(full)} if full else {}  # nor does it take none at all
+        args = ocp.args.Composite(note=ocp.args.JsonSave(note), **items)
         with self._manager(alone=False) as manager:
             manager.save(step, args=args, force=True)
 
@@ -92,7 +135,8 @@ class Checkpoints:
             `(step, payload)`, bitwise what was saved; `None` where there is no checkpoint yet.
 
         Raises:
-            ValueError: The checkpoint is of another model or another run; the error names the leaf or the setting.
+            ValueError: The checkpoint is of another model or another run; the error names the leaf or the setting. The directory is
+                no folder; `may_differ` names no setting.
             RuntimeError: There are checkpoints, all of them damaged.
             ImportError: Orbax is not installed.
         """
@@ -109,7 +153,7 @@ class Checkpoints:
                     warnings.warn(f"checkpoint {where} is damaged and passed over: {why}.", stacklevel=2)
                     continue
                 expected = like(step)
-                _check_same(where, note["run"], dict(run or {}) | _kinds(expected))
+                _check_same(where, note["run"], self._run(run, expected), self.may_differ)
                 multihost_utils.assert_equal(np.int32(step), _DISAGREE)
                 _move_aside([path for path, _ in damaged])
                 placed = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(expected)]
@@ -123,8 +167,19 @@ class Checkpoints:
             )
         return None
 
+    @property
+    def _path(self) -> str:
+        return os.fspath(self.directory)
+
+    def _run(self, run: Mapping[str, str] | None, payload: Any) -> dict[str, str]:
+        """All that must be the same, in words."""
+        version = {} if self.version is None else {"version": static_text(self.version)}
+        return {**(run or {}), **version, **_kinds(payload)}
+
     def _manager(self, *, alone: bool) -> Any:
         """Orbax's manager, of all processes together or of this one alone."""
+        if "://" not in self._path:
+            check_place("Checkpoints.directory", self._path, folder=True, write=not alone)
         ocp, epath, here = require(), importlib.import_module("etils.epath"), jax.process_index()
         some = {"primary_host": here, "active_processes": {here}, "barrier_sync_key_prefix": f"process_{here}"}
         options = ocp.CheckpointManagerOptions(
@@ -162,15 +217,20 @@ def _read(manager: Any, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray
     return note, arrays
 
 
-def _check_same(where: Any, found: Mapping[str, str], expected: Mapping[str, str]) -> None:
+def _check_same(where: Any, found: Mapping[str, str], expected: Mapping[str, str], may_differ: Collection[str]) -> None:
+    if strangers := set(may_differ) - {*expected, *found}:
+        settings = [name for name in expected if not name.startswith("leaf ")]
+        raise ValueError(f"may_differ: expected some of {settings}, received {sorted(strangers)}.")
     for name in [*expected, *found]:
         there, here = found.get(name, "nothing"), expected.get(name, "nothing")
-        if there != here:
+        if differ(there, here) and (name not in may_differ or name.startswith("leaf ")):
+            there, here = readable(there, here)
             shared = next(i for i, (a, b) in enumerate(itertools.zip_longest(there, here)) if a != b)
             start = max(0, shared - 60)
+            permission = "" if name.startswith("leaf ") else f", or permit it: Checkpoints(..., may_differ=({name!r},))"
             raise ValueError(
                 f"checkpoint {where} is of another run: {name}: expected {_cut(here, start)}, found {_cut(there, start)}. "
-                "Give this run a directory of its own."
+                f"Give this run a directory of its own{permission}."
             )
 
 

@@ -4,14 +4,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, summable
+from logderiv._core.arrays import as_key, expand, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.sharding import spread
 from logderiv.distributions import Forced
+from logderiv.environments import as_environment
 from logderiv.policies import PolicyWrapper, StepPolicy, as_policy
-from logderiv.sampling.episodes import BLOCK_SIZE, rollout
+from logderiv.sampling.episodes import BLOCK_SIZE, draw, warn_of_cut
 from logderiv.types import Key, Params
 
 
@@ -28,7 +30,7 @@ class Evaluation:
             itself; its updates are computed and dropped until the last one stops, which a stream of `Gymnasium` does not allow.
 
     Raises:
-        ValueError: `every`, `num_episodes` or `horizon` is below 1, or no whole number.
+        ValueError: `every`, `num_episodes` or `horizon` is below 1, or no whole number; `stop_at` is NaN.
     """
 
     every: int = 10
@@ -38,11 +40,10 @@ class Evaluation:
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
-        check.whole(every=self.every, num_episodes=self.num_episodes)
-        check.whole_or_none(horizon=self.horizon)
+        if self.stop_at is not None:
+            check.between(-np.inf, np.inf, stop_at=self.stop_at)
 
 
-@jit
 def evaluate(
     params: Params,
     key: Key,
@@ -69,18 +70,31 @@ def evaluate(
         environment_params: Passed to the environment; `None` for its own.
 
     Returns:
-        The returns, shape `(num_episodes,)`; float32 at least.
+        The returns, shape `(num_episodes,)`, of a game `(num_episodes, num_players)`; float32 at least.
 
     Raises:
         ValueError: `num_episodes` or `horizon` is below 1, or there is no horizon.
         TypeError: Not a policy, an environment or a key; `greedy`, and the policy's distribution has no `mode()`.
+
+    Warns:
+        UserWarning: `horizon` cuts some paths of a process that ends by itself; see `logderiv.rollout`.
     """
-    check.whole(num_episodes=num_episodes)
-    keys, policy = spread(jax.random.split(as_keys(key), num_episodes)), as_policy(policy)
+    num_episodes = check.whole(num_episodes=num_episodes)
+    horizon, policy = check.whole_or_none(horizon=horizon), as_policy(policy)
     policy = _Greedy(policy) if greedy else policy
     options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
-    taus = rollout(params, keys, policy, environment, **options)
-    return jnp.sum(jnp.where(taus.valid, summable(taus.rewards), 0), axis=-1)
+    returns, cut = _returns(params, as_key(key), policy, as_environment(environment), num_episodes, options)
+    warn_of_cut("evaluate", cut, stacklevel=2)
+    return returns
+
+
+@jit
+def _returns(
+    params: Params, key: Key, policy: Any, environment: Any, num_episodes: int, options: Any
+) -> tuple[jax.Array, jax.Array | None]:
+    keys = spread(jax.random.split(key, num_episodes))
+    taus, cut = draw(params, keys, policy, environment, **options)
+    return jnp.sum(jnp.where(expand(taus.valid, taus.rewards), summable(taus.rewards), 0), axis=1), cut
 
 
 @pytree

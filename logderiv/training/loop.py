@@ -14,13 +14,16 @@ import numpy as np
 import optax
 from jax import lax
 
+from logderiv._core.arrays import as_steps
+from logderiv._core.check import is_traced
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import jit
 from logderiv._core.sharding import gather, spread
 from logderiv.estimators import Estimator
+from logderiv.estimators.base import keep_finite
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
-from logderiv.types import Key, Params, Stream, Trajectory, as_steps, batch_info, one_batch_axis
+from logderiv.types import Key, Params, Stream, Trajectory, batch_info, one_batch_axis
 
 
 class _Maximized(NamedTuple):
@@ -146,9 +149,13 @@ class Metrics(NamedTuple):
         num_episodes: Trajectories of the batch; of a stream the episodes that ended in it.
         truncated_fraction: Fraction of trajectories that reached the horizon without terminating; see `BatchInfo`.
         grad_norm: Mean over the update's gradients of their Euclidean norm.
-        num_nonfinite: How many of the update's gradients were not finite. `optax.apply_if_finite` skips them; without it they
-            end in the parameters.
+        num_nonfinite: How many of the update's gradients were not finite, though the batch was. `optax.apply_if_finite` skips
+            them; without it they end in the parameters.
         evaluation: Mean return of the evaluation after this update, NaN where there was none; `None` without `evaluation`.
+        num_skipped: 1 where the batch was left out whole: a weight or target, or the estimator's state after it, was not finite.
+            Parameters, optimizer and estimator are as before it, and there is no gradient (`grad_norm` is NaN).
+        num_nonfinite_rewards: How many of the batch's rewards were not finite, the usual reason. Where there are none it was a
+            value of a state, a ratio, a credit or a fit.
     """
 
     mean_return: jax.Array
@@ -158,6 +165,8 @@ class Metrics(NamedTuple):
     grad_norm: jax.Array
     num_nonfinite: jax.Array
     evaluation: Any = None
+    num_skipped: Any = 0
+    num_nonfinite_rewards: Any = 0
 
 
 class TrainState(NamedTuple):
@@ -242,7 +251,8 @@ def advance(
 
     Since `first` and `stop` are traced, pieces of any sizes up to `length` are calls of one program, which gives the same bits
     wherever a run is cut. What does not take place, behind `stop` or behind an early stop, leaves the state as it is and a row
-    of NaN and 0.
+    of zeros. Zeros stand for all that was not measured, and `with_gaps` makes them NaN: no program ends with a NaN that is meant,
+    so that `jax_debug_nans` finds those that are not.
 
     Args:
         state: Before update number `first`.
@@ -282,16 +292,27 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     key, key_batch, key_order = jax.random.split(state.key.keys(), 3)
     world = (policy, environment, environment_params)
     drawn, streams = batch.draw(state.params, key_batch, *world, state.streams)
-    weights, estimator_state = estimator.advantages(state.params, state.estimator_state, policy, drawn)
+    found = estimator.advantages(state.params, state.estimator_state, policy, drawn)
+    weights, estimator_state, used = keep_finite(state.estimator_state, *found)
     climb = {"estimator": estimator, "optimizer": maximize(optimizer), "epochs": epochs, "minibatches": minibatches}
-    params, opt_state, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
-    info, num_updates = batch_info(drawn), state.num_updates + 1
-    rest = jnp.mean(norms), jnp.sum(~jnp.isfinite(norms))
-    row = Metrics(info.mean_return, info.num_steps, info.num_episodes, info.truncated_fraction, *rest)
+    *new, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
+    params, opt_state = jax.tree.map(partial(jnp.where, used), tuple(new), (state.params, state.opt_state))
+    info, num_updates, steps = batch_info(drawn), state.num_updates + 1, as_steps(drawn)
+    bad_rewards = jnp.sum(steps.valid & ~jnp.isfinite(steps.rewards))
+    row = Metrics(
+        jnp.where(info.num_episodes > 0, info.mean_return, 0),
+        info.num_steps,
+        info.num_episodes,
+        info.truncated_fraction,
+        grad_norm=jnp.mean(norms),
+        num_nonfinite=jnp.sum(used & ~jnp.isfinite(norms)),
+        num_skipped=jnp.asarray(~used, jnp.int32),
+        num_nonfinite_rewards=bad_rewards,
+    )
     state = TrainState(params, opt_state, estimator_state, streams, KeyBits.of(key), num_updates, state.stopped)
     if evaluation is None:
         return state, row
-    none = jnp.full_like(row.mean_return, jnp.nan)
+    none = jnp.zeros_like(row.mean_return)
 
     def evaluated(state: TrainState) -> tuple[TrainState, jax.Array]:
         key, key_episodes = jax.random.split(state.key.keys())
@@ -308,16 +329,33 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     return state, row._replace(evaluation=mean_return)
 
 
-def missing(x: Any) -> jax.Array:
-    """NaN, or 0 of an integer, of this shape and dtype: what a row holds where nothing took place."""
-    return jnp.full(x.shape, jnp.nan if jnp.issubdtype(x.dtype, jnp.floating) else 0, x.dtype)
+def with_gaps(rows: Metrics, first: int, evaluation: Evaluation | None) -> Metrics:
+    """Rows of `advance` with NaN where nothing was measured: by NumPy, unless they are traced.
+
+    Args:
+        rows: Last axis `(n,)`.
+        first: Number of the first of these updates.
+        evaluation: Of the run.
+
+    Returns:
+        The rows.
+    """
+    where = jnp.where if is_traced(*jax.tree.leaves(rows)) else np.where
+    took_place = rows.num_steps > 0
+    seen = {name: took_place for name in ("truncated_fraction", "grad_norm")}
+    seen["mean_return"] = rows.num_episodes > 0
+    if evaluation is not None:
+        due = (first + np.arange(took_place.shape[-1]) + 1) % evaluation.every == 0
+        seen["evaluation"] = took_place & np.broadcast_to(due, took_place.shape)
+    values = {name: getattr(rows, name) for name in seen}
+    return rows._replace(**{name: where(seen[name], x, x.dtype.type(np.nan)) for name, x in values.items()})
 
 
 def _unless(over: Callable[..., Any], step: Callable[..., Any]) -> Callable[..., Any]:
     """`step`, or where `over(state, index)` the state as it is and nothing in the row."""
 
     def guarded(state: TrainState, index: jax.Array) -> tuple[TrainState, Metrics]:
-        nothing = jax.tree.map(missing, jax.eval_shape(step, state, index)[1])
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step, state, index)[1])
         return lax.cond(over(state, index), lambda s: (s, nothing), lambda s: step(s, index), state)
 
     return guarded

@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.optional import optional
+from logderiv.training.files import check_place, expanded, held
 
 Rows = Mapping[str, np.ndarray]  # name to values, shape (updates, seeds)
 Write = Callable[[np.ndarray, Rows], None]  # takes the numbers of updates, and their rows
@@ -100,13 +101,21 @@ class CSVWriter:
     `numpy.genfromtxt(path, delimiter=",", names=True)` reads it.
 
     A run replaces the rows of an earlier run in the same file, one that goes on writes its earlier rows anew; a file of anything
-    else is never overwritten.
+    else is never overwritten, nor is one to which another run writes. A file that is gone while the run goes on is written again,
+    with all its rows.
 
     Attributes:
-        path: The file; its directory is made.
+        path: The file; its directory is made, and `~` is the home folder.
+
+    Raises:
+        TypeError: `path` is no path.
+        ValueError: There is no such home folder.
     """
 
     path: str | os.PathLike[str]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", expanded("CSVWriter.path", self.path))
 
     def open(self, past: Rows, total: int) -> contextlib.AbstractContextManager[Write]:
         """Begin the file anew, once the block is entered.
@@ -119,35 +128,82 @@ class CSVWriter:
             A context, from which comes what takes the rows of the others.
 
         Raises:
-            ValueError: The file that is there has other columns.
+            ValueError: The file that is there has other columns, or is no plain file, or another run writes to it.
         """
         del total
-        path, header = Path(self.path), ",".join(("update", "seed", *past)) + "\n"
-        if path.exists():
-            with path.open(errors="replace") as file:
-                line = file.readline()
-            if not header.startswith(line):  # the line is a part of it where the run was killed while it wrote it
-                raise ValueError(
-                    f"{path}: expected the columns {header.strip()}, received {line[:200].strip()}; the file is of other metrics "
-                    "or none of ours: write to another, or move it away."
-                )
-        return self._lines(header, past)
+        table = _Table(Path(self.path), ",".join(("update", "seed", *past)) + "\n")
+        table.check()
+        return self._lines(table, past)
 
     @contextlib.contextmanager
-    def _lines(self, header: str, past: Rows) -> Iterator[Write]:
+    def _lines(self, table: "_Table", past: Rows) -> Iterator[Write]:
         start, seeds = _num_rows(past)
-        Path(self.path).parent.mkdir(parents=True, exist_ok=True)
-        with Path(self.path).open("w") as file:
 
-            def write(updates: np.ndarray, rows: Rows) -> None:
-                numbers = [np.repeat(updates, seeds), np.tile(np.arange(seeds), len(updates))]
-                lines = zip(*(map(str, column) for column in [*numbers, *map(np.ravel, rows.values())]), strict=True)
-                file.writelines(",".join(line) + "\n" for line in lines)
-                file.flush()
+        def write(updates: np.ndarray, rows: Rows) -> None:
+            numbers = [np.repeat(updates, seeds), np.tile(np.arange(seeds), len(updates))]
+            lines = zip(*(map(str, column) for column in [*numbers, *map(np.ravel, rows.values())]), strict=True)
+            table.append("".join(",".join(line) + "\n" for line in lines))
 
-            file.write(header)
+        with table:
             write(np.arange(start), past)
             yield write
+
+
+class _Table:
+    """A CSV file that grows by whole pieces: one that could not be written is taken back, and a file that is gone is made again."""
+
+    def __init__(self, path: Path, header: str) -> None:
+        self.path, self.header, self.size, self.stack = path, header, 0, contextlib.ExitStack()
+
+    def check(self) -> None:
+        """Refuse what is there and is not ours to replace."""
+        check_place("CSVWriter.path", str(self.path), folder=False)
+        if self.path.exists():
+            with held("CSVWriter.path", self.path), self.path.open(errors="replace") as file:
+                line = file.readline(len(self.header))
+            if not self.header.startswith(line):  # the line is a part of it where the run was killed while it wrote it
+                raise ValueError(
+                    f"{self.path}: expected the columns {self.header.strip()}, received {line[:200].strip()}; the file is of other "
+                    "metrics or none of ours: write to another, or move it away."
+                )
+
+    def __enter__(self) -> None:
+        self._begin(b"")
+
+    def __exit__(self, *_: object) -> None:
+        with self.stack:
+            if not self.file.closed:
+                self.file.truncate(self.size)
+
+    def append(self, text: str) -> None:
+        """Add lines, all of them or none."""
+        kept = os.fstat(self.file.fileno())
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), kept)):
+            self.file.seek(0)
+            content = self.file.read(self.size)
+            self.check()
+            self.stack.close()
+            self._begin(content)
+        elif kept.st_size < self.size:  # someone has emptied it
+            self.size = 0
+        self._add(text)
+
+    def _begin(self, content: bytes) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            self.file = stack.enter_context(self.path.open("a+b", buffering=0))
+            stack.enter_context(held("CSVWriter.path", self.path))
+            self.size = 0
+            self._add(content.decode())
+            self.stack = stack.pop_all()
+
+    def _add(self, text: str) -> None:
+        self.file.truncate(self.size)
+        left = memoryview((text if self.size else self.header * (not text.startswith(self.header)) + text).encode())
+        size = self.size + len(left)
+        while left:
+            left = left[self.file.write(left) :]
+        self.size = size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,15 +211,16 @@ class TensorBoardWriter:
     """Event files of scalars, one tag per metric against the update; needs tensorboardX (the extra `tensorboard`).
 
     Of several seeds each is a run of its own, `directory/seed_0` and so on. A run that goes on, or starts anew in the same
-    directory, adds a file that tells TensorBoard to hide what it replaces.
+    directory, adds a file that tells TensorBoard to hide what it replaces. So does one whose file is gone while it goes on.
 
     Attributes:
-        directory: TensorBoard's `--logdir`, or a directory in it.
+        directory: TensorBoard's `--logdir`, or a directory in it; `~` is the home folder.
         every: Write only every so many updates. An update takes about 0.1 ms, which a run of thousands of updates a second
             would feel; TensorBoard itself draws a thousand points of a curve.
 
     Raises:
-        ValueError: `every` is below 1.
+        TypeError: `directory` is no path.
+        ValueError: `every` is below 1; there is no such home folder.
         ImportError: tensorboardX is missing.
     """
 
@@ -171,37 +228,117 @@ class TensorBoardWriter:
     every: int = 1
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "directory", expanded("TensorBoardWriter.directory", self.directory))
         check.whole(every=self.every)
         _tensorboard()
 
-    @contextlib.contextmanager
-    def open(self, past: Rows, total: int) -> Iterator[Write]:
-        """Begin event files.
+    def open(self, past: Rows, total: int) -> contextlib.AbstractContextManager[Write]:
+        """Begin event files, once the block is entered.
 
         Args:
             past: The rows of the updates before, which earlier files hold.
             total: How many updates the whole run has.
 
-        Yields:
-            What takes the rows of the others.
+        Returns:
+            A context, from which comes what takes the rows of the others.
+
+        Raises:
+            ValueError: There is something else than a folder, or another run writes to it.
         """
         del total
         start, seeds = _num_rows(past)
-        summary, make = _tensorboard().proto.summary_pb2.Summary, _tensorboard().SummaryWriter
-        options = {"purge_step": start, "flush_secs": 1, "filename_suffix": f".{time.time_ns()}"}
-        paths = [Path(self.directory) / (f"seed_{seed}" if seeds > 1 else "") for seed in range(seeds)]
-        with contextlib.ExitStack() as stack:
-            writers = [stack.enter_context(make(str(path), **options)) for path in paths]
+        files = [_EventFile(os.path.join(self.directory, f"seed_{i}" if seeds > 1 else "")) for i in range(seeds)]
+        for file in files:
+            file.check()
+        return self._events(files, start)
 
-            def write(updates: np.ndarray, rows: Rows) -> None:
-                """One event an update: `add_scalar` would write one a metric, and take eight times as long."""
-                now = time.time()
+    @contextlib.contextmanager
+    def _events(self, files: Sequence["_EventFile"], start: int) -> Iterator[Write]:
+        summary = _tensorboard().proto.summary_pb2.Summary
+
+        def write(updates: np.ndarray, rows: Rows) -> None:
+            """One event an update: `add_scalar` would write one a metric, and take eight times as long."""
+            now = time.time()
+            for seed, file in enumerate(files):
+                if file.is_gone():
+                    file.begin(int(updates[0]))
                 for i in np.flatnonzero(updates % self.every == 0).tolist():
-                    for seed, writer in enumerate(writers):
-                        values = [summary.Value(tag=name, simple_value=float(x[i, seed])) for name, x in rows.items()]
-                        writer.file_writer.add_summary(summary(value=values), int(updates[i]), now)
+                    values = [summary.Value(tag=name, simple_value=float(x[i, seed])) for name, x in rows.items()]
+                    file.writer.file_writer.add_summary(summary(value=values), int(updates[i]), now)
 
+        with contextlib.ExitStack() as stack:
+            for file in files:
+                stack.callback(file.close)
+                file.begin(start)
             yield write
+
+
+class _EventFile:
+    """The newest event file of a run of TensorBoard."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder, self.stack = folder, contextlib.ExitStack()
+        self.close = self.stack.close
+
+    def check(self) -> None:
+        """Refuse what is no folder, and one where another run writes: it holds its own file."""
+        if "://" not in self.folder:
+            check_place("TensorBoardWriter.directory", self.folder, folder=True)
+        for path in Path(self.folder).glob("*.tfevents.*"):
+            with held("TensorBoardWriter.directory", path):
+                pass
+
+    def begin(self, start: int) -> None:
+        """A new file, which hides what others say of this update and later ones."""
+        self.close()
+        ending = f".{time.time_ns()}"
+        make = _tensorboard().SummaryWriter
+        self.writer = self.stack.enter_context(
+            make(self.folder, purge_step=start, flush_secs=1, filename_suffix=ending)
+        )
+        self.path = next(Path(self.folder).glob(f"*{ending}"), None)  # none where it is no local folder
+        if self.path is not None:
+            self.stack.enter_context(held("TensorBoardWriter.directory", self.path))
+
+    def is_gone(self) -> bool:
+        """Whether someone has deleted it."""
+        return self.path is not None and not self.path.exists()
+
+
+def check_reporters(reporters: Any, more: Sequence[Reporter] = ()) -> tuple[Reporter, ...]:
+    """Reporters, checked to be some, and to write to different places, however those are spelled.
+
+    Args:
+        reporters: What was given.
+        more: Further ones.
+
+    Returns:
+        All of them.
+
+    Raises:
+        TypeError: No sequence, or something in it is no reporter.
+        ValueError: Two are the same.
+    """
+    if not isinstance(reporters, Iterable):
+        received = type(reporters).__name__
+        raise TypeError(f"reporters: expected a sequence of reporters, received {received}; put it in a list.")
+    reporters = (*reporters, *more)
+    for i, reporter in enumerate(reporters):
+        if isinstance(reporter, type) or not callable(getattr(reporter, "open", None)):
+            received = f"the class {reporter.__name__}" if isinstance(reporter, type) else type(reporter).__name__
+            raise TypeError(f"reporters[{i}]: expected a reporter, such as CSVWriter(path), received {received}.")
+    places = [_place(reporter) for reporter in reporters]
+    if any(reporter in reporters[:i] or places[i] in places[:i] for i, reporter in enumerate(reporters)):
+        raise ValueError(f"reporters: expected different ones, received {list(reporters)}.")
+    return reporters
+
+
+def _place(reporter: Any) -> Any:
+    """Where it writes: the file itself, whatever its names, or where it will be."""
+    if not isinstance(reporter, CSVWriter | TensorBoardWriter):
+        return reporter
+    path = reporter.path if isinstance(reporter, CSVWriter) else reporter.directory
+    return os.stat(path)[1:3] if os.path.exists(path) else os.path.realpath(path)
 
 
 def _num_rows(rows: Rows) -> tuple[int, int]:

@@ -11,18 +11,19 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, is_traced
+from logderiv._core.arrays import as_keys, check_params
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv._core.tables import concrete, shapes, table
 from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.policies import as_policy
+from logderiv.sampling.episodes import draw, warn_of_cut
 from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
-from logderiv.training.loop import Metrics, Plan, TrainState, advance, missing, start
-from logderiv.training.reporting import Bar, Reporter, Rows
+from logderiv.training.loop import Metrics, Plan, TrainState, advance, start, with_gaps
+from logderiv.training.reporting import Bar, Reporter, Rows, check_reporters
 from logderiv.types import Key, Params
 
 _PIECE = 2**15  # environment steps between two looks of the host: some 0.2 s at the speeds of a CPU
@@ -59,7 +60,8 @@ class Training(NamedTuple):
                 rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
         return (
             f"Training: seeds: {len(steps)}; at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
-            f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite\n"
+            f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite, "
+            f"{np.sum(metrics.num_skipped)} batches left out\n"
             + table(
                 ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
                 "<14 >13.5g >13.5g >13.5g >13.5g",
@@ -105,6 +107,9 @@ def train(
     end follows from the arguments alone, and the host reports and saves in between. Calling `train` again with equal settings
     and the same policy, environment and optimizer objects does not compile again.
 
+    A batch with a weight or target that is not finite, such as one with a reward of NaN, is left out whole: parameters, optimizer
+    and estimator stay as they were, bit for bit, and `metrics.num_skipped` counts it.
+
     Many seeds: keys `(S,)`, and `params` each of whose leaves has the leading axis `(S,)`, as `jax.vmap(policy.init)` makes
     them. They are trained together; state and metrics then have the leading axis `(S,)`.
 
@@ -127,7 +132,7 @@ def train(
         evaluation: When and how to evaluate, and when to stop.
         checkpoints: Where to save all that the run needs to go on, and how often. The same call made again, with the same or
             more updates, goes on from the newest good checkpoint (`params` then only say the shapes), and ends bitwise as a run
-            that was never interrupted.
+            that was never interrupted. A call with other settings or other code is refused; `Checkpoints` says what is compared.
         mesh: A `jax.sharding.Mesh`, as from `logderiv.make_mesh()`, over whose devices trajectories, or the environments of a
             stream, are spread: the same numbers as on one device up to rounding, baselines and normalizers over the whole batch
             included. Its size must divide their number, and that of evaluation episodes. With several processes
@@ -145,13 +150,16 @@ def train(
             or over the mesh; several gradients of a batch with an estimator that allows one; an optimizer that ascends;
             parameters without the leading axis of several keys; checkpoints of another run or model, or of a stream of
             Gymnasium's; reporters, progress or checkpoints inside `jax.jit` or `jax.vmap`; an advantage that needs values of the state
-            where there is no value function.
-        TypeError: A parameter is not floating point; no batch object; a stream with an estimator that needs whole episodes.
+            where there is no value function; two reporters of one file; a file or a directory to which another run writes, or which
+            is something else or cannot be written.
+        TypeError: A parameter is not floating point; a batch, an estimator, an optimizer, an evaluation, checkpoints or a reporter that
+            is something else, or was not called; a stream with an estimator that needs whole episodes.
         ImportError: `progress` without tqdm, `TensorBoardWriter` without tensorboardX, `checkpoints` without orbax-checkpoint.
         RuntimeError: There are checkpoints, all of them damaged.
 
     Warns:
-        UserWarning: Some gradients were not finite; a checkpoint is damaged and the one before is used.
+        UserWarning: Batches were left out, or gradients were not finite; a checkpoint is damaged and the one before is used; the
+            horizon cuts paths of a process that ends by itself, see `logderiv.rollout`.
 
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
@@ -160,24 +168,38 @@ def train(
         mesh = as_mesh(mesh)
         given = (params, key, policy, environment, environment_params)
         params, key, policy, environment, environment_params = replicate(given, mesh)
+    epochs, minibatches, num_updates = check.whole(epochs=epochs, minibatches=minibatches, num_updates=num_updates)
     plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
-    _check(params, key, plan, num_updates, mesh)
+    _check_kinds(plan, checkpoints)
+    _check(params, key, plan, mesh)
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
-    reporters = (*reporters, *([Bar()] if progress else []))
-    if any(reporter in reporters[:i] for i, reporter in enumerate(reporters)):
-        raise ValueError(f"reporters: expected different ones, received {list(reporters)}.")
+    reporters = check_reporters(reporters, [Bar()] if progress else [])
     with using(mesh):
         state = start(params, key, plan)
         if reporters or checkpoints is not None:
             state, metrics = _in_pieces(state, key, plan, num_updates, reporters, checkpoints)
         else:
             state, metrics = advance(state, np.int32(0), None, num_updates, plan)
-    if not is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
+            metrics = _measured(metrics, plan)
+            _warn_of_cut(plan, state, metrics)
+    _warn_of_what_was_not_finite(metrics)
+    return Training(state, metrics)
+
+
+def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
+    """Batches that were left out, and gradients of those that were not."""
+    if not check.is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
+        with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
+        warnings.warn(
+            f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
+            "that are not finite; metrics.num_skipped says in which updates.",
+            stacklevel=3,
+        )
+    if not check.is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return Training(state, metrics)
 
 
 def _in_pieces(
@@ -194,32 +216,57 @@ def _in_pieces(
     shapes = jax.eval_shape(lambda state: advance(state, np.int32(0), np.int32(0), length, plan)[1], state)
 
     def empty(num: int) -> Metrics:
-        return jax.tree.map(lambda x: np.array(missing(jax.ShapeDtypeStruct((*x.shape[:-1], num), x.dtype))), shapes)
+        return jax.tree.map(lambda x: np.zeros((*x.shape[:-1], num), x.dtype), shapes)
 
-    step, rows, run = 0, [empty(0)], {}
-    if checkpoints is not None:
-        # What may change between the parts of a run: where it runs, who is told, and how long it is.
-        run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
-        found = checkpoints.restore(lambda step: (state, empty(step)), run)
-        step, (state, *rows) = found or (0, (state, *rows))
-        if step > num_updates:
-            raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
-    opened = [
-        reporter.open(_columns(rows[0]), num_updates) for reporter in reporters
-    ]  # one that refuses does so before any begins
+    step, rows, run, warned = 0, [empty(0)], {}, False
     with contextlib.ExitStack() as stack:
+        if checkpoints is not None:
+            stack.enter_context(checkpoints.held())
+            # What may change between the parts of a run: where it runs, who is told, and how long it is.
+            run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
+            found = checkpoints.restore(lambda step: (state, empty(step)), run)
+            step, (state, *rows) = found or (0, (state, *rows))
+            if step > num_updates:
+                raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
+        # All are opened before any begins: one may refuse.
+        opened = [reporter.open(_columns(rows[0]), num_updates) for reporter in reporters]
         writers = [stack.enter_context(block) for block in opened if jax.process_index() == 0]
         while step < num_updates and not np.all(on_host(state.stopped)):
             stop = min(step - step % length + length, step - step % every + every, num_updates)
             state, new = advance(state, np.int32(step), np.int32(stop), length, plan)
             first, step = step, int(np.max(on_host(state.num_updates)))
-            rows.append(jax.tree.map(lambda x, num=step - first: on_host(x)[..., :num], new))
+            new = jax.tree.map(lambda x, num=step - first: on_host(x)[..., :num], new)
+            rows.append(with_gaps(new, first, plan.evaluation))
+            warned = warned or _warn_of_cut(plan, state, new)
             for write in writers:
                 write(np.arange(first, step), _columns(rows[-1]))
             if checkpoints is not None and (step % every == 0 or step == num_updates or step < stop):
                 rows = [_joined(rows)]
                 checkpoints.save(step, (state, rows[0]), run)
-    return state, jax.tree.map(jnp.asarray, _joined([*rows, empty(num_updates - step)]))
+    return state, _measured(_joined([*rows, empty(num_updates - step)]), plan)
+
+
+def _measured(rows: Metrics, plan: Plan) -> Metrics:
+    """Rows of `advance` as users get them."""
+    if not check.is_traced(*jax.tree.leaves(rows)):
+        rows = jax.tree.map(on_host, rows)
+    with jax.debug_nans(False):  # these are meant
+        return jax.tree.map(jnp.asarray, with_gaps(rows, 0, plan.evaluation))
+
+
+def _warn_of_cut(plan: Plan, state: TrainState, rows: Metrics) -> bool:
+    """Warn if paths that end by themselves were cut, and it is known. A stream bootstraps where it is cut."""
+    took_place = rows.num_steps > 0
+    if check.is_traced(took_place, rows.truncated_fraction) or isinstance(plan.batch, Steps) or not np.any(took_place):
+        return False
+    fraction = np.mean(np.asarray(rows.truncated_fraction)[np.asarray(took_place)])
+    if fraction == 0 or not hasattr(plan.environment, "ends_by_itself"):
+        return False
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[state.key.ndim :], x.dtype), (state.params, state.key))
+    options = {"horizon": 1, "environment_params": plan.environment_params}
+    cut = jax.eval_shape(lambda params, key: draw(params, key, plan.policy, plan.environment, **options)[1], *shapes)
+    warn_of_cut("train", None if cut is None else fraction, stacklevel=4)
+    return True
 
 
 def _joined(rows: Sequence[Metrics]) -> Metrics:
@@ -231,12 +278,26 @@ def _columns(rows: Metrics) -> Rows:
     return {name: np.atleast_2d(x).T for name, x in rows._asdict().items() if x is not None}
 
 
-def _check(params: Params, key: Key, plan: Plan, num_updates: int, mesh: Any) -> None:
+def _check_kinds(plan: Plan, checkpoints: Any) -> None:
+    """Each part is what its name says, and not its class."""
+    for name, part, needs, expected in (
+        ("batch", plan.batch, ("draw", "start"), "logderiv.Episodes, Groups or Steps"),
+        ("estimator", plan.estimator, ("advantages", "objective"), "an estimator, such as logderiv.ScoreFunction()"),
+        ("optimizer", plan.optimizer, ("init", "update"), "a transformation of optax, such as optax.adam(1e-2)"),
+        ("evaluation", plan.evaluation, ("every", "stop_at"), "logderiv.Evaluation(every=10)"),
+        ("checkpoints", checkpoints, ("save", "restore", "held"), "logderiv.Checkpoints(directory, every=100)"),
+    ):
+        optional = part is None and name in ("evaluation", "checkpoints")
+        if not optional and (isinstance(part, type) or not all(hasattr(part, need) for need in needs)):
+            received = type(part).__name__
+            if isinstance(part, type) or callable(part):
+                received = f"{getattr(part, '__name__', received)}, not called; call it"
+            raise TypeError(f"{name}: expected {expected}, received {received}.")
+
+
+def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
     """What does not go together, whatever the world."""
-    check.params(params)
-    check.whole(num_updates=num_updates, epochs=plan.epochs, minibatches=plan.minibatches)
-    if not hasattr(plan.batch, "draw"):
-        raise TypeError(f"batch: expected logderiv.Episodes, Groups or Steps, received {type(plan.batch).__name__}.")
+    check_params(params)
     plan.batch.check(plan.estimator, mesh)
     if plan.epochs * plan.minibatches > 1 and not plan.estimator.structure.reusable:
         raise ValueError(
@@ -259,7 +320,7 @@ def _check_host(params: Params, key: Key, plan: Plan, **asked: Any) -> None:
     """Where the host has something to do between pieces, it must be there, and what it saves must be able to go on."""
     names = [name for name, value in asked.items() if value]
     # Under jax.jit any array is traced, under jax.vmap those that are mapped over.
-    if names and is_traced(jnp.zeros(()), *jax.tree.leaves((params, key, plan))):
+    if names and check.is_traced(jnp.zeros(()), *jax.tree.leaves((params, key, plan))):
         raise ValueError(
             f"{', '.join(names)}: inside jax.jit or jax.vmap the host cannot look on; leave it out there, and train several seeds by "
             "one call with several keys."

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.environments._spaces import ActionSpace, action_space, no_params
 from logderiv.environments.gymnasium.host import Host
@@ -60,7 +59,6 @@ class Gymnasium(Environment):
                 "Gymnasium: expected an id or a function that makes one environment, received "
                 f"{type(self.make).__name__}; a vector environment is made here, as wide as the batch."
             )
-        check.whole(max_batches=self.max_batches)
         limit, *_ = described(self.make)
         object.__setattr__(self, "horizon", limit if self.horizon is None else self.horizon)
 

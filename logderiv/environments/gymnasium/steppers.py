@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from logderiv._core.optional import optional
+from logderiv.environments._spaces import from_start
 from logderiv.environments.gymnasium.host import Leaves
 
 _CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
@@ -62,7 +63,7 @@ class OneByOne:
         """Step these rows."""
         actions = (jax.tree.unflatten(self.structure, [a[i] for a in action]) for i in range(len(rows)))
         new = [self.environments[row].step(a) for row, a in zip(rows.tolist(), actions, strict=True)]
-        return _stack([x[0] for x in new]), np.array([x[1:4] for x in new], float)
+        return _stack([x[0] for x in new]), np.array([_outcome(x) for x in new])
 
     def close(self) -> None:
         """Close all."""
@@ -120,7 +121,7 @@ def nested(space: Any) -> Any:
 
 
 def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
-    """Actions of all rows, inside their space of arrays, in its dtype.
+    """Actions of all rows, inside their space of arrays, in its dtype; whole ones are counted from 0 and leave here from its `start`.
 
     Raises:
         ValueError: One is outside; says which.
@@ -132,7 +133,7 @@ def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
     if outside.any():
         row = int(np.argwhere(outside)[0, 0])
         raise ValueError(f"action: expected one of {space}, received {action[row]} in row {row}; {fix}.")
-    return action.astype(space.dtype)
+    return from_start(space, action.astype(space.dtype))
 
 
 def _library() -> Any:
@@ -147,12 +148,28 @@ def _spec(source: str) -> Any:
 
 def _bounds(space: Any) -> tuple[Any, Any, str]:
     """The least and the largest action, and what helps where one is outside."""
-    name, fix = type(space).__name__, "is the last layer as wide as the number of actions?"
+    name, fix = type(space).__name__, "counted from 0, is the last layer as wide as the number of actions?"
     if name in ("Discrete", "MultiDiscrete"):
-        return space.start, space.start + (space.n if name == "Discrete" else space.nvec) - 1, fix
+        return 0, (space.n if name == "Discrete" else space.nvec) - 1, fix
     if name == "MultiBinary":
         return 0, 1, fix
     return space.low, space.high, "use logderiv.TanhNormal with these bounds, or Gymnasium(..., clip=True)"
+
+
+def _outcome(found: Any) -> list[float]:
+    """Reward, terminated and truncated of one step."""
+    if not isinstance(found, tuple) or len(found) != 5:
+        received = f"{len(found)} values" if isinstance(found, tuple) else type(found).__name__
+        raise TypeError(
+            f"environment.step: expected (observation, reward, terminated, truncated, info), received {received}."
+        )
+    for position, name in enumerate(("reward", "terminated", "truncated"), 1):
+        value = np.asarray(found[position])
+        if value.size != 1 or value.dtype.kind in "cOSU":
+            raise TypeError(
+                f"environment.step: value {position}, {name}: expected one real number, received {found[position]!r}."
+            )
+    return [float(np.asarray(value).item()) for value in found[1:4]]
 
 
 def _stack(values: list[Any]) -> Leaves:

@@ -20,7 +20,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys
+from logderiv._core.arrays import as_key, refuse_complex, summable
 from logderiv._core.pytrees import jit, pytree
 from logderiv.likelihood.probability import log_prob
 from logderiv.likelihood.steps import fill_steps
@@ -179,6 +179,7 @@ class HiddenProcess(Process):
         with _full_precision():
             return self._smooth(params, self.filter(params, observations, observed=observed).states)
 
+    @jit
     def expected_log_joint(self, params: Any, posterior: Any, observations: Any, *, observed: Any = None) -> jax.Array:
         """E[log p(x, y; θ)] over the marginals that `smooth` gave: the `Q` of the EM algorithm.
 
@@ -214,7 +215,7 @@ class HiddenProcess(Process):
             ValueError: Shapes disagree, or there is no observation.
         """
         with _full_precision():
-            return self._sample(params, key, self.filter(params, observations, observed=observed).states)
+            return self._sample(params, as_key(key), self.filter(params, observations, observed=observed).states)
 
     def fill(self, observations: Any, observed: Any) -> tuple[Any, jax.Array]:
         """Observations that are safe where they are missing, and the mask in full.
@@ -229,8 +230,10 @@ class HiddenProcess(Process):
         Raises:
             ValueError: No observation; `observed` has another length.
         """
+        observations = jax.tree.map(jnp.asarray, observations, is_leaf=lambda x: isinstance(x, list))
+        refuse_complex(observations=observations)
         length = check.rows("observations", observations)
-        mask = jnp.ones(length, bool) if observed is None else jnp.asarray(observed, bool)
+        mask = jnp.ones(length, bool) if observed is None else summable(observed, "observed") != 0
         check.shape((length,), observed=mask, hint="that of the series")
         return fill_steps(observations, mask), mask
 
@@ -303,7 +306,6 @@ def fisher_score(params: Params, model: HiddenProcess, observations: Any, *, obs
     return jax.grad(model.expected_log_joint)(params, posterior, observations, observed=observed)
 
 
-@jit
 def fisher_score_samples(
     params: Params, key: Key, model: HiddenProcess, observations: Any, *, num_samples: int, observed: Any = None
 ) -> Params:
@@ -325,10 +327,19 @@ def fisher_score_samples(
         Pytree of `params` with a leading axis of `num_samples`.
 
     Raises:
-        ValueError: Shapes disagree.
+        ValueError: Shapes disagree; `num_samples` is below 1; several keys.
+        TypeError: `key` is no key.
 
     Gradients: the paths are detached.
     """
+    num_samples = check.whole(num_samples=num_samples)
+    return _scores(params, as_key(key), model, observations, observed, num_samples)
+
+
+@jit
+def _scores(
+    params: Params, key: Key, model: HiddenProcess, observations: Any, observed: Any, num_samples: int
+) -> Params:
     detached = lax.stop_gradient(params)
 
     def one(key: jax.Array) -> Any:
@@ -336,4 +347,4 @@ def fisher_score_samples(
         tau = model.pair_trajectory(states, observations, observed=observed)
         return jax.grad(log_prob)(params, model.policy, tau)
 
-    return jax.vmap(one)(jax.random.split(as_keys(key), num_samples))
+    return jax.vmap(one)(jax.random.split(key, num_samples))

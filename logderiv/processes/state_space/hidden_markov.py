@@ -18,8 +18,10 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
+from logderiv._core.arrays import summable
+from logderiv._core.noise import gumbel
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Categorical
+from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.processes.base import Previous, no_reward
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards
 from logderiv.types import Key
@@ -49,7 +51,7 @@ def categorical_emission(params: jax.Array, state: jax.Array) -> Categorical:
     Returns:
         The distribution of one symbol.
     """
-    return Categorical(params[state])
+    return Categorical(summable(params, "params.emission")[state])
 
 
 @pytree(static=("emission", "reward", "horizon"))
@@ -96,7 +98,7 @@ class HiddenMarkovModel(HiddenProcess):
         Raises:
             ValueError: Start and kernel differ in their number of states.
         """
-        _check_params(params)
+        params = _checked(params)
         logits = jnp.where(observation.start, params.initial, params.transition[observation.state])
         return Emitting(Categorical(logits), Partial(self.emission, params.emission), observation.observed)
 
@@ -121,7 +123,7 @@ class HiddenMarkovModel(HiddenProcess):
             log_filtered, noise = inputs
             return jnp.argmax(_backward_kernel(params, log_filtered)[:, later] + noise), None
 
-        noise = jax.random.gumbel(key, filtered.shape, filtered.dtype)  # the largest logit plus noise is a draw
+        noise = gumbel(key, filtered.shape, filtered.dtype)  # the largest logit plus noise is a draw
         states, _ = backwards(step, jnp.argmax(filtered[-1] + noise[-1]), (filtered, noise))
         return states.astype(jnp.int32)
 
@@ -135,7 +137,7 @@ class HiddenMarkovModel(HiddenProcess):
 
     def _emission_log_probs(self, params: HiddenMarkovParams, observations: Any, observed: jax.Array) -> jax.Array:
         """Log-density of each observation in each state, 0 where it is missing, shape `(T, S)`."""
-        states = jnp.arange(params.initial.shape[0], dtype=jnp.int32)
+        states = jnp.arange(_checked(params).initial.shape[0], dtype=jnp.int32)
 
         def one(y: Any) -> jax.Array:
             return jax.vmap(lambda state: self.emission(params.emission, state).log_prob(y))(states)
@@ -144,8 +146,8 @@ class HiddenMarkovModel(HiddenProcess):
 
 
 def _log_tables(params: HiddenMarkovParams) -> tuple[jax.Array, jax.Array]:
-    _check_params(params)
-    return jax.nn.log_softmax(params.initial), jax.nn.log_softmax(params.transition)
+    params = _checked(params)
+    return log_softmax(params.initial), log_softmax(params.transition)
 
 
 def _backward_kernel(params: HiddenMarkovParams, log_filtered: jax.Array) -> jax.Array:
@@ -163,6 +165,9 @@ def _normalized(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
     return logs - jnp.where(impossible, 0, total), jnp.where(impossible, -jnp.inf, total)[0]
 
 
-def _check_params(params: HiddenMarkovParams) -> None:
+def _checked(params: HiddenMarkovParams) -> HiddenMarkovParams:
+    start, kernel = summable(params.initial, "params.initial"), summable(params.transition, "params.transition")
+    params = params._replace(initial=start, transition=kernel)
     hint = "start and kernel must agree on the states"
-    check.fields("params.", params, hint=hint, transition=jnp.shape(params.initial) * 2)
+    check.fields("params.", params, hint=hint, transition=start.shape * 2)
+    return params

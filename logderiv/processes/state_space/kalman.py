@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve
 
+from logderiv._core.noise import normal
 from logderiv.distributions.multivariate import PartlyObserved, mask_covariance
 from logderiv.processes.base import GaussianMoments
 from logderiv.processes.state_space.hidden import Filtered, Smoothed, backwards
@@ -91,7 +92,7 @@ def sample_posterior(model: StateSpaceMatrices, key: Key, filtered: GaussianMome
         mean = state.mean + gain @ (later - model.transition @ state.mean)
         return mean + jnp.linalg.cholesky(rest) @ noise, None
 
-    noise = jax.random.normal(key, filtered.mean.shape, filtered.mean.dtype)
+    noise = normal(key, filtered.mean.shape, filtered.mean.dtype)
     last = filtered.mean[-1] + jnp.linalg.cholesky(filtered.covariance[-1]) @ noise[-1]
     return backwards(step, last, (filtered, noise))[0]
 

@@ -19,7 +19,7 @@ from jax.scipy.linalg import cho_solve
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, expand
+from logderiv._core.arrays import HALF_LOG_2PI, expand, numbers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from
 from logderiv.distributions.multivariate import mask_covariance
@@ -122,17 +122,17 @@ class StateSpaceModel(HiddenProcess):
         Raises:
             ValueError: Shapes disagree.
         """
-        y = jnp.asarray(observations)
+        y = summable(observations, "observations")
         y = y[:, None] if y.ndim == 1 and self.num_observed == 1 else y
         check.shape((check.rows("observations", y), self.num_observed), observations=y, hint="use jax.vmap for a batch")
-        seen = jnp.ones(y.shape, bool) if observed is None else jnp.asarray(observed, bool)
+        seen = jnp.ones(y.shape, bool) if observed is None else summable(observed, "observed") != 0
         if seen.shape not in (y.shape, y.shape[:1]):
             raise ValueError(f"observed: expected shape {y.shape[:1]} or {y.shape}, received {seen.shape}.")
         seen = jnp.broadcast_to(expand(seen, y), y.shape)
         return jnp.where(seen, y, 0), seen
 
     def _matrices(self, params: Any) -> StateSpaceMatrices:
-        model, n, p = self.matrices(params), self.num_states, self.num_observed
+        model, n, p = numbers(self.matrices(params), "matrices"), self.num_states, self.num_observed
         hint = f"num_states = {n}, num_observed = {p}; start, transition and design must agree"
         check.fields("", model, hint=hint, initial_mean=(n,), initial_covariance=(n, n), transition=(n, n))
         check.fields("", model, hint=hint, state_covariance=(n, n), design=(p, n), observation_covariance=(p, p))
@@ -171,7 +171,7 @@ class LinearGaussian(StateSpaceModel):
     """
 
     def matrices(self, params: LinearGaussianParams) -> StateSpaceMatrices:
-        mean, start, transition, state, design, noise = params
+        mean, start, transition, state, design, noise = numbers(params)
         start, state, noise = map(covariance_from, (start, state, noise))
         return StateSpaceMatrices(mean, start, transition, state, design, noise)
 
@@ -202,6 +202,9 @@ class LocalLevel(StateSpaceModel):
         reward: Function of `(x_t, y_t)`.
         horizon: Default number of steps of a rollout.
 
+    Raises:
+        ValueError: `initial_mean` is not finite, or `initial_variance` not positive and finite.
+
     References:
         Durbin & Koopman (2012), Time Series Analysis by State Space Methods, 2nd ed., eq. 2.3.
     """
@@ -209,9 +212,14 @@ class LocalLevel(StateSpaceModel):
     initial_mean: Any = 0.0
     initial_variance: Any = 1e7
 
+    def __post_init__(self) -> None:
+        check.finite(initial_mean=self.initial_mean)
+        check.positive(finite=True, initial_variance=self.initial_variance)
+
     def matrices(self, params: LocalLevelParams) -> StateSpaceMatrices:
-        noise, level = (jnp.exp(x).reshape(1, 1) for x in params)
-        mean, variance = jnp.full_like(noise[0], self.initial_mean), jnp.full_like(noise, self.initial_variance)
+        noise, level = (jnp.exp(x).reshape(1, 1) for x in numbers(params))
+        known = numbers((self.initial_mean, self.initial_variance), "prior")
+        mean, variance = jnp.full_like(noise[0], known[0]), jnp.full_like(noise, known[1])
         one = jnp.ones_like(noise)
         return StateSpaceMatrices(mean, variance, one, level, one, noise)
 

@@ -1,0 +1,209 @@
+"""The law that is drawn is the law that is scored: every distribution, every dtype, both tails."""
+
+# pyright: reportArgumentType=false
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+import logderiv as ld
+from logderiv._core import noise
+from logderiv.processes.jump import NextEvent
+
+HALVES = [jnp.float16, jnp.bfloat16]
+DTYPES = [*HALVES, jnp.float32]
+NUM = 200_000
+
+
+def p_value(counts, probabilities):
+    """Of a chi-squared test, cells of fewer than 5 expected draws taken together."""
+    expected = np.asarray(probabilities, float) * counts.sum()
+    few = expected < 5
+    counts, expected = (np.append(x[~few], x[few].sum()) for x in (counts.astype(float), expected))
+    keep = expected > 0
+    return scipy.stats.chisquare(counts[keep], expected[keep] * counts[keep].sum() / expected[keep].sum()).pvalue
+
+
+@functools.cache
+def logits_of(size, dtype, spread=1.0):
+    return (spread * jax.random.normal(jax.random.key(size), (size,), jnp.float32)).astype(dtype)
+
+
+def drawn(distribution, num=NUM, seed=0):
+    return np.asarray(jax.jit(jax.vmap(distribution.sample))(jax.random.split(jax.random.key(seed), num)))
+
+
+SIZES = [pytest.param(size, marks=pytest.mark.slow if size not in (2, 10) else ()) for size in (2, 3, 10, 100, 1000)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", SIZES)
+def test_draws_of_a_categorical_follow_the_law_of_its_logits_in_float32(size, dtype):
+    logits = logits_of(size, dtype)
+    num = NUM if size <= 10 else NUM // 4
+    law = scipy.special.softmax(np.asarray(logits, float))
+    counts = np.bincount(drawn(ld.Categorical(logits), num), minlength=size)
+    assert p_value(counts, law) > 1e-4
+    other = np.roll(law, 1) if size < 10 else law * np.linspace(0.98, 1.02, size)
+    assert p_value(100 * counts, other / other.sum()) < 1e-4  # the test can fail
+
+
+def test_draws_in_half_precision_are_rejected():
+    """What `jax.random.categorical` draws from equal logits of bfloat16: the first half of them, nearly always."""
+    logits = jnp.zeros(1000, jnp.bfloat16)
+    theirs, ours = (jax.random.split(jax.random.key(seed), 20_000) for seed in (0, 1))
+    theirs = jax.jit(jax.vmap(lambda key: jax.random.categorical(key, logits)))(theirs)
+    ours = jax.jit(jax.vmap(ld.Categorical(logits).sample))(ours)
+    assert (np.asarray(theirs) < 500).mean() > 0.9
+    assert abs((np.asarray(ours) < 500).mean() - 0.5) < 5 * 0.5 / np.sqrt(20_000)
+
+
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float16, jnp.float32))]
+)
+def test_draws_of_the_others_follow_their_laws(dtype):
+    """Of a Bernoulli, of normals and of waiting times, in cells of equal probability."""
+    logit, loc, scale = (jnp.asarray(x, dtype) for x in (-1.3, 0.4, 1.7))
+    flips = drawn(ld.Bernoulli(logit))
+    p = float(jax.nn.sigmoid(logit.astype(jnp.float32)))
+    assert abs(flips.mean() - p) < 5 * np.sqrt(p * (1 - p) / NUM)
+    law = scipy.stats.norm(float(loc), float(scale))
+    both = ld.distributions.MultivariateNormal(loc[None], scale[None, None])
+    events = NextEvent(jnp.asarray([0.5, 1.5], dtype), jnp.asarray(100.0, dtype))
+    waits = jax.jit(jax.vmap(lambda key: events.sample(key).wait))(jax.random.split(jax.random.key(1), NUM))
+    quantiles = {
+        "Normal": law.cdf(drawn(ld.Normal(loc, scale))),
+        "MultivariateNormal": law.cdf(drawn(both)[:, 0]),
+        "TanhNormal": law.cdf(np.arctanh(drawn(ld.TanhNormal(loc / 4, scale / 4)).astype(float)) * 4),
+        "NextEvent": scipy.stats.expon(scale=0.5).cdf(waits),
+    }
+    for name, values in quantiles.items():
+        counts = np.bincount(np.minimum((values * 500).astype(int), 499), minlength=500)
+        assert p_value(counts, np.full(500, 1 / 500)) > 1e-4, name
+
+
+BITS = np.array([0, 1, 100, 2**20, 2**31 - 1, 2**31, 2**32 - 100, 2**32 - 2, 2**32 - 1], np.uint32)
+
+
+@pytest.fixture
+def given_bits(monkeypatch):
+    """All random bits are these."""
+
+    def give(bits):
+        monkeypatch.setattr(noise.jax.random, "bits", lambda key, shape, dtype: jnp.asarray(bits, dtype).reshape(shape))
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("draw", "law"),
+    [
+        (noise.normal, scipy.stats.norm),
+        (noise.logistic, scipy.stats.logistic),
+        (noise.exponential, scipy.stats.expon),
+        (noise.gumbel, scipy.stats.gumbel_r),
+    ],
+)
+def test_both_tails_are_right_to_probabilities_of_two_to_the_minus_32(draw, law, given_bits):
+    given_bits(BITS)
+    values = np.asarray(draw(jax.random.key(0), BITS.shape, jnp.float32), float)
+    below = (BITS.astype(float) + 0.5) / 2**32
+    np.testing.assert_allclose(law.cdf(values), below, rtol=2e-5)
+    np.testing.assert_allclose(law.sf(values), 1 - below, rtol=2e-5)
+
+
+def test_a_rare_outcome_is_as_rare_as_it_should_be(given_bits):
+    """σ(-20) is 8.85 of 2³²; of numbers of 23 bits one in 2²³ is 0, 58 times as many."""
+    bits = np.arange(1000, dtype=np.uint32)
+    given_bits(bits)
+    key, size = jax.random.key(0), (1000,)
+    assert ld.Bernoulli(jnp.full(size, -20.0, jnp.float32)).sample(key).sum() == 9
+    given_bits(~bits)
+    assert (ld.Bernoulli(jnp.full(size, 20.0, jnp.float32)).sample(key) == 0).sum() == 9
+
+
+@pytest.mark.slow
+def test_rare_outcomes_among_two_to_the_28():
+    keys = jax.random.split(jax.random.key(0), 8)
+    flips = jax.jit(lambda key: ld.Bernoulli(jnp.full(2**25, -20.0, jnp.float32)).sample(key).sum())
+    assert sum(int(flips(key)) for key in keys) < 6  # 0.55 expected
+    logits = jnp.asarray([0.0, -16.0], jnp.float32)
+    rare = jax.jit(lambda key: ld.Categorical(jnp.broadcast_to(logits, (2**23, 2))).sample(key).sum())
+    found, expected = sum(int(rare(key)) for key in keys), 2**26 * scipy.special.expit(-16.0)
+    assert abs(found - expected) < 5 * np.sqrt(expected)
+
+
+def mean_score(make, score_of, params, num=NUM):
+    """The mean of the score over draws, and its standard error; drawn by one distribution and scored by another."""
+
+    @jax.jit
+    def both(keys):
+        actions = jax.vmap(make(*params).sample)(keys)
+        scores = jax.vmap(jax.grad(lambda p, a: score_of(*p).log_prob(a)), (None, 0))(params, actions)
+        return jax.tree.map(lambda x: (x.astype(float).mean(0), x.astype(float).std(0) / num**0.5), scores)
+
+    return both(jax.random.split(jax.random.key(3), num))
+
+
+def in_dtype(kind, dtype):
+    return lambda *params: kind(*(p.astype(dtype) for p in params))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "params"),
+    [
+        (ld.Categorical, jnp.bfloat16, (logits_of(40, jnp.float32),)),
+        (ld.Bernoulli, jnp.float16, (jnp.asarray(-2.5, jnp.float32),)),
+        (ld.Normal, jnp.bfloat16, (jnp.asarray(0.5, jnp.float32), jnp.asarray(1.5, jnp.float32))),
+        (ld.TanhNormal, jnp.bfloat16, (jnp.asarray(2.0, jnp.float32), jnp.asarray(1.0, jnp.float32))),
+    ],
+)
+def test_the_score_of_draws_in_half_precision_has_mean_zero(kind, dtype, params):
+    params = tuple(p.astype(dtype).astype(jnp.float32) for p in params)
+    for mean, sem in mean_score(in_dtype(kind, dtype), kind, params):
+        assert (np.abs(mean) <= 5 * sem).all()
+
+
+@pytest.mark.parametrize("stored", [None, jnp.bfloat16])
+def test_a_draw_on_a_bound_is_one_in_any_dtype(stored):
+    """Drawn in float32, scored in float64, or stored in bfloat16 in between: the gap is that of the action."""
+    params = jnp.asarray(4.0), jnp.asarray(2.0)
+    keys = jax.random.split(jax.random.key(0), NUM)
+
+    @jax.jit
+    def scores(keys):
+        actions = jax.vmap(in_dtype(ld.TanhNormal, jnp.float32)(*params).sample)(keys)
+        actions = actions if stored is None else actions.astype(stored)
+        score = jax.vmap(jax.grad(lambda loc, a: ld.TanhNormal(loc, params[1]).log_prob(a)), (None, 0))
+        return score(params[0], actions), score(params[0], actions.astype(jnp.float64))
+
+    right, as_before = (np.asarray(x) for x in scores(keys))
+    sem = right.std() / np.sqrt(NUM)
+    assert abs(right.mean()) < (5 * sem if stored is None else 0.01)  # rounding moves a density, too
+    assert abs(as_before.mean()) > 0.1  # where the gap is that of the parameters' dtype
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
+def test_a_network_in_half_precision_is_scored_by_what_it_drew_from(dtype):
+    policy = ld.MLP(5, hidden=(16,))
+    params = policy.init(jax.random.key(0), jnp.zeros(4))
+    params = jax.tree.map(lambda x: (20 * x).astype(dtype), params)
+    observations = jax.random.normal(jax.random.key(1), (64, 4), dtype)
+
+    class Fixed:
+        horizon = 20
+
+        def reset(self, key, params=None):
+            return observations[0], jnp.int32(0)
+
+        def step(self, key, state, action, params=None):
+            return observations[(state + 1) % 64], state + 1, jnp.zeros(()), jnp.zeros((), bool), jnp.zeros((), bool)
+
+    taus = ld.rollout(params, jax.random.split(jax.random.key(2), 32), policy, Fixed())
+    again = ld.log_factors(params, policy, taus)
+    assert again.dtype == taus.behavior_log_probs.dtype == jnp.float32
+    np.testing.assert_allclose(again, taus.behavior_log_probs, atol=1e-5)
