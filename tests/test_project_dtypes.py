@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from tests.dtype_cases import APART, AS_OTHERS, CASES, LIGHT, Case
+from tests.dtype_calls import Case
+from tests.dtype_cases import APART, AS_OTHERS, CASES, LIGHT
 
 DTYPES = {"bool": bool, "int8": np.int8, "uint8": np.uint8, "int32": np.int32, "float16": np.float16}
 DTYPES |= {"bfloat16": jnp.bfloat16, "float32": np.float32}

@@ -52,7 +52,8 @@ def test_estimates_moments_and_training_say_how_large():
 
     rows = jnp.arange(20.0).reshape(1, 20)
     one, none = jnp.ones_like(rows), jnp.zeros_like(rows, int)
-    metrics = ld.training.Metrics(rows, one.astype(int), one.astype(int), none, one, none)
+    metrics = ld.training.Metrics(rows, one.astype(int), one.astype(int), none, one, none, num_skipped=none)
+    metrics = metrics._replace(num_nonfinite_rewards=none)
     printed = str(ld.training.Training(jnp.zeros(2), metrics)).splitlines()  # pyright: ignore[reportArgumentType]
     assert printed[1].split()[:2] == ["20", "steps,"]
     assert printed[3].split() == ["mean_return", "0.5", "18.5", "18.5", "18.5"]
