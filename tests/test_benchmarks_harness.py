@@ -18,6 +18,7 @@ import pytest
 import logderiv as ld
 from benchmarks import __main__ as command
 from benchmarks import control_tasks, harness, likelihood_accuracy, overview, product_vs_score, reinforce_table
+from tests.mostly import slow
 
 # First T at which a product of T equal factors is zero on XLA's CPU backend (jax 0.10.2); None: it never is. Counted by
 #     lax.scan(lambda x, _: (x * p, x * p), dtype(1), None, length=10**6)[1] == 0
@@ -149,12 +150,12 @@ def overview_metrics():
 
 
 SMALL = (0.9, 0.5, 1 / 3, 0.25, 0.1, 0.01)
-SLOW = [pytest.param(dtype, (0.99,), marks=pytest.mark.slow) for dtype in ("float16", "bfloat16", "float64")]
+SLOW = [slow((dtype, (0.99,))) for dtype in ("float16", "bfloat16", "float64")]
 
 
 @pytest.mark.parametrize(
     ("dtype", "factors"),
-    [("float16", SMALL), ("bfloat16", SMALL), ("float32", (0.99, *SMALL)), ("float64", SMALL), *SLOW],
+    [slow(("float16", SMALL)), ("bfloat16", SMALL), ("float32", (0.99, *SMALL)), ("float64", SMALL), *SLOW],
 )
 def test_products_become_zero_where_a_plain_scan_does(dtype, factors):
     found = product_vs_score.collapses(dtype, factors)

@@ -9,6 +9,7 @@ import pytest
 import logderiv as ld
 from benchmarks import __main__ as command
 from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, tasks, training_speed
+from tests.mostly import mostly_slow
 from tests.test_benchmarks_harness import corridor
 from tests.test_benchmarks_training_speed import TINY
 
@@ -52,6 +53,8 @@ SMALLER = {
 }
 # Processes that are killed take a minute: `test_the_benchmark_counts_what_survives` has lives that are made up.
 ELSEWHERE = ("kill_and_resume",)
+# One of each kind: proofs, precision, speed with and without processes, variance, learning to a known optimum.
+KINDS = ("proof_table", "product_vs_score", "likelihood_speed", "token_speed", "estimator_frontier", "short_corridor")
 # Learning to a threshold takes more than a test has time for: there the bounds are only printed.
 LEARNS = ("training_speed",)
 
@@ -73,7 +76,7 @@ def as_users_run_them(monkeypatch, as_shipped):
         monkeypatch.setattr(harness, name, value)
 
 
-@pytest.mark.parametrize("name", [name for name in command.questions() if name not in ELSEWHERE])
+@pytest.mark.parametrize("name", mostly_slow([name for name in command.questions() if name not in ELSEWHERE], KINDS))
 def test_a_quick_run_keeps_its_bounds_and_leaves_a_row_and_a_figure(name, results, monkeypatch, capsys):
     module = importlib.import_module(f"benchmarks.{name}")
     for attribute, value in SMALLER.get(name, {}).items():

@@ -9,6 +9,7 @@ import pytest
 
 from logderiv._core.blocks import Layout, map_rows, scan_steps, sum_rows
 from tests.agreement import assert_same, value
+from tests.mostly import slow
 
 PARAMS = {"w": jnp.array([0.3, -0.7, 0.2]), "b": jnp.asarray(1.3)}
 
@@ -54,7 +55,7 @@ def test_blocked_values_and_derivatives_equal_plain_ones(num, length, rows):
     )
 
 
-@pytest.mark.parametrize(("length", "rows"), [(50, 8), (131, 5), (7, 7)])
+@pytest.mark.parametrize(("length", "rows"), [slow((50, 8)), (131, 5), (7, 7)])
 def test_the_one_pass_sum_equals_the_plain_sum_in_every_mode_of_differentiation(length, rows):
     inputs, valid = _inputs(1, length), jnp.arange(length)[None] < length - 3
     modes = (
@@ -113,7 +114,7 @@ def test_the_one_pass_sum_takes_parameters_that_are_no_floats():
     assert_same(total(8), total(40), PARAMS, modes=(jax.grad, jax.hessian), atol=1e-11)
 
 
-@pytest.mark.parametrize(("num", "length"), [(3, 1), (3, 10), (2, 17)])
+@pytest.mark.parametrize(("num", "length"), [slow((3, 1)), (3, 10), slow((2, 17))])
 def test_segmented_scan_equals_the_plain_scan(num, length):
     inputs, start = _inputs(num, length), jnp.asarray(0.1)
     valid = jnp.arange(length)[None] < jnp.array([[length], [length - 1], [length // 2]])[:num]

@@ -9,6 +9,7 @@ import pytest
 
 import logderiv as ld
 from tests import oracle
+from tests.mostly import mostly_slow, slow
 from tests.test_estimators_credit import recursions
 from tests.worlds import batch, cast
 from tests.zoo import LEARNED, table_value
@@ -101,7 +102,7 @@ def _compare(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
 
 
-@pytest.mark.parametrize(("name", "num"), [("a2c", 3), ("ppo", 3), ("ppo", 120)])
+@pytest.mark.parametrize(("name", "num"), [("a2c", 3), ("ppo", 3), slow(("ppo", 120))])
 def test_objective_and_gradient_equal_the_formula_written_out(name, num):
     """Also at other parameters than those that drew; 120 trajectories fill a block of rows."""
     estimator, taus, params = ESTIMATORS[name], _episodes(num), _params()
@@ -122,7 +123,7 @@ def test_objective_and_gradient_equal_the_formula_written_out(name, num):
     assert all((np.abs(x) > 0).any() for x in jax.tree.leaves(ours[1]))
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", mostly_slow(ESTIMATORS, ("ppo",)))
 def test_a_stream_gives_the_formula_over_its_steps(name):
     """640 steps, in blocks and in one pass; the flattened batch gives the same, and so does single precision."""
     estimator, stream, params = ESTIMATORS[name], _stream(), _params()

@@ -13,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
 
+from .mostly import slow
 from .worlds import compilations
 
 REWARD = jnp.array([[0.3, 1.0], [-0.2, 2.0], [0.0, 0.0]])
@@ -58,7 +59,7 @@ def remembering(params, carry, observation):
 MEMORY = ld.FunctionPolicy(remembering, initial_carry=lambda params: jnp.zeros((), params.dtype))
 
 
-@pytest.mark.parametrize("policy", [of_height, MEMORY], ids=["memoryless", "memory"])
+@pytest.mark.parametrize("policy", [slow(of_height), MEMORY], ids=["memoryless", "memory"])
 def test_a_users_environment_and_the_same_as_a_table_have_the_same_answers(policy):
     """The carry shifts both logits alike, so that even the policy with memory plays like the table's."""
     replayed, table = (PARAMS, policy, Ladder()), (PARAMS, ld.tabular_softmax, tables())

@@ -14,6 +14,7 @@ from logderiv import distributions
 from logderiv.exact import paths
 from logderiv.expectations import programs, tape
 
+from .mostly import mostly_slow, slow
 from .worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, terminating, two_states
 
 LOO = "leave_one_out"
@@ -109,14 +110,14 @@ def derivatives(name, *, order=3, **options):
     return ld.exact.program_derivatives(PARAMS, objective, order=order, **sizes)
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", mostly_slow(PROGRAMS, ("scan", "cond", "vmap")))
 def test_value_and_three_derivatives_are_exact(name):
     for found in derivatives(name):
         assert np.max(np.abs(found.exact)) > 1e-2
         np.testing.assert_allclose(found.mean, found.exact, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cond", "while_loop", "vmap"])
+@pytest.mark.parametrize("name", ["cond", slow("while_loop"), "vmap"])
 def test_leave_one_out_is_exact_at_every_order(name):
     order = 1 if name == "vmap" else 2  # 32 paths there, 1024 pairs
     for found in derivatives(name, order=order, num_samples=2, baseline=LOO):
@@ -219,7 +220,7 @@ def mdp_program(mdp, horizon, discount):
 
 @pytest.mark.parametrize(
     ("mdp", "logits", "baseline"),
-    [(terminating(), TERMINATING_LOGITS, None), (two_states(), TWO_STATES_LOGITS, LOO)],
+    [slow((terminating(), TERMINATING_LOGITS, None)), (two_states(), TWO_STATES_LOGITS, LOO)],
     ids=["random length", "leave one out"],
 )
 def test_the_trajectory_api_gives_the_same_derivatives_from_the_same_keys(mdp, logits, baseline):

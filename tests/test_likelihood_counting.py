@@ -11,6 +11,7 @@ import pytest
 import logderiv as ld
 from logderiv.likelihood.counting import from_visits
 from tests.agreement import assert_same, value
+from tests.mostly import slow
 from tests.worlds import TERMINATING_LOGITS, trajectory
 
 # The same two policies without a table: every step is taken on its own.
@@ -116,7 +117,7 @@ def test_float32_counts_do_not_drift():
 
 @pytest.mark.parametrize(
     ("states", "actions", "shape"),
-    [("uint8", "int32", (200, 5)), ("int8", "int8", (100, 200)), ("int16", "uint8", (20_000, 3))],
+    [slow(("uint8", "int32", (200, 5))), ("int8", "int8", (100, 200)), slow(("int16", "uint8", (20_000, 3)))],
 )
 def test_the_width_of_the_integers_does_not_matter(states, actions, shape):
     """`S` and `A`, or the index `s A + a`, do not fit into them."""

@@ -9,6 +9,7 @@ import pytest
 import logderiv as ld
 from logderiv._core.arrays import expand
 from logderiv.testing.padding import FIELDS, extend
+from tests.mostly import mostly_slow
 from tests.worlds import TERMINATING_LOGITS, batch, rollout, terminating
 
 SIZE, LENGTH = 3, 6
@@ -63,7 +64,9 @@ def _everything(policy, params, tau):
     return jnp.stack([*found, jnp.sum(ld.prob(params, policy, tau))])
 
 
-@pytest.mark.parametrize("policy", POLICIES.values(), ids=POLICIES)
+@pytest.mark.parametrize(
+    "policy", mostly_slow(POLICIES.values(), (POLICIES["memoryless"], POLICIES["whole sequence"])), ids=POLICIES
+)
 def test_value_gradient_and_curvature_do_not_see_the_padding(policy):
     tau = batch(jax.random.key(0), (4, LENGTH), size=SIZE)
     valid = jnp.array([*MASKS.values(), [True] * LENGTH])

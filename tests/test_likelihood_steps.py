@@ -8,6 +8,7 @@ import pytest
 import logderiv as ld
 from logderiv.likelihood import over_steps
 from tests.agreement import assert_same
+from tests.mostly import slow
 from tests.worlds import batch
 
 TAUS = batch(jax.random.key(0), (2, 3, 30))
@@ -41,7 +42,7 @@ def params_of(policy):
     return jax.tree.map(lambda x: x + 0.1, net.init(jax.random.key(2), jnp.zeros(4)))
 
 
-@pytest.mark.parametrize("policy", [LINEAR, GRU, WHOLE], ids=["memoryless", "with memory", "of whole sequences"])
+@pytest.mark.parametrize("policy", [slow(LINEAR), GRU, WHOLE], ids=["memoryless", "with memory", "of whole sequences"])
 def test_a_term_with_extras_is_that_of_each_step_and_its_sums(policy):
     def of(params):
         arguments = clipped, params, policy, TAUS, ADVANTAGES

@@ -10,6 +10,7 @@ import pytest
 
 import logderiv as ld
 from tests.agreement import assert_same, value
+from tests.mostly import slow
 from tests.worlds import (
     TERMINATING_LOGITS,
     TWO_STATES_LOGITS,
@@ -89,7 +90,7 @@ def test_start_and_dynamics_drop_out_of_the_score():
 
 @pytest.mark.parametrize(
     ("of", "policy"),
-    [(ld.log_prob, GRU), (ld.prob, MLP), (ld.prob, GRU)],
+    [(ld.log_prob, GRU), slow((ld.prob, MLP)), slow((ld.prob, GRU))],
     ids=["log_prob with memory", "prob", "prob with memory"],
 )
 def test_derivatives_agree_with_the_vectorized_form_at_orders_one_and_two(of, policy):

@@ -12,6 +12,7 @@ from logderiv import environments, processes
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import sample
 from tests import examples, zoo
+from tests.mostly import mostly_slow, slow
 from tests.worlds import cast, compilations, rollout
 
 BASES = {"HiddenProcess", "Process", "StateSpaceModel"}
@@ -24,7 +25,10 @@ def classes(package):
 
 
 CASES = [(package, name) for package in (processes, environments) for name in sorted(classes(package))]
-EVERY = pytest.mark.parametrize(("package", "name"), CASES, ids=[name for _, name in CASES])
+NAMES = [name for _, name in CASES]
+EVERY = pytest.mark.parametrize(("package", "name"), CASES, ids=NAMES)
+KINDS = ("HiddenMarkovModel", "JumpProcess", "MatrixGame", "TokenModel", "TabularMDP", "Gymnax")
+ALWAYS = mostly_slow(CASES, [case for case in CASES if case[1] in KINDS])
 
 
 def example(package, name):
@@ -96,7 +100,7 @@ def test_reset_and_step_agree(package, name):
     assert new.terminated.dtype == new.truncated.dtype == bool
 
 
-@EVERY
+@pytest.mark.parametrize(("package", "name"), ALWAYS, ids=NAMES)
 def test_what_is_drawn_has_the_probability_that_it_says(package, name):
     """Under `jit`, with environment and policy as its arguments, for a batch of keys, and again by `vmap`."""
     environment, policy, params = example(package, name)
@@ -109,7 +113,9 @@ def test_what_is_drawn_has_the_probability_that_it_says(package, name):
     assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(score)) > 0
 
 
-@pytest.mark.parametrize("name", sorted(classes(processes)))
+@pytest.mark.parametrize(
+    "name", mostly_slow(sorted(classes(processes)), ("HiddenMarkovModel", "JumpProcess", "TokenModel"))
+)
 def test_a_process_in_float32_stays_there_and_agrees_with_float64(name):
     process, policy, params = examples.process(name)
     narrow, *rest = cast((params, policy, process), jnp.float32)
@@ -148,7 +154,7 @@ def test_settings_are_mapped_over():
     np.testing.assert_allclose(jnp.stack(sweep(settings), 1), jnp.stack([jnp.stack(x) for x in apart]), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["MatrixGame", "LinearGaussian", "LocalLevel", "HiddenMarkovModel"])
+@pytest.mark.parametrize("name", ["MatrixGame", slow("LinearGaussian"), "LocalLevel", slow("HiddenMarkovModel")])
 def test_a_second_call_with_other_numbers_compiles_nothing(name):
     process, _, params = examples.process(name)
 

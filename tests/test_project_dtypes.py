@@ -18,6 +18,7 @@ import pytest
 import logderiv as ld
 from tests.dtype_calls import Case
 from tests.dtype_cases import APART, AS_OTHERS, CASES, LIGHT
+from tests.mostly import mostly_slow
 
 DTYPES = {"bool": bool, "int8": np.int8, "uint8": np.uint8, "int32": np.int32, "float16": np.float16}
 DTYPES |= {"bfloat16": jnp.bfloat16, "float32": np.float32}
@@ -35,6 +36,32 @@ KINDS: dict[str, Callable[[np.ndarray], Any]] = {
     "Python, whole": lambda x: np.round(x).astype(int).tolist(),
 }
 ALONE = ("uint8", "float16", "Python")  # the kinds that one argument is given in among others in float32
+# Compiled anew for each dtype; others of the same room are walked by default.
+COSTLY = {
+    "TanhNormal",
+    "LinearQuadratic",
+    "JumpProcess",
+    "EulerMaruyama",
+    "LocalLevel",
+    "HiddenMarkovModel",
+    "NormalSearch",
+}
+COSTLY |= {
+    "Autoregressive",
+    "VTrace",
+    "PPO",
+    "hessian",
+    "moments",
+    "compare_expectation",
+    "enumerate_trajectories: a clock",
+}
+COSTLY |= {
+    "gradients_score",
+    "gradients_measure_valued",
+    "gradients_measure_valued: of a choice",
+    "Expectation",
+    "TabularMDP",
+}
 MASKS = ("valid", "mask", "observed", "terminal")
 
 
@@ -97,7 +124,7 @@ def complaints(name: str, kinds: Iterable[str], alone: Iterable[str]) -> list[st
     return wrong
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", mostly_slow(CASES, CASES.keys() - COSTLY))
 def test_numbers_of_any_kind_are_those_of_float32_or_are_refused_by_name(name, as_shipped):
     kinds = ("uint8", "bfloat16", "Python") if name in LIGHT else ("bfloat16",)
     assert not (wrong := complaints(name, kinds, ())), "\n".join(["", *wrong])

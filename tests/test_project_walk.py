@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 import logderiv as ld
+from tests.mostly import slow
 from tests.walks import stations
 from tests.worlds import batch
 
@@ -22,7 +23,7 @@ def test_log_prob_of_one_trajectory():
     walk(lambda: ld.log_prob(params, policy, tau), at_most=12)
 
 
-@pytest.mark.parametrize(("name", "at_most"), [("ActorCritic", 33), ("A2C", 34)])
+@pytest.mark.parametrize(("name", "at_most"), [slow(("ActorCritic", 33)), ("A2C", 34)])
 def test_estimate_of_an_actor_and_a_critic(name, at_most):
     """The gradient of one batch. Of the stations
 

@@ -11,6 +11,7 @@ import logderiv as ld
 from logderiv import testing
 from logderiv._core.pytrees import pytree
 from logderiv.estimators import Declaration, Structure
+from tests.mostly import slow
 from tests.worlds import TWO_STATES_LOGITS, terminating, two_states
 
 # assert_unbiased
@@ -231,7 +232,7 @@ def _order_call(estimator, **options):
 
 @pytest.mark.parametrize(
     ("surrogate", "baseline", "order"),
-    [(ld.estimators.Score(), None, 1), (ld.estimators.DiCE(), ld.baselines.LeaveOneOut(), 3)],
+    [slow((ld.estimators.Score(), None, 1)), (ld.estimators.DiCE(), ld.baselines.LeaveOneOut(), 3)],
 )
 def test_orders_are_found_exactly(surrogate, baseline, order):
     estimator = ld.ScoreFunction(ld.advantages.ToGo(baseline), surrogate=surrogate, discount=0.9)

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import logderiv as ld
+from tests.mostly import slow
 from tests.worlds import TERMINATING_LOGITS, cast, terminating
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -163,7 +164,7 @@ def test_evaluation_is_reported_where_it_happened_and_stops_the_run():
     np.testing.assert_array_equal(never.params, plain.params)
 
 
-@pytest.mark.parametrize("how", ["keys", "vmap"])
+@pytest.mark.parametrize("how", [slow("keys"), "vmap"])
 def test_seeds_stop_each_at_its_own_evaluation(how):
     """On streams with rewards in float32, while the library's default is float64: both report one dtype."""
     world = cast(MDP, jnp.float32)

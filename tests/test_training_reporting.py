@@ -66,7 +66,7 @@ def train(num_updates, *, seeds=(), **options):
 
 
 @pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("seeds", [(), (2,)], ids=["one seed", "seeds"])
+@pytest.mark.parametrize("seeds", [(), pytest.param((2,), marks=pytest.mark.slow)], ids=["one seed", "seeds"])
 def test_every_row_arrives_once_and_in_order_and_the_run_ends_the_same(seeds, monkeypatch, tmp_path):
     """In pieces of 4 updates, the last one shorter; of all seeds together."""
     monkeypatch.setattr(run, "_PIECE", 4 * 6 + 1)

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import logderiv as ld
+from tests.mostly import slow
 from tests.pasted import ROOT, blocks, run
 
 README = ROOT / "README.md"
@@ -46,6 +47,7 @@ def test_the_readmes_quick_start_runs_and_the_return_rises(tmp_path):
     assert float(found[1]) > -18
 
 
+@pytest.mark.slow
 def test_the_readmes_training_reaches_475_on_cartpole(tmp_path):
     pytest.importorskip("gymnax")
     found = re.search(r"mean return (\d+) of 500, after 98,304 steps", _run_snippet(1, tmp_path))
@@ -102,7 +104,9 @@ class Ignoring:
         return contextlib.nullcontext(lambda updates, rows: None)
 
 
-@pytest.mark.parametrize(("seeds", "options"), [((), {}), ((3,), {"reporters": [Ignoring()]})], ids=["one", "pieces"])
+@pytest.mark.parametrize(
+    ("seeds", "options"), [((), {}), slow(((3,), {"reporters": [Ignoring()]}))], ids=["one", "pieces"]
+)
 def test_training_and_evaluation_compile_once(options, seeds):
     """A second call with new parameters and another key traces nothing, however often the parts are rebuilt."""
     calls = []

@@ -14,6 +14,7 @@ from logderiv.baselines import LeaveOneOut, MovingAverage
 from logderiv.estimators.batch import prepare
 from logderiv.policies import as_policy
 from logderiv.training.loop import Plan, advance, start
+from tests.mostly import mostly_slow, slow
 from tests.zoo import LEARNED, table_value, wrong_values
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -76,10 +77,10 @@ def bits(tree):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
-USUAL = ("moving average", "learned value, guarded adam", "groups", "stream, learned value")
+USUAL = ("learned value, guarded adam", "groups")
 
 
-@pytest.mark.parametrize("name", [n if n in USUAL else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+@pytest.mark.parametrize("name", mostly_slow(RUNS, USUAL))
 def test_the_end_is_that_of_a_run_from_which_the_bad_batches_were_left_out(name):
     """The second run is given the keys and environments of the first, and never meets a bad batch: equal bit for bit."""
     plan = plan_of(name)
@@ -104,7 +105,7 @@ def test_the_end_is_that_of_a_run_from_which_the_bad_batches_were_left_out(name)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(learned(state)))
 
 
-@pytest.mark.parametrize(("name", "failure"), [("moving average", jnp.inf), ("PPO", jnp.nan)])
+@pytest.mark.parametrize(("name", "failure"), [slow(("moving average", jnp.inf)), ("PPO", jnp.nan)])
 def test_runs_of_several_seeds_settings_and_under_jit_leave_out_each_their_own(name, failure):
     """One compiled call over seeds and learning rates; each row has the skips of its own keys, and all end finite."""
     estimator, batch, passes = RUNS[name]
@@ -147,7 +148,7 @@ GOOD = ld.Trajectory(
 )
 
 
-@pytest.mark.parametrize("name", ["moving average", "learned value, guarded adam", "optimal per parameter"])
+@pytest.mark.parametrize("name", ["moving average", slow("learned value, guarded adam"), slow("optimal per parameter")])
 def test_by_hand_the_state_that_comes_back_is_the_old_one(name):
     """From `estimate` and `advantages`, bit for bit; the twin, what the parts alone would carry on, is another one."""
     estimator = RUNS[name][0]
