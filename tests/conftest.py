@@ -1,3 +1,4 @@
+import gc
 import importlib.metadata
 import os
 
@@ -14,6 +15,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)  # each program runs once or twice: compiling is what costs
+
+gc.freeze()  # JAX collects its own garbage each time that Python does; rarely is often enough
+gc.set_threshold(100_000, 20, 50)
 
 
 @pytest.fixture(autouse=True, scope="module")

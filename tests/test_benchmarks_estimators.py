@@ -74,6 +74,7 @@ def test_errors_by_hand():
     assert estimator_frontier.disagreement(points, {"c": 1.0}) == 0
 
 
+@pytest.mark.slow
 def test_sampled_errors_agree_with_computed_ones_and_not_with_half_of_them():
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         task = dataclasses.replace(tasks.five_states(), name="five")

@@ -260,6 +260,7 @@ def corridor(**options):
 
 
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.slow
 def test_seeds_are_trained_on_scaled_rewards_and_reported_on_the_task():
     """Every step costs 1: a return is minus a length, between 2 and 40."""
     task = corridor(reward_scale=0.01, episodes=2)

@@ -55,11 +55,11 @@ def test_draws_of_a_categorical_follow_the_law_of_its_logits_in_float32(size, dt
 def test_draws_in_half_precision_are_rejected():
     """What `jax.random.categorical` draws from equal logits of bfloat16: the first half of them, nearly always."""
     logits = jnp.zeros(1000, jnp.bfloat16)
-    theirs, ours = (jax.random.split(jax.random.key(seed), 20_000) for seed in (0, 1))
+    theirs, ours = (jax.random.split(jax.random.key(seed), 4000) for seed in (0, 1))
     theirs = jax.jit(jax.vmap(lambda key: jax.random.categorical(key, logits)))(theirs)
     ours = jax.jit(jax.vmap(ld.Categorical(logits).sample))(ours)
     assert (np.asarray(theirs) < 500).mean() > 0.9
-    assert abs((np.asarray(ours) < 500).mean() - 0.5) < 5 * 0.5 / np.sqrt(20_000)
+    assert abs((np.asarray(ours) < 500).mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,7 @@ def test_brax_is_cut_with_its_own_last_observation(as_shipped):
 
 
 @pytest.mark.filterwarnings("ignore:Brax System:UserWarning", "ignore:Accessing .* directly:DeprecationWarning")
+@pytest.mark.slow
 def test_brax_physics_trains_a_squashed_policy(as_shipped):
     envs = suite("brax.envs")
     environment = ld.environments.Brax(envs.get_environment("inverted_pendulum", backend="generalized"), horizon=20)

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
 
-from .mostly import slow
+from .mostly import mostly_slow, slow
 from .worlds import compilations
 
 REWARD = jnp.array([[0.3, 1.0], [-0.2, 2.0], [0.0, 0.0]])
@@ -168,6 +168,12 @@ def of(estimator: Any, *, num_trajectories=2, **options):
 
 
 DISCOUNTED = ("value", "gradient", "hessian", "state_values", "weighted_score_moments")
+COSTLY = {
+    "check_order",
+    "moments of order 2",
+    "moments of a user's environment",
+    "compare_expectation",
+}  # sisters of others
 CALLS: dict[str, Any] = {
     **{name: functools.partial(getattr(ld.exact, name), horizon=2) for name in DISCOUNTED},
     "value by enumeration": functools.partial(ld.exact.value, horizon=2, method="enumeration"),
@@ -185,7 +191,7 @@ CALLS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("name", mostly_slow(CALLS, CALLS.keys() - COSTLY))
 def test_a_second_call_compiles_nothing(name):
     """Other parameters, other tables, another discount, a key, an estimator built anew; the same shapes and functions."""
     again = dataclasses.replace(tables(), reward=2 * REWARD)

@@ -13,6 +13,7 @@ import pytest
 import logderiv as ld
 from logderiv.likelihood.vocabulary import _block_size
 from tests.agreement import assert_same, value
+from tests.mostly import slow
 from tests.worlds import trajectory
 
 
@@ -58,11 +59,11 @@ def scalar(found):
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        ({}, 1),
+        slow(({}, 1)),
         ({}, 5),  # does not divide the vocabulary
         ({"temperature": 0.7}, 23),
-        (CAPPED, 5),
-        (CAPPED, 40),
+        slow((CAPPED, 5)),
+        slow((CAPPED, 40)),
         ({"allowed": ALLOWED, "soft_cap": 3.0}, 5),
     ],
 )

@@ -141,14 +141,14 @@ def test_arrays_of_numpy_and_lists_are_data_and_parameters_like_any_other():
     wanted = [call(jax.tree.map(jnp.asarray, params), jnp.asarray(y), jnp.asarray(seen)) for call in calls]
     assert float(wanted[0]) == pytest.approx(np.log(total), abs=1e-12)
     assert round(float(wanted[0]), 5) == -1.43297
-    for call, right in zip(calls, wanted, strict=True):
-        for found in (
-            call(params, y, seen),
-            jax.jit(lambda q, call=call: call(q, y, seen))(params),
-            jax.jit(lambda call=call: call(params, y, seen))(),
-            call(params, y.tolist(), seen.tolist()),
-        ):
-            np.testing.assert_allclose(found, right, rtol=0, atol=1e-12)
+    every = lambda q, y=y, seen=seen: [call(q, y, seen) for call in calls]  # noqa: E731
+    for found in (
+        every(params),
+        jax.jit(every)(params),
+        jax.jit(lambda: every(params))(),
+        every(params, y.tolist(), seen.tolist()),
+    ):
+        chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_policies_of_processes_take_parameters_of_numpy_at_a_traced_observation():

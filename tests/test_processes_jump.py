@@ -137,6 +137,7 @@ def test_score_of_a_path_has_mean_zero_and_without_survival_it_has_not():
         check(NO_SURVIVAL)
 
 
+@pytest.mark.slow
 def test_birth_death_sensitivities_at_100_000_paths():
     """The mean at t = 2 and its two sensitivities by leave-one-out, within 4 standard errors of the closed form; then other rates by weights."""
     process = birth_death(3, 2.0)

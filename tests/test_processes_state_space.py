@@ -189,6 +189,7 @@ def test_a_covariance_and_its_log_cholesky_matrix():
     np.testing.assert_allclose(log_cholesky_of(covariance), jnp.tril(raw), rtol=1e-14)
 
 
+@pytest.mark.slow
 def test_the_benchmark_keeps_its_bounds_and_sees_a_wrong_number(monkeypatch):
     monkeypatch.setattr(benchmark, "NUM_PATHS", {"quick": 20})
     monkeypatch.setattr(benchmark, "TABLE", ((*benchmark.TABLE[0][:3], "-3.34"), benchmark.TABLE[1]))

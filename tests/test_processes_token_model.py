@@ -127,6 +127,7 @@ def test_value_and_gradient_are_the_sum_over_every_sequence_by_hand():
     np.testing.assert_allclose(exact[0]["weight"], expected[0]["weight"], atol=1e-14)
 
 
+@pytest.mark.slow
 def test_leave_one_out_is_unbiased_over_every_pair_of_sequences_of_a_gru():
     """Vocabulary 5, length 3: 85 sequences, 7 225 pairs."""
     model = ld.processes.TokenModel(ld.GRU(5, hidden=3), reward, vocabulary=5, end=0, horizon=3)

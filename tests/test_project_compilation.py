@@ -7,6 +7,7 @@ import pytest
 import logderiv as ld
 from logderiv import diagnostics, testing
 from logderiv.policies import TabularSoftmax
+from tests.mostly import mostly_slow
 from tests.worlds import TERMINATING_LOGITS, batch, terminating
 
 POLICY = ld.MLP(2, hidden=())
@@ -113,7 +114,10 @@ def compiled(call, caplog):
     return sum(record.getMessage().startswith("Compiling ") for record in caplog.records)
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+SOME = ("log_prob", "rollout", "collect", "per_trajectory_gradients", "sem", "cosine", "check_score", "expectation")
+
+
+@pytest.mark.parametrize("call", mostly_slow(CALLS.values(), [CALLS[name] for name in SOME]), ids=CALLS)
 def test_a_second_call_compiles_nothing(call, caplog):
     call(0)
     assert compiled(lambda: call(2), caplog) == 0

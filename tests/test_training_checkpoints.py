@@ -244,6 +244,7 @@ def kills(directory, writer, stride):
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_kill_loses_nothing(tmp_path):
     """Before any operation on the file system (a stride of 3 of them): the last step that was saved is there, or the next one."""
     found = kills(tmp_path / "run", "orbax", 3)
