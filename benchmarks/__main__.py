@@ -21,7 +21,7 @@ from benchmarks import RESULTS
 
 FOLDER = Path(__file__).resolve().parent
 MAIN_JOB = "overview"
-BY_NAME = ("mutation",)  # run only when named: most of an hour, and about the tests rather than the library
+BY_NAME = ("mutation", "slow_tests")  # run only when named: long, and about the tests rather than the library
 INSTALL = "pip install -e '.[all]'"
 
 

@@ -26,6 +26,7 @@ import logderiv as ld
 from benchmarks.harness import COLORS, Report, Table, at_most, new_figure, variance_and_sem
 from logderiv.expectations.one_choice import NormalNoise, normal_derivative
 
+Cost = Callable[[jax.Array], jax.Array]
 COSTS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {
     "square": lambda k, x: jnp.square(x - k),
     "exp": lambda k, x: jnp.exp(-k * jnp.square(x)),
@@ -39,11 +40,8 @@ ESTIMATORS = {
 }
 CURVES = {"square": np.linspace(-3, 3, 61), "exp": np.geomspace(0.1, 10, 61), "cos": np.geomspace(0.1, 10, 121)}
 FLOORS = {"square": 0.3, "exp": 1e-3, "cos": 1e-5}  # of the figure: some variances have zeros
-POINTS = {  # of the table; exp(3 x^2) has no expectation
-    "square": (-3.0, 0.0, 3.0),
-    "exp": (0.0, 0.1, 1.0, 3.0, 10.0),
-    "cos": (-3.0, 0.0, 0.5, 2.0, 3.0, 5.0),
-}
+# Of the table; exp(3 x^2) has no expectation.
+POINTS = {"square": (-3.0, 0.0, 3.0), "exp": (0.0, 0.1, 1.0, 3.0, 10.0), "cos": (-3.0, 0.0, 0.5, 2.0, 3.0, 5.0)}
 NUM_SAMPLES = {"quick": 4000, "full": 200_000}
 BASELINE = "score, optimal baseline"
 COLUMNS = ("score", BASELINE, "pathwise", "measure")
@@ -106,9 +104,7 @@ def point(mu: float, sigma: float) -> dict[str, jax.Array]:
     return {"mu": jnp.asarray(mu), "sigma": jnp.asarray(sigma)}
 
 
-def score_term(
-    params: Any, x: jax.Array, distribution: Any, cost: Callable[[Any], jax.Array], baseline: Any = 0.0
-) -> Any:
+def score_term(params: Any, x: jax.Array, distribution: Any, cost: Cost, baseline: Any = 0.0) -> Any:
     """(f(x) - b) ∇ log p(x), as a tape differentiates it, for a choice that is given."""
 
     def surrogate(params: Any) -> jax.Array:
@@ -118,9 +114,7 @@ def score_term(
     return jax.grad(surrogate)(params)
 
 
-def by_quadrature(
-    name: str, cost: Callable[[jax.Array], jax.Array], mu: float, sigma: float, baseline: Any = 0.0
-) -> tuple[jax.Array, jax.Array]:
+def by_quadrature(name: str, cost: Cost, mu: float, sigma: float, baseline: Any = 0.0) -> tuple[jax.Array, jax.Array]:
     """Exact mean and variance of one sample of an estimator: in mu, and in sigma, `(2,)` each."""
     params = point(mu, sigma)
     if name == "measure":
@@ -141,7 +135,7 @@ def by_quadrature(
     return moments(each["mu"], GAUSS[1]), moments(each["sigma"], GAUSS[1])
 
 
-def optimal_baselines(cost: Callable[[jax.Array], jax.Array], mu: float, sigma: float) -> tuple[jax.Array, jax.Array]:
+def optimal_baselines(cost: Cost, mu: float, sigma: float) -> tuple[jax.Array, jax.Array]:
     r"""$\mathbb{E}[f s^2] / \mathbb{E}[s^2]$ with the score `s` in mu, and in sigma.
 
     References:
@@ -159,9 +153,7 @@ def computed(name: str, ks: jax.Array) -> jax.Array:
     """Variances of one sample at mu = sigma = 1, `(K, 2, 4)`: in mu and sigma, in the order of `COLUMNS`."""
 
     def at(k: jax.Array) -> jax.Array:
-        def cost(x: jax.Array) -> jax.Array:
-            return COSTS[name](k, x)
-
+        cost = functools.partial(COSTS[name], k)
         baselines = enumerate(optimal_baselines(cost, 1.0, 1.0))
         best = [by_quadrature("score", cost, 1.0, 1.0, b)[i][1] for i, b in baselines]
         score, pathwise, measure = (by_quadrature(e, cost, 1.0, 1.0) for e in ESTIMATORS)
@@ -269,10 +261,7 @@ def sampled(name: str, key: jax.Array, ks: jax.Array, *, num_samples: int) -> tu
 
     def at(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         k, key = inputs
-
-        def cost(x: jax.Array) -> jax.Array:
-            return COSTS[name](k, x)
-
+        cost = functools.partial(COSTS[name], k)
         draw = [functools.partial(f, params, distribution=normal, cost=cost) for f in ESTIMATORS.values()]
         best = [functools.partial(draw[0], baseline=b) for b in optimal_baselines(cost, 1.0, 1.0)]
         keys = jax.random.split(key, 5)

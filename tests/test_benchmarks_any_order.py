@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from benchmarks import loaded_dice, prisoners_dilemma
 
@@ -30,6 +31,7 @@ def test_hessian_of_one_step_by_hand():
     np.testing.assert_allclose(found.variance[0], (second - size) / size, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_lambda_one_is_unbiased_and_zero_is_not():
     found = loaded_dice.curve(2, baseline=False, lambdas=(0.0, 1.0))
     assert found.bias[1] < 1e-12
@@ -43,6 +45,7 @@ def test_best_lambda_weighs_bias_against_variance():
     assert loaded_dice.best_lambda(found, 10**9)[0] == 1.0
 
 
+@pytest.mark.slow
 def test_first_update_of_the_exact_learner_is_a_step_of_adam_along_the_shaped_gradient(standard_promotion):
     size = prisoners_dilemma.Size(seeds=1, batch=1, rounds=2, updates=1)
     curve, thetas = prisoners_dilemma.train(jax.random.key(0), prisoners_dilemma.Learner("exact", 1), size)

@@ -230,6 +230,7 @@ def test_accuracy_references_are_exact():
     np.testing.assert_allclose(np.array(score, float), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_likelihood_accuracy_beats_a_plain_scan():
     """The plain scan is the wrong twin: it misses by more than ten times what the library's error is held to here."""
     measured = [*likelihood_accuracy.signed_rows(10**5), *likelihood_accuracy.same_action_rows(10**5, 1e-5)]

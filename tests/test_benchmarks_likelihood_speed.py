@@ -50,6 +50,7 @@ def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient
     np.testing.assert_allclose(out, np.concatenate(pieces), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
     """Compiled as for a user, never run. The wrong twin, everything at once, needs 512 bytes for every step."""
     monkeypatch.delenv("XLA_FLAGS", raising=False)

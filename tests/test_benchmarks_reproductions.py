@@ -58,6 +58,7 @@ def test_closed_forms_equal_independent_quadrature(point):
     np.testing.assert_allclose(ours[where], known[where], rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_variances_that_are_a_fifth_too_large_are_noticed(monkeypatch):
     monkeypatch.setattr(three_estimators, "POINTS", {"cos": (-3.0, 0.0, 2.0)})
     rows = three_estimators.table("cos", jax.random.key(0), 4000)
@@ -162,6 +163,7 @@ def test_laws_of_a_thousand_coins():
     np.testing.assert_allclose(list(variance_laws.laws(0.3, 1000).values()), expected, rtol=1e-13)
 
 
+@pytest.mark.slow
 def test_laws_that_are_a_third_too_large_are_noticed():
     rows = variance_laws.table(0.3, (1, 3, 6), 1000, jax.random.key(0))
     assert len(rows) == 3 * 4

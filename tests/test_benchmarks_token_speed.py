@@ -25,6 +25,7 @@ def test_torch_computes_the_same():
     agree(tuple(ours), tuple(value))
 
 
+@pytest.mark.slow
 def test_the_peak_of_one_call_is_that_of_what_it_allocates():
     num, vocabulary = 1024, 16384
     logits = 4 * num * vocabulary

@@ -301,6 +301,7 @@ def train(params, policy, world, batch, **options):
     return ld.train(params, jax.random.key(0), policy, world, batch, **options)
 
 
+@pytest.mark.slow
 def test_training_through_the_callback_learns_and_repeats_itself(standard_promotion):
     first, again = (
         train(WEIGHTS, POLICY, ld.environments.Gymnasium("CartPole-v1"), ld.Episodes(16, horizon=60), num_updates=15)

@@ -92,6 +92,7 @@ def test_it_may_be_listed_within_a_compiled_function_of_the_parameters():
     np.testing.assert_allclose(ours, ld.exact.gradient(PARAMS, ld.tabular_softmax, tables(), horizon=3), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_sampled_and_exact_gradient_of_a_users_environment_agree():
     found = ld.exact.compare_expectation(PARAMS, jax.random.key(0), of_height, Ladder(), horizon=3, num_samples=2000)
     assert found.num_trajectories == ld.exact.count_trajectories(Ladder(), 3)

@@ -153,6 +153,7 @@ def test_the_natural_gradient_does_not_depend_on_the_parametrization():
     assert np.abs(plain / np.linalg.norm(plain) - np.array(grads) / np.linalg.norm(grads)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_it_passes_through_chain_and_maximize_and_learns_in_float32():
     mdp = ld.environments.short_corridor(dtype=jnp.float32)
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))

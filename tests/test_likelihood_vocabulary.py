@@ -312,6 +312,7 @@ def answers(vocabulary=11):
     )
 
 
+@pytest.mark.slow
 def test_sequence_likelihoods_feed_the_estimators():
     """The embedding is the unembedding; the hidden state of step t has seen the tokens before t."""
     params, taus = answers()

@@ -57,6 +57,7 @@ def test_expectations_by_quadrature_over_three_shocks(process):
     np.testing.assert_allclose(estimate, gradient, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_sampled_paths_have_scores_and_those_of_another_start_have_not():
     """`check_score`: E[score] = 0 and E[score score^T] = -E[Hessian], step by step."""
     process, other = Autoregressive(horizon=3), Autoregressive(initial=0.0)

@@ -139,6 +139,7 @@ def test_girsanov_is_the_difference_of_log_factors():
     assert (girsanov_log_ratios(params, target, taus, reference_params=params) == 0).all()
 
 
+@pytest.mark.slow
 def test_sampled_double_well_and_its_sensitivities():
     """From the left well, 2000 paths in batches of 20 by leave-one-out; free paths (no wells) weighted by Girsanov give the same value."""
     process = double_well(horizon=16, dt=0.1, noise=0.8)

@@ -147,6 +147,7 @@ def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
     assert jnp.isfinite(impossible[1]).all()
 
 
+@pytest.mark.slow
 def test_sampled_gradients_of_one_player_are_those_of_its_value():
     game, params = uneven()
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))

@@ -98,6 +98,7 @@ def test_impossible_observations_have_likelihood_zero():
     assert everything(never, Y, jnp.ones(T, bool), MODEL)["filter"][0] == -jnp.inf
 
 
+@pytest.mark.slow
 def test_paths_are_drawn_from_the_posterior_and_their_scores_average_to_the_score():
     @jax.jit
     def draw(params, keys):

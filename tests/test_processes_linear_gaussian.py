@@ -82,6 +82,7 @@ def test_expected_return_times_score_is_the_gradient_of_the_value(horizon):
     chex.assert_trees_all_close(mean_score, jax.tree.map(jnp.zeros_like, mean_score), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_sampled_gradient_agrees_with_the_exact_one_and_not_with_a_wrong_one():
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=GAMMA)
 

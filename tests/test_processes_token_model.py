@@ -139,6 +139,7 @@ def test_leave_one_out_is_unbiased_over_every_pair_of_sequences_of_a_gru():
     assert np.abs(ravel_pytree(moments.bias)[0]).max() < 1e-12
 
 
+@pytest.mark.slow
 def test_group_relative_estimators_have_the_bias_that_is_computed():
     """Group means leave 1 - 1/G of the gradient; dividing by deviation and length changes its direction too."""
     model, params = bigram()
@@ -230,6 +231,7 @@ def test_a_prompt_can_be_given():
     assert jnp.abs(seen[0]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_longer_context_is_an_n_gram_model_and_padding_never_matters():
     model = of_three(ld.MLP(3, hidden=(4,)), horizon=4, prompts=(2,), context=2)
     params = moved(model.policy.init(jax.random.key(0)))

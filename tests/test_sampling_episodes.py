@@ -109,6 +109,7 @@ def test_a_process_ends_by_itself_if_its_advance_says_when(ends):
     assert len(told) == ends
 
 
+@pytest.mark.slow
 def test_a_diffusion_that_is_cut_is_told_and_whatever_has_a_horizon_of_its_own_is_not():
     params = jnp.array([1.0, 0.8])
     assert caught(lambda _: drawn(None, WELL, params))[1] == []

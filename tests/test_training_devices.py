@@ -16,6 +16,7 @@ import logderiv as ld
 from benchmarks import harness, scaling
 from logderiv._core.sharding import spread
 from tests import on_devices
+from tests.mostly import slow
 
 RUN = """
 import os
@@ -32,22 +33,31 @@ TOLERANCE = {"float32": 1e-6, "float64": 1e-12}
 
 @pytest.fixture(scope="module")
 def found():
-    """All at once: what each prints, `None` of two processes where this platform cannot."""
+    """What processes with one device and with eight print, both at once."""
+    return printed({"one": RUN.format(devices=1, start=""), "eight": RUN.format(devices=8, start="")})
+
+
+@pytest.fixture(scope="module")
+def two_processes():
+    """The same of two with four devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    codes = {"one": RUN.format(devices=1, start=""), "eight": RUN.format(devices=8, start="")}
-    for i in range(2):
-        codes[f"process {i}"] = RUN.format(devices=4, start=INITIALIZE.format(port=port, index=i))
+    starts = (INITIALIZE.format(port=port, index=i) for i in range(2))
+    return printed({f"process {i}": RUN.format(devices=4, start=start) for i, start in enumerate(starts)})
+
+
+def printed(codes: dict[str, str]) -> dict[str, Any]:
+    """What each prints, `None` of two processes where this platform cannot."""
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     runs = {name: subprocess.Popen([sys.executable, "-c", code], **options) for name, code in codes.items()}
     ends = {name: (*run.communicate(), run.returncode) for name, run in runs.items()}
-    printed = {}
+    found: dict[str, Any] = {}
     for name, (out, error, code) in ends.items():
         cannot = "Multiprocess computations aren't implemented" in error
         assert code == 0 or cannot, error
-        printed[name] = None if cannot else json.loads(out.splitlines()[-1])
-    return printed
+        found[name] = None if cannot else json.loads(out.splitlines()[-1])
+    return found
 
 
 def gap(a, b):
@@ -58,9 +68,11 @@ def gap(a, b):
     )
 
 
-@pytest.mark.parametrize(("place", "processes"), [("eight", 1), ("process 0", 2), ("process 1", 2)])
-def test_training_is_the_same_on_one_device_on_eight_and_in_two_processes(found, place, processes):
+@pytest.mark.parametrize(("place", "processes"), [("eight", 1), slow(("process 0", 2)), slow(("process 1", 2))])
+def test_training_is_the_same_on_one_device_on_eight_and_in_two_processes(found, request, place, processes):
     """Gradient and parameters after three updates, and the evaluation: the last gradient saw all that went before."""
+    if processes == 2:
+        found = found | request.getfixturevalue("two_processes")
     if found[place] is None:
         pytest.skip("this jaxlib has no collectives between CPU processes")
     assert (found[place]["devices"], found[place]["processes"]) == (8, processes)

@@ -86,6 +86,7 @@ def test_training_climbs_with_an_optimizer_of_optax_as_it_is():
     assert up.metrics.mean_return[-5:].mean() > 0.7
 
 
+@pytest.mark.slow
 def test_training_reaches_the_best_policy_of_the_corridor_on_every_seed():
     """p(right) = 2 - sqrt 2 = 0.586 at the optimum, J = -11.66; eight seeds by eight keys."""
     keys = jax.random.split(jax.random.key(0), 8)

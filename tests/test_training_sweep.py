@@ -40,6 +40,7 @@ def run(discount: Any, lambda_: Any, clip: Any, entropy_weight: Any, rate: Any):
     return ld.train(PARAMS, jax.random.key(1), NETWORK, WORLD, batch, estimator=estimator, **options)
 
 
+@pytest.mark.slow
 def test_a_sweep_over_five_settings_is_one_program_and_equals_its_runs_one_by_one():
     """Two of each of 2 x 2 x 2 x 2 x 2; the same numbers as 32 runs in float64."""
     ranges = (0.9, 0.99), (0.8, 1.0), (0.02, 0.3), (0.0, 0.05), (0.01, 0.1)
