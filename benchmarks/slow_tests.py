@@ -8,35 +8,34 @@ Run by name only: `python -m benchmarks slow_tests`; with `--quick` those of one
 import subprocess
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from benchmarks.harness import ROOT, Report, Table, at_least, at_most
 
 COMMAND = (sys.executable, "-m", "pytest", "-q", "-m", "slow", "-n", "2", "--dist", "loadfile")
-VERDICTS = {"failure": "failed", "error": "failed", "skipped": "skipped"}
+VERDICTS = {"failure": "failed", "error": "failed", "skipped": "skipped"}  # by the tag in a JUnit report
 
 
-def by_file(report: Path) -> list[dict[str, float]]:
-    """Of each file of a JUnit report its tests that passed, failed and were skipped, and their seconds; the slowest first."""
-    rows = {}
+def by_file(report: Path) -> dict[str, Any]:
+    """Of each file of a JUnit report how many tests passed, failed and were skipped, and their seconds."""
+    rows: dict[str, Any] = defaultdict(Counter)
     for case in ElementTree.parse(report).iter("testcase"):
-        start = {"file": case.get("classname"), "passed": 0, "failed": 0, "skipped": 0, "seconds": 0.0}
-        row = rows.setdefault(case.get("classname"), start)
-        row[next((VERDICTS[child.tag] for child in case if child.tag in VERDICTS), "passed")] += 1
-        row["seconds"] += float(case.get("time", 0))
-    return sorted(rows.values(), key=lambda row: -row["seconds"])
+        verdict = next((VERDICTS[child.tag] for child in case if child.tag in VERDICTS), "passed")
+        rows[case.attrib["classname"]].update({verdict: 1, "seconds": float(case.attrib["time"])})
+    return rows
 
 
 def main(quick: bool) -> Report:
+    where = ["tests/test_core_blocks.py"] if quick else []
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        where = ["tests/test_core_blocks.py"] if quick else []
         subprocess.run([*COMMAND, f"--junitxml={report}", *where], cwd=ROOT, check=False)
         rows = by_file(report)
-    total = {name: sum(row[name] for row in rows) for name in ("passed", "failed", "skipped", "seconds")}
-    cells = "{r[file]} | {r[passed]} | {r[failed]} | {r[skipped]} | {r[seconds]:.1f}"
-    table = Table(
-        "Slow tests", "file | passed | failed | skipped | seconds", cells, [*rows, {"file": "all of them", **total}]
-    )
-    return Report([table], [at_most("failed", total["failed"], 0), at_least("passed", total["passed"], 1)], total)
+    total = sum(rows.values(), Counter())
+    cells = "{r[0]} | {r[1][passed]} | {r[1][failed]} | {r[1][skipped]} | {r[1][seconds]:.1f}"
+    shown = [*sorted(rows.items(), key=lambda row: -row[1]["seconds"]), ("all of them", total)]
+    bounds = [at_most("failed", total["failed"], 0), at_least("passed", total["passed"], 1)]
+    return Report([Table("Slow tests", "file | passed | failed | skipped | seconds", cells, shown)], bounds, rows)
