@@ -100,21 +100,21 @@ def estimators() -> Iterator[Check]:
     pairs = np.array(list(itertools.product(range(len(states)), repeat=2)))
     chances = np.prod(probability[pairs], axis=1)
     score = functools.partial(ld.ScoreFunction, discount=GAMMA)
-    for name, estimator in {
+    each = {
         "total return": score(Return()),
         "reward-to-go": score(),
         "leave one out": score(ToGo(ld.baselines.LeaveOneOut())),
         "given value": score(ToGo(value)),
         "gae(0.5), given value": score(GAE(0.5, value)),
         "DiCE, given value": score(ToGo(value), surrogate=ld.estimators.DiCE()),
-    }.items():
+    }
 
-        def gradient(indices: jax.Array, estimator: Any = estimator) -> jax.Array:
-            batch = jax.tree.map(lambda x: x[indices], every)
-            return estimator.estimate(TWO_STATES_LOGITS, estimator.init(TWO_STATES_LOGITS), policy, batch)[0].grads
+    def gradients(indices: jax.Array) -> dict[str, jax.Array]:
+        batch, start = jax.tree.map(lambda x: x[indices], every), TWO_STATES_LOGITS
+        return {name: e.estimate(start, e.init(start), policy, batch)[0].grads for name, e in each.items()}
 
-        grads = np.asarray(jax.jit(jax.vmap(gradient))(pairs), np.float64)
-        yield Check(f"E[g], {name}", np.einsum("k,kij->ij", chances, grads), GRADIENT, 1e-5)
+    for name, grads in jax.jit(jax.vmap(gradients))(pairs).items():
+        yield Check(f"E[g], {name}", np.einsum("k,kij->ij", chances, np.asarray(grads, np.float64)), GRADIENT, 1e-5)
 
 
 def training() -> Iterator[Check]:

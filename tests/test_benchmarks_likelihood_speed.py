@@ -64,7 +64,9 @@ def test_memory_is_that_of_the_inputs_at_any_length(monkeypatch):
     assert structure_speed.growth_over_root(rows, "plain") > 3  # as T, not as its root
 
 
-@pytest.mark.parametrize(("make", "arguments"), [("recurrent", [50]), ("tabular", [700]), slow(("moments", [32, 5]))])
+@pytest.mark.parametrize(
+    ("make", "arguments"), [slow(("recurrent", [50])), ("tabular", [700]), slow(("moments", [32, 5]))]
+)
 def test_every_form_of_a_structured_gradient_agrees(make, arguments, monkeypatch):
     monkeypatch.setattr(structure_speed, "NET", ld.MLP(2, hidden=(5, 4)))
     calls = getattr(structure_speed, make)(*arguments)

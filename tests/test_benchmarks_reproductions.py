@@ -107,6 +107,7 @@ def test_updates_are_those_of_the_book_one_after_the_other(start, baseline_step)
     assert np.abs(ours.logits - learner.logits - 0.125 * (-5 - -2.0) * score).max() > 0.01  # one update for the whole
 
 
+@pytest.mark.slow
 def test_a_longer_horizon_changes_nothing_but_what_was_cut():
     learners = short_corridor.Learner(jnp.zeros((6, 2)), jnp.zeros(6))
     keys = jax.random.split(jax.random.key(3), 6)

@@ -15,6 +15,7 @@ import logderiv as ld
 from logderiv._core.blocks import sum_rows
 from logderiv.distributions.basic import log_sigmoid, log_softmax
 from logderiv.distributions.tanh_normal import _LOG_NDTR, log_ndtr
+from tests.mostly import slow
 
 ORDERS = range(5)
 TAILS = [-80.0, -20.0, -2.3, -0.4, 0.0, 1.9, 12.2, 70.0]
@@ -76,12 +77,8 @@ CASES = {
 }
 
 
-NOW = [("Bernoulli entropy", jnp.float32), ("Categorical 1", jnp.float64), ("log Φ", jnp.float32)]
-LATER = [
-    pytest.param(name, dtype, marks=pytest.mark.slow)
-    for name, dtype in itertools.product(CASES, EPS)
-    if (name, dtype) not in NOW
-]
+NOW = [("Bernoulli entropy", jnp.float32), ("Categorical 1", jnp.float64)]
+LATER = [slow(case) for case in itertools.product(CASES, EPS) if case not in NOW]
 
 
 def scanned(function):

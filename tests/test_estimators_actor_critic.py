@@ -143,6 +143,7 @@ def test_a_stream_gives_the_formula_over_its_steps(name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), single, ours)
 
 
+@pytest.mark.slow
 def test_a_policy_with_memory_gives_what_a_memoryless_one_does():
     """The same network, with a memory that it does not use."""
     taus, params = _episodes(), _params()

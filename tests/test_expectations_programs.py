@@ -117,7 +117,7 @@ def test_value_and_three_derivatives_are_exact(name):
         np.testing.assert_allclose(found.mean, found.exact, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["cond", slow("while_loop"), "vmap"])
+@pytest.mark.parametrize("name", ["cond", slow("while_loop"), slow("vmap")])
 def test_leave_one_out_is_exact_at_every_order(name):
     order = 1 if name == "vmap" else 2  # 32 paths there, 1024 pairs
     for found in derivatives(name, order=order, num_samples=2, baseline=LOO):

@@ -13,6 +13,7 @@ import logderiv as ld
 from logderiv._core import blocks
 from logderiv.likelihood import fisher
 from logderiv.testing.padding import fill
+from tests.mostly import slow
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, batch, cast, terminating, trajectory, two_states
 
 # E[score score^T] of the two-state world: diagonal blocks of [[f, -f], [-f, f]] for each state, f = p(0|s) p(1|s) times the
@@ -79,7 +80,7 @@ def test_products_on_a_batch_equal_the_explicit_outer_products(per, monkeypatch)
     np.testing.assert_allclose(product, explicit, atol=1e-12)
 
 
-@pytest.mark.parametrize("policy", [ld.MLP(3, hidden=(2,)), ld.GRU(3, hidden=2)], ids=["mlp", "gru"])
+@pytest.mark.parametrize("policy", [ld.MLP(3, hidden=(2,)), slow(ld.GRU(3, hidden=2))], ids=["mlp", "gru"])
 def test_padding_changes_no_product(policy, monkeypatch):
     monkeypatch.setitem(blocks._ROWS, "cpu", 7)
     _, _, taus = _network_batch()

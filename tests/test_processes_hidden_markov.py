@@ -152,6 +152,7 @@ def test_arrays_of_numpy_and_lists_are_data_and_parameters_like_any_other():
         chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_policies_of_processes_take_parameters_of_numpy_at_a_traced_observation():
     for policy, params, observations in (
         (MODEL.policy, jax.tree.map(np.asarray, PARAMS), jax.tree.map(lambda x: jnp.stack([x, x]), MODEL.first())),

@@ -26,6 +26,9 @@ def _fresh_kernel(monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiling is what costs
+    startup = tmp_path / "ipython/profile_default/startup"
+    startup.mkdir(parents=True)
+    (startup / "rarely.py").write_text("import gc\ngc.set_threshold(100_000, 20, 50)\n")  # as in `conftest.py`
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     for name in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS", "MPLBACKEND"):
         monkeypatch.delenv(name, raising=False)

@@ -184,7 +184,7 @@ def test_seeds_stop_each_at_its_own_evaluation(how):
         assert count == (2 * reached[0] + 2 if reached.size else 6)
 
 
-@pytest.mark.parametrize("memory", [False, True])
+@pytest.mark.parametrize("memory", [slow(False), True])
 def test_greedy_evaluation_takes_the_likeliest_action(memory):
     """Action 1 in state 0 and 0 in state 1 by a margin of 0.1: the greedy return is that of the deterministic policy."""
     params = jnp.array([[0.0, 0.1], [0.1, 0.0], [0.0, 0.0]])
@@ -241,6 +241,7 @@ def test_updates_that_are_not_finite_are_skipped_by_optax_and_never_hidden():
         assert not np.isfinite(run(optax.sgd(0.1)).params).all()
 
 
+@pytest.mark.slow
 def test_schedules_and_clipping_are_optaxs():
     """A rate of zero from the third update on; gradients of norm one move the parameters by the rate."""
     schedule = optax.piecewise_constant_schedule(0.5, {2: 0.0})

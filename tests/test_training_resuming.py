@@ -132,6 +132,7 @@ def test_a_reward_that_is_no_number_is_still_found():
         train(1, None, environment=Paying(jnp.nan), batch=ld.Episodes(2), estimator=ld.ScoreFunction())
 
 
+@pytest.mark.slow
 def test_a_run_that_stopped_early_stays_stopped(tmp_path):
     """In the middle of a piece."""
     options: Any = {"every": 4, "evaluation": ld.Evaluation(every=2, num_episodes=2, stop_at=-1e9)}

@@ -38,6 +38,7 @@ def _run_snippet(index: int, folder: Path) -> str:
     return run(snippets[index], folder)
 
 
+@pytest.mark.slow
 def test_the_readmes_quick_start_runs_and_the_return_rises(tmp_path):
     """From about -200 (the horizon) to within 3 of the best possible -11.7."""
     shown = _run_snippet(0, tmp_path)

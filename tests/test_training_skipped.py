@@ -77,7 +77,7 @@ def bits(tree):
     return [np.asarray(x).tobytes() for x in jax.tree.leaves(tree)]
 
 
-USUAL = ("learned value, guarded adam", "groups")
+USUAL = ("learned value, guarded adam",)
 
 
 @pytest.mark.parametrize("name", mostly_slow(RUNS, USUAL))
