@@ -43,7 +43,8 @@ def test_a_long_trajectory_is_cut_in_two_levels_of_about_the_square_root():
 
 
 @pytest.mark.parametrize(
-    ("num", "length", "rows"), [(7, 13, 4), (7, 13, 16), (7, 13, 512), (12, 5, 4), (1, 50, 8), (33, 2, 16)]
+    ("num", "length", "rows"),
+    [(7, 13, 4), slow((7, 13, 16)), slow((7, 13, 512)), slow((12, 5, 4)), (1, 50, 8), (33, 2, 16)],
 )
 def test_blocked_values_and_derivatives_equal_plain_ones(num, length, rows):
     inputs, weights = _inputs(num, length), jax.random.normal(jax.random.key(1), (num, length))

@@ -12,6 +12,7 @@ import logderiv as ld
 from logderiv import diagnostics
 from logderiv._core.pytrees import pytree
 from tests.listed import TWO_STATES_VARIANCES
+from tests.mostly import slow
 from tests.worlds import TWO_STATES_LOGITS, batch, two_states
 
 SAMPLES = {"a": jnp.array([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]]), "b": jnp.array([2.0, 2.0, 5.0])}
@@ -94,7 +95,7 @@ def _batch(num=12, horizon=6):
     return policy.init(jax.random.key(4), jnp.zeros(4)), policy, taus
 
 
-@pytest.mark.parametrize("name", ["leave-one-out", "dice"])
+@pytest.mark.parametrize("name", ["leave-one-out", slow("dice")])
 def test_contributions_average_to_the_estimate_and_equal_a_loop(name):
     """And the moments that are streamed, in blocks of any size, are theirs."""
     estimator, (params, policy, taus) = ESTIMATORS[name], _batch()

@@ -265,7 +265,7 @@ def row_by_row(x):
     return jnp.sum(-jnp.logaddexp(0.0, -x * jnp.arange(6.0))) * jnp.cos(x)
 
 
-@pytest.mark.parametrize(("ours", "plain"), [(tokens, tokens_at_once), (one_pass, row_by_row)])
+@pytest.mark.parametrize(("ours", "plain"), [(tokens, tokens_at_once), slow((one_pass, row_by_row))])
 def test_kernels_with_a_rule_of_their_own_within_a_scan(ours, plain):
     modes = ["rr", "rf", "fr", "ff"]
     pairs = [(nested(scanned(ours), mode), nested(plain, "f" * len(mode))) for mode in modes]

@@ -102,7 +102,7 @@ def _compare(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), ours, theirs)
 
 
-@pytest.mark.parametrize(("name", "num"), [("a2c", 3), ("ppo", 3), slow(("ppo", 120))])
+@pytest.mark.parametrize(("name", "num"), [slow(("a2c", 3)), ("ppo", 3), slow(("ppo", 120))])
 def test_objective_and_gradient_equal_the_formula_written_out(name, num):
     """Also at other parameters than those that drew; 120 trajectories fill a block of rows."""
     estimator, taus, params = ESTIMATORS[name], _episodes(num), _params()
@@ -157,7 +157,7 @@ def _shared(world: oracle.World) -> tuple[Any, ld.FunctionPolicy, Any]:
     return params, policy, lambda p, s: table_value(p["critic"], s)
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", [slow(1), 2])
 def test_the_actor_stays_unbiased_beside_its_critic(number):
     """E over every batch, 1e-12, at lambda = 1 where every episode ends. The twin with an entropy bonus is off by its gradient."""
     world = oracle.ending()

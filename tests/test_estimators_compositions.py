@@ -132,7 +132,9 @@ def _means(off: bool, every: bool) -> dict[str, dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize(
-    ("off", "every"), [(False, True), (True, False), slow((True, True))], ids=["False", "True", "True, every pair"]
+    ("off", "every"),
+    [(False, False), (True, False), slow((False, True)), slow((True, True))],
+    ids=["False", "True", "False, every pair", "True, every pair"],
 )
 def test_what_is_declared_of_a_pair_is_what_enumeration_finds(off, every):
     wrong = []

@@ -13,6 +13,7 @@ import logderiv as ld
 from benchmarks.variance_laws import COIN, COINS, logit
 from logderiv.estimators import Structure
 from tests.listed import DISCOUNT, PARAMS, POLICY, TWO_STATES_VARIANCES, listed, mean_and_covariance, ravel, shifted
+from tests.mostly import mostly_slow
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
 
 LOO = ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory")), discount=DISCOUNT)
@@ -309,7 +310,7 @@ PLAIN = {
 }
 
 
-@pytest.mark.parametrize("horizon", PLAIN)
+@pytest.mark.parametrize("horizon", mostly_slow(PLAIN, (2,)))
 def test_the_plain_surrogate_lacks_a_known_part_of_the_hessian(horizon):
     estimator = ld.ScoreFunction(ld.advantages.Return(), discount=0.9)
     arguments = (TWO_STATES_LOGITS, ld.tabular_softmax, two_states(), estimator)

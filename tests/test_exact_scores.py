@@ -12,6 +12,7 @@ import logderiv as ld
 from benchmarks import variance_laws
 from benchmarks.variance_laws import logit
 from tests.listed import DISCOUNT, PARAMS, POLICY, TWO_STATES_VARIANCES, listed, mean_and_covariance, ravel, shifted
+from tests.mostly import slow
 from tests.worlds import TWO_STATES_LOGITS, terminating, two_states
 
 
@@ -23,7 +24,7 @@ def two_states_variance(baseline, *, credit, horizon):
     return jnp.diag(ours.covariance).reshape(2, 2)
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3])
+@pytest.mark.parametrize("horizon", [slow(1), slow(2), 3])
 def test_six_estimators_of_the_two_state_process(horizon):
     expected = TWO_STATES_VARIANCES[horizon]
     arguments, options = ((TWO_STATES_LOGITS, ld.tabular_softmax, two_states()), {"horizon": horizon, "discount": 0.9})

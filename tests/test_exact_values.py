@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from tests.mostly import slow
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
 
 # Every one of the 2 * 4^T trajectories of the two-state process enumerated by another program, in float64, and cross-checked
@@ -58,7 +59,7 @@ def with_memory(params, carry, observation):
 WITH_MEMORY = ld.FunctionPolicy(with_memory, initial_carry=lambda params: jnp.zeros((), params.dtype))
 
 
-@pytest.mark.parametrize("horizon", [1, 2, 3])
+@pytest.mark.parametrize("horizon", [slow(1), slow(2), 3])
 def test_value_gradient_hessian_and_fisher_of_the_two_state_process(horizon):
     expected = TWO_STATES[horizon]
 

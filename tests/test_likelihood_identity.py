@@ -7,6 +7,7 @@ import pytest
 
 import logderiv as ld
 from tests import worlds
+from tests.mostly import slow
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, rollout, terminating, trajectory, two_states
 
 compare = jax.jit(ld.compare, static_argnums=1)
@@ -145,7 +146,9 @@ def test_the_report_names_numbers_and_reasons():
 
 
 @pytest.mark.parametrize(
-    ("mdp", "logits"), [(two_states(), TWO_STATES_LOGITS), (terminating(), TERMINATING_LOGITS)], ids=["cut", "ending"]
+    ("mdp", "logits"),
+    [slow((two_states(), TWO_STATES_LOGITS)), (terminating(), TERMINATING_LOGITS)],
+    ids=["cut", "ending"],
 )
 def test_under_the_expectation_three_routes_give_one_gradient(mdp, logits):
     """Direct and score form agree to 1e-12; the sampled one within 4 standard errors, and no better than that."""

@@ -143,6 +143,7 @@ def test_log_prob_is_the_normal_one():
         np.testing.assert_allclose(TreeNormal(loc, scale, sign).log_prob(x), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_fitness_may_be_a_rollout():
     """Policies drawn, an episode of each, against the gradient of the exact value averaged over the search distribution."""
     world, policy = ld.environments.short_corridor(horizon=20), ld.shared_softmax

@@ -102,6 +102,7 @@ def test_the_complete_path_has_the_dense_density():
         np.testing.assert_allclose(log_joint(states, y, mask), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_paths_drawn_from_the_posterior_have_its_moments_and_average_to_the_score():
     @jax.jit
     def draw(params, keys):
@@ -151,6 +152,7 @@ def nile(model, params):
     return value, by_filter, ld.processes.fisher_score(params, model, y), hessian, model.smooth(params, y).states
 
 
+@pytest.mark.slow
 def test_nile_against_published_numbers():
     assert (sum(VOLUMES), len(VOLUMES), VOLUMES[:5]) == (91935, 100, (1120, 1160, 963, 1210, 1160))
     for variances, prior, value, score, hessian in NILE:

@@ -168,6 +168,7 @@ def test_the_row_of_a_leaf_shows_the_resolution_that_was_seen_worst():
     )  # the largest beside the smallest would contradict "passed"
 
 
+@pytest.mark.slow
 def test_familywise_control():
     """The union of D normal tails at k_D is the tail at k; at k = 2, D = 20, false alarms are as rare as promised."""
     for k, num in ((2.0, 20), (5.0, 1), (5.0, 10_000)):

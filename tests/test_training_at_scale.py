@@ -38,6 +38,7 @@ def _rollout(keys, **options):
     return jax.tree.map(np.asarray, draw(jax.random.clone(keys)))
 
 
+@pytest.mark.slow
 def test_a_rollout_in_chunks_draws_the_same_trajectories():
     """Every valid step bit for bit, padding neutral, the final observation held; it stops when the last one has ended."""
     keys = jax.random.split(jax.random.key(0), (3, 4))
@@ -49,7 +50,7 @@ def test_a_rollout_in_chunks_draws_the_same_trajectories():
             np.testing.assert_array_equal(found[where], getattr(ordinary, name)[where], err_msg=name)
 
 
-@pytest.mark.parametrize("devices", [None, 1])
+@pytest.mark.parametrize("devices", [None, slow(1)])
 def test_training_stops_a_rollout_with_its_last_episode(devices):
     """A world that ends after two steps, with a horizon of 10 000: steps are counted on the host. It is no pytree, also on a mesh."""
     calls = []

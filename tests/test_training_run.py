@@ -175,6 +175,7 @@ def test_policies_start_near_uniform_and_are_differentiable():
         np.testing.assert_allclose(jax.nn.softmax(distribution.logits), 1 / 3, atol=0.05)
 
 
+@pytest.mark.slow
 def test_a_gaussian_policy_climbs_a_quadratic():
     """Reward -(a - 2)^2 on one step: the mean moves to 2."""
 
