@@ -163,9 +163,9 @@ def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax
         used &= jnp.all(finite(x))
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         used &= ~jnp.any(finite(before) & ~finite(after))
-    nothing = jnp.zeros(()) / used.astype(
-        jnp.zeros(()).dtype
-    )  # or NaN, of which jax_debug_nans sees no more than there are
+    # 0, or 0 / 0, which is NaN. Written down, a NaN would stop jax_debug_nans at every batch, whether it is used or not.
+    zero = jnp.zeros(())
+    nothing = zero / used.astype(zero.dtype)
     weights = jax.tree.map(lambda x: x + nothing.astype(x.dtype), weights)
     return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
 

@@ -24,7 +24,7 @@ from logderiv.estimators.batch import Batch, prepare
 from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.policy_gradient import Weighting
-from logderiv.estimators.scaled import times_exp
+from logderiv.estimators.returns import times_exp
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 

@@ -19,8 +19,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_mask, check_kind, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
-from logderiv.estimators.returns import backward_sums
-from logderiv.estimators.scaled import times_exp
+from logderiv.estimators.returns import backward_sums, times_exp
 from logderiv.types import Trajectory
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
