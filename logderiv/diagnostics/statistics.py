@@ -171,7 +171,7 @@ def cosine(tree: Params, reference: Params) -> jax.Array:
         ValueError: The structures or shapes differ.
         TypeError: Complex numbers.
     """
-    check.like("tree", tree, reference, hint="a cosine is between two pytrees alike")
+    check.like("tree", tree, reference, hint="that of reference, since a cosine is between two pytrees alike")
     tree, reference = lifted(tree=tree, reference=reference)
     return jnp.asarray(optax.tree.vdot(tree, reference)) / (optax.tree.norm(tree) * optax.tree.norm(reference))
 

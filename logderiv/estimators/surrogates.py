@@ -216,7 +216,7 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
 
     Gradients: flow through `terms`.
     """
-    terms = summable(terms, "terms")
+    terms, valid = summable(terms, "terms"), as_mask(valid, "valid")
     check.shape(terms.shape, hint=_ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
 
