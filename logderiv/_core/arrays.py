@@ -28,6 +28,7 @@ _REMEDIES_BY_KIND = {  # of what is no trajectory; the first that fits
     list: "use Trajectory(*x), or stack several with jax.tree.map",
     object: "draw one with logderiv.rollout",
 }
+ONE_SHAPE = "a (N, 1) against a (N,) would broadcast to (N, N)"
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -62,10 +63,13 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
-def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
-    """`function` of every leaf of one pytree and of its name, such as `params['w']`: `named_leaf_by_leaf(f, params=params)`."""
-    (name, tree), *_ = trees.items()
-    return jax.tree_util.tree_map_with_path(lambda path, x: function(x, name + jax.tree_util.keystr(path)), tree)
+def named_leaf_by_leaf(function: Any, tree: Any, name: str, is_leaf: Any = None) -> Any:
+    """`function` of every leaf of a pytree of this name, and of the leaf's name, such as `params['w']`."""
+
+    def leaf(path: Any, x: Any) -> Any:
+        return function(x, name + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_leaf)
 
 
 def refuse_complex(**trees: Any) -> None:
@@ -80,7 +84,7 @@ def refuse_complex(**trees: Any) -> None:
             )
 
     for name, tree in trees.items():
-        named_leaf_by_leaf(leaf, **{name: tree})
+        named_leaf_by_leaf(leaf, tree, name)
 
 
 def array_of(x: Any, name: str = "values") -> jax.Array:
@@ -97,16 +101,10 @@ def array_of(x: Any, name: str = "values") -> jax.Array:
     return x
 
 
-def floating(x: Any, name: str = "values") -> jax.Array:
-    """`x` as floating point; integers become the default floating dtype; complex numbers are refused by name, as of `array_of`."""
-    x = array_of(x, name)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
-
-
 def summable(x: Any, name: str = "values") -> jax.Array:
-    """`floating` of 32 bits at least, in which long sums and powers of a discount come out right."""
-    x = floating(x, name)
-    return x.astype(accumulator_dtype(x.dtype))
+    """`array_of` in 32 bits of floating point at least, in which long sums and powers of a discount come out right."""
+    x = array_of(x, name)
+    return x.astype(accumulator_dtype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(()).dtype))
 
 
 def as_mask(x: Any, name: str) -> jax.Array:
@@ -131,6 +129,12 @@ def alike(**arrays: Any) -> list[jax.Array]:
     own = [dtype for dtype in map(own_dtype, arrays.values()) if dtype is not None]
     dtype = widest(jnp.float32, *own) if own else jnp.zeros(()).dtype
     return [x.astype(dtype) for x in found]
+
+
+def set_alike(owner: Any, *names: str) -> None:
+    """Bring these fields of a frozen object to one dtype, as of `alike`."""
+    for name, x in zip(names, alike(**{name: getattr(owner, name) for name in names}), strict=True):
+        object.__setattr__(owner, name, x)
 
 
 def own_dtype(x: Any) -> Any:
@@ -198,11 +202,7 @@ def integers(x: Any, name: str) -> jax.Array:
 
 def numbers(tree: Any, name: str = "params") -> Any:
     """Every leaf `summable`; a list of numbers is one, and a leaf that is none is named."""
-
-    def leaf(path: Any, x: Any) -> jax.Array:
-        return summable(x, name + jax.tree_util.keystr(path))
-
-    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, list))
+    return named_leaf_by_leaf(summable, tree, name, is_leaf=lambda x: isinstance(x, list))
 
 
 def wide(tree: Any) -> Any:
@@ -292,13 +292,9 @@ def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajecto
 
 def as_stream(stream: Stream) -> Stream:
     """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
-    steps = as_trajectory(stream.steps, "rewards", "discounts")
-    found = Stream(
-        steps,
-        as_mask(stream.ends, "stream.ends"),
-        array_of(stream.times, "stream.times"),
-        summable(stream.returns, "stream.returns"),
-    )
+    steps, ends = as_trajectory(stream.steps, "rewards", "discounts"), as_mask(stream.ends, "stream.ends")
+    times, returns = array_of(stream.times, "stream.times"), summable(stream.returns, "stream.returns")
+    found = Stream(steps, ends, times, returns)
     if steps.valid.ndim != 3 or steps.valid.shape[-1] != 1:
         raise ValueError(f"stream.steps.valid: expected shape (E, T, 1), received {steps.valid.shape}.")
     shape, hint = steps.valid.shape[:2], "(E, T) as in stream.steps"
@@ -316,20 +312,15 @@ def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, 
     check_kind(as_steps(trajectories))
     if isinstance(trajectories, Stream):
         if not streams:
-            refuse_stream()
+            raise TypeError(
+                "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
+                "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
+            )
         stream = as_stream(trajectories)
         return stream, stream.steps
     one_axis(trajectories)
     trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
     return trajectories, trajectories
-
-
-def refuse_stream() -> None:
-    """Raise `TypeError`: an estimator that needs whole episodes was given a stream."""
-    raise TypeError(
-        "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-        "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-    )
 
 
 def one_axis(trajectories: Trajectory) -> int:
@@ -349,6 +340,25 @@ def check_kind(x: Any) -> None:
         return given("valid", x.valid)
     remedy = next(text for kind, text in _REMEDIES_BY_KIND.items() if isinstance(x, kind))
     raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
+
+
+def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
+    """Weights that there is one of for every step, in float32 at least; a pytree whose leaves have the shape of `valid`.
+
+    Raises:
+        ValueError: A leaf, named, has another shape.
+        TypeError: Complex numbers, or no trajectory.
+    """
+    check_kind(trajectory)
+    shape = np.shape(trajectory.valid)
+
+    def number(x: Any, name: str) -> jax.Array:
+        x = summable(x, name)
+        if x.shape != shape:
+            check.shape(shape, hint=f"that of trajectory.valid; {ONE_SHAPE}", **{name: x})
+        return x
+
+    return named_leaf_by_leaf(number, weights, "weights")
 
 
 def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:

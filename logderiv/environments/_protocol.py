@@ -83,9 +83,8 @@ def _values(method: str, found: Any, names: tuple[str, ...]) -> Any:
     """The values that a method returned, as many as they should be."""
     expected = f"environment.{method}: expected ({', '.join(names)}), {len(names)} values"
     if not isinstance(found, (tuple, list)):
-        raise TypeError(
-            f"{expected}, received one {type(found).__name__}; an environment of a suite is passed as it is, or wrapped."
-        )
+        hint = "an environment of a suite is passed as it is, or wrapped"
+        raise TypeError(f"{expected}, received one {type(found).__name__}; {hint}.")
     if len(found) != len(names):
         raise TypeError(f"{expected}, received {len(found)} values: {', '.join(map(_described, found))}.")
     return found
@@ -100,12 +99,8 @@ def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> jax.Array:
     value = array_of(value, address)
     if shape == () and value.size == 1:
         return value.reshape(())
-    hint = (
-        "one number"
-        if position > 2
-        else "one number; a game has the attribute num_players, and a place for each player"
-    )
-    check.shape(shape, hint=hint, **{address: value})
+    of_games = "; a game has the attribute num_players, and a place for each player" if name == "reward" else ""
+    check.shape(shape, hint=f"one number{of_games}", **{address: value})
     return value
 
 

@@ -164,8 +164,9 @@ class Gymnax(Environment):
                 truncated = self.environment.is_truncated(state, params)
             elif limit is not None:
                 truncated = getattr(state, _LIMITS[limit]) >= getattr(params, limit)
-        ends = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        return Step(observation, state, jnp.asarray(reward), *ends)
+        return Step(
+            observation, state, jnp.asarray(reward), jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
+        )
 
 
 def _check(suite: str, environment: Any, method: str, example: str) -> None:

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import as_batch, as_steps, check_params, refuse_explicit, refuse_stream
+from logderiv._core.arrays import as_batch, as_steps, check_params, of_each_step, refuse_explicit
 from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
-from logderiv.estimators.surrogates import of_each_step, step_weights
+from logderiv.estimators.surrogates import step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
-from logderiv.types import Estimate, Params, Policy, State, Stream, TimeStep, Trajectories, Trajectory, batch_info
+from logderiv.types import Estimate, Params, Policy, State, TimeStep, Trajectories, Trajectory, batch_info
 
 
 class Estimator(Part):
@@ -92,7 +92,7 @@ class Estimator(Part):
             ValueError: A weight has another shape than `trajectories.valid`.
             TypeError: Not trajectories; a weight is complex.
         """
-        normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
+        normalizer, weights = self.normalizer, of_each_step(trajectories, weights)
         scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
@@ -122,11 +122,9 @@ class Estimator(Part):
             that differs in its numbers only compiles nothing.
         """
         check_params(params)
-        trajectories, steps = as_batch(trajectories)
-        refuse_explicit(trajectories=steps.valid)
         structure = self.structure
-        if isinstance(trajectories, Stream) and not structure.streams:
-            refuse_stream()
+        trajectories, steps = as_batch(trajectories, streams=structure.streams)
+        refuse_explicit(trajectories=steps.valid)
         structure.check(math.prod(steps.valid.shape[:-1]))
         check_steps(params, policy, steps)
         return _estimate(self, params, state, policy, trajectories)

@@ -162,9 +162,8 @@ class Bootstrapped(Advantage):
 
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
-        check.made(
-            "baseline", self.baseline, True, "one of logderiv.baselines with values of the state, such as SharedValue()"
-        )
+        expected = "one of logderiv.baselines with values of the state, such as SharedValue()"
+        check.made("baseline", self.baseline, True, expected)
         if not hasattr(self.baseline, "state_values"):
             raise ValueError(
                 "baseline: this advantage bootstraps from values of the state; expected baselines.Value, "

@@ -129,9 +129,8 @@ def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, ne
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 6.5.
     """
-    rewards, discounts, values, next_values = _of_one(
-        rewards=rewards, discounts=discounts, values=values, next_values=next_values
-    )
+    arrays = {"rewards": rewards, "discounts": discounts, "values": values, "next_values": next_values}
+    rewards, discounts, values, next_values = _of_one(**arrays)
     return discounts * (_used(next_values, discounts) - values) + (rewards - (1 - discounts) * values)
 
 

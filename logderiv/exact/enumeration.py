@@ -200,9 +200,8 @@ def _step(keys: jax.Array, environment: Any, before: Any, inputs: Any, live: Any
     rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
     before, inputs = jax.tree.map(lambda x: x[rows], (before, inputs))
     new = jax.vmap(partial(_protocol.step, environment))(keys, before, action, inputs)
-    check.fields(
-        "environment: ", new, reward=rows.shape, hint="to be listed, one reward a step and not one for each player"
-    )
+    hint = "to be listed, one reward a step and not one for each player"
+    check.fields("environment: ", new, reward=rows.shape, hint=hint)
     return new, inputs
 
 

@@ -136,9 +136,8 @@ class Moments(NamedTuple):
             parts.append(f"sqrt(tr Cov) = {np.linalg.norm(spread):.6g}")
         rows = list(zip(named_entries(self.mean), exact, mean, bias, spread, strict=True))
         more = f"\n  and {len(rows) - _PRINTED} more" if len(rows) > _PRINTED else ""
-        head = (
-            f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  {', '.join(parts)}\n"
-        )
+        head = f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  "
+        head += ", ".join(parts) + "\n"
         columns = ("entry", "grad J", "E[g]", "bias", "std of g")
         return head + table(columns, "<24 >14.8f >14.8f >12.1e >12.4g", rows[:_PRINTED]) + more
 

@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core import check
 from logderiv._core.arrays import (
     accumulator_dtype,
-    array_of,
     as_trajectory,
     check_params,
+    of_each_step,
     summable,
     unbroken,
     wide,
@@ -121,10 +120,7 @@ def weighted_log_prob(
 
     Gradients: flow through `params`, observations and actions, at any order; the weights are detached.
     """
-    trajectory = as_trajectory(trajectory)
-    hint = "of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
-    weights = array_of(weights, "weights")
-    check.shape(trajectory.valid.shape, hint=hint, weights=weights)
+    weights = of_each_step(trajectory, weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
 

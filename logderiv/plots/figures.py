@@ -227,8 +227,7 @@ def learning_curves(
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
-    if threshold is not None:
-        check.finite(threshold=threshold)
+    check.finite(or_none=True, threshold=threshold)
     if isinstance(getattr(curves, "metrics", curves), Metrics):
         curves = {"training": curves}
     if not isinstance(curves, Mapping):

@@ -58,15 +58,12 @@ class Training(NamedTuple):
                 real = [row[(taken > 0) & np.isfinite(row)] for row, taken in zip(values, steps, strict=True)]
                 first, last = np.array([_ends(row) for row in real]).T
                 rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
+        columns = ("", "first tenth", "last tenth", "lowest seed", "highest seed")
         return (
             f"Training: seeds: {len(steps)}; at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
             f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite, "
             f"{np.sum(metrics.num_skipped)} batches left out\n"
-            + table(
-                ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
-                "<14 >13.5g >13.5g >13.5g >13.5g",
-                rows,
-            )
+            + table(columns, "<14 >13.5g >13.5g >13.5g >13.5g", rows)
         )
 
 
@@ -287,12 +284,8 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
         ("evaluation", plan.evaluation, ("every", "stop_at"), "logderiv.Evaluation(every=10)"),
         ("checkpoints", checkpoints, ("save", "restore", "held"), "logderiv.Checkpoints(directory, every=100)"),
     ):
-        optional = part is None and name in ("evaluation", "checkpoints")
-        if not optional and (isinstance(part, type) or not all(hasattr(part, need) for need in needs)):
-            received = type(part).__name__
-            if isinstance(part, type) or callable(part):
-                received = f"{getattr(part, '__name__', received)}, not called; call it"
-            raise TypeError(f"{name}: expected {expected}, received {received}.")
+        if part is not None or name in ("batch", "estimator", "optimizer"):
+            check.made(name, part, all(hasattr(part, need) for need in needs), expected)
 
 
 def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
