@@ -16,12 +16,12 @@ from logderiv._core import check
 from logderiv._core.trajectories import Stream, Trajectories, Trajectory
 
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
-_REMEDIES = {  # of a field that is missing
+_REMEDIES = {  # what helps where this field of a trajectory is missing
     "valid": "ones of dtype bool where all steps are real",
     "final_observation": "a value is taken there",
     "behavior_log_probs": "logderiv.importance.with_behavior fills them in",
 }
-_REMEDIES_BY_KIND = {  # of what is no trajectory; the first that fits
+_REMEDIES_BY_KIND = {  # what helps where an object of this kind is passed as a trajectory; the first that fits
     Stream: "pass stream.steps, trajectories of one step each",
     dict: "use Trajectory(**x)",
     tuple: "use Trajectory(*x)",
@@ -162,7 +162,7 @@ def as_keys(keys: Any, name: str = "key") -> jax.Array:
         if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
             return keys  # pyright: ignore[reportReturnType]
         if keys.dtype == np.uint32 and keys.ndim > 0:
-            with contextlib.suppress(TypeError):  # of a key of another length
+            with contextlib.suppress(TypeError):  # raised for raw data of a length that no key has
                 return jax.random.wrap_key_data(jnp.asarray(keys))
     received = f"{keys.dtype}{list(keys.shape)}" if hasattr(keys, "dtype") else repr(keys)
     raise TypeError(f"{name}: expected jax.random.key(seed), received {received}.")

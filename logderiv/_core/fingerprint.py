@@ -126,7 +126,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     try:
         kept: Any = value.__reduce_ex__(4)
         args, state, items = kept[1], (*kept, None)[2], kept[3:5]
-    except Exception:  # whatever such an object makes of being copied: a lock, a generator, a compiled program
+    except Exception:  # raised by what cannot be copied: a lock, a generator, a compiled program
         return {}
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     attributes, slots = attributes or {}, slots or {}
@@ -134,16 +134,12 @@ def _attributes(value: Any) -> dict[str, Any]:
         return {"args": args, "state": state}
     args = args[1:] if args[:1] == (type(value),) else args
     made = {"args": args, "items": [list(x) for x in items if x is not None]}
-    return {name: part for name, part in made.items() if part} | _shown(value, attributes | slots)
-
-
-def _shown(value: Any, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes in the order of their names, without what the class computes at the first use, since it is not always there."""
-
-    def left_out(name: str) -> bool:
-        return _is_dunder(name) or isinstance(getattr(type(value), name, None), functools.cached_property)
-
-    return {name: attributes[name] for name in sorted(map(str, attributes)) if not left_out(name)}
+    shown = {name: part for name, part in made.items() if part}
+    for name, part in sorted((attributes | slots).items()):
+        # A cached property is among the attributes after its first use only.
+        if not (_is_dunder(name) or isinstance(getattr(type(value), name, None), functools.cached_property)):
+            shown[name] = part
+    return shown
 
 
 def _members(kind: type, text: Any) -> str:

@@ -28,7 +28,7 @@ from logderiv.estimators.returns import times_exp
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 
-_LARGEST = 1e30  # logarithm of a ratio
+_LARGEST = 1e30  # a logarithm of a ratio beyond this one is cut to it
 _TOGETHER = 16  # trajectories whose scores are in memory at a time
 
 
@@ -260,7 +260,7 @@ def _relative_ratios(batch: Batch, k: int, folds: int) -> tuple[jax.Array, jax.A
     if batch.log_ratios is None:
         return jnp.ones_like(batch.rewards[k::folds]), jnp.zeros((), batch.rewards.dtype)
     logs = batch.log_ratios[k::folds]
-    largest = jnp.max(jnp.clip(logs, -_LARGEST, _LARGEST))  # finite, even if all are 0
+    largest = jnp.max(jnp.clip(logs, -_LARGEST, _LARGEST))  # finite, even where all ratios are 0 or infinite
     return jnp.exp(logs - largest), largest
 
 

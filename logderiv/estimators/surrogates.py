@@ -72,7 +72,8 @@ class Surrogate(Part):
         log_factors, weights = summable(log_factors, "log_factors"), summable(weights, "weights")
         check.shape(log_factors.shape, hint=ONE_SHAPE, weights=weights)
         weights, steps = lax.stop_gradient(weights).astype(log_factors.dtype), self.steps(log_factors)
-        steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)  # an impossible choice
+        # An impossible choice of weight 0 counts as 0, where the product would be NaN.
+        steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)
         return jnp.mean(jnp.sum(weights * steps, axis=-1))
 
 

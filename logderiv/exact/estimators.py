@@ -343,7 +343,7 @@ def ensemble(
     count = len(drawn)
     logarithm = _log_comb(count, size) if method == "multisets" else size * math.log(count)
     number = limit + 1
-    if logarithm < math.log(limit) + 1:  # else it is not worth the time, or the memory, to write it out
+    if logarithm < math.log(limit) + 1:  # a far larger number would take too much time and memory to compute
         number = math.comb(count + size - 1, size) if method == "multisets" else count**size
     if number > limit or size > LIMIT:
         size_text = str(number) if logarithm < math.log(limit) + 1 else f"about 10^{logarithm / math.log(10):.0f}"

@@ -146,7 +146,7 @@ def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any)
     resolution = jnp.finfo(logp.dtype).eps * jnp.abs(logp)
     rounding = jnp.finfo(value.dtype).eps * num_factors.astype(logp.dtype)  # of the product itself
     allowed = 8 * (resolution + rounding)
-    agree = [d <= allowed for d in jax.tree.leaves(difference)]  # false of NaN
+    agree = [d <= allowed for d in jax.tree.leaves(difference)]  # False where a difference is NaN
     differs = ~jnp.all(jnp.stack(agree))
     underflows = (at_underflow >= 0) | jnp.any(jnp.stack(jax.tree.leaves(lost)))
     conditions = zero_factor, at_overflow >= 0, underflows, differs

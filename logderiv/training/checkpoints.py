@@ -115,7 +115,7 @@ class Checkpoints:
         note: dict[str, Any] = {"run": run, "leaves": leaves}
         note["sha256"] = _sha256(note, arrays.values())
         full = {name: array for name, array in arrays.items() if array.size}  # orbax refuses arrays without elements
-        items = {"arrays": ocp.args.StandardSave(full)} if full else {}  # nor does it take none at all
+        items = {"arrays": ocp.args.StandardSave(full)} if full else {}  # and it refuses to save no array at all
         args = ocp.args.Composite(note=ocp.args.JsonSave(note), **items)
         with self._manager(alone=False) as manager:
             manager.save(step, args=args, force=True)

@@ -185,14 +185,16 @@ def train(
 
 def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
     """Batches that were left out, and gradients of those that were not."""
-    if not check.is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
+    if check.is_traced(metrics.num_skipped, metrics.num_nonfinite):
+        return
+    if bad := int(jnp.sum(metrics.num_skipped)):
         with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
         warnings.warn(
             f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
             "that are not finite; metrics.num_skipped says in which updates.",
             stacklevel=3,
         )
-    if not check.is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
+    if bad := int(jnp.sum(metrics.num_nonfinite)):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
             stacklevel=3,
@@ -219,7 +221,7 @@ def _in_pieces(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
-            # What may change between the parts of a run: where it runs, who is told, and how long it is.
+            # Not in it, so that they may be others when the run goes on: mesh, reporters and `num_updates`.
             run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
             found = checkpoints.restore(lambda step: (state, empty(step)), run)
             step, (state, *rows) = found or (0, (state, *rows))
@@ -247,7 +249,7 @@ def _measured(rows: Metrics, plan: Plan) -> Metrics:
     """Rows of `advance` as users get them."""
     if not check.is_traced(*jax.tree.leaves(rows)):
         rows = jax.tree.map(on_host, rows)
-    with jax.debug_nans(False):  # these are meant
+    with jax.debug_nans(False):  # NaN stands for what was not measured
         return jax.tree.map(jnp.asarray, with_gaps(rows, 0, plan.evaluation))
 
 
