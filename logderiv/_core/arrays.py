@@ -312,15 +312,20 @@ def as_batch(trajectories: Any, *, streams: bool = True) -> tuple[Trajectories, 
     check_kind(as_steps(trajectories))
     if isinstance(trajectories, Stream):
         if not streams:
-            raise TypeError(
-                "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
-                "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
-            )
+            refuse_stream()
         stream = as_stream(trajectories)
         return stream, stream.steps
     one_axis(trajectories)
     trajectories = as_trajectory(trajectories, "rewards", "discounts", prefix=True)
     return trajectories, trajectories
+
+
+def refuse_stream() -> None:
+    """Raise `TypeError`: an estimator that needs whole episodes was given a stream."""
+    raise TypeError(
+        "trajectories: this estimator needs whole episodes, received a Stream, which cuts them; use an advantage that "
+        "bootstraps (logderiv.advantages.GAE), or logderiv.rollout."
+    )
 
 
 def one_axis(trajectories: Trajectory) -> int:
@@ -340,25 +345,6 @@ def check_kind(x: Any) -> None:
         return given("valid", x.valid)
     remedy = next(text for kind, text in _REMEDIES_BY_KIND.items() if isinstance(x, kind))
     raise TypeError(f"trajectory: expected a Trajectory, received {type(x).__name__}; {remedy}.")
-
-
-def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
-    """Weights that there is one of for every step, in float32 at least; a pytree whose leaves have the shape of `valid`.
-
-    Raises:
-        ValueError: A leaf, named, has another shape.
-        TypeError: Complex numbers, or no trajectory.
-    """
-    check_kind(trajectory)
-    shape = np.shape(trajectory.valid)
-
-    def number(x: Any, name: str) -> jax.Array:
-        x = summable(x, name)
-        if x.shape != shape:
-            check.shape(shape, hint=f"that of trajectory.valid; {ONE_SHAPE}", **{name: x})
-        return x
-
-    return named_leaf_by_leaf(number, weights, "weights")
 
 
 def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:

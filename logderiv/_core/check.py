@@ -4,7 +4,6 @@ A value that is traced is not checked: only shapes, dtypes and structure are kno
 (`jax.vmap` over a discount) are arrays, all of whose entries must pass.
 """
 
-import types
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -99,12 +98,11 @@ def one_of(options: Collection[Any], **values: Any) -> None:
             raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
 
 
-def made(name: str, part: Any, fits: bool, expected: str) -> None:
-    """Raise `TypeError` unless a part is an object that fits; a class, or a function, is named as one that was not called."""
+def made(name: str, part: Any, fits: bool, expected: str, makers: Any = type) -> None:
+    """Raise `TypeError` unless a part is an object that fits; one of the `makers` of parts, a class, is named as not called."""
     if isinstance(part, type) or not fits:
-        received = type(part).__name__
-        if isinstance(part, type | types.FunctionType):
-            received = f"the {'class' if isinstance(part, type) else 'function'} {part.__name__}; call it"
+        kind = "class" if isinstance(part, type) else "function"
+        received = f"the {kind} {part.__name__}; call it" if isinstance(part, makers) else type(part).__name__
         raise TypeError(f"{name}: expected {expected}, received {received}.")
 
 

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from logderiv._core.arrays import array_of, integers, summable
+from logderiv._core.arrays import array_of, summable
 from logderiv._core.noise import gumbel, logistic
 from logderiv._core.pytrees import pytree
 
@@ -233,7 +233,10 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
     Raises:
         TypeError: `action` is not an integer.
     """
-    action = integers(action, "action")
+    action = array_of(action, "action")
+    if jnp.issubdtype(action.dtype, jnp.floating):
+        raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
+    action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
     inside = (action >= 0) & (action < size)
     return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import as_batch, as_steps, check_params, of_each_step, refuse_explicit
+from logderiv._core.arrays import as_batch, as_steps, check_params, refuse_explicit, refuse_stream
 from logderiv._core.blocks import wide_block_size
 from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
-from logderiv.estimators.surrogates import step_weights
+from logderiv.estimators.surrogates import of_each_step, step_weights
 from logderiv.likelihood.steps import check_steps, over_steps
-from logderiv.types import Estimate, Params, Policy, State, TimeStep, Trajectories, Trajectory, batch_info
+from logderiv.types import Estimate, Params, Policy, State, Stream, TimeStep, Trajectories, Trajectory, batch_info
 
 
 class Estimator(Part):
@@ -122,9 +122,11 @@ class Estimator(Part):
             that differs in its numbers only compiles nothing.
         """
         check_params(params)
-        structure = self.structure
-        trajectories, steps = as_batch(trajectories, streams=structure.streams)
+        trajectories, steps = as_batch(trajectories)
         refuse_explicit(trajectories=steps.valid)
+        structure = self.structure
+        if isinstance(trajectories, Stream) and not structure.streams:
+            refuse_stream()
         structure.check(math.prod(steps.valid.shape[:-1]))
         check_steps(params, policy, steps)
         return _estimate(self, params, state, policy, trajectories)

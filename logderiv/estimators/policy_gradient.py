@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import given, of_each_step
+from logderiv._core.arrays import given
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo, check_advantage
 from logderiv.estimators.base import Estimator, check_state, keep_finite
 from logderiv.estimators.batch import ValueFunction, prepare
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
 from logderiv.estimators.importance import Importance
-from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped
+from logderiv.estimators.surrogates import NORMALIZERS, Normalizer, Score, Surrogate, clipped, of_each_step
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, TimeStep, Trajectories, Trajectory
 

@@ -12,13 +12,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import ONE_SHAPE, as_mask, summable
+from logderiv._core.arrays import ONE_SHAPE, as_mask, check_kind, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
 from logderiv.estimators.returns import backward_sums, times_exp
+from logderiv.types import Trajectory
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
 NORMALIZERS = {  # what each asks of a batch, and what it does to the expectation
@@ -216,6 +218,32 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
     terms, valid = summable(terms, "terms"), as_mask(valid, "valid")
     check.shape(terms.shape, hint=ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
+
+
+def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
+    """Weights that there is one of for every step, in float32 at least; checked.
+
+    Args:
+        trajectory: Leading axes `(*batch, T)`.
+        weights: Pytree; leaves `(*batch, T)`.
+
+    Returns:
+        The pytree.
+
+    Raises:
+        ValueError: A leaf, named, has another shape.
+        TypeError: Complex numbers, or no trajectory.
+    """
+    check_kind(trajectory)
+    shape = np.shape(trajectory.valid)
+
+    def number(x: Any, name: str) -> jax.Array:
+        x = summable(x, name)
+        if x.shape != shape:
+            check.shape(shape, hint=f"that of trajectory.valid; {ONE_SHAPE}", **{name: x})
+        return x
+
+    return named_leaf_by_leaf(number, weights, "weights")
 
 
 def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Array:

@@ -14,11 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core import check
 from logderiv._core.arrays import (
+    ONE_SHAPE,
     accumulator_dtype,
+    array_of,
     as_trajectory,
     check_params,
-    of_each_step,
     summable,
     unbroken,
     wide,
@@ -120,7 +122,8 @@ def weighted_log_prob(
 
     Gradients: flow through `params`, observations and actions, at any order; the weights are detached.
     """
-    weights = of_each_step(trajectory, weights)
+    trajectory, weights = as_trajectory(trajectory), array_of(weights, "weights")
+    check.shape(trajectory.valid.shape, hint=f"of trajectory.valid; {ONE_SHAPE}", weights=weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
 

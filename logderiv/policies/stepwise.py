@@ -139,7 +139,7 @@ def _check_takes(apply: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        expected = "(params, observation), or (params, carry, observation) with memory, of which initial_carry tells"
+        expected = "(params, observation), or (params, carry, observation) with initial_carry, which means memory"
         raise TypeError(f"policy: expected apply to take {expected}, received {signature}.") from error
 
 

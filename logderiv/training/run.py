@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
@@ -287,7 +288,7 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
         ("checkpoints", checkpoints, ("save", "restore", "held"), "logderiv.Checkpoints(directory, every=100)"),
     ):
         if part is not None or name in ("batch", "estimator", "optimizer"):
-            check.made(name, part, all(hasattr(part, need) for need in needs), expected)
+            check.made(name, part, all(hasattr(part, need) for need in needs), expected, (type, FunctionType))
 
 
 def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
