@@ -28,7 +28,7 @@ _REMEDIES_BY_KIND = {  # what helps where an object of this kind is passed as a 
     list: "use Trajectory(*x), or stack several with jax.tree.map",
     object: "draw one with logderiv.rollout",
 }
-ONE_SHAPE = "a (N, 1) against a (N,) would broadcast to (N, N)"
+_KEPT = "those of trajectory.valid; did one field keep another number of steps?"
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -360,14 +360,13 @@ def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
         check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
 
 
-def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
-    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
+def check_leading_axes(expected: tuple[int, ...], *, hint: str = _KEPT, **trees: Any) -> None:
+    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes; by default those of a trajectory's `valid`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
         if jnp.shape(leaf)[: len(expected)] != expected:
-            name = path[0].key + jax.tree_util.keystr(path[1:])
+            name, axes = path[0].key + jax.tree_util.keystr(path[1:]), "axis" if len(expected) == 1 else "axes"
             raise ValueError(
-                f"{name}: expected leading axes {expected} as in trajectory.valid, "
-                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
+                f"{name}: expected the leading {axes} {expected}, received shape {jnp.shape(leaf)}; {hint}."
             )
 
 

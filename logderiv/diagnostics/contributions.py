@@ -12,7 +12,7 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_leading_axes, check_params, one_axis, summable
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
@@ -178,13 +178,11 @@ def _rows_and_gradient(
     """What the terms of the objective are made of, trajectories and detached weights, and the gradient of some of them."""
     num = num_trajectories(trajectories)
     weights, _ = estimator.advantages(params, estimator.init(params) if state is None else state, policy, trajectories)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if jnp.shape(leaf)[:1] != (num,):
-            raise ValueError(
-                f"weights{jax.tree_util.keystr(path)}: expected a leading axis of N = {num} trajectories, received shape "
-                f"{jnp.shape(leaf)}; this estimator's terms are not per trajectory. Replicate whole estimates instead: "
-                "jax.vmap over batches of estimator.estimate."
-            )
+    hint = (
+        "one for each trajectory, as this estimator's terms are not. Replicate whole estimates instead: jax.vmap over "
+        "batches of estimator.estimate"
+    )
+    check_leading_axes((num,), hint=hint, weights=weights)
     rows = trajectories, lax.stop_gradient(weights)
     return rows, lambda rows: jax.grad(estimator.objective)(params, policy, *rows)
 

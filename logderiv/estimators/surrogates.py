@@ -16,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import ONE_SHAPE, as_mask, check_kind, named_leaf_by_leaf, summable
+from logderiv._core.arrays import as_mask, check_kind, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
 from logderiv.estimators.returns import backward_sums, times_exp
@@ -34,6 +34,8 @@ NORMALIZERS = {  # what each asks of a batch, and what it does to the expectatio
         biased("per_step_of_batch: divided by the random number of steps in the batch"),
     ),
 }
+
+_ONE_SHAPE = "a (N, 1) against a (N,) would broadcast to (N, N)"
 
 
 class Surrogate(Part):
@@ -72,7 +74,7 @@ class Surrogate(Part):
         Gradients: flow through `log_factors`; the weights are detached.
         """
         log_factors, weights = summable(log_factors, "log_factors"), summable(weights, "weights")
-        check.shape(log_factors.shape, hint=ONE_SHAPE, weights=weights)
+        check.shape(log_factors.shape, hint=_ONE_SHAPE, weights=weights)
         weights, steps = lax.stop_gradient(weights).astype(log_factors.dtype), self.steps(log_factors)
         # An impossible choice of weight 0 counts as 0, where the product would be NaN.
         steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)
@@ -180,7 +182,7 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
     """
     check.positive(or_none=True, clip=clip)
     log_ratio, weight = summable(log_ratio, "log_ratio"), summable(weight, "weight")
-    check.shape(log_ratio.shape, hint=ONE_SHAPE, weight=weight)
+    check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
     weight = lax.stop_gradient(weight).astype(log_ratio.dtype)
     if clip is None:
         return times_exp(weight, lax.stop_gradient(log_ratio)) * box(log_ratio)
@@ -216,7 +218,7 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
     Gradients: flow through `terms`.
     """
     terms, valid = summable(terms, "terms"), as_mask(valid, "valid")
-    check.shape(terms.shape, hint=ONE_SHAPE, valid=valid)
+    check.shape(terms.shape, hint=_ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
 
 
@@ -240,7 +242,7 @@ def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
     def number(x: Any, name: str) -> jax.Array:
         x = summable(x, name)
         if x.shape != shape:
-            check.shape(shape, hint=f"that of trajectory.valid; {ONE_SHAPE}", **{name: x})
+            check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
         return x
 
     return named_leaf_by_leaf(number, weights, "weights")

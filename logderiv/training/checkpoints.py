@@ -85,12 +85,12 @@ class Checkpoints:
         Raises:
             ValueError: Another run holds it; there is something else than a folder, or one that cannot be written.
         """
-        if jax.process_index() or "://" in self._path:
+        if jax.process_index() or "://" in str(self.directory):
             yield
             return
-        check_place("Checkpoints.directory", self._path, folder=True)
-        Path(self._path).mkdir(parents=True, exist_ok=True)
-        with held("Checkpoints.directory", self._path):
+        check_place("Checkpoints.directory", self.directory, folder=True)
+        Path(self.directory).mkdir(parents=True, exist_ok=True)
+        with held("Checkpoints.directory", self.directory):
             yield
 
     def save(self, step: int, payload: Any, run: Mapping[str, str] | None = None) -> None:
@@ -168,10 +168,6 @@ class Checkpoints:
             )
         return None
 
-    @property
-    def _path(self) -> str:
-        return os.fspath(self.directory)
-
     def _run(self, run: Mapping[str, str] | None, payload: Any) -> dict[str, str]:
         """All that must be the same, in words."""
         version = {} if self.version is None else {"version": static_text(self.version)}
@@ -180,7 +176,7 @@ class Checkpoints:
 
     def _manager(self, *, alone: bool) -> Any:
         """Orbax's manager, of all processes together or of this one alone."""
-        check_place("Checkpoints.directory", self._path, folder=True, write=not alone)
+        check_place("Checkpoints.directory", self.directory, folder=True, write=not alone)
         ocp, epath, here = require(), importlib.import_module("etils.epath"), jax.process_index()
         some = {"primary_host": here, "active_processes": {here}, "barrier_sync_key_prefix": f"process_{here}"}
         options = ocp.CheckpointManagerOptions(

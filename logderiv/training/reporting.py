@@ -145,7 +145,7 @@ class _Table:
 
     def check(self) -> None:
         """Refuse what is there and is not ours to replace."""
-        check_place("CSVWriter.path", str(self.path), folder=False)
+        check_place("CSVWriter.path", self.path, folder=False)
         if self.path.exists():
             with held("CSVWriter.path", self.path), self.path.open(errors="replace") as file:
                 line = file.readline(len(self.header))

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, check_params
+from logderiv._core.arrays import as_keys, check_leading_axes, check_params
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv._core.tables import concrete, shapes, table
@@ -228,7 +228,7 @@ def _in_pieces(
             step, (state, *rows) = found or (0, (state, *rows))
             if step > num_updates:
                 raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
-        # All are opened before any begins: one may refuse.
+        # A reporter may refuse when it is opened: all are, before the first one begins to write.
         opened = [reporter.open(_columns(rows[0]), num_updates) for reporter in reporters]
         writers = [stack.enter_context(block) for block in opened if jax.process_index() == 0]
         while step < num_updates and not np.all(on_host(state.stopped)):
@@ -304,12 +304,8 @@ def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
         check_divides(plan.evaluation.num_episodes, mesh, "evaluation.num_episodes")
     if key.ndim > 1:
         raise ValueError(f"key: expected one key, or keys of shape (S,) for S seeds, received shape {key.shape}.")
-    for path, leaf in jax.tree.leaves_with_path(params) if key.ndim else ():
-        if jnp.shape(leaf)[:1] != key.shape:
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)}: expected the leading axis {key.shape}, one entry for each key, received shape "
-                f"{jnp.shape(leaf)}; jax.vmap(policy.init) makes them so, jax.numpy.broadcast_to starts all seeds alike."
-            )
+    hint = "one entry for each key: jax.vmap(policy.init) makes them so, jax.numpy.broadcast_to starts all seeds alike"
+    check_leading_axes(key.shape, hint=hint, params=params)
 
 
 def _check_host(params: Params, key: Key, plan: Plan, **asked: Any) -> None:
