@@ -363,11 +363,9 @@ def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
 def check_leading_axes(expected: tuple[int, ...], *, hint: str = _KEPT, **trees: Any) -> None:
     """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes; by default those of a trajectory's `valid`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        if jnp.shape(leaf)[: len(expected)] != expected:
+        if (shape := jnp.shape(leaf))[: len(expected)] != expected:
             name, axes = path[0].key + jax.tree_util.keystr(path[1:]), "axis" if len(expected) == 1 else "axes"
-            raise ValueError(
-                f"{name}: expected the leading {axes} {expected}, received shape {jnp.shape(leaf)}; {hint}."
-            )
+            raise ValueError(f"{name}: expected the leading {axes} {expected}, received shape {shape}; {hint}.")
 
 
 def as_steps(trajectories: Trajectories) -> Trajectory:

@@ -130,9 +130,7 @@ def jit(function: F) -> F:
                 raise
             given = inspect.signature(function).bind(*args, **kwargs).arguments
             places = ", ".join(f"{name} on {found}" for name, tree in given.items() if (found := _devices(tree)))
-            raise ValueError(
-                f"expected all arrays on the same devices, received {places}; use jax.device_put."
-            ) from error
+            raise ValueError(f"expected arrays on the same devices, received {places}; use jax.device_put.") from error
 
     return compiled  # pyright: ignore[reportReturnType]
 

@@ -178,10 +178,7 @@ def _rows_and_gradient(
     """What the terms of the objective are made of, trajectories and detached weights, and the gradient of some of them."""
     num = num_trajectories(trajectories)
     weights, _ = estimator.advantages(params, estimator.init(params) if state is None else state, policy, trajectories)
-    hint = (
-        "one for each trajectory, as this estimator's terms are not. Replicate whole estimates instead: jax.vmap over "
-        "batches of estimator.estimate"
-    )
+    hint = "this estimator's terms are not per trajectory: replicate whole estimates, by jax.vmap over batches"
     check_leading_axes((num,), hint=hint, weights=weights)
     rows = trajectories, lax.stop_gradient(weights)
     return rows, lambda rows: jax.grad(estimator.objective)(params, policy, *rows)

@@ -168,8 +168,7 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
             "environment: expected a TabularMDP, or an attribute num_actions, so that the sequences of actions "
             f"0 .. num_actions - 1 can be replayed; received {type(environment).__name__}."
         )
-    check.whole(num_actions=actions)
-    stepper, actions = as_environment(environment), int(actions)
+    stepper, actions = as_environment(environment), check.whole(num_actions=actions)
     inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
     starts = np.asarray(summable(starts, "environment.starts"))
     before = _deterministic(_reset, len(starts), stepper, inputs)

@@ -121,9 +121,7 @@ def assert_unbiased(
     try:
         resolution = jax.tree.broadcast(resolution, exact)
     except ValueError as error:
-        raise ValueError(
-            f"resolution: expected a number, or a prefix of the pytree exact, received {resolution}."
-        ) from error
+        raise ValueError(f"resolution: expected a number or a prefix of exact, received {resolution}.") from error
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(finite=True, **{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     check.whole(**{"numbers in exact": optax.tree.size(exact)})

@@ -280,10 +280,8 @@ class _EventFile:
         """A new file, which hides what others say of this update and later ones."""
         self.close()
         ending = f".{time.time_ns()}"
-        make = _tensorboard().SummaryWriter
-        self.writer = self.stack.enter_context(
-            make(self.folder, purge_step=start, flush_secs=1, filename_suffix=ending)
-        )
+        options = {"purge_step": start, "flush_secs": 1, "filename_suffix": ending}
+        self.writer = self.stack.enter_context(_tensorboard().SummaryWriter(self.folder, **options))
         self.path = next(Path(self.folder).glob(f"*{ending}"), None)  # none where it is no local folder
         if self.path is not None:
             self.stack.enter_context(held("TensorBoardWriter.directory", self.path))
