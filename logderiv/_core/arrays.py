@@ -38,7 +38,7 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
-    """1 for a mask that is a prefix, NaN for one with a hole: what a number that depends on time is multiplied by. Shape `(*batch, 1)`.
+    """The factor of numbers that depend on the order of steps: 1 where the mask is a prefix, NaN where it has a hole. Shape `(*batch, 1)`.
 
     Raises:
         ValueError: The mask has values, and an entry that is False before one that is True: NaN is for traced ones.
@@ -124,7 +124,7 @@ def _discrete(x: Any, name: str, expected: str, dtype: str) -> jax.Array:
 
 
 def alike(**arrays: Any) -> list[jax.Array]:
-    """Each `summable`, all in the widest dtype among them; a Python number, or an integer, has no say in it where another has."""
+    """Each `summable`, all in the widest dtype among them. Integers and Python numbers do not decide it, unless there is nothing else."""
     found = [summable(x, name) for name, x in arrays.items()]
     own = [dtype for dtype in map(own_dtype, arrays.values()) if dtype is not None]
     dtype = widest(jnp.float32, *own) if own else jnp.zeros(()).dtype
@@ -138,7 +138,7 @@ def set_alike(owner: Any, *names: str) -> None:
 
 
 def own_dtype(x: Any) -> Any:
-    """The floating dtype that an array has for itself; `None` of integers and of Python numbers."""
+    """The floating dtype of an array; `None` of integers and of Python numbers, which take on that of others."""
     weak = type(x) in (bool, int, float) or getattr(x, "weak_type", False)
     dtype = jnp.asarray(x).dtype
     return dtype if jnp.issubdtype(dtype, jnp.floating) and not weak else None
@@ -192,7 +192,7 @@ def accumulator_dtype(dtype: Any) -> Any:
 
 
 def integers(x: Any, name: str) -> jax.Array:
-    """Integers (booleans too), `widen`ed.
+    """Integers or booleans, as integers of 32 bits at least.
 
     Raises:
         TypeError: Not whole numbers.
@@ -201,7 +201,7 @@ def integers(x: Any, name: str) -> jax.Array:
 
 
 def numbers(tree: Any, name: str = "params") -> Any:
-    """Every leaf `summable`; a list of numbers is one, and a leaf that is none is named."""
+    """Every leaf `summable`. A list of numbers counts as one leaf; a leaf that is no number is named."""
     return named_leaf_by_leaf(summable, tree, name, is_leaf=lambda x: isinstance(x, list))
 
 
@@ -291,7 +291,7 @@ def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajecto
 
 
 def as_stream(stream: Stream) -> Stream:
-    """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
+    """A stream through the same border: its steps by `as_trajectory`, and its ends, times and returns."""
     steps, ends = as_trajectory(stream.steps, "rewards", "discounts"), as_mask(stream.ends, "stream.ends")
     times, returns = array_of(stream.times, "stream.times"), summable(stream.returns, "stream.returns")
     found = Stream(steps, ends, times, returns)

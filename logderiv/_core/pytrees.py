@@ -101,7 +101,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _nothing(obj: Any) -> None:
-    """Of classes without a `__post_init__`."""
+    """The `__post_init__` of classes that have none."""
 
 
 def jit(function: F) -> F:

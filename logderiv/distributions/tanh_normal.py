@@ -175,7 +175,10 @@ def _log_slope_of_narrow(loc: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def _log_slope_of_wide(loc: jax.Array, scale: jax.Array) -> jax.Array:
-    """The same as E[log 4 - 2 |u| - 2 log(1 + exp(-2 |u|))]: the last term is not 0 near 0 only, where the density hardly varies."""
+    """The same, as E[log 4 - 2 |u| - 2 log(1 + exp(-2 |u|))], for scales from 1 on.
+
+    E|u| has a closed form. The last term is negligible beyond |u| = 20, and its expectation a Gauss-Legendre sum over what is below.
+    """
     nodes, weights = np.polynomial.legendre.leggauss(56)
     nodes, weights = 10 * (nodes + 1), 10 * weights * 2 * np.log1p(np.exp(-20 * (nodes + 1)))
 

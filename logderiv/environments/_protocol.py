@@ -70,7 +70,7 @@ def as_before(name: str, new: Any, old: Any, *, source: str = "reset", hint: str
 
 
 def _holds(before: Any, new: Any) -> bool:
-    """Whether an array of dtype `before` can take these numbers: of the same kind or a simpler one, and no wider where that has few bits."""
+    """Whether an array of dtype `before` can take these numbers: of the same kind or a simpler one, and not cut off in fewer than 32 bits."""
     after = jnp.result_type(new)
     if before == after or jnp.issubdtype(before, jax.dtypes.prng_key) or jnp.issubdtype(after, jax.dtypes.prng_key):
         return before == after
@@ -91,7 +91,7 @@ def _values(method: str, found: Any, names: tuple[str, ...]) -> Any:
 
 
 def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> jax.Array:
-    """One of the last three values in this shape; where it is `()`, of any shape with one entry."""
+    """The reward or an end, as an array of this shape; where the shape is `()`, any array with one entry will do."""
     value, name = new[position], Step._fields[position]
     address = f"environment.step: value {position}, {name}"
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list)):

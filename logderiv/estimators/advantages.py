@@ -219,7 +219,7 @@ class Credit(Credited):
 
 
 class Transformed(Advantage):
-    """Base of advantages made of another one, whose state, rewards and ratios are theirs.
+    """Base of advantages made of another one: they have its state, and treat past rewards and ratios as it does.
 
     Attributes:
         advantage: The other one.

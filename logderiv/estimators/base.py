@@ -144,7 +144,7 @@ def _estimate(
 
 
 def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax.Array]:
-    """A batch is used whole or not at all: what is left of one with a weight or target, or a state after it, that is not finite.
+    """Use a batch whole or not at all: not where a weight or target, or the state after it, is not finite.
 
     Args:
         state: Before the batch.

@@ -223,7 +223,7 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
 
 
 def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
-    """Weights that there is one of for every step, in float32 at least; checked.
+    """The weights of an objective, checked to be one number for every step, in float32 at least.
 
     Args:
         trajectory: Leading axes `(*batch, T)`.

@@ -225,7 +225,7 @@ def _deterministic(function: Callable[..., Any], number: int, *arguments: Any) -
 
 
 def _count(graph: _Graph, horizon: int, most: float = math.inf) -> int:
-    """The number of paths; of more than `most` those of fewer steps, since there are never fewer of more steps."""
+    """The number of paths of so many steps; once there are more than `most`, that of fewer steps, since further ones only add paths."""
     nodes = jax.tree.leaves(graph.observations)[0].shape[0]
     counts = np.ones(nodes, object)  # of Python's integers: they grow without bound
     for _ in range(horizon):

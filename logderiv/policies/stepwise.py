@@ -352,7 +352,7 @@ def _forward(layers: Params, observation: Any) -> jax.Array:
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:
-    """Of hidden layers; a single number is one layer."""
+    """The widths of the hidden layers; a single number is one layer."""
     layers = hidden if isinstance(hidden, tuple | list) else (hidden,)
     return tuple(check.whole(**{f"hidden[{i}]": width}) for i, width in enumerate(layers))
 
