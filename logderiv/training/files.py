@@ -58,7 +58,9 @@ def check_place(name: str, path: Any, *, folder: bool, write: bool = True) -> No
     if kind != wanted:
         raise ValueError(f"{name}: expected {wanted} at {nearest}, received {kind}; write to another path.")
     if write and not os.access(nearest, os.R_OK | os.W_OK | (os.X_OK if wanted == "a folder" else 0)):
-        raise ValueError(f"{name}: expected {wanted} that can be written, received {nearest} without permission.")
+        raise ValueError(
+            f"{name}: expected {wanted} that can be written at {nearest}, received one without permission."
+        )
 
 
 @contextlib.contextmanager
