@@ -222,7 +222,7 @@ def _in_pieces(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
-            # Not in it, so that they may be others when the run goes on: mesh, reporters and `num_updates`.
+            # All that must be the same when the run goes on, which mesh, reporters and `num_updates` need not be.
             run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
             found = checkpoints.restore(lambda step: (state, empty(step)), run)
             step, (state, *rows) = found or (0, (state, *rows))
