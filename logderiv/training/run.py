@@ -48,7 +48,7 @@ class Training(NamedTuple):
 
     def __str__(self) -> str:
         metrics = self.metrics
-        if not concrete(metrics) or metrics.num_steps.size == 0:
+        if not concrete(metrics[:6]) or metrics.num_steps.size == 0:  # the others may be at their defaults
             return shapes("Training", self)
         steps = np.asarray(metrics.num_steps)
         steps = steps.reshape(-1, steps.shape[-1])  # a row for each seed; an early stop leaves zeros
