@@ -295,7 +295,8 @@ def batch_info(trajectories: Trajectories) -> BatchInfo:
     lengths, whole = jnp.sum(valid, axis=-1), unbroken(valid, rewards.dtype)[..., 0]
     cut = (lengths == valid.shape[-1]) & (discounts[..., -1] != 0)
     returns = whole * jnp.sum(jnp.where(valid, rewards, 0), axis=-1)
-    cut = jnp.where(jnp.isnan(whole), whole, cut.astype(whole.dtype))  # a product would be compiled to a selection of 0
+    # Not as a product, which would be compiled to 0 where `cut` is False, whatever `whole` is.
+    cut = jnp.where(jnp.isnan(whole), whole, cut.astype(whole.dtype))
     truncated_fraction, num_empty = jnp.mean(cut), jnp.sum(lengths == 0)
     num_steps, num_episodes = jnp.sum(lengths), jnp.asarray(lengths.size)
     return BatchInfo(jnp.mean(returns), num_steps, num_episodes, truncated_fraction, num_empty)

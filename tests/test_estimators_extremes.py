@@ -143,14 +143,24 @@ def shares(logs: np.ndarray, order: int, decay: float) -> np.ndarray:
     return sum((math.comb(order, j) * earlier[j] * own[order - j] for j in range(order)), np.zeros_like(logs[0]))
 
 
-def exact(case: Case, terms: Terms, parameter: float, order: int, decay: float) -> tuple[float, float, float, float]:
-    """The derivative: sign and logarithm; logarithms of the sum of the absolute values of all that is added, and of the largest weight."""
+def exact(case: Case, terms: Terms, parameter: float, order: int, decay: float) -> tuple[float, ...]:
+    """The derivative: sign and logarithm; logarithms of the sum of the absolute values of all that is added, and of the largest weight.
+
+    Last, the sum of the absolute values of what the weights multiply.
+    """
     logs = derivatives(case, parameter)
     weights, sizes = add(terms.signs, terms.logs), add(np.abs(terms.signs), terms.logs)
     share, most = (signed(x / len(logs[0])) for x in (shares(logs, order, decay), shares(np.abs(logs), order, decay)))
     sign, log = add((weights[0] * share[0] * case.valid).ravel(), (weights[1] + share[1]).ravel())
     size = add((case.valid * most[0]).ravel(), (sizes[1] + most[1]).ravel())[1]
-    return float(sign), float(log), float(size), float(np.max(np.where(case.valid, weights[1], -1e30)))
+    multiplied = np.sum(case.valid * np.exp(most[1]))
+    return (
+        float(sign),
+        float(log),
+        float(size),
+        float(np.max(np.where(case.valid, weights[1], -1e30))),
+        float(multiplied),
+    )
 
 
 def others(case: Case, discount: float, logs: np.ndarray, per: str) -> Terms:
@@ -320,12 +330,13 @@ def misses(name: str, order: int, shape: tuple[int, int], num: int, seed: int) -
     found, wrong, counted = np.asarray(program(name, order)(cases, parameters), np.float64), [], 0
     for i in range(num):
         case = Case(*(np.asarray(x[i], np.float64 if x.dtype == np.float32 else x.dtype) for x in cases))
-        sign, log, size, weight = exact(case, way.terms(case), float(parameters[i]), order, way.decay)
+        sign, log, size, weight, multiplied = exact(case, way.terms(case), float(parameters[i]), order, way.decay)
         if max(log, size, weight) > LARGEST - 0.1:
             continue
         counted += 1
         relative = 1e-4 + float(np.finfo(np.float32).eps) * np.sum(np.abs(case.ratios))
-        allowed = relative * math.exp(max(size, -700)) + SMALLEST
+        # A weight below the smallest normal number is 0 on a CPU, whatever it multiplies.
+        allowed = relative * math.exp(max(size, -700)) + SMALLEST + float(np.finfo(np.float32).tiny) * multiplied
         if not abs(found[i] - sign * math.exp(max(log, -700))) <= allowed:
             wrong.append(
                 f"{name}, order {order}, {shape}, case {i}: {found[i]}, right {sign} exp({log}), terms exp({size})"

@@ -179,7 +179,9 @@ def test_orbax_alone_does_not_see_a_changed_number_and_the_damaged_one_stays_to_
     with Checkpoints(copy, every=1)._manager(alone=True) as manager:
         args = checkpoints.require().args
         found = manager.restore(2, args=args.Composite(arrays=args.StandardRestore()))["arrays"]
-    expected = {name: np.asarray(checkpoints._storable(leaf)) for name, leaf in checkpoints._named_leaves(payload(2))}
+    expected = {
+        name: np.asarray(checkpoints._storable(leaf)) for name, leaf in checkpoints.named_leaves(payload(2), "payload")
+    }
     assert any(bits(np.asarray(found[name])) != bits(expected[name]) for name in found)
     with pytest.warns(UserWarning, match="have changed since they were saved"):
         restore(copy)

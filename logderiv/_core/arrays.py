@@ -16,18 +16,19 @@ from logderiv._core import check
 from logderiv._core.trajectories import Stream, Trajectories, Trajectory
 
 _NUMBERS = (jax.Array, jax.ShapeDtypeStruct, np.ndarray, np.generic, bool, int, float, complex)
-_REMEDIES = {  # of a field that is missing
+_REMEDIES = {  # what helps where this field of a trajectory is missing
     "valid": "ones of dtype bool where all steps are real",
     "final_observation": "a value is taken there",
     "behavior_log_probs": "logderiv.importance.with_behavior fills them in",
 }
-_REMEDIES_BY_KIND = {  # of what is no trajectory; the first that fits
+_REMEDIES_BY_KIND = {  # what helps where an object of this kind is passed as a trajectory; the first that fits
     Stream: "pass stream.steps, trajectories of one step each",
     dict: "use Trajectory(**x)",
     tuple: "use Trajectory(*x)",
     list: "use Trajectory(*x), or stack several with jax.tree.map",
     object: "draw one with logderiv.rollout",
 }
+_KEPT = "those of trajectory.valid; did one field keep another number of steps?"
 HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
@@ -37,7 +38,7 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
-    """1 for a mask that is a prefix, NaN for one with a hole: what a number that depends on time is multiplied by. Shape `(*batch, 1)`.
+    """The factor of numbers that depend on the order of steps: 1 where the mask is a prefix, NaN where it has a hole. Shape `(*batch, 1)`.
 
     Raises:
         ValueError: The mask has values, and an entry that is False before one that is True: NaN is for traced ones.
@@ -62,10 +63,13 @@ def widen(x: jax.Array) -> jax.Array:
     return x if x.dtype.itemsize >= 4 else x.astype(jnp.int32)
 
 
-def named_leaf_by_leaf(function: Any, **trees: Any) -> Any:
-    """`function` of every leaf of one pytree and of its name, such as `params['w']`: `named_leaf_by_leaf(f, params=params)`."""
-    (name, tree), *_ = trees.items()
-    return jax.tree_util.tree_map_with_path(lambda path, x: function(x, name + jax.tree_util.keystr(path)), tree)
+def named_leaf_by_leaf(function: Any, tree: Any, name: str, is_leaf: Any = None) -> Any:
+    """`function` of every leaf of a pytree of this name, and of the leaf's name, such as `params['w']`."""
+
+    def leaf(path: Any, x: Any) -> Any:
+        return function(x, name + jax.tree_util.keystr(path))
+
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=is_leaf)
 
 
 def refuse_complex(**trees: Any) -> None:
@@ -80,7 +84,7 @@ def refuse_complex(**trees: Any) -> None:
             )
 
     for name, tree in trees.items():
-        named_leaf_by_leaf(leaf, **{name: tree})
+        named_leaf_by_leaf(leaf, tree, name)
 
 
 def array_of(x: Any, name: str = "values") -> jax.Array:
@@ -97,16 +101,10 @@ def array_of(x: Any, name: str = "values") -> jax.Array:
     return x
 
 
-def floating(x: Any, name: str = "values") -> jax.Array:
-    """`x` as floating point; integers become the default floating dtype; complex numbers are refused by name, as of `array_of`."""
-    x = array_of(x, name)
-    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.zeros(()).dtype)
-
-
 def summable(x: Any, name: str = "values") -> jax.Array:
-    """`floating` of 32 bits at least, in which long sums and powers of a discount come out right."""
-    x = floating(x, name)
-    return x.astype(accumulator_dtype(x.dtype))
+    """`array_of` in 32 bits of floating point at least, in which long sums and powers of a discount come out right."""
+    x = array_of(x, name)
+    return x.astype(accumulator_dtype(x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.zeros(()).dtype))
 
 
 def as_mask(x: Any, name: str) -> jax.Array:
@@ -126,15 +124,21 @@ def _discrete(x: Any, name: str, expected: str, dtype: str) -> jax.Array:
 
 
 def alike(**arrays: Any) -> list[jax.Array]:
-    """Each `summable`, all in the widest dtype among them; a Python number, or an integer, has no say in it where another has."""
+    """Each `summable`, all in the widest dtype among them. Integers and Python numbers do not decide it, unless there is nothing else."""
     found = [summable(x, name) for name, x in arrays.items()]
     own = [dtype for dtype in map(own_dtype, arrays.values()) if dtype is not None]
     dtype = widest(jnp.float32, *own) if own else jnp.zeros(()).dtype
     return [x.astype(dtype) for x in found]
 
 
+def set_alike(owner: Any, *names: str) -> None:
+    """Bring these fields of a frozen object to one dtype, as of `alike`."""
+    for name, x in zip(names, alike(**{name: getattr(owner, name) for name in names}), strict=True):
+        object.__setattr__(owner, name, x)
+
+
 def own_dtype(x: Any) -> Any:
-    """The floating dtype that an array has for itself; `None` of integers and of Python numbers."""
+    """The floating dtype of an array; `None` of integers and of Python numbers, which take on that of others."""
     weak = type(x) in (bool, int, float) or getattr(x, "weak_type", False)
     dtype = jnp.asarray(x).dtype
     return dtype if jnp.issubdtype(dtype, jnp.floating) and not weak else None
@@ -158,7 +162,7 @@ def as_keys(keys: Any, name: str = "key") -> jax.Array:
         if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
             return keys  # pyright: ignore[reportReturnType]
         if keys.dtype == np.uint32 and keys.ndim > 0:
-            with contextlib.suppress(TypeError):  # of a key of another length
+            with contextlib.suppress(TypeError):  # raised for raw data of a length that no key has
                 return jax.random.wrap_key_data(jnp.asarray(keys))
     received = f"{keys.dtype}{list(keys.shape)}" if hasattr(keys, "dtype") else repr(keys)
     raise TypeError(f"{name}: expected jax.random.key(seed), received {received}.")
@@ -188,7 +192,7 @@ def accumulator_dtype(dtype: Any) -> Any:
 
 
 def integers(x: Any, name: str) -> jax.Array:
-    """Integers (booleans too), `widen`ed.
+    """Integers or booleans, as integers of 32 bits at least.
 
     Raises:
         TypeError: Not whole numbers.
@@ -197,12 +201,8 @@ def integers(x: Any, name: str) -> jax.Array:
 
 
 def numbers(tree: Any, name: str = "params") -> Any:
-    """Every leaf `summable`; a list of numbers is one, and a leaf that is none is named."""
-
-    def leaf(path: Any, x: Any) -> jax.Array:
-        return summable(x, name + jax.tree_util.keystr(path))
-
-    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, list))
+    """Every leaf `summable`. A list of numbers counts as one leaf; a leaf that is no number is named."""
+    return named_leaf_by_leaf(summable, tree, name, is_leaf=lambda x: isinstance(x, list))
 
 
 def wide(tree: Any) -> Any:
@@ -291,14 +291,10 @@ def as_trajectory(trajectory: Any, *uses: str, prefix: bool = False) -> Trajecto
 
 
 def as_stream(stream: Stream) -> Stream:
-    """A stream through the same border: its steps as of `as_trajectory`, and what says how they hang together."""
-    steps = as_trajectory(stream.steps, "rewards", "discounts")
-    found = Stream(
-        steps,
-        as_mask(stream.ends, "stream.ends"),
-        array_of(stream.times, "stream.times"),
-        summable(stream.returns, "stream.returns"),
-    )
+    """A stream through the same border: its steps by `as_trajectory`, and its ends, times and returns."""
+    steps, ends = as_trajectory(stream.steps, "rewards", "discounts"), as_mask(stream.ends, "stream.ends")
+    times, returns = array_of(stream.times, "stream.times"), summable(stream.returns, "stream.returns")
+    found = Stream(steps, ends, times, returns)
     if steps.valid.ndim != 3 or steps.valid.shape[-1] != 1:
         raise ValueError(f"stream.steps.valid: expected shape (E, T, 1), received {steps.valid.shape}.")
     shape, hint = steps.valid.shape[:2], "(E, T) as in stream.steps"
@@ -364,15 +360,12 @@ def given(field: str, value: Any, *, like: Any = None, axis: int = 0) -> None:
         check.like(f"trajectory.{field}", value, one, hint="without the axis of time that trajectory.observations has")
 
 
-def check_leading_axes(expected: tuple[int, ...], **trees: Any) -> None:
-    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes, those of a trajectory's `valid`."""
+def check_leading_axes(expected: tuple[int, ...], *, hint: str = _KEPT, **trees: Any) -> None:
+    """Raise `ValueError`, naming the leaf, unless all leaves have these leading axes; by default those of a trajectory's `valid`."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
-        if jnp.shape(leaf)[: len(expected)] != expected:
-            name = path[0].key + jax.tree_util.keystr(path[1:])
-            raise ValueError(
-                f"{name}: expected leading axes {expected} as in trajectory.valid, "
-                f"received shape {jnp.shape(leaf)}; did one field keep another number of steps?"
-            )
+        if (shape := jnp.shape(leaf))[: len(expected)] != expected:
+            name, axes = path[0].key + jax.tree_util.keystr(path[1:]), "axis" if len(expected) == 1 else "axes"
+            raise ValueError(f"{name}: expected the leading {axes} {expected}, received shape {shape}; {hint}.")
 
 
 def as_steps(trajectories: Trajectories) -> Trajectory:

@@ -81,9 +81,8 @@ class Layout(NamedTuple):
             last = x[:, -1:] if fill is None else jnp.asarray(fill, x.dtype)
             x = jnp.concatenate([x, jnp.broadcast_to(last, (x.shape[0], padding, *x.shape[2:]))], axis=1)
         x = x.reshape((*self, *x.shape[2:]))
-        return jnp.moveaxis(x, 0, 3).reshape(
-            (self.turns * self.outer, self.inner, self.together * self.steps, *x.shape[5:])
-        )
+        rows = self.turns * self.outer, self.inner, self.together * self.steps
+        return jnp.moveaxis(x, 0, 3).reshape((*rows, *x.shape[5:]))
 
     def _unfold(self, y: jax.Array) -> jax.Array:
         y = y.reshape((self.turns, self.outer, self.inner, self.together, self.steps, *y.shape[3:]))

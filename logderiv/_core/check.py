@@ -18,8 +18,10 @@ def is_traced(*arrays: Any) -> bool:
     return any(isinstance(x, Tracer) for x in arrays)
 
 
-def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **numbers: Any) -> Any:
-    """The whole numbers as `int`: the one that was given, or a list of them.
+def whole(
+    *, at_least: int = 1, at_most: int | None = None, or_none: Any = False, hint: Any = "", **numbers: Any
+) -> Any:
+    """The whole numbers as `int`: the one that was given, or a list of them; with `or_none` some may be `None`.
 
     An `int` is one, and an integer scalar of numpy or JAX; a boolean is none, nor is a number that is traced.
 
@@ -29,6 +31,9 @@ def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **nu
     bounds = f">= {at_least}" if at_most is None else f"from {at_least} to {at_most}"
     expected, found = f"expected a whole number {bounds}", []
     for name, number in numbers.items():
+        if number is None and or_none:
+            found.append(None)
+            continue
         if is_traced(number):
             raise ValueError(f"{name}: {expected}, received one that is traced; it decides what is compiled.")
         value = number if isinstance(number, int) else np.asarray(number)
@@ -39,41 +44,40 @@ def whole(*, at_least: int = 1, at_most: int | None = None, hint: Any = "", **nu
     return found[0] if len(found) == 1 else found
 
 
-def whole_or_none(*, at_least: int = 1, **numbers: Any) -> Any:
-    """As `whole`, of numbers that may be `None`."""
-    found = [None if number is None else whole(at_least=at_least, **{name: number}) for name, number in numbers.items()]
-    return found[0] if len(found) == 1 else found
+def between(low: float, high: float, /, *, open_left: bool = False, open_right: bool = False, **numbers: Any) -> None:
+    """Raise `ValueError` unless each number is in `[low, high]`, or, with an end that is open, in `(low, high]` or `[low, high)`.
 
-
-def between(
-    low: float, high: float, /, *, open_left: bool = False, open_right: bool = False, hint: str = "", **numbers: Any
-) -> None:
-    """Raise `ValueError` unless each number is in `[low, high]`, or, with an end that is open, in `(low, high]` or `[low, high)`."""
+    This check and the next three take `or_none=True`, with which a number may be `None`, and a `hint`, what helps.
+    """
     expected = f"a number in {'(' if open_left else '['}{low:g}, {high:g}{')' if open_right else ']'}"
     above, below = np.greater if open_left else np.greater_equal, np.less if open_right else np.less_equal
-    _all_hold(expected, lambda x: above(x, low) & below(x, high), numbers, hint)
+    _all_hold(expected, lambda x: above(x, low) & below(x, high), **numbers)
 
 
-def positive(*, finite: bool = False, hint: str = "", **numbers: Any) -> None:
+def positive(*, finite: bool = False, **numbers: Any) -> None:
     """Raise `ValueError` unless each number is above 0, and finite where that is asked for."""
-    _all_hold("a positive number", lambda x: x > 0, numbers, hint)
-    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers, hint)
+    _all_hold("a positive number", lambda x: x > 0, **numbers)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), **numbers)
 
 
 def not_negative(*, finite: bool = False, **numbers: Any) -> None:
     """Raise `ValueError` unless each number is at least 0, and finite where that is asked for."""
-    _all_hold("a number >= 0", lambda x: x >= 0, numbers)
-    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), numbers)
+    _all_hold("a number >= 0", lambda x: x >= 0, **numbers)
+    _all_hold("a finite number", lambda x: np.isfinite(x) | (not finite), **numbers)
 
 
 def finite(**numbers: Any) -> None:
     """Raise `ValueError` unless each number is finite."""
-    _all_hold("a finite number", np.isfinite, numbers)
+    _all_hold("a finite number", np.isfinite, **numbers)
 
 
-def _all_hold(expected: str, holds: Callable[[Any], Any], numbers: dict[str, Any], hint: str = "") -> None:
+def _all_hold(
+    expected: str, holds: Callable[[Any], Any], /, *, or_none: bool = False, hint: str = "", **numbers: Any
+) -> None:
     for name, number in numbers.items():
-        values = number if is_traced(number) else np.asarray(number)
+        if number is None and or_none:
+            continue
+        values: Any = number if is_traced(number) else np.asarray(number)
         if not any(jnp.issubdtype(values.dtype, kind) for kind in (np.integer, np.floating, np.bool_)):
             raise TypeError(f"{name}: expected {expected}, received {number!r}.")
         if values.dtype == bool or not (is_traced(number) or np.all(holds(values))):
@@ -94,10 +98,11 @@ def one_of(options: Collection[Any], **values: Any) -> None:
             raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
 
 
-def made(name: str, part: Any, fits: bool, expected: str) -> None:
-    """Raise `TypeError` unless a part is an object that fits; a class is named as one that was not called."""
+def made(name: str, part: Any, fits: bool, expected: str, makers: Any = type) -> None:
+    """Raise `TypeError` unless a part is an object that fits; one of the `makers` of parts, a class, is named as not called."""
     if isinstance(part, type) or not fits:
-        received = f"the class {part.__name__}; call it" if isinstance(part, type) else type(part).__name__
+        kind = "class" if isinstance(part, type) else "function"
+        received = f"the {kind} {part.__name__}; call it" if isinstance(part, makers) else type(part).__name__
         raise TypeError(f"{name}: expected {expected}, received {received}.")
 
 

@@ -30,6 +30,7 @@ _HERE = Path(__file__).parent.parent
 _FOLDERS = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(_HERE), str(_HERE.resolve())}
 _VERSION = platform.python_version()
 _VERSIONED = re.compile("#([^#:]*):[0-9a-f]*#")
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LONGEST = 200  # characters of a text that is written out
 
 
@@ -70,9 +71,7 @@ def readable(one: str, other: str) -> tuple[str, str]:
 
 
 def _text(value: Any, above: tuple[Any, ...]) -> str:
-    if value is None or (
-        isinstance(value, (bool, int, float, complex, str, bytes)) and not isinstance(value, enum.Enum)
-    ):
+    if isinstance(value, _PLAIN) and not isinstance(value, enum.Enum):
         written = repr(value)
         return written if len(written) <= _LONGEST else f"{written[:20]}... {_sha256(written)}"
     if any(value is other for other in above):
@@ -116,10 +115,9 @@ def _parts(value: Any) -> dict[str, Any]:
         defaults = {"defaults": value.__defaults__, "keywords": value.__kwdefaults__} | vars(value)
         return held | {name: default for name, default in defaults.items() if default}
     if (wrapped := getattr(value, "__wrapped__", None)) is not None:
-        rules = {name: x for name, x in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
-        return {
-            "wrapped": wrapped
-        } | rules  # jax.jit keeps its own affairs in private attributes, jax.custom_jvp a rule in `jvp`
+        # `jax.custom_jvp` keeps its rule in a public attribute; what `jax.jit` keeps in private ones is not part of the function.
+        public = {name: x for name, x in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+        return {"wrapped": wrapped} | public
     return _attributes(value)
 
 
@@ -128,7 +126,7 @@ def _attributes(value: Any) -> dict[str, Any]:
     try:
         kept: Any = value.__reduce_ex__(4)
         args, state, items = kept[1], (*kept, None)[2], kept[3:5]
-    except Exception:  # whatever such an object makes of being copied: a lock, a generator, a compiled program
+    except Exception:  # raised by what cannot be copied: a lock, a generator, a compiled program
         return {}
     attributes, slots = state if isinstance(state, tuple) and len(state) == 2 else (state, None)
     attributes, slots = attributes or {}, slots or {}
@@ -136,16 +134,12 @@ def _attributes(value: Any) -> dict[str, Any]:
         return {"args": args, "state": state}
     args = args[1:] if args[:1] == (type(value),) else args
     made = {"args": args, "items": [list(x) for x in items if x is not None]}
-    return {name: part for name, part in made.items() if part} | _shown(value, attributes | slots)
-
-
-def _shown(value: Any, attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes in the order of their names, without what the class computes at the first use, since it is not always there."""
-
-    def left_out(name: str) -> bool:
-        return _is_dunder(name) or isinstance(getattr(type(value), name, None), functools.cached_property)
-
-    return {name: attributes[name] for name in sorted(map(str, attributes)) if not left_out(name)}
+    shown = {name: part for name, part in made.items() if part}
+    for name, part in sorted((attributes | slots).items()):
+        # A cached property is among the attributes after its first use only.
+        if not (_is_dunder(name) or isinstance(getattr(type(value), name, None), functools.cached_property)):
+            shown[name] = part
+    return shown
 
 
 def _members(kind: type, text: Any) -> str:
@@ -188,11 +182,9 @@ def _code(value: Any, text: Any) -> str:
     while todo:
         code = todo.pop()
         todo += [x for x in code.co_consts if isinstance(x, types.CodeType)]
-        # Those that are loaded: a docstring is not.
-        loaded = [
-            i.argval for i in dis.get_instructions(code) if i.opcode in dis.hasconst or i.opname == "LOAD_SMALL_INT"
-        ]
-        loaded = [text(x) for x in loaded if not isinstance(x, types.CodeType)]
+        # Constants that are loaded: a docstring is not.
+        loads = [i for i in dis.get_instructions(code) if i.opcode in dis.hasconst or i.opname == "LOAD_SMALL_INT"]
+        loaded = [text(i.argval) for i in loads if not isinstance(i.argval, types.CodeType)]
         constants, names = constants + loaded, [*names, *code.co_names]
         digests.append(f"{code.co_code.hex()} {loaded} {code.co_names} {code.co_varnames}")
     constants, names = sorted({x for x in constants if x != "None"}), sorted(set(names))

@@ -51,8 +51,8 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
 
     @functools.wraps(own)
     def __post_init__(self: Any) -> None:
-        for name, (whole, at_least) in numbers.items():
-            object.__setattr__(self, name, whole(at_least=at_least, **{name: getattr(self, name)}))
+        for name, options in numbers.items():
+            object.__setattr__(self, name, check.whole(**options, **{name: getattr(self, name)}))
         own(self)
 
     if static:
@@ -62,9 +62,8 @@ def pytree(cls: Any = None, /, *, static: tuple[str, ...] = (), eq: bool = True,
     names = list(fields)
     if strangers := set(static) - set(names):
         raise TypeError(f"static: expected fields of {cls.__name__}, received {sorted(strangers)}.")
-    checks: dict[Any, Any] = {int: check.whole, int | None: check.whole_or_none}
-    wholes = [field for field in fields.values() if field.name in static and field.type in checks]
-    numbers = {field.name: (checks[field.type], 0 if field.default == 0 else 1) for field in wholes}
+    wholes = [x for x in fields.values() if x.name in static and x.type in (int, int | None)]
+    numbers: Any = {x.name: {"or_none": x.type is not int, "at_least": 0 if x.default == 0 else 1} for x in wholes}
     traced = {name: jax.tree_util.GetAttrKey(name) for name in names if name not in static}
     if eq and traced:
         cls.__eq__ = _equal
@@ -102,7 +101,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def _nothing(obj: Any) -> None:
-    """Of classes without a `__post_init__`."""
+    """The `__post_init__` of classes that have none."""
 
 
 def jit(function: F) -> F:
@@ -131,9 +130,7 @@ def jit(function: F) -> F:
                 raise
             given = inspect.signature(function).bind(*args, **kwargs).arguments
             places = ", ".join(f"{name} on {found}" for name, tree in given.items() if (found := _devices(tree)))
-            raise ValueError(
-                f"expected all arrays on the same devices, received {places}; use jax.device_put."
-            ) from error
+            raise ValueError(f"expected arrays on the same devices, received {places}; use jax.device_put.") from error
 
     return compiled  # pyright: ignore[reportReturnType]
 

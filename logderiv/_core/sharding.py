@@ -75,14 +75,10 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
     def put(x: Any) -> Any:
         if not isinstance(x, TRACED):
             return x
-        if jnp.issubdtype(jnp.result_type(x), jax.dtypes.prng_key) and not check.is_traced(x):
+        here = isinstance(x, jax.Array) and not check.is_traced(x)
+        if here and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(put(jax.random.key_data(x)), impl=jax.random.key_impl(x))
-        if (
-            isinstance(x, jax.Array)
-            and not check.is_traced(x)
-            and x.is_fully_addressable
-            and not whole.is_fully_addressable
-        ):
+        if here and x.is_fully_addressable and not whole.is_fully_addressable:
             x = np.asarray(x)  # of a process's own arrays JAX makes global ones from values only
         return jax.device_put(x, whole)
 

@@ -27,9 +27,9 @@ def table(names: Sequence[str], formats: str, rows: Iterable[Sequence[Any]]) -> 
     return "\n".join("  " + "".join(cells).rstrip() for cells in [head, *body])
 
 
-def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """The leaves of a pytree, each with its path as a name; that of a tree which is a leaf is `params`."""
-    return [(keystr(path) or "params", leaf) for path, leaf in tree_leaves_with_path(tree)]
+def named_leaves(tree: Any, name: str = "params") -> list[tuple[str, Any]]:
+    """The leaves of a pytree, each with its path as a name; that of a tree which is a leaf is the `name` given."""
+    return [(keystr(path) or name, leaf) for path, leaf in tree_leaves_with_path(tree)]
 
 
 def named_entries(tree: Any) -> list[str]:

@@ -3,6 +3,7 @@
 The samples that `logderiv.diagnostics.statistics` takes. Nothing here holds more gradients at once than it is asked to.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, one_axis, summable
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_leading_axes, check_params, one_axis, summable
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
@@ -161,9 +162,8 @@ def _checked(
     trajectories = as_trajectory(trajectories, prefix=estimator is not None)
     num = one_axis(trajectories)
     if estimator is not None:
-        check.made(
-            "estimator", estimator, hasattr(estimator, "structure"), "one of logderiv.estimators, or of your own"
-        )
+        expected = "one of logderiv.estimators, or of your own"
+        check.made("estimator", estimator, hasattr(estimator, "structure"), expected)
         estimator.structure.check(num)
     if block_size is None:
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))
@@ -172,18 +172,16 @@ def _checked(
     return trajectories, num, min(block, num)
 
 
-def _rows(params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator, state: State) -> Any:
-    """What the terms of the objective are made of: trajectories and weights, detached."""
+def _rows_and_gradient(
+    params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator, state: State
+) -> tuple[Any, Callable[[Any], Params]]:
+    """What the terms of the objective are made of, trajectories and detached weights, and the gradient of some of them."""
     num = num_trajectories(trajectories)
     weights, _ = estimator.advantages(params, estimator.init(params) if state is None else state, policy, trajectories)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(weights):
-        if jnp.shape(leaf)[:1] != (num,):
-            raise ValueError(
-                f"weights{jax.tree_util.keystr(path)}: expected a leading axis of N = {num} trajectories, received shape "
-                f"{jnp.shape(leaf)}; this estimator's terms are not per trajectory. Replicate whole estimates instead: "
-                "jax.vmap over batches of estimator.estimate."
-            )
-    return trajectories, lax.stop_gradient(weights)
+    hint = "this estimator's terms are not per trajectory: replicate whole estimates, by jax.vmap over batches"
+    check_leading_axes((num,), hint=hint, weights=weights)
+    rows = trajectories, lax.stop_gradient(weights)
+    return rows, lambda rows: jax.grad(estimator.objective)(params, policy, *rows)
 
 
 def _in_groups(rows: Any, size: int) -> Any:
@@ -196,11 +194,7 @@ def _samples(
     params: Params, policy: Any, taus: Trajectory, estimator: Estimator, state: State, *, groups: int, block: int
 ) -> tuple[Params, jax.Array]:
     """The gradient of each group's term, and whether their mean is another gradient than that of the whole."""
-    rows = _rows(params, policy, taus, estimator, state)
-
-    def gradient(rows: Any) -> Any:
-        return jax.grad(estimator.objective)(params, policy, *rows)
-
+    rows, gradient = _rows_and_gradient(params, policy, taus, estimator, state)
     grouped = _in_groups(rows, num_trajectories(taus) // groups)
     samples = lax.map(gradient, grouped, batch_size=None if block == 1 else block)
 
@@ -215,18 +209,13 @@ def _samples(
 def _summary(
     params: Params, policy: Any, taus: Trajectory, estimator: Estimator, state: State, *, block: int
 ) -> Summary:
-    rows, num = _rows(params, policy, taus, estimator, state), num_trajectories(taus)
-
-    def gradient(rows: Any) -> Params:
-        return jax.grad(estimator.objective)(params, policy, *rows)
-
-    mean = gradient(rows)
+    rows, gradient = _rows_and_gradient(params, policy, taus, estimator, state)
+    num, mean = num_trajectories(taus), gradient(rows)
 
     def add(total: Params, block: Any) -> tuple[Params, None]:
-        grads = jax.vmap(gradient)(_in_groups(block, 1))
-        return jax.tree.map(
-            lambda t, g, m: t + jnp.sum(jnp.square((g - m[None]).astype(t.dtype)), 0), total, grads, mean
-        ), None
+        deviations = jax.tree.map(lambda g, m: g - m[None], jax.vmap(gradient)(_in_groups(block, 1)), mean)
+        squares = jax.tree.map(lambda t, d: jnp.sum(jnp.square(d.astype(t.dtype)), 0), total, deviations)
+        return jax.tree.map(jnp.add, total, squares), None
 
     whole = num - num % block
     head, rest = jax.tree.map(lambda x: x[:whole], rows), jax.tree.map(lambda x: x[whole:], rows)

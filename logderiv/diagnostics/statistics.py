@@ -136,7 +136,7 @@ def summary(samples: Params) -> Summary:
         (2.0, 2.0, 1.0)
     """
     num = check.rows("samples", samples, at_least=2)
-    samples = named_leaf_by_leaf(summable, samples=samples)
+    samples = named_leaf_by_leaf(summable, samples, "samples")
     mean = jax.tree.map(lambda x: jnp.mean(x, axis=0), samples)
     return Summary(mean, jax.tree.map(lambda x: jnp.var(x, axis=0, ddof=1), samples), num)
 
@@ -171,7 +171,7 @@ def cosine(tree: Params, reference: Params) -> jax.Array:
         ValueError: The structures or shapes differ.
         TypeError: Complex numbers.
     """
-    check.like("tree", tree, reference, hint="a cosine is between two pytrees alike")
+    check.like("tree", tree, reference, hint="that of reference, since a cosine is between two pytrees alike")
     tree, reference = lifted(tree=tree, reference=reference)
     return jnp.asarray(optax.tree.vdot(tree, reference)) / (optax.tree.norm(tree) * optax.tree.norm(reference))
 
@@ -205,7 +205,7 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
 
 def lifted(**trees: Any) -> list[Any]:
     """The pytrees in the widest dtype among their leaves, float32 at least, so that sums over all of them may be taken."""
-    found = [named_leaf_by_leaf(summable, **{name: tree}) for name, tree in trees.items()]
+    found = [named_leaf_by_leaf(summable, tree, name) for name, tree in trees.items()]
     dtype = widest(jnp.float32, *(x.dtype for x in jax.tree.leaves(found)))
     return jax.tree.map(lambda x: x.astype(dtype), found)
 

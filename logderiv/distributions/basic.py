@@ -234,7 +234,7 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int,
         TypeError: `action` is not an integer.
     """
     action = array_of(action, "action")
-    if not (jnp.issubdtype(action.dtype, jnp.integer) or action.dtype == jnp.bool_):
+    if jnp.issubdtype(action.dtype, jnp.floating):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
     inside = (action >= 0) & (action < size)
@@ -289,12 +289,12 @@ def softmax(x: jax.Array) -> jax.Array:
 
 
 def _relative_to_the_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits x less the largest, c, and Σ exp(x - c) - 1.
+    """Logits minus the largest one, x - c, and Σ exp(x - c) - 1.
 
-    The derivatives of c cancel. Where all others together are less likely than it, which is seen from their distance, they are
-    taken nevertheless, and its own term 1 is left out: the sum of the others is then as small as they are. The largest is found by
-    its distance too, halfway to the others: a compiler may compute x once for the maximum and again beside it, with another
-    rounding, and then no x equals c.
+    Usually c is detached, since its derivatives cancel. But where the largest logit stands so far above the others that they are
+    less likely together than it is alone, c is differentiated, and the sum is taken over the others only, without the 1 that is
+    subtracted again: so it keeps its digits, however small it is. The largest logit is recognized by a margin, not by equality
+    with the maximum, for which a compiler may compute x a second time with another rounding.
     """
     detached = lax.stop_gradient(x)
     fixed = jnp.max(detached, axis=-1, keepdims=True)

@@ -13,7 +13,7 @@ import numpy as np
 from jax.core import Tracer
 
 from logderiv._core import check
-from logderiv._core.arrays import floating, integers
+from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, in_range
 
@@ -167,9 +167,8 @@ class Forced:
         check.like("Forced.action", self.action, drawn, hint="as a draw")
 
         def one(given: Any, drawn: jax.Array) -> jax.Array:
-            whole = jnp.issubdtype(drawn.dtype, jnp.integer)
-            given = integers(given, "Forced.action") if whole else floating(given, "Forced.action")
-            return jnp.where(self.forced, given.astype(drawn.dtype), drawn)
+            cast = integers if jnp.issubdtype(drawn.dtype, jnp.integer) else summable
+            return jnp.where(self.forced, cast(given, "Forced.action").astype(drawn.dtype), drawn)
 
         return jax.tree.map(one, self.action, drawn)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax.scipy.linalg import solve_triangular
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, summable
+from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike, summable
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key
@@ -35,7 +35,7 @@ class MultivariateNormal:
     scale_tril: jax.Array
 
     def __post_init__(self) -> None:
-        _set_alike(self, "loc", "scale_tril")
+        _loc_and_matrix(self, "scale_tril")
         if not check.is_traced(self.scale_tril):
             diagonal: Any = np.diagonal(self.scale_tril)
             check.not_negative(**{"diagonal of scale_tril": diagonal})
@@ -97,7 +97,7 @@ class PartlyObserved:
     observed: jax.Array
 
     def __post_init__(self) -> None:
-        _set_alike(self, "loc", "covariance")
+        _loc_and_matrix(self, "covariance")
         check.shape(self.loc.shape, observed=self.observed)
 
     def log_prob(self, x: jax.Array) -> jax.Array:
@@ -132,11 +132,9 @@ class PartlyObserved:
         return MultivariateNormal(self.loc, jnp.linalg.cholesky(self.covariance)).sample(key)
 
 
-def _set_alike(distribution: Any, vector: str, matrix: str) -> None:
-    """Bring a vector and a square matrix to one floating dtype, and check their shapes."""
-    given = {name: getattr(distribution, name) for name in (vector, matrix)}
-    for name, array in zip(given, alike(**given), strict=True):
-        object.__setattr__(distribution, name, array)
+def _loc_and_matrix(distribution: Any, matrix: str) -> None:
+    """Bring `loc` and a square matrix to one floating dtype, and check their shapes."""
+    set_alike(distribution, "loc", matrix)
     size = jnp.shape(distribution.loc)
     if len(size) != 1:
         raise ValueError(f"loc: expected shape (n,), received {size}; use jax.vmap over several.")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike
+from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike
 from logderiv._core.noise import normal
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import fit
@@ -94,11 +94,9 @@ def loc_and_scale(distribution: Any) -> None:
         ValueError: `scale` is not positive, or its shape does not fit that of `loc`.
         TypeError: One of them is no real number.
     """
-    loc, scale = alike(loc=distribution.loc, scale=distribution.scale)
-    fit(loc.shape, scale=scale)
-    check.positive(scale=scale, hint="it is a standard deviation, for example jnp.exp(log_scale)")
-    object.__setattr__(distribution, "loc", loc)
-    object.__setattr__(distribution, "scale", scale)
+    set_alike(distribution, "loc", "scale")
+    fit(distribution.loc.shape, scale=distribution.scale)
+    check.positive(scale=distribution.scale, hint="it is a standard deviation, for example jnp.exp(log_scale)")
 
 
 def event_shape(distribution: Any) -> tuple[int, ...]:

@@ -70,7 +70,7 @@ def as_before(name: str, new: Any, old: Any, *, source: str = "reset", hint: str
 
 
 def _holds(before: Any, new: Any) -> bool:
-    """Whether an array of dtype `before` can take these numbers: of the same kind or a simpler one, and no wider where that has few bits."""
+    """Whether an array of dtype `before` can take these numbers: of the same kind or a simpler one, and not cut off in fewer than 32 bits."""
     after = jnp.result_type(new)
     if before == after or jnp.issubdtype(before, jax.dtypes.prng_key) or jnp.issubdtype(after, jax.dtypes.prng_key):
         return before == after
@@ -83,16 +83,15 @@ def _values(method: str, found: Any, names: tuple[str, ...]) -> Any:
     """The values that a method returned, as many as they should be."""
     expected = f"environment.{method}: expected ({', '.join(names)}), {len(names)} values"
     if not isinstance(found, (tuple, list)):
-        raise TypeError(
-            f"{expected}, received one {type(found).__name__}; an environment of a suite is passed as it is, or wrapped."
-        )
+        hint = "an environment of a suite is passed as it is, or wrapped"
+        raise TypeError(f"{expected}, received one {type(found).__name__}; {hint}.")
     if len(found) != len(names):
         raise TypeError(f"{expected}, received {len(found)} values: {', '.join(map(_described, found))}.")
     return found
 
 
 def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> jax.Array:
-    """One of the last three values in this shape; where it is `()`, of any shape with one entry."""
+    """The reward or an end, as an array of this shape; where the shape is `()`, any array with one entry will do."""
     value, name = new[position], Step._fields[position]
     address = f"environment.step: value {position}, {name}"
     if not isinstance(value, (jax.Array, np.ndarray, np.generic, bool, int, float, complex, list)):
@@ -100,12 +99,8 @@ def _number(position: int, new: Step, shape: tuple[int, ...] = ()) -> jax.Array:
     value = array_of(value, address)
     if shape == () and value.size == 1:
         return value.reshape(())
-    hint = (
-        "one number"
-        if position > 2
-        else "one number; a game has the attribute num_players, and a place for each player"
-    )
-    check.shape(shape, hint=hint, **{address: value})
+    of_games = "; a game has the attribute num_players, and a place for each player" if name == "reward" else ""
+    check.shape(shape, hint=f"one number{of_games}", **{address: value})
     return value
 
 

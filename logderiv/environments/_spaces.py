@@ -84,13 +84,6 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
-def scalar_reward(reward: Any, advice: str) -> jax.Array:
-    """A reward, checked to be one number."""
-    if np.prod(jnp.shape(reward), dtype=int) != 1:
-        raise ValueError(f"environment: expected a scalar reward, received shape {jnp.shape(reward)}; {advice}.")
-    return jnp.reshape(jnp.asarray(reward), ())
-
-
 def no_params(params: Any, name: str) -> None:
     """Raise `TypeError` where parameters are passed to a suite whose environments keep their own."""
     if params is not None:

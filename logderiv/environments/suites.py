@@ -7,14 +7,7 @@ import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
-from logderiv.environments._spaces import (
-    ActionSpace,
-    action_space,
-    from_start,
-    no_params,
-    scalar_reward,
-    standard_promotion,
-)
+from logderiv.environments._spaces import ActionSpace, action_space, from_start, no_params, standard_promotion
 from logderiv.environments.gymnasium.adapter import Gymnasium
 from logderiv.types import Environment, Key, Observation, State, Step
 
@@ -110,7 +103,7 @@ class Brax(Environment):
         inner, time = state
         with standard_promotion():
             inner, time = self.environment.step(inner, action), time + 1
-        reward = scalar_reward(inner.reward, "pass the environment of one agent, not vmapped")
+        reward = _scalar_reward(inner.reward, "pass the environment of one agent, not vmapped")
         return Step(inner.obs, (inner, time), reward, jnp.reshape(inner.done, ()) > 0, time >= self.horizon)
 
 
@@ -164,8 +157,7 @@ class Gymnax(Environment):
                 truncated = self.environment.is_truncated(state, params)
             elif limit is not None:
                 truncated = getattr(state, _LIMITS[limit]) >= getattr(params, limit)
-        ends = jnp.asarray(terminated, bool), jnp.asarray(truncated, bool)
-        return Step(observation, state, jnp.asarray(reward), *ends)
+        return Step(observation, state, jnp.asarray(reward), *(jnp.asarray(x, bool) for x in (terminated, truncated)))
 
 
 def _check(suite: str, environment: Any, method: str, example: str) -> None:
@@ -223,5 +215,12 @@ class Jumanji(Environment):
         with standard_promotion():
             state, timestep = self.environment.step(state, action)
             last, over = timestep.last(), jnp.all(timestep.discount == 0)
-        reward = scalar_reward(timestep.reward, "wrap several agents in jumanji's MultiToSingleWrapper")
+        reward = _scalar_reward(timestep.reward, "wrap several agents in jumanji's MultiToSingleWrapper")
         return Step(timestep.observation, state, reward, last & over, last & ~over)
+
+
+def _scalar_reward(reward: Any, advice: str) -> jax.Array:
+    """A reward, checked to be one number."""
+    if jnp.size(reward) != 1:
+        raise ValueError(f"environment: expected a scalar reward, received shape {jnp.shape(reward)}; {advice}.")
+    return jnp.reshape(jnp.asarray(reward), ())

@@ -65,9 +65,8 @@ class TabularMDP(Environment):
         dtype = jnp.dtype(getattr(given, "dtype", table.dtype))
         half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
         worst = np.max(np.abs(rows.sum(-1) - 1), initial=0.0)
-        if not (
-            worst <= 100 * jnp.finfo(table.dtype).eps + (jnp.finfo(dtype).eps if half else 0) and np.all(rows >= 0)
-        ):
+        allowed = 100 * jnp.finfo(table.dtype).eps + (jnp.finfo(dtype).eps if half else 0)
+        if not (worst <= allowed and np.all(rows >= 0)):
             raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
         sums = table.sum(-1, keepdims=True)
         return jnp.asarray(table / np.where(sums > 0, sums, 1)) if half else getattr(self, name)

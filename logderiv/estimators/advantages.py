@@ -15,10 +15,9 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import Baseline
-from logderiv.estimators.batch import Batch, averaged, in_groups
+from logderiv.estimators.batch import SHARED, Batch, averaged, in_groups
 from logderiv.estimators.declaration import RETURN, Declaration, Part, Structure, biased, declaration_of, one
-from logderiv.estimators.returns import reward_to_go, total_return
-from logderiv.estimators.scaled import Scaled, scaled_sums, times_exp
+from logderiv.estimators.returns import Scaled, reward_to_go, scaled_sums, total_return
 from logderiv.types import Params, Per, State
 
 Weighed = tuple[jax.Array, jax.Array, State]
@@ -104,22 +103,9 @@ class Credited(Advantage):
         """
         raise NotImplementedError
 
-    def scaled_credit(
-        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
-    ) -> Scaled:
-        """The credit of a batch, of rewards times exp(`log_rewards`) and discounts times exp(`log_discounts`).
-
-        Args:
-            rewards: Shape `(N, T)`.
-            discounts: Same shape.
-            log_rewards: Same shape.
-            log_discounts: Same shape.
-
-        Returns:
-            Shape `(N, T)`.
-        """
-        credit = jax.vmap(self.credit)(times_exp(rewards, log_rewards), times_exp(discounts, log_discounts))
-        return Scaled(credit, jnp.zeros_like(credit))
+    def _scaled_credit(self, rewards: Scaled, discounts: Scaled) -> Scaled:
+        """The credit of a batch, of rewards and discounts of shape `(N, T)`."""
+        return Scaled(jax.vmap(self.credit)(rewards.value, discounts.value))
 
     def init(self, params: Params) -> State:
         return () if self.baseline is None else self.baseline.init(params)
@@ -127,21 +113,16 @@ class Credited(Advantage):
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         del params
         valid, inside, later = batch.valid, batch.inside * batch.discounts, batch.discount * batch.discounts
-        scaled, ratios = None, batch.log_step_ratios
-        if ratios is None:
-            give = jax.vmap(self.credit)
-            credit, targets = give(batch.rewards * batch.powers, inside), give(batch.rewards, later)
-        else:
-            scaled = self.scaled_credit(batch.rewards * batch.powers, inside, batch.log_scale, jnp.zeros_like(inside))
-            credit, targets = scaled.value, self.scaled_credit(batch.rewards, later, ratios, ratios).value
-        credit, targets = jnp.where(valid, credit, 0), jnp.where(valid, targets, 0)
+        scaled = self._scaled_credit(Scaled(batch.rewards * batch.powers, batch.log_scale), Scaled(inside))
+        target = self._scaled_credit(*(Scaled(x, batch.log_step_ratios) for x in (batch.rewards, later)))
+        credit, targets = (jnp.where(valid, x.value, 0) for x in (scaled, target))
         if self.baseline is None:
             return credit, targets, state
         values, log = self.baseline.values(state, credit, batch), batch.log_ratios
         if self.baseline.discounted:
             values, log = batch.powers * values, batch.log_scale
-        weights = credit - values if scaled is None else scaled.plus(-values, log).value
-        return jnp.where(valid, weights, 0), targets, self.baseline.update(state, credit, targets, batch)
+        weights = jnp.where(valid, scaled.plus(-values, log).value, 0)
+        return weights, targets, self.baseline.update(state, credit, targets, batch)
 
 
 @pytree
@@ -167,10 +148,8 @@ class ToGo(Credited):
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return reward_to_go(rewards, discounts)
 
-    def scaled_credit(
-        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
-    ) -> Scaled:
-        return scaled_sums(rewards, discounts, log_rewards, log_discounts)
+    def _scaled_credit(self, rewards: Scaled, discounts: Scaled) -> Scaled:
+        return scaled_sums(rewards, discounts)
 
 
 @pytree
@@ -197,11 +176,8 @@ class Return(Credited):
     def credit(self, rewards: jax.Array, discounts: jax.Array) -> jax.Array:
         return total_return(rewards, discounts)
 
-    def scaled_credit(
-        self, rewards: jax.Array, discounts: jax.Array, log_rewards: jax.Array, log_discounts: jax.Array
-    ) -> Scaled:
-        sums = scaled_sums(rewards, discounts, log_rewards, log_discounts)
-        return Scaled(*(jnp.broadcast_to(x[:, :1], x.shape) for x in sums))
+    def _scaled_credit(self, rewards: Scaled, discounts: Scaled) -> Scaled:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x[:, :1], x.shape), scaled_sums(rewards, discounts))
 
 
 @pytree(static=("function", "past_rewards"))
@@ -243,7 +219,7 @@ class Credit(Credited):
 
 
 class Transformed(Advantage):
-    """Base of advantages made of another one, whose state, rewards and ratios are theirs.
+    """Base of advantages made of another one: they have its state, and treat past rewards and ratios as it does.
 
     Attributes:
         advantage: The other one.
@@ -374,18 +350,8 @@ class Grouped(Transformed):
         return state
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
-        names = (
-            "steps",
-            "valid",
-            "rewards",
-            "discounts",
-            "powers",
-            "log_scale",
-            "log_ratios",
-            "log_step_ratios",
-            "values",
-        )
-        groups = {k: jax.tree.map(lambda x: in_groups(x, self.group_size), getattr(batch, k)) for k in names}
+        per_trajectory = {name: x for name, x in batch._asdict().items() if name not in SHARED}
+        groups = jax.tree.map(lambda x: in_groups(x, self.group_size), per_trajectory)
 
         def of_group(group: dict[str, Any]) -> tuple[jax.Array, jax.Array]:
             return self.advantage(params, state, batch._replace(**group))[:2]

@@ -92,7 +92,7 @@ class Estimator(Part):
             ValueError: A weight has another shape than `trajectories.valid`.
             TypeError: Not trajectories; a weight is complex.
         """
-        normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
+        normalizer, weights = self.normalizer, of_each_step(trajectories, weights)
         scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
@@ -144,7 +144,7 @@ def _estimate(
 
 
 def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax.Array]:
-    """A batch is used whole or not at all: what is left of one with a weight or target, or a state after it, that is not finite.
+    """Use a batch whole or not at all: not where a weight or target, or the state after it, is not finite.
 
     Args:
         state: Before the batch.
@@ -163,9 +163,9 @@ def keep_finite(state: State, weights: Any, new: State) -> tuple[Any, State, jax
         used &= jnp.all(finite(x))
     for before, after in zip(jax.tree.leaves(state), jax.tree.leaves(new), strict=True):
         used &= ~jnp.any(finite(before) & ~finite(after))
-    nothing = jnp.zeros(()) / used.astype(
-        jnp.zeros(()).dtype
-    )  # or NaN, of which jax_debug_nans sees no more than there are
+    # 0, or 0 / 0, which is NaN. Written down, a NaN would stop jax_debug_nans at every batch, whether it is used or not.
+    zero = jnp.zeros(())
+    nothing = zero / used.astype(zero.dtype)
     weights = jax.tree.map(lambda x: x + nothing.astype(x.dtype), weights)
     return weights, jax.tree.map(lambda x, y: jnp.where(used, x, y), new, state), used
 

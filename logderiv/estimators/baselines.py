@@ -90,7 +90,7 @@ class Constant(Baseline):
 
     @property
     def discounted(self) -> bool:
-        """Per step."""
+        """Whether it is one per step."""
         return self.per == "step"
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:

@@ -16,6 +16,7 @@ from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory
 
 _SMALL = 1e-30  # powers of a discount from here on are taken by their logarithm, where a ratio may make up for them
 ValueFunction = Callable[[Any, Any], jax.Array]  # of its parameters and an observation
+SHARED = ("discount", "inside", "params", "policy", "ends")  # fields of a `Batch` without an axis of trajectories
 
 
 class Batch(NamedTuple):
@@ -90,11 +91,8 @@ def prepare(
     if importance is not None or estimator.advantage.own_ratios:
         logs = jax.lax.stop_gradient(log_ratios(params, policy, steps)).reshape(shape)
         ratios = jnp.zeros_like(rewards) if importance is None else importance.log_weights(logs).astype(dtype)
-        small = powers < _SMALL
-        step_ratios, scale = (
-            logs.astype(dtype),
-            ratios + jnp.where(small, jnp.where(small, times, 1) * jnp.log(discount), 0),
-        )
+        small, step_ratios = powers < _SMALL, logs.astype(dtype)
+        scale = ratios + jnp.where(small, jnp.where(small, times, 1) * jnp.log(discount), 0)
         powers = jnp.where(small, 1, powers)
     return Batch(
         steps=steps,

@@ -16,8 +16,7 @@ from logderiv.estimators.advantages import Advantage, Weighed
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import Batch, evaluate_value, value_of_each
 from logderiv.estimators.declaration import Declaration, Structure, biased, concrete, declaration_of
-from logderiv.estimators.returns import backward_sums, td_residuals
-from logderiv.estimators.scaled import Scaled, scaled_sums, times_exp
+from logderiv.estimators.returns import Scaled, scaled_sums, td_residuals, times_exp
 from logderiv.types import Params, State
 
 _EARLIER = Declaration(assumes=("the value function was fitted to earlier batches only",))
@@ -163,9 +162,8 @@ class Bootstrapped(Advantage):
 
     def __post_init__(self) -> None:
         check.between(0, 1, lambda_=self.lambda_)
-        check.made(
-            "baseline", self.baseline, True, "one of logderiv.baselines with values of the state, such as SharedValue()"
-        )
+        expected = "one of logderiv.baselines with values of the state, such as SharedValue()"
+        check.made("baseline", self.baseline, True, expected)
         if not hasattr(self.baseline, "state_values"):
             raise ValueError(
                 "baseline: this advantage bootstraps from values of the state; expected baselines.Value, "
@@ -242,10 +240,8 @@ class GAE(Bootstrapped):
         mixing = lambda_ if batch.ends is None else jnp.where(batch.ends, 0, lambda_)
         # Sums to the end of the trajectory, or of the episode in a stream.
         inside, later, ratios = batch.inside * batch.discounts * mixing, going_on * mixing, batch.log_step_ratios
-        if ratios is None:
-            return backward_sums(batch.powers * residuals, inside), values + backward_sums(residuals, later)
-        weights = scaled_sums(batch.powers * residuals, inside, batch.log_scale)
-        return weights.value, values + scaled_sums(residuals, later, ratios, ratios).value
+        weights = scaled_sums(Scaled(batch.powers * residuals, batch.log_scale), Scaled(inside))
+        return weights.value, values + scaled_sums(Scaled(residuals, ratios), Scaled(later, ratios)).value
 
 
 @pytree
@@ -300,7 +296,7 @@ class VTrace(Bootstrapped):
         clips = (jnp.log(jnp.asarray(clip, values.dtype)) for clip in (self.clip_rho, self.clip_c, self.clip_pg))
         rho, c, pg = (jnp.minimum(ratios, clip) for clip in clips)
         later = going_on * jnp.asarray(self.lambda_, values.dtype)
-        errors = scaled_sums(residuals, later, rho, c)
+        errors = scaled_sums(Scaled(residuals, rho), Scaled(later, c))
         error, log = (jnp.roll(x, -1, axis=-1).at[:, -1].set(0) for x in errors)
-        advantage, log = Scaled(later * error, log).plus(residuals, jnp.zeros_like(residuals))
+        advantage, log = Scaled(later * error, log).plus(residuals, None)
         return times_exp(batch.powers * advantage, log + pg + batch.log_scale), values + errors.value

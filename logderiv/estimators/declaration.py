@@ -169,9 +169,8 @@ def declaration_of(part: Any) -> Declaration:
     if isinstance(own, Declaration):
         return own
     name = getattr(part, "__name__", type(part).__name__)
-    return biased(
-        f"unknown part {name!r}: declare it by an attribute declaration = logderiv.estimators.Declaration(...)"
-    )
+    remedy = "declare it by an attribute declaration = logderiv.estimators.Declaration(...)"
+    return biased(f"unknown part {name!r}: {remedy}")
 
 
 def concrete(name: str, setting: Any) -> np.ndarray:

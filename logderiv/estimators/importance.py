@@ -137,8 +137,7 @@ class Importance(Part):
 
     def __post_init__(self) -> None:
         check.one_of(("step", "trajectory"), per=self.per)
-        if self.truncate is not None:
-            check.positive(truncate=self.truncate)
+        check.positive(or_none=True, truncate=self.truncate)
 
     @property
     def structure(self) -> Structure:

@@ -24,11 +24,11 @@ from logderiv.estimators.batch import Batch, prepare
 from logderiv.estimators.declaration import Declaration, Structure, biased
 from logderiv.estimators.importance import Importance
 from logderiv.estimators.policy_gradient import Weighting
-from logderiv.estimators.scaled import times_exp
+from logderiv.estimators.returns import times_exp
 from logderiv.likelihood.probability import log_factors, weighted_log_prob
 from logderiv.types import Params, Policy, State, Trajectories, Trajectory
 
-_LARGEST = 1e30  # logarithm of a ratio
+_LARGEST = 1e30  # a logarithm of a ratio beyond this one is cut to it
 _TOGETHER = 16  # trajectories whose scores are in memory at a time
 
 
@@ -185,6 +185,22 @@ class ScoreMoments(NamedTuple):
         """
         return lambda cross, square: times_exp(ratio(cross, square), (log - self.log).astype(cross.dtype))
 
+    def relative_to(self, log: jax.Array) -> "ScoreMoments":
+        """The same sums, divided by exp(`log`) in the place of exp(`self.log`).
+
+        Args:
+            log: Of a ratio, at least `self.log`.
+
+        Returns:
+            The sums.
+        """
+
+        def times(tree: Params, factor: jax.Array) -> Params:
+            return jax.tree.map(lambda x: x * factor.astype(x.dtype), tree)
+
+        shrink = jnp.exp(self.log - log)
+        return ScoreMoments(times(self.cross, shrink), times(self.square, jnp.square(shrink)), log)
+
 
 def fold_moments(credit: jax.Array, batch: Batch, folds: int) -> list[ScoreMoments]:
     """The moments of each fold.
@@ -235,16 +251,8 @@ def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
 
 def _sum(moments: list[ScoreMoments]) -> ScoreMoments:
     log = jnp.max(jnp.stack([m.log for m in moments]))
-
-    def added(parts: list[Params], scales: list[jax.Array]) -> Params:
-        terms = [
-            jax.tree.map(lambda x, s=s: x * s.astype(x.dtype), part) for part, s in zip(parts, scales, strict=True)
-        ]
-        return jax.tree.map(lambda *x: sum(x[1:], x[0]), *terms)
-
-    scales = [jnp.exp(m.log - log) for m in moments]
-    cross = added([m.cross for m in moments], scales)
-    return ScoreMoments(cross, added([m.square for m in moments], [jnp.square(s) for s in scales]), log)
+    total = jax.tree.map(lambda *x: sum(x[1:], x[0]), *(m.relative_to(log) for m in moments))
+    return total._replace(log=log)
 
 
 def _relative_ratios(batch: Batch, k: int, folds: int) -> tuple[jax.Array, jax.Array]:
@@ -252,7 +260,7 @@ def _relative_ratios(batch: Batch, k: int, folds: int) -> tuple[jax.Array, jax.A
     if batch.log_ratios is None:
         return jnp.ones_like(batch.rewards[k::folds]), jnp.zeros((), batch.rewards.dtype)
     logs = batch.log_ratios[k::folds]
-    largest = jnp.max(jnp.clip(logs, -_LARGEST, _LARGEST))  # finite, even if all are 0
+    largest = jnp.max(jnp.clip(logs, -_LARGEST, _LARGEST))  # finite, even where all ratios are 0 or infinite
     return jnp.exp(logs - largest), largest
 
 
@@ -271,10 +279,8 @@ def _score_moments(batch: Batch, steps: Trajectory, credit: jax.Array, ratios: j
         return jax.tree.map(lambda s, x: s + jnp.sum(x, axis=0), sums, terms), None
 
     zeros = jax.tree.map(jnp.zeros_like, (batch.params, batch.params))
-    turns = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape((together, num // together, *x.shape[1:])), 1, 0), (steps, credit, ratios)
-    )
-    return jax.lax.scan(add, zeros, turns)[0]
+    rows = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])), (steps, credit, ratios))
+    return jax.lax.scan(add, zeros, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), rows))[0]
 
 
 def _scaled_around(params: Params, scale: Params) -> Params:

@@ -56,9 +56,7 @@ class Weighting(Estimator):
     def structure(self) -> Structure:
         """That of the advantage, on policy; ratios need whole episodes."""
         own = self.advantage.structure
-        if self.importance is None:
-            return own
-        return own._replace(streams=False) & self.importance.structure
+        return own if self.importance is None else own._replace(streams=False) & self.importance.structure
 
     @property
     def declaration(self) -> Declaration:
@@ -167,9 +165,7 @@ class ScoreFunction(Weighting):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        expected = (
-            "one of logderiv.estimators, such as Score() or DiCE(), or a function (log_factors, weights) -> scalar"
-        )
+        expected = "one of logderiv.estimators, such as Score(), or a function (log_factors, weights) -> scalar"
         check.made("surrogate", self.surrogate, callable(self.surrogate), expected)
 
     @property
@@ -178,7 +174,7 @@ class ScoreFunction(Weighting):
         return super().declaration & declaration_of(self.surrogate)
 
     def objective(self, params: Params, policy: Policy, trajectories: Trajectory, weights: jax.Array) -> jax.Array:
-        weights = of_each_step(trajectories, weights=weights)
+        weights = of_each_step(trajectories, weights)
         if isinstance(self.surrogate, Score):
             return weighted_log_prob(params, policy, trajectories, weights) / math.prod(weights.shape[:-1])
         return self.surrogate(log_factors(params, policy, trajectories), weights)
@@ -225,8 +221,7 @@ class PPO(Weighting):
     def __post_init__(self) -> None:
         super().__post_init__()
         check.one_of(NORMALIZERS, normalizer=self.normalizer)
-        if self.clip is not None:
-            check.positive(clip=self.clip)
+        check.positive(or_none=True, clip=self.clip)
 
     @property
     def structure(self) -> Structure:
@@ -278,17 +273,12 @@ class ActorCritic(Estimator):
     entropy_weight: float | None = None
 
     def __post_init__(self) -> None:
-        check.made(
-            "actor",
-            self.actor,
-            isinstance(self.actor, ScoreFunction | PPO),
-            "ScoreFunction(), PPO() or one of their kin",
-        )
+        fits = isinstance(self.actor, ScoreFunction | PPO)
+        check.made("actor", self.actor, fits, "ScoreFunction(), PPO() or one of their kin")
         if not isinstance(getattr(self.actor, "surrogate", Score()), Score):
             raise ValueError("surrogate: expected Score(), which is a sum of one term a step.")
         check.not_negative(finite=True, value_weight=self.value_weight)
-        if self.entropy_weight is not None:
-            check.not_negative(finite=True, entropy_weight=self.entropy_weight)
+        check.not_negative(finite=True, or_none=True, entropy_weight=self.entropy_weight)
 
     @property
     def discount(self) -> float:

@@ -6,6 +6,7 @@ final one: a trajectory that was truncated, or cut by the horizon, bootstraps fr
 discount is 0 there. In the terms of rlax, `next_values` is `v_t` and `values` is `v_tm1`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,38 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_mask, summable, unbroken, widest
+
+_NOTHING = -1e30  # the logarithm of 0: lower than any other, and finite, so that differences are no NaN
+
+
+class Scaled(NamedTuple):
+    """Numbers beyond the range of floating point, m eˡ, elementwise: products of many ratios, and what they multiply.
+
+    A ratio of e¹⁰⁰ has no float32, and neither have most products of a thousand ratios; yet multiplied by a reward of 0, or by a
+    ratio of e⁻⁹⁰ that comes later, what is wanted is an ordinary number. So logarithms are added, and nothing is exponentiated
+    before it has met everything that it is multiplied by. A mantissa of exactly 0 is 0 whatever its logarithm; a NaN stays NaN.
+
+    Attributes:
+        mantissa: m.
+        log: l, of the same shape; `None` where it is 0 everywhere, as on policy.
+    """
+
+    mantissa: jax.Array
+    log: Any = None
+
+    @property
+    def value(self) -> jax.Array:
+        """As a floating-point number; infinite only where it has none."""
+        return self.mantissa if self.log is None else times_exp(self.mantissa, self.log)
+
+    def plus(self, mantissa: jax.Array, log: Any) -> "Scaled":
+        """The sum of this and another one; exactly 0 where equal mantissas of equal logarithms cancel."""
+        if self.log is None and log is None:
+            return Scaled(self.mantissa + mantissa)
+        first, second = _bounded(*self), _bounded(mantissa, log)
+        peak = jnp.maximum(first.log, second.log)
+        parts = [x.mantissa * jnp.exp(x.log - peak) for x in (first, second)]
+        return Scaled(parts[0] + parts[1], peak)
 
 
 def reward_to_go(rewards: jax.Array, discounts: jax.Array) -> jax.Array:
@@ -96,9 +129,8 @@ def td_residuals(rewards: jax.Array, discounts: jax.Array, values: jax.Array, ne
     References:
         Sutton & Barto (2018), Reinforcement Learning, 2nd ed., eq. 6.5.
     """
-    rewards, discounts, values, next_values = _of_one(
-        rewards=rewards, discounts=discounts, values=values, next_values=next_values
-    )
+    arrays = {"rewards": rewards, "discounts": discounts, "values": values, "next_values": next_values}
+    rewards, discounts, values, next_values = _of_one(**arrays)
     return discounts * (_used(next_values, discounts) - values) + (rewards - (1 - discounts) * values)
 
 
@@ -280,6 +312,55 @@ def backward_sums(terms: jax.Array, factors: jax.Array) -> jax.Array:
 
     pair = terms, factors.astype(terms.dtype)
     return lax.associative_scan(combine, pair, reverse=True, axis=terms.ndim - 1)[0]
+
+
+def times_exp(x: jax.Array, log: jax.Array) -> jax.Array:
+    """The product x eˡ, which is infinite or 0 only where the product is; x itself, bit for bit, where l = 0.
+
+    Args:
+        x: Any shape.
+        log: l, same shape, in the same dtype; ±inf is allowed.
+
+    Returns:
+        Same shape.
+
+    Gradients: not to be differentiated in `log`, whose parts overflow before the whole does; `logderiv.estimators.box` does that.
+    """
+    # In three parts, each of which can be represented: every product lies between x and the result.
+    most = 0.99 * math.log(float(jnp.finfo(x.dtype).max))
+    part = jnp.exp(jnp.clip(log / 3, -most, most))
+    return x * part * part * part
+
+
+def scaled_sums(terms: Scaled, factors: Scaled) -> Scaled:
+    """`backward_sums` of terms and factors that may be beyond the range of floating point.
+
+        y_t = x_t + c_t y_{t+1},  y_T = 0
+
+    Args:
+        terms: x, shape `(N, T)`.
+        factors: c, whose mantissas are in [0, 1], same shape; without a logarithm where the terms have none.
+
+    Returns:
+        y, same shape.
+    """
+    if terms.log is None:
+        return Scaled(backward_sums(terms.mantissa, factors.mantissa))
+
+    def combine(later: Any, earlier: Any) -> tuple[Scaled, jax.Array, jax.Array]:
+        (y, c_later, q_later), (x, c, q) = later, earlier
+        return x.plus(c * y.mantissa, q + y.log), c * c_later, q + q_later
+
+    c = factors.mantissa
+    q = jnp.zeros_like(c) if factors.log is None else jnp.maximum(factors.log, _NOTHING)
+    return lax.associative_scan(combine, (_bounded(*terms), c, q), reverse=True, axis=c.ndim - 1)[0]
+
+
+def _bounded(mantissa: jax.Array, log: Any) -> Scaled:
+    """With a finite logarithm, the lowest one where the mantissa is 0."""
+    log = jnp.zeros_like(mantissa) if log is None else jnp.clip(log, _NOTHING, -_NOTHING)
+    nothing = (mantissa == 0) & ~jnp.isnan(log)
+    return Scaled(mantissa, jnp.where(nothing, jnp.full_like(log, _NOTHING), log))
 
 
 def _of_one(valid: Any = None, **arrays: Any) -> list[jax.Array]:

@@ -19,8 +19,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_mask, check_kind, named_leaf_by_leaf, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, Structure, biased, concrete
-from logderiv.estimators.returns import backward_sums
-from logderiv.estimators.scaled import times_exp
+from logderiv.estimators.returns import backward_sums, times_exp
 from logderiv.types import Trajectory
 
 Normalizer = Literal["per_trajectory", "per_step_of_trajectory", "per_step_of_batch"]
@@ -35,6 +34,7 @@ NORMALIZERS = {  # what each asks of a batch, and what it does to the expectatio
         biased("per_step_of_batch: divided by the random number of steps in the batch"),
     ),
 }
+
 _ONE_SHAPE = "a (N, 1) against a (N,) would broadcast to (N, N)"
 
 
@@ -76,7 +76,8 @@ class Surrogate(Part):
         log_factors, weights = summable(log_factors, "log_factors"), summable(weights, "weights")
         check.shape(log_factors.shape, hint=_ONE_SHAPE, weights=weights)
         weights, steps = lax.stop_gradient(weights).astype(log_factors.dtype), self.steps(log_factors)
-        steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)  # an impossible choice
+        # An impossible choice of weight 0 counts as 0, where the product would be NaN.
+        steps = jnp.where((weights == 0) & jnp.isinf(steps), jnp.zeros_like(steps), steps)
         return jnp.mean(jnp.sum(weights * steps, axis=-1))
 
 
@@ -179,8 +180,7 @@ def clipped(log_ratio: jax.Array, weight: jax.Array, clip: float | jax.Array | N
     References:
         Schulman et al. (2017), arXiv:1707.06347, eq. 7.
     """
-    if clip is not None:
-        check.positive(clip=clip)
+    check.positive(or_none=True, clip=clip)
     log_ratio, weight = summable(log_ratio, "log_ratio"), summable(weight, "weight")
     check.shape(log_ratio.shape, hint=_ONE_SHAPE, weight=weight)
     weight = lax.stop_gradient(weight).astype(log_ratio.dtype)
@@ -217,23 +217,23 @@ def reduce_steps(terms: jax.Array, valid: jax.Array, normalizer: Normalizer) -> 
 
     Gradients: flow through `terms`.
     """
-    terms = summable(terms, "terms")
+    terms, valid = summable(terms, "terms"), as_mask(valid, "valid")
     check.shape(terms.shape, hint=_ONE_SHAPE, valid=valid)
     return jnp.sum(terms * step_weights(valid, normalizer, terms.dtype))
 
 
-def of_each_step(trajectory: Trajectory, **trees: Any) -> Any:
-    """What an objective is given for every step, checked to be one number each, in float32 at least.
+def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
+    """The weights of an objective, checked to be one number for every step, in float32 at least.
 
     Args:
         trajectory: Leading axes `(*batch, T)`.
-        **trees: One pytree, with its name; leaves `(*batch, T)`.
+        weights: Pytree; leaves `(*batch, T)`.
 
     Returns:
         The pytree.
 
     Raises:
-        ValueError: A leaf has another shape.
+        ValueError: A leaf, named, has another shape.
         TypeError: Complex numbers, or no trajectory.
     """
     check_kind(trajectory)
@@ -245,7 +245,7 @@ def of_each_step(trajectory: Trajectory, **trees: Any) -> Any:
             check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
         return x
 
-    return named_leaf_by_leaf(number, **trees)
+    return named_leaf_by_leaf(number, weights, "weights")
 
 
 def step_weights(valid: jax.Array, normalizer: Normalizer, dtype: Any) -> jax.Array:

@@ -39,10 +39,8 @@ class ExpectationComparison(NamedTuple):
     def __str__(self) -> str:
         columns = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)]) for tree in self[2:])
         with np.errstate(divide="ignore", invalid="ignore"):
-            rows = [
-                (d, s, s - d, m, e, np.float64(m - d) / e if m != d else 0.0)
-                for d, s, m, e in zip(*columns, strict=True)
-            ]
+            entries = list(zip(*columns, strict=True))
+            rows = [(d, s, s - d, m, e, np.float64(m - d) / e if m != d else 0.0) for d, s, m, e in entries]
         names = ("direct", "score, exact", "difference", "sampled", "std. error", "z")
         head = f"grad E[R] over {self.num_trajectories} trajectories, E[R] = {float(self.value):.6g}\n"
         return head + table(names, ">14.8f >14.8f >12.1e >12.5f >12.5f >7.2f", rows)

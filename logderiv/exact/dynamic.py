@@ -49,9 +49,7 @@ def value(
     Gradients: flow to `params` and `discount`, at any order; by dynamic programming also to the tables.
     """
     refuse_complex(params=params)
-    return _derivative(
-        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 0
-    )
+    return _exactly(0, params, policy, environment, horizon, discount, method)
 
 
 def gradient(
@@ -78,9 +76,7 @@ def gradient(
             floating point.
     """
     check_params(params)
-    return _derivative(
-        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 1
-    )
+    return _exactly(1, params, policy, environment, horizon, discount, method)
 
 
 def hessian(
@@ -107,9 +103,7 @@ def hessian(
             floating point.
     """
     check_params(params)
-    return _derivative(
-        params, policy, problem(policy, environment, horizon, discount, method), int(horizon), discount, 2
-    )
+    return _exactly(2, params, policy, environment, horizon, discount, method)
 
 
 def state_values(params: Params, policy: Any, mdp: TabularMDP, *, horizon: int, discount: Any = 1.0) -> jax.Array:
@@ -230,6 +224,14 @@ def evaluate(params: Params, policy: Any, problem: TabularMDP | Listing, horizon
         return (probabilities * problem.weights.astype(probabilities.dtype)) @ rewards
     values = _state_values(params, policy, problem, horizon, discount)[0]
     return problem.initial.astype(values.dtype) @ values
+
+
+def _exactly(
+    order: int, params: Params, policy: Any, environment: Any, horizon: int, discount: Any, method: Method
+) -> Any:
+    """The derivative of this order of `value`."""
+    given = problem(policy, environment, horizon, discount, method)
+    return _derivative(params, policy, given, int(horizon), discount, order)
 
 
 @jit

@@ -168,8 +168,7 @@ def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:
             "environment: expected a TabularMDP, or an attribute num_actions, so that the sequences of actions "
             f"0 .. num_actions - 1 can be replayed; received {type(environment).__name__}."
         )
-    check.whole(num_actions=actions)
-    stepper, actions = as_environment(environment), int(actions)
+    stepper, actions = as_environment(environment), check.whole(num_actions=actions)
     inputs, starts = getattr(environment, "starts", (None, np.ones(1)))
     starts = np.asarray(summable(starts, "environment.starts"))
     before = _deterministic(_reset, len(starts), stepper, inputs)
@@ -200,9 +199,8 @@ def _step(keys: jax.Array, environment: Any, before: Any, inputs: Any, live: Any
     rows, action = jnp.repeat(live, actions), jnp.tile(jnp.arange(actions, dtype=jnp.int32), live.shape[0])
     before, inputs = jax.tree.map(lambda x: x[rows], (before, inputs))
     new = jax.vmap(partial(_protocol.step, environment))(keys, before, action, inputs)
-    check.fields(
-        "environment: ", new, reward=rows.shape, hint="to be listed, one reward a step and not one for each player"
-    )
+    hint = "to be listed, one reward a step and not one for each player"
+    check.fields("environment: ", new, reward=rows.shape, hint=hint)
     return new, inputs
 
 
@@ -227,7 +225,7 @@ def _deterministic(function: Callable[..., Any], number: int, *arguments: Any) -
 
 
 def _count(graph: _Graph, horizon: int, most: float = math.inf) -> int:
-    """The number of paths; of more than `most` those of fewer steps, since there are never fewer of more steps."""
+    """The number of paths of so many steps; once there are more than `most`, that of fewer steps, since further ones only add paths."""
     nodes = jax.tree.leaves(graph.observations)[0].shape[0]
     counts = np.ones(nodes, object)  # of Python's integers: they grow without bound
     for _ in range(horizon):

@@ -136,9 +136,8 @@ class Moments(NamedTuple):
             parts.append(f"sqrt(tr Cov) = {np.linalg.norm(spread):.6g}")
         rows = list(zip(named_entries(self.mean), exact, mean, bias, spread, strict=True))
         more = f"\n  and {len(rows) - _PRINTED} more" if len(rows) > _PRINTED else ""
-        head = (
-            f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  {', '.join(parts)}\n"
-        )
+        head = f"E[g], a sum over all batches ({self.num_evaluations} evaluations, {self.method})\n  "
+        head += ", ".join(parts) + "\n"
         columns = ("entry", "grad J", "E[g]", "bias", "std of g")
         return head + table(columns, "<24 >14.8f >14.8f >12.1e >12.4g", rows[:_PRINTED]) + more
 
@@ -343,13 +342,13 @@ def ensemble(
     method, size = _method_and_size(known, num, method)
     count = len(drawn)
     logarithm = _log_comb(count, size) if method == "multisets" else size * math.log(count)
-    number = limit + 1
-    if logarithm < math.log(limit) + 1:  # else it is not worth the time, or the memory, to write it out
+    number, many = limit + 1, f"about 10^{logarithm / math.log(10):.0f}"
+    if logarithm < math.log(limit) + 1:  # a far larger number would take too much time and memory to compute
         number = math.comb(count + size - 1, size) if method == "multisets" else count**size
+        many = str(number)
     if number > limit or size > LIMIT:
-        size_text = str(number) if logarithm < math.log(limit) + 1 else f"about 10^{logarithm / math.log(10):.0f}"
         raise ValueError(
-            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {size_text} "
+            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {many} "
             f"evaluations of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
             "shrinks the number (structure). For total_return and reward_to_go with a fixed baseline "
             "logderiv.exact.weighted_score_moments lists no trajectories."

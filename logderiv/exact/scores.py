@@ -153,7 +153,7 @@ def _fisher(params: Params, policy: Any, problem: TabularMDP | Listing, horizon:
         weights = jnp.sum(occupancy(params, policy, problem, horizon=horizon), axis=0)
         table, scores = _choices_and_scores(params, policy, problem)
         return jnp.einsum("s,sa,sai,saj->ij", weights, table, scores, scores)
-    flat, unravel = ravel_pytree(wide(params))
+    flat, unravel = ravel_pytree(params)
     every = problem.trajectories
     weights = prob(params, policy, every)
     weights = weights * problem.weights.astype(weights.dtype)

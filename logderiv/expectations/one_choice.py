@@ -219,9 +219,7 @@ def _derivative(made: Any, cost: Cost) -> Any:
 
 def _check_event(name: str, extra: tuple[int, ...]) -> None:
     if extra:
-        raise ValueError(
-            f"distribution: expected one {name} without batch axes, received extra axes {extra}; use jax.vmap."
-        )
+        raise ValueError(f"distribution: expected one {name} without batch axes, received axes {extra}; use jax.vmap.")
 
 
 def _reduce_to(derivative: jax.Array, parameter: jax.Array) -> jax.Array:

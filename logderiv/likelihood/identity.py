@@ -12,15 +12,7 @@ from logderiv._core.arrays import check_params
 from logderiv._core.check import is_traced
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
-from logderiv.likelihood.probability import (
-    all_factors,
-    log_prob,
-    one_trajectory,
-    prob,
-    running_product,
-    signed_log,
-    times_exp,
-)
+from logderiv.likelihood.probability import all_factors, log_prob, one_trajectory, prob, running_product, signed_log
 from logderiv.likelihood.steps import check_steps
 from logderiv.types import Params, SignedLog, Trajectory
 
@@ -141,14 +133,13 @@ def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any)
     at_underflow = jnp.where(zero_factor, -1, _first(running == 0))
     at_overflow = _first(jnp.isinf(running))
 
-    score_form = times_exp(score, logp)
+    score_form = signed_log(score, logp)
     difference, lost = (jax.tree.map(of, direct, score_form, is_leaf=_is_signed_log) for of in (_difference, _lost))
     resolution = jnp.finfo(logp.dtype).eps * jnp.abs(logp)
     rounding = jnp.finfo(value.dtype).eps * num_factors.astype(logp.dtype)  # of the product itself
     allowed = 8 * (resolution + rounding)
-    differs = ~jnp.all(
-        jnp.stack([d <= allowed for d in jax.tree.leaves(difference)])
-    )  # one that is NaN is none that agrees
+    agree = [d <= allowed for d in jax.tree.leaves(difference)]  # False where a difference is NaN
+    differs = ~jnp.all(jnp.stack(agree))
     underflows = (at_underflow >= 0) | jnp.any(jnp.stack(jax.tree.leaves(lost)))
     conditions = zero_factor, at_overflow >= 0, underflows, differs
     cases = Case.ZERO_FACTOR, Case.OVERFLOW, Case.UNDERFLOW, Case.DIFFER

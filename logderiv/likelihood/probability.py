@@ -15,16 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import (
-    accumulator_dtype,
-    array_of,
-    as_trajectory,
-    check_params,
-    summable,
-    unbroken,
-    wide,
-    widest,
-)
+from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, summable, unbroken, wide, widest
 from logderiv._core.pytrees import jit
 from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
 from logderiv.types import Params, SignedLog, Trajectory
@@ -121,9 +112,8 @@ def weighted_log_prob(
 
     Gradients: flow through `params`, observations and actions, at any order; the weights are detached.
     """
-    trajectory = as_trajectory(trajectory)
+    trajectory, weights = as_trajectory(trajectory), summable(weights, "weights")
     hint = "of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
-    weights = array_of(weights, "weights")
     check.shape(trajectory.valid.shape, hint=hint, weights=weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
@@ -179,24 +169,18 @@ def grad_prob(params: Params, policy: Any, trajectory: Trajectory, *, environmen
     check_params(params)
     trajectory = one_trajectory(trajectory, environment)
     logp, score = jax.value_and_grad(log_prob)(wide(params), policy, trajectory, environment=environment)
-    return times_exp(score, logp)
+    return signed_log(score, logp)
 
 
-def times_exp(score: Any, log_scale: jax.Array) -> Any:
-    """`exp(log_scale) * score`, leaf by leaf, as `SignedLog`."""
+def signed_log(tree: Any, log_scale: jax.Array) -> Any:
+    """`exp(log_scale) * x` for each leaf x, as `SignedLog`."""
 
-    def leaf(s: jax.Array) -> SignedLog:
-        dtype = accumulator_dtype(s.dtype)
-        return signed_log(s.astype(dtype), log_scale.astype(dtype))
+    def leaf(x: jax.Array) -> SignedLog:
+        x = x.astype(accumulator_dtype(x.dtype))
+        logabs = log_scale.astype(x.dtype) + jnp.log(jnp.where(x == 0, 1, jnp.abs(x)))
+        return SignedLog(jnp.sign(x), jnp.where(x == 0, -jnp.inf, logabs))
 
-    return jax.tree.map(leaf, score)
-
-
-def signed_log(x: jax.Array, log_scale: jax.Array) -> SignedLog:
-    """`exp(log_scale) * x` of an array."""
-    zero = x == 0
-    logabs = log_scale + jnp.log(jnp.where(zero, 1, jnp.abs(x)))
-    return SignedLog(jnp.sign(x), jnp.where(zero, -jnp.inf, logabs))
+    return jax.tree.map(leaf, tree)
 
 
 @jit

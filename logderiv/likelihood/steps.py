@@ -28,15 +28,7 @@ from jax import lax
 from jax.core import Tracer
 
 from logderiv._core import check
-from logderiv._core.arrays import (
-    accumulator_dtype,
-    as_trajectory,
-    check_leading_axes,
-    expand,
-    refuse_complex,
-    summable,
-    unbroken,
-)
+from logderiv._core.arrays import as_trajectory, check_leading_axes, expand, refuse_complex, summable, unbroken
 from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
@@ -189,7 +181,7 @@ def _over_steps(
     if reduce is None:
         return values
     if not summed:
-        values = jnp.sum(values, axis=-1, dtype=accumulator_dtype(values.dtype))
+        values = jnp.sum(values, axis=-1)
     return jnp.sum(values) if reduce == "all" else values.reshape(batch)
 
 

@@ -86,9 +86,8 @@ def identity(comparison: Comparison, *, ax: Any = None) -> Any:
     with np.errstate(divide="ignore", invalid="ignore"):
         direct = np.log10(_largest([np.abs(leaf) for leaf in jax.tree.leaves(comparison.direct)]))
     order = np.argsort(lengths)
-    for index, (label, values) in enumerate(
-        {"product, differentiated (to the cross: then 0)": direct, "P times the score": score}.items()
-    ):
+    lines = {"product, differentiated (to the cross: then 0)": direct, "P times the score": score}
+    for index, (label, values) in enumerate(lines.items()):
         _line_to_cross(ax, lengths[order], values[order], index, label, linewidth=(3.5, 1.5)[index])
     ax.set(xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
     ax.legend(frameon=False)
@@ -227,14 +226,12 @@ def learning_curves(
     """
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
-    if threshold is not None:
-        check.finite(threshold=threshold)
+    check.finite(or_none=True, threshold=threshold)
     if isinstance(getattr(curves, "metrics", curves), Metrics):
         curves = {"training": curves}
     if not isinstance(curves, Mapping):
-        raise TypeError(
-            f"curves: expected names and their returns, or what train returned, received {type(curves).__name__}."
-        )
+        received = type(curves).__name__
+        raise TypeError(f"curves: expected names and their returns, or what train returned, received {received}.")
     metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
     metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
     if steps is None and metrics.keys() == curves.keys():

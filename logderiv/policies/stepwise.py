@@ -139,16 +139,14 @@ def _check_takes(apply: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     try:
         signature.bind(*arguments)
     except TypeError as error:
-        expected = (
-            "(params, observation), or (params, carry, observation) with initial_carry, which says that there is memory"
-        )
+        expected = "(params, observation), or (params, carry, observation) with initial_carry, which means memory"
         raise TypeError(f"policy: expected apply to take {expected}, received {signature}.") from error
 
 
 def _described(found: Any) -> str:
-    return (
-        f"({', '.join(type(x).__name__ for x in found)})" if isinstance(found, tuple | list) else type(found).__name__
-    )
+    if isinstance(found, tuple | list):
+        return f"({', '.join(type(x).__name__ for x in found)})"
+    return type(found).__name__
 
 
 @pytree(static=("outputs", "hidden", "head", "state_independent"))
@@ -354,7 +352,7 @@ def _forward(layers: Params, observation: Any) -> jax.Array:
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:
-    """Of hidden layers; a single number is one layer."""
+    """The widths of the hidden layers; a single number is one layer."""
     layers = hidden if isinstance(hidden, tuple | list) else (hidden,)
     return tuple(check.whole(**{f"hidden[{i}]": width}) for i, width in enumerate(layers))
 

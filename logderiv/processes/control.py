@@ -105,9 +105,10 @@ class LinearQuadratic:
     policy = FunctionPolicy(linear_control)
 
     def __post_init__(self) -> None:
-        if jnp.ndim(self.control) != 2:
-            raise ValueError(f"LinearQuadratic.control: expected shape (n, m), received {jnp.shape(self.control)}.")
-        n, m = jnp.shape(self.control)
+        control = summable(self.control, "LinearQuadratic.control")
+        if control.ndim != 2:
+            raise ValueError(f"LinearQuadratic.control: expected shape (n, m), received {control.shape}.")
+        n, m = control.shape
         shapes = {name: (n, n) for name in ("transition", "noise", "state_cost", "initial_noise")}
         shapes |= {"control": (n, m), "control_cost": (m, m), "initial_mean": (n,)}
         for name, shape in shapes.items():

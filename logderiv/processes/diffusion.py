@@ -242,7 +242,7 @@ def transfer_value(
     Gradients: flow through `params`, at any order.
     """
     check.finite(low=low, high=high)
-    num_points = check.whole_or_none(at_least=2, num_points=num_points)
+    num_points = check.whole(or_none=True, at_least=2, num_points=num_points)
     with jax.ensure_compile_time_eval():
         start, count = process.first()
         check.shape((), initial=start, hint="the chain has one dimension")

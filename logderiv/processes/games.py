@@ -93,9 +93,7 @@ class MatrixGame(Process):
         _, first, second = self.payoffs.shape
         a, b = jnp.divmod(observation, second)
         mirrored = jnp.where(observation == first * second, observation, b * first + a)
-        mine, other = (
-            log_softmax(summable(table[row])) for table, row in zip(params, (observation, mirrored), strict=True)
-        )
+        mine, other = map(log_softmax, (params[0][observation], params[1][mirrored]))
         return Categorical((mine[:, None] + other[None, :]).reshape(-1))
 
     def advance(self, state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, bool]:
@@ -184,7 +182,7 @@ class MatrixGame(Process):
         hint = "endless play is discounted; or give a horizon" if endless else ""
         check.between(0, 1, open_right=endless, discount=discount, hint=hint)
         check.shape((), discount=discount)
-        horizon = check.whole_or_none(horizon=horizon)
+        horizon = check.whole(or_none=True, horizon=horizon)
         return _value(self, params, horizon, discount)
 
 

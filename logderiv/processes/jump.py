@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import alike, integers, summable
+from logderiv._core.arrays import integers, set_alike, summable
 from logderiv._core.noise import exponential
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
@@ -76,9 +76,7 @@ class NextEvent:
     remaining: jax.Array
 
     def __post_init__(self) -> None:
-        rates, remaining = alike(rates=self.rates, remaining=self.remaining)
-        object.__setattr__(self, "rates", rates)
-        object.__setattr__(self, "remaining", remaining)
+        set_alike(self, "rates", "remaining")
 
     def log_prob(self, action: Event) -> jax.Array:
         """Log-density of an event, or log-probability of none.

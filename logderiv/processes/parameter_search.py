@@ -137,8 +137,7 @@ class NormalSearch(Policy):
     scale: Any = None
 
     def __post_init__(self) -> None:
-        if self.scale is not None:
-            check.positive(finite=True, scale=self.scale, hint="or None, for one that is learned")
+        check.positive(finite=True, or_none=True, scale=self.scale, hint="or None, for one that is learned")
 
     def init(self, mean: Any, *, std: float = 1.0) -> SearchParams:
         """Parameters to start from; where `scale` is fixed the mean is all there is.

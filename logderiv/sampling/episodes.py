@@ -63,9 +63,8 @@ def transition(
     log, discount = log_prob(distribution, action), jnp.where(new.terminated, 0, 1).astype(new.reward.dtype)
     hint = "not as initial_carry returned it"
     carry = _protocol.as_before("policy: carry", carry, place.carry, source="initial_carry", hint=hint)
-    step = Trajectory(
-        place.observation, action, new.reward, discount, jnp.ones((), bool), log, final_observation=new.observation
-    )
+    valid = jnp.ones((), bool)
+    step = Trajectory(place.observation, action, new.reward, discount, valid, log, new.observation)
     return step, new.terminated | new.truncated, Place(new.observation, new.state, carry)
 
 
@@ -143,7 +142,7 @@ def draw(
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
     if horizon is None:
         raise ValueError("horizon: this environment has no default; pass horizon=, the number of steps.")
-    horizon, block_size = check.whole(horizon=horizon), check.whole_or_none(block_size=block_size)
+    horizon, block_size = check.whole(horizon=horizon), check.whole(or_none=True, block_size=block_size)
     refuse_explicit(key=key)
     refuse_complex(params=params)
     if hasattr(policy.policy, "check_params"):

@@ -100,7 +100,7 @@ def collect(
     if policy.has_memory:
         raise TypeError("policy: a stream cuts episodes, which one with memory must not forget; use whole episodes.")
     horizon = getattr(environment, "horizon", None) if horizon is None else horizon
-    num_steps, horizon = check.whole(num_steps=num_steps), check.whole_or_none(horizon=horizon)
+    num_steps, horizon = check.whole(num_steps=num_steps), check.whole(or_none=True, horizon=horizon)
     refuse_complex(params=params)
     return _collect(params, as_key(key), policy, (environment, environment_params), state, num_steps, horizon)
 

@@ -104,10 +104,9 @@ def check_order(
             fewer trajectories than the estimator needs; no parameters; a number is out of range.
         TypeError: A parameter is not floating point; an objective or a probability is complex.
     """
-    order, num_trajectories = check.whole_or_none(order=order, num_trajectories=num_trajectories)
+    order, num_trajectories = check.whole(or_none=True, order=order, num_trajectories=num_trajectories)
     max_order = check.whole(max_order=max_order)
-    if tolerance is not None:
-        check.between(0, 1, open_left=True, open_right=True, tolerance=tolerance)
+    check.between(0, 1, open_left=True, open_right=True, or_none=True, tolerance=tolerance)
     fits = hasattr(estimator, "advantages") and hasattr(estimator, "objective")
     check.made("estimator", estimator, fits, "one of logderiv.estimators, or of your own with advantages and objective")
     check_params(params)

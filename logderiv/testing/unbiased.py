@@ -121,9 +121,7 @@ def assert_unbiased(
     try:
         resolution = jax.tree.broadcast(resolution, exact)
     except ValueError as error:
-        raise ValueError(
-            f"resolution: expected a number, or a prefix of the pytree exact, received {resolution}."
-        ) from error
+        raise ValueError(f"resolution: expected a number or a prefix of exact, received {resolution}.") from error
     named = jax.tree_util.tree_leaves_with_path(resolution)
     check.positive(finite=True, **{f"resolution{jax.tree_util.keystr(path)}": leaf for path, leaf in named})
     check.whole(**{"numbers in exact": optax.tree.size(exact)})
@@ -170,7 +168,8 @@ def familywise(k: float, num_comparisons: int) -> float:
     """
     check.between(0, 30, open_left=True, k=k)
     num, tail = check.whole(num_comparisons=num_comparisons), math.erfc(k / math.sqrt(2)) / num_comparisons
-    found = math.sqrt(k**2 + 2 * math.log(num))  # too large, from where Newton's steps on the logarithm descend
+    # An upper bound, from which Newton's method on the logarithm descends to the solution.
+    found = math.sqrt(k**2 + 2 * math.log(num))
     for _ in range(20):
         beyond = math.erfc(found / math.sqrt(2))
         slope = math.sqrt(2 / math.pi) * math.exp(-(found**2) / 2) / beyond

@@ -25,6 +25,7 @@ from jax.experimental import multihost_utils
 from logderiv._core import check
 from logderiv._core.fingerprint import differ, readable, static_text
 from logderiv._core.optional import optional
+from logderiv._core.tables import named_leaves
 from logderiv.training.files import check_place, expanded, held
 
 _DISAGREE = "checkpoints: the processes do not find the same newest checkpoint."
@@ -84,12 +85,12 @@ class Checkpoints:
         Raises:
             ValueError: Another run holds it; there is something else than a folder, or one that cannot be written.
         """
-        if jax.process_index() or "://" in self._path:
+        if jax.process_index() or "://" in str(self.directory):
             yield
             return
-        check_place("Checkpoints.directory", self._path, folder=True)
-        Path(self._path).mkdir(parents=True, exist_ok=True)
-        with held("Checkpoints.directory", self._path):
+        check_place("Checkpoints.directory", self.directory, folder=True)
+        Path(self.directory).mkdir(parents=True, exist_ok=True)
+        with held("Checkpoints.directory", self.directory):
             yield
 
     def save(self, step: int, payload: Any, run: Mapping[str, str] | None = None) -> None:
@@ -109,12 +110,12 @@ class Checkpoints:
         step = check.whole(at_least=0, step=step)
         ocp = require()
         run = self._run(run, payload)
-        arrays = {name: _storable(leaf) for name, leaf in _named_leaves(payload)}
+        arrays = {name: _storable(leaf) for name, leaf in named_leaves(payload, "payload")}
         leaves = {name: [list(x.shape), str(x.dtype)] for name, x in arrays.items()}
         note: dict[str, Any] = {"run": run, "leaves": leaves}
         note["sha256"] = _sha256(note, arrays.values())
         full = {name: array for name, array in arrays.items() if array.size}  # orbax refuses arrays without elements
-        items = {"arrays": ocp.args.StandardSave(full)} if full else {}  # nor does it take none at all
+        items = {"arrays": ocp.args.StandardSave(full)} if full else {}  # and it refuses to save no array at all
         args = ocp.args.Composite(note=ocp.args.JsonSave(note), **items)
         with self._manager(alone=False) as manager:
             manager.save(step, args=args, force=True)
@@ -156,7 +157,7 @@ class Checkpoints:
                 _check_same(where, note["run"], self._run(run, expected), self.may_differ)
                 multihost_utils.assert_equal(np.int32(step), _DISAGREE)
                 _move_aside([path for path, _ in damaged])
-                placed = [_like(leaf, arrays[name]) for name, leaf in _named_leaves(expected)]
+                placed = [_like(leaf, arrays[name]) for name, leaf in named_leaves(expected, "payload")]
                 return step, jax.tree.unflatten(jax.tree.structure(expected), placed)
         multihost_utils.assert_equal(np.int32(-1), _DISAGREE)
         if damaged:
@@ -167,19 +168,15 @@ class Checkpoints:
             )
         return None
 
-    @property
-    def _path(self) -> str:
-        return os.fspath(self.directory)
-
     def _run(self, run: Mapping[str, str] | None, payload: Any) -> dict[str, str]:
         """All that must be the same, in words."""
         version = {} if self.version is None else {"version": static_text(self.version)}
-        return {**(run or {}), **version, **_kinds(payload)}
+        leaves = {f"leaf {name}": _kind(name, leaf) for name, leaf in named_leaves(payload, "payload")}
+        return {**(run or {}), **version, **leaves}
 
     def _manager(self, *, alone: bool) -> Any:
         """Orbax's manager, of all processes together or of this one alone."""
-        if "://" not in self._path:
-            check_place("Checkpoints.directory", self._path, folder=True, write=not alone)
+        check_place("Checkpoints.directory", self.directory, folder=True, write=not alone)
         ocp, epath, here = require(), importlib.import_module("etils.epath"), jax.process_index()
         some = {"primary_host": here, "active_processes": {here}, "barrier_sync_key_prefix": f"process_{here}"}
         options = ocp.CheckpointManagerOptions(
@@ -237,14 +234,6 @@ def _check_same(where: Any, found: Mapping[str, str], expected: Mapping[str, str
 def _cut(text: str, start: int, length: int = 200) -> str:
     end = start + length
     return ("... " if start else "") + text[start:end] + (" ..." if end < len(text) else "")
-
-
-def _kinds(payload: Any) -> dict[str, str]:
-    return {f"leaf {name}": _kind(name, leaf) for name, leaf in _named_leaves(payload)}
-
-
-def _named_leaves(payload: Any) -> list[tuple[str, Any]]:
-    return [(jax.tree_util.keystr(path) or "payload", leaf) for path, leaf in jax.tree.leaves_with_path(payload)]
 
 
 def _is_key(leaf: Any) -> bool:

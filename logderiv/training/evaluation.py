@@ -40,8 +40,7 @@ class Evaluation:
     stop_at: float | None = None
 
     def __post_init__(self) -> None:
-        if self.stop_at is not None:
-            check.between(-np.inf, np.inf, stop_at=self.stop_at)
+        check.between(-np.inf, np.inf, or_none=True, stop_at=self.stop_at)
 
 
 def evaluate(
@@ -80,7 +79,7 @@ def evaluate(
         UserWarning: `horizon` cuts some paths of a process that ends by itself; see `logderiv.rollout`.
     """
     num_episodes = check.whole(num_episodes=num_episodes)
-    horizon, policy = check.whole_or_none(horizon=horizon), as_policy(policy)
+    horizon, policy = check.whole(or_none=True, horizon=horizon), as_policy(policy)
     policy = _Greedy(policy) if greedy else policy
     options = {"horizon": horizon, "environment_params": environment_params, "block_size": BLOCK_SIZE}
     returns, cut = _returns(params, as_key(key), policy, as_environment(environment), num_episodes, options)

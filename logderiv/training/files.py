@@ -34,8 +34,8 @@ def expanded(name: str, path: Any) -> str:
     return found
 
 
-def check_place(name: str, path: str, *, folder: bool, write: bool = True) -> None:
-    """Refuse a path where there is no plain file, or no folder, and none can be made. Nothing is made here.
+def check_place(name: str, path: Any, *, folder: bool, write: bool = True) -> None:
+    """Refuse a path where there is no plain file, or no folder, and none can be made. Nothing is made here; of a URL nothing is known.
 
     Args:
         name: Of the argument.
@@ -46,6 +46,8 @@ def check_place(name: str, path: str, *, folder: bool, write: bool = True) -> No
     Raises:
         ValueError: What is there is something else, or must not be written.
     """
+    if "://" in str(path):
+        return
     whole = nearest = Path(os.path.realpath(path))
     while not nearest.exists() and nearest != nearest.parent:
         nearest = nearest.parent

@@ -131,33 +131,21 @@ class CSVWriter:
             ValueError: The file that is there has other columns, or is no plain file, or another run writes to it.
         """
         del total
-        table = _Table(Path(self.path), ",".join(("update", "seed", *past)) + "\n")
+        table = _Table(Path(self.path), past)
         table.check()
-        return self._lines(table, past)
-
-    @contextlib.contextmanager
-    def _lines(self, table: "_Table", past: Rows) -> Iterator[Write]:
-        start, seeds = _num_rows(past)
-
-        def write(updates: np.ndarray, rows: Rows) -> None:
-            numbers = [np.repeat(updates, seeds), np.tile(np.arange(seeds), len(updates))]
-            lines = zip(*(map(str, column) for column in [*numbers, *map(np.ravel, rows.values())]), strict=True)
-            table.append("".join(",".join(line) + "\n" for line in lines))
-
-        with table:
-            write(np.arange(start), past)
-            yield write
+        return table
 
 
 class _Table:
     """A CSV file that grows by whole pieces: one that could not be written is taken back, and a file that is gone is made again."""
 
-    def __init__(self, path: Path, header: str) -> None:
-        self.path, self.header, self.size, self.stack = path, header, 0, contextlib.ExitStack()
+    def __init__(self, path: Path, past: Rows) -> None:
+        self.path, self.past, self.size, self.stack = path, past, 0, contextlib.ExitStack()
+        self.header = ",".join(("update", "seed", *past)) + "\n"
 
     def check(self) -> None:
         """Refuse what is there and is not ours to replace."""
-        check_place("CSVWriter.path", str(self.path), folder=False)
+        check_place("CSVWriter.path", self.path, folder=False)
         if self.path.exists():
             with held("CSVWriter.path", self.path), self.path.open(errors="replace") as file:
                 line = file.readline(len(self.header))
@@ -167,34 +155,35 @@ class _Table:
                     "metrics or none of ours: write to another, or move it away."
                 )
 
-    def __enter__(self) -> None:
-        self._begin(b"")
+    def __enter__(self) -> Write:
+        self._begin(_lines(np.arange(_num_rows(self.past)[0]), self.past))
+        return self.write
 
     def __exit__(self, *_: object) -> None:
         with self.stack:
             if not self.file.closed:
                 self.file.truncate(self.size)
 
-    def append(self, text: str) -> None:
-        """Add lines, all of them or none."""
+    def write(self, updates: np.ndarray, rows: Rows) -> None:
+        """Add the lines of these rows, all of them or none."""
         kept = os.fstat(self.file.fileno())
         if not (self.path.exists() and os.path.samestat(self.path.stat(), kept)):
             self.file.seek(0)
-            content = self.file.read(self.size)
+            content = self.file.read(self.size).decode()
             self.check()
             self.stack.close()
             self._begin(content)
         elif kept.st_size < self.size:  # someone has emptied it
             self.size = 0
-        self._add(text)
+        self._add(_lines(updates, rows))
 
-    def _begin(self, content: bytes) -> None:
+    def _begin(self, content: str) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
             self.file = stack.enter_context(self.path.open("a+b", buffering=0))
             stack.enter_context(held("CSVWriter.path", self.path))
             self.size = 0
-            self._add(content.decode())
+            self._add(content)
             self.stack = stack.pop_all()
 
     def _add(self, text: str) -> None:
@@ -282,8 +271,7 @@ class _EventFile:
 
     def check(self) -> None:
         """Refuse what is no folder, and one where another run writes: it holds its own file."""
-        if "://" not in self.folder:
-            check_place("TensorBoardWriter.directory", self.folder, folder=True)
+        check_place("TensorBoardWriter.directory", self.folder, folder=True)
         for path in Path(self.folder).glob("*.tfevents.*"):
             with held("TensorBoardWriter.directory", path):
                 pass
@@ -292,10 +280,8 @@ class _EventFile:
         """A new file, which hides what others say of this update and later ones."""
         self.close()
         ending = f".{time.time_ns()}"
-        make = _tensorboard().SummaryWriter
-        self.writer = self.stack.enter_context(
-            make(self.folder, purge_step=start, flush_secs=1, filename_suffix=ending)
-        )
+        options = {"purge_step": start, "flush_secs": 1, "filename_suffix": ending}
+        self.writer = self.stack.enter_context(_tensorboard().SummaryWriter(self.folder, **options))
         self.path = next(Path(self.folder).glob(f"*{ending}"), None)  # none where it is no local folder
         if self.path is not None:
             self.stack.enter_context(held("TensorBoardWriter.directory", self.path))
@@ -324,9 +310,8 @@ def check_reporters(reporters: Any, more: Sequence[Reporter] = ()) -> tuple[Repo
         raise TypeError(f"reporters: expected a sequence of reporters, received {received}; put it in a list.")
     reporters = (*reporters, *more)
     for i, reporter in enumerate(reporters):
-        if isinstance(reporter, type) or not callable(getattr(reporter, "open", None)):
-            received = f"the class {reporter.__name__}" if isinstance(reporter, type) else type(reporter).__name__
-            raise TypeError(f"reporters[{i}]: expected a reporter, such as CSVWriter(path), received {received}.")
+        fits = callable(getattr(reporter, "open", None))
+        check.made(f"reporters[{i}]", reporter, fits, "a reporter, such as CSVWriter(path)")
     places = [_place(reporter) for reporter in reporters]
     if any(reporter in reporters[:i] or places[i] in places[:i] for i, reporter in enumerate(reporters)):
         raise ValueError(f"reporters: expected different ones, received {list(reporters)}.")
@@ -339,6 +324,14 @@ def _place(reporter: Any) -> Any:
         return reporter
     path = reporter.path if isinstance(reporter, CSVWriter) else reporter.directory
     return os.stat(path)[1:3] if os.path.exists(path) else os.path.realpath(path)
+
+
+def _lines(updates: np.ndarray, rows: Rows) -> str:
+    """Rows as the lines of a table."""
+    seeds = _num_rows(rows)[1]
+    numbers = [np.repeat(updates, seeds), np.tile(np.arange(seeds), len(updates))]
+    lines = zip(*(map(str, column) for column in [*numbers, *map(np.ravel, rows.values())]), strict=True)
+    return "".join(",".join(line) + "\n" for line in lines)
 
 
 def _num_rows(rows: Rows) -> tuple[int, int]:

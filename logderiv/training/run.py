@@ -3,6 +3,7 @@
 import contextlib
 import warnings
 from collections.abc import Sequence
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 import optax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_keys, check_params
+from logderiv._core.arrays import as_keys, check_leading_axes, check_params
 from logderiv._core.fingerprint import static_text
 from logderiv._core.sharding import as_mesh, check_divides, replicate, using
 from logderiv._core.tables import concrete, shapes, table
@@ -47,7 +48,7 @@ class Training(NamedTuple):
 
     def __str__(self) -> str:
         metrics = self.metrics
-        if not concrete(metrics) or metrics.num_steps.size == 0:
+        if not concrete(metrics[:6]) or metrics.num_steps.size == 0:  # the others may be at their defaults
             return shapes("Training", self)
         steps = np.asarray(metrics.num_steps)
         steps = steps.reshape(-1, steps.shape[-1])  # a row for each seed; an early stop leaves zeros
@@ -58,15 +59,12 @@ class Training(NamedTuple):
                 real = [row[(taken > 0) & np.isfinite(row)] for row, taken in zip(values, steps, strict=True)]
                 first, last = np.array([_ends(row) for row in real]).T
                 rows.append((name, np.mean(first), np.mean(last), np.min(last), np.max(last)))
+        columns = ("", "first tenth", "last tenth", "lowest seed", "highest seed")
         return (
             f"Training: seeds: {len(steps)}; at most {np.max(np.sum(steps > 0, axis=1))} updates\n"
             f"  {steps.sum()} steps, {np.sum(metrics.num_episodes)} episodes, {np.sum(metrics.num_nonfinite)} gradients not finite, "
             f"{np.sum(metrics.num_skipped)} batches left out\n"
-            + table(
-                ("", "first tenth", "last tenth", "lowest seed", "highest seed"),
-                "<14 >13.5g >13.5g >13.5g >13.5g",
-                rows,
-            )
+            + table(columns, "<14 >13.5g >13.5g >13.5g >13.5g", rows)
         )
 
 
@@ -188,14 +186,16 @@ def train(
 
 def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
     """Batches that were left out, and gradients of those that were not."""
-    if not check.is_traced(metrics.num_skipped) and (bad := int(jnp.sum(metrics.num_skipped))):
+    if check.is_traced(metrics.num_skipped, metrics.num_nonfinite):
+        return
+    if bad := int(jnp.sum(metrics.num_skipped)):
         with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
         warnings.warn(
             f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
             "that are not finite; metrics.num_skipped says in which updates.",
             stacklevel=3,
         )
-    if not check.is_traced(metrics.num_nonfinite) and (bad := int(jnp.sum(metrics.num_nonfinite))):
+    if bad := int(jnp.sum(metrics.num_nonfinite)):
         warnings.warn(
             f"train: {bad} gradients were not finite; metrics.num_nonfinite says in which updates. optax.apply_if_finite skips them.",
             stacklevel=3,
@@ -222,13 +222,13 @@ def _in_pieces(
     with contextlib.ExitStack() as stack:
         if checkpoints is not None:
             stack.enter_context(checkpoints.held())
-            # What may change between the parts of a run: where it runs, who is told, and how long it is.
+            # All that must be the same when the run goes on, which mesh, reporters and `num_updates` need not be.
             run = {name: static_text(value) for name, value in (plan._asdict() | {"key": key}).items()}
             found = checkpoints.restore(lambda step: (state, empty(step)), run)
             step, (state, *rows) = found or (0, (state, *rows))
             if step > num_updates:
                 raise ValueError(f"{checkpoints.directory} is at update {step} already, num_updates is {num_updates}.")
-        # All are opened before any begins: one may refuse.
+        # A reporter may refuse when it is opened: all are, before the first one begins to write.
         opened = [reporter.open(_columns(rows[0]), num_updates) for reporter in reporters]
         writers = [stack.enter_context(block) for block in opened if jax.process_index() == 0]
         while step < num_updates and not np.all(on_host(state.stopped)):
@@ -250,7 +250,7 @@ def _measured(rows: Metrics, plan: Plan) -> Metrics:
     """Rows of `advance` as users get them."""
     if not check.is_traced(*jax.tree.leaves(rows)):
         rows = jax.tree.map(on_host, rows)
-    with jax.debug_nans(False):  # these are meant
+    with jax.debug_nans(False):  # NaN stands for what was not measured
         return jax.tree.map(jnp.asarray, with_gaps(rows, 0, plan.evaluation))
 
 
@@ -287,12 +287,8 @@ def _check_kinds(plan: Plan, checkpoints: Any) -> None:
         ("evaluation", plan.evaluation, ("every", "stop_at"), "logderiv.Evaluation(every=10)"),
         ("checkpoints", checkpoints, ("save", "restore", "held"), "logderiv.Checkpoints(directory, every=100)"),
     ):
-        optional = part is None and name in ("evaluation", "checkpoints")
-        if not optional and (isinstance(part, type) or not all(hasattr(part, need) for need in needs)):
-            received = type(part).__name__
-            if isinstance(part, type) or callable(part):
-                received = f"{getattr(part, '__name__', received)}, not called; call it"
-            raise TypeError(f"{name}: expected {expected}, received {received}.")
+        if part is not None or name in ("batch", "estimator", "optimizer"):
+            check.made(name, part, all(hasattr(part, need) for need in needs), expected, (type, FunctionType))
 
 
 def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
@@ -308,12 +304,8 @@ def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
         check_divides(plan.evaluation.num_episodes, mesh, "evaluation.num_episodes")
     if key.ndim > 1:
         raise ValueError(f"key: expected one key, or keys of shape (S,) for S seeds, received shape {key.shape}.")
-    for path, leaf in jax.tree.leaves_with_path(params) if key.ndim else ():
-        if jnp.shape(leaf)[:1] != key.shape:
-            raise ValueError(
-                f"params{jax.tree_util.keystr(path)}: expected the leading axis {key.shape}, one entry for each key, received shape "
-                f"{jnp.shape(leaf)}; jax.vmap(policy.init) makes them so, jax.numpy.broadcast_to starts all seeds alike."
-            )
+    hint = "one entry for each key: jax.vmap(policy.init) makes them so, jax.numpy.broadcast_to starts all seeds alike"
+    check_leading_axes(key.shape, hint=hint, params=params)
 
 
 def _check_host(params: Params, key: Key, plan: Plan, **asked: Any) -> None:

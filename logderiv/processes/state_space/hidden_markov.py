@@ -123,7 +123,8 @@ class HiddenMarkovModel(HiddenProcess):
             log_filtered, noise = inputs
             return jnp.argmax(_backward_kernel(params, log_filtered)[:, later] + noise), None
 
-        noise = gumbel(key, filtered.shape, filtered.dtype)  # the largest logit plus noise is a draw
+        # The index of the largest log-probability plus noise is a draw.
+        noise = gumbel(key, filtered.shape, filtered.dtype)
         states, _ = backwards(step, jnp.argmax(filtered[-1] + noise[-1]), (filtered, noise))
         return states.astype(jnp.int32)
 
