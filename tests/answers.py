@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 import logderiv as ld
 from logderiv.distributions.interop import log_prob
 from logderiv.likelihood.steps import over_steps
+from logderiv.testing.padding import extend
 
 
 def graded(tokens, length):
@@ -74,31 +75,35 @@ class World:
         found = jax.jit(jax.grad(lambda params: function(self.chances(params))))(self.params)
         return np.asarray(ravel_pytree(found)[0])
 
-    def tuples(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every group of so many answers, and its probability."""
-        number = len(self.rewards)
-        indices = np.array(list(itertools.product(range(number), repeat=size)))
-        return indices, np.prod(self.probabilities[indices], axis=1)
+    def expected(self, of_tables: Any) -> dict[str, np.ndarray]:
+        """E[∇ objective] over every group, from what `over_groups` compiled."""
+        tables, back = jax.vjp(jax.jit(self.tables), self.params)
+        found = of_tables(tables, jnp.asarray(self.rewards), jnp.asarray(self.mask), jnp.asarray(self.probabilities))
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *found.values())
+        flat = np.asarray(jax.vmap(lambda x: ravel_pytree(back(x)[0])[0])(stacked))
+        return dict(zip(found, flat, strict=True))
 
-    def expected(self, size: int, **objectives: Callable[..., jax.Array]) -> dict[str, np.ndarray]:
-        """E[∇ objective] over every group, for several `(tables, rewards, mask) -> scalar` in one program."""
-        indices, chances = self.tuples(size)
 
-        def of_tables(function, tables):
+def over_groups(size: int, **objectives: Callable[..., jax.Array]) -> Any:
+    """Derivatives by the tables of the expectation, over every group of so many answers, of `(tables, rewards, mask) -> scalar`.
+
+    One program for several objectives and for all worlds, whose answers have one shape.
+    """
+
+    @jax.jit
+    def gradients(tables, rewards, mask, probabilities):
+        indices = np.array(list(itertools.product(range(len(rewards)), repeat=size)))
+        chances = jnp.prod(probabilities[indices], axis=1)
+
+        def expectation(function, tables):
             def of_group(rows):
-                arrays = jnp.asarray(self.rewards)[rows], jnp.asarray(self.mask)[rows]
-                return function({name: x[rows] for name, x in tables.items()}, *arrays)
+                return function({name: x[rows] for name, x in tables.items()}, rewards[rows], mask[rows])
 
             return chances @ jax.vmap(of_group)(indices)
 
-        def gradients(params):
-            tables, back = jax.vjp(self.tables, params)
-            found = {n: jax.grad(functools.partial(of_tables, function))(tables) for n, function in objectives.items()}
-            stacked = jax.tree.map(lambda *x: jnp.stack(x), *found.values())
-            flat = jax.vmap(lambda x: ravel_pytree(back(x)[0])[0])(stacked)
-            return dict(zip(found, flat, strict=True))
+        return {name: jax.grad(functools.partial(expectation, f))(tables) for name, f in objectives.items()}
 
-        return jax.tree.map(np.asarray, jax.jit(gradients)(self.params))
+    return gradients
 
 
 @functools.cache
@@ -114,6 +119,8 @@ def world(kind: str = "bigram", reward: Any = graded) -> World:
     every = ld.exact.enumerate_trajectories(model, horizon=options["horizon"], params=params, policy=model.policy)
     possible = np.isfinite(np.asarray(every.behavior_log_probs)).all(axis=1)
     every = jax.tree.map(lambda x: np.asarray(x)[possible], every)
+    if kind != "prompted":  # all worlds in one shape
+        every = extend(every, 2)
     mask = every.valid & (every.observations.forced < 0)
     found = World(model, params, reference, every, mask, every.rewards.sum(axis=1))
     np.testing.assert_allclose(found.probabilities.sum(), 1, rtol=1e-13)

@@ -11,7 +11,7 @@ import pytest
 from logderiv import objectives
 from logderiv.objectives import KL, PRESETS, Centered, Entropy, MaxAtK, Ratio, Recipe
 
-from .answers import graded, right_or_wrong, world
+from .answers import graded, over_groups, right_or_wrong, world
 
 EXACT = 1e-12
 WORLDS = {"bigram": ("bigram", graded), "prompted": ("prompted", graded), "gru": ("gru", right_or_wrong)}
@@ -103,11 +103,15 @@ def named(name):
 
 
 @functools.cache
+def compiled(size):
+    """Of three answers the advantages alone: nothing else depends on their number."""
+    recipes = {**MADE, **SHIPPED} if size == 2 else {n: r for n, r in MADE.items() if n.startswith("advantage")}
+    return over_groups(size, **{name: functools.partial(both_stages, recipe) for name, recipe in recipes.items()})
+
+
+@functools.cache
 def expectations(name, size):
-    where = world(*WORLDS[name])
-    recipes = {**MADE, **SHIPPED} if size == 2 else {n: r for n, r in MADE.items() if not n.startswith("regularizer")}
-    functions = {n: functools.partial(both_stages, r) for n, r in recipes.items()}
-    return where.expected(size, **functions)
+    return world(*WORLDS[name]).expected(compiled(size))
 
 
 def sum_of(declared, size, gradients):
@@ -123,21 +127,16 @@ def residual(found, gradients):
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", WORLDS)
 def test_every_declared_factor_is_the_computed_one_and_what_is_declared_biased_is(name, size):
-    gradients = dict(named(name))
-    where = world(*WORLDS[name])
-    gradients["max@1"] = gradients["return"]
+    gradients, where = named(name), world(*WORLDS[name])
+    of_one = {**gradients, "max@k": gradients["return"]}
     for recipe, found in expectations(name, size).items():
         made = {**MADE, **SHIPPED}[recipe]
-        if isinstance(made.advantage, MaxAtK) and made.advantage.k == 1:
-            gradients["max@k"] = gradients["return"]
-        else:
-            gradients["max@k"] = named(name)["max@k"]
         declared = made.declaration
         if declared.objectives or declared.order >= 1:
+            alone = isinstance(made.advantage, MaxAtK) and made.advantage.k == 1
+            expected = sum_of(declared, size, of_one if alone else gradients)
             largest = max(1, np.max(np.abs(found)))
-            np.testing.assert_allclose(
-                found, sum_of(declared, size, gradients), rtol=0, atol=EXACT * largest, err_msg=recipe
-            )
+            np.testing.assert_allclose(found, expected, rtol=0, atol=EXACT * largest, err_msg=recipe)
         else:
             assert declared.reasons, recipe
             assert residual(found, gradients) > 1e-5 or where.rewards.max() == 1, recipe
@@ -183,7 +182,7 @@ def test_the_kl_of_a_group_mean_is_as_large_as_declared():
 def test_masked_answers_give_the_return_given_scored():
     """Answers of full length are not scored: leave one out inside the mask is p² at G = 2 times ∇E[R | scored]."""
     where = world("bigram", graded)
-    scored = where.mask.sum(axis=1) < 3
+    scored = np.asarray(where.mask.sum(axis=1) < 3)
     rewards = np.where(scored, where.rewards, np.nan)
 
     def objective(tables, rewards, mask, inside=True):
@@ -196,8 +195,8 @@ def test_masked_answers_give_the_return_given_scored():
         )
 
     masked = dataclasses.replace(where, rewards=rewards)
-    found = masked.expected(2, right=objective, wrong=functools.partial(objective, inside=False))
-    chance = where.probabilities @ scored
+    found = masked.expected(over_groups(2, right=objective, wrong=functools.partial(objective, inside=False)))
+    chance = where.probabilities @ np.asarray(scored, float)
     values = jnp.asarray(np.where(scored, where.rewards, 0))
     exact = where.gradient(lambda p: (p @ values) / (p @ jnp.asarray(scored, float)))
     np.testing.assert_allclose(found["right"], chance**2 * exact, rtol=0, atol=EXACT)
