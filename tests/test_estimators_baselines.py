@@ -31,7 +31,7 @@ TAUS = trajectory(
 )
 ONES, ONE = jnp.ones((3, 3)), jnp.ones(())
 ON_POLICY = Batch(
-    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, None, None, None, (), ld.shared_softmax
+    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, None, None, None, jnp.zeros(2), ld.shared_softmax
 )
 BATCH = ON_POLICY._replace(log_ratios=jnp.log(RATIOS), log_scale=jnp.log(RATIOS), log_step_ratios=0 * ONES)
 TARGETS = jnp.where(VALID, 2.0, 0.0)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
@@ -354,5 +355,5 @@ class Ratio(Part):
 def _check_ends(low: Any, high: Any) -> None:
     check.not_negative(low=low)
     check.positive(high=high)
-    if not check.is_traced(low, high) and not jnp.all(jnp.less(low, high)):
+    if not check.is_traced(low, high) and not np.all(np.less(low, high)):
         raise ValueError(f"low, high: expected low < high, received {low} and {high}.")
