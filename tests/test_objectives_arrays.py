@@ -231,6 +231,14 @@ WRONG = {
         r"k: expected a whole number >= 2, received 1; of one answer no others",
     ),
     "a penalty in the loss": (lambda: Recipe(penalty=KL(0.1, "k1")), r"penalty: expected one with place='reward'"),
+    "a group too many": (
+        lambda: objectives.advantages(REWARDS, GROUPS, num_groups=1),
+        r"groups: expected a number in \[-1, 0\], received .*num_groups is above every group",
+    ),
+    "a segment too many": (
+        lambda: objectives.token_weights(MASK, GROUPS, segments=np.full(MASK.shape, 5)),
+        r"segments: expected a number in \[-1, 4\]",
+    ),
     "one answer": (
         lambda: objectives.advantages(REWARDS, np.arange(5), num_groups=5),
         r"groups: .* received 1 in group 0",
@@ -292,3 +300,24 @@ def test_what_is_wrong_is_named(name):
 def test_inside_jit_a_group_of_one_weighs_nothing():
     found = jax.jit(lambda g: objectives.advantages(REWARDS, g, num_groups=5))(np.arange(5))
     np.testing.assert_array_equal(found, 0)
+
+
+def test_a_ratio_without_a_number_is_harmless_where_it_counts_for_nothing():
+    """Beyond a bound, or under an advantage of 0; without either it shows."""
+    logs = jnp.array([[0.0, 0.0]])
+    old, weights = logs - 2000.0, jnp.ones((1, 2))
+
+    @jax.jit
+    def run(ratio, advantages):
+        return jax.value_and_grad(lambda x: objectives.objective(x, advantages, weights, old=old, ratio=ratio))(logs)
+
+    for ratio, advantages, expected in (
+        (Ratio(bound=Clip()), jnp.ones(1), 2.4),
+        (Ratio(bound=Clip(dual=3.0)), -jnp.ones(1), -6.0),
+        (Ratio(), jnp.zeros(1), 0.0),
+        (Ratio(level="geometric", bound=Mask()), jnp.ones(1), 0.0),
+    ):
+        value, gradient = run(ratio, advantages)
+        np.testing.assert_allclose(value, expected, rtol=1e-15)
+        np.testing.assert_array_equal(gradient, 0)
+    assert not np.isfinite(run(Ratio(), jnp.ones(1))[0])

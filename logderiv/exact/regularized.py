@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import check_params, wide
+from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv.exact.enumeration import LIMIT, Listing, list_trajectories
 from logderiv.likelihood.probability import log_factors
@@ -46,8 +46,8 @@ def divergences(
         `Divergences`; a KL is infinite where a trajectory that is possible for the one is not for the other.
 
     Raises:
-        ValueError: Too many trajectories to list; `reference` does not have the structure and shapes of `params`.
-        TypeError: A parameter is not floating point; an environment that cannot be listed.
+        ValueError: Too many trajectories to list, or a number is out of its range; `reference` does not have the structure and shapes of `params`.
+        TypeError: A parameter is not floating point; complex numbers; an environment that cannot be listed.
 
     Gradients: flow through `params`; the reference is detached.
 
@@ -58,9 +58,11 @@ def divergences(
         >>> float(found.reverse_kl), float(found.forward_kl)
         (0.0, 0.0)
     """
+    horizon, limit = check.whole(horizon=horizon, limit=limit)
     check_params(params)
+    refuse_complex(reference=reference)
     check.like("reference", reference, params)
-    every = list_trajectories(environment, check.whole(horizon=horizon), check.whole(limit=limit))
+    every = list_trajectories(environment, horizon, limit)
     return _divergences(wide(params), jax.lax.stop_gradient(wide(reference)), policy, every)
 
 

@@ -8,7 +8,7 @@ import jax
 from logderiv._core import check
 from logderiv._core.arrays import summable
 from logderiv._core.pytrees import pytree
-from logderiv.estimators.declaration import RETURN, Declaration, Part, concrete, declaration_of
+from logderiv.estimators.declaration import RETURN, Declaration, Part, biased, concrete, declaration_of
 from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantages
 from logderiv.estimators.objectives.aggregation import AGGREGATIONS, answers_of, boolean, token_weights
 from logderiv.estimators.objectives.objective import objective
@@ -55,7 +55,7 @@ class Recipe(Part):
 
     def __post_init__(self) -> None:
         check.one_of(AGGREGATIONS, per=self.per)
-        check.positive(length=self.length)
+        check.positive(finite=True, length=self.length)
         kinds = {
             "advantage": (Centered, MaxAtK),
             "ratio": Ratio,
@@ -80,7 +80,10 @@ class Recipe(Part):
         """
         found, weights = declaration_of(self.advantage), AGGREGATIONS[self.per]
         if self.penalty is not None:
-            found = found + self.penalty.declared("answer").scaled(found.objectives.get(RETURN, _nothing))
+            penalized = self.penalty.declared("answer")
+            kept = set(found.objectives) == {RETURN}
+            spoiled = biased("a penalty in the rewards under an advantage that is no mean of them")
+            found = found + (penalized.scaled(found.objectives[RETURN]) if kept else spoiled)
         for part in (self.kl, self.entropy):
             found = found if part is None else found + part.declared(self.per)
         spoiled = weights & self.ratio.declared(self.per)
@@ -288,8 +291,3 @@ PRESETS: dict[str, Recipe] = {
         source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, read, not run",
     ),
 }
-
-
-def _nothing(num_answers: int) -> float:
-    del num_answers
-    return 0.0

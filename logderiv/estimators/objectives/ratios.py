@@ -97,11 +97,12 @@ class Clip(Bound):
         check.between(0, 1, low=self.low)
         check.not_negative(high=self.high)
         if self.dual is not None:
-            check.positive(dual=self.dual)
+            check.positive(finite=True, dual=self.dual)
 
     def __call__(self, at: At) -> Bounded:
         dual = jnp.inf if self.dual is None else self.dual
-        low, high, dual = (jnp.asarray(x, at.ratios.dtype) for x in (1 - self.low, 1 + self.high, dual))
+        low, high, dual = (jnp.asarray(x, at.ratios.dtype) for x in (self.low, self.high, dual))
+        low, high = 1 - low, 1 + high
         up = at.advantages >= 0
         value = jnp.where(up, jnp.minimum(at.ratios, high), jnp.clip(at.ratios, low, dual))
         alive = jnp.where(up, at.ratios <= high, (at.ratios >= low) & (at.ratios <= dual))
@@ -186,7 +187,7 @@ class Soft(Bound):
     levels = ("token",)
 
     def __post_init__(self) -> None:
-        check.positive(positive=self.positive, negative=self.negative)
+        check.positive(finite=True, positive=self.positive, negative=self.negative)
 
     def __call__(self, at: At) -> Bounded:
         rates = (jnp.asarray(x, at.ratios.dtype) for x in (self.positive, self.negative))
@@ -315,7 +316,8 @@ class Ratio(Part):
         """
         own, bound = logs[self.numerator], Bound() if self.bound is None else self.bound
         pooled = self._pool(bound.tokens(own - logs[self.denominator], advantages), mask, answers)
-        ratio = jnp.exp(jax.lax.stop_gradient(pooled))
+        # Where the advantage is 0 the ratio counts for nothing, and must not be infinite.
+        ratio = jnp.exp(jnp.where(advantages == 0, 0, jax.lax.stop_gradient(pooled)))
         value, slope, held = bound(At(ratio, advantages, jax.lax.stop_gradient(own)))
         moving, rate = (own, held) if self.detached else (pooled, slope)
         return value + rate * (moving - jax.lax.stop_gradient(moving))
