@@ -682,6 +682,7 @@ APART = [
     "MLPValue",
     "TanhNormalHead",
     "Divergences",
+    "Bound",
     "PRESETS",
     "preset",
     "MaxAtK",

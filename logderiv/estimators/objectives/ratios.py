@@ -14,7 +14,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, biased
-from logderiv.estimators.objectives.aggregation import Answers
+from logderiv.estimators.objectives.aggregation import AGGREGATIONS
 
 LEVELS = ("token", "cumulative", "sequence", "geometric")
 _PAIRS = (("policy", "old"), ("policy", "sampler"), ("old", "sampler"))
@@ -300,9 +300,7 @@ class Ratio(Part):
         if self.bound is not None:
             check.one_of(self.bound.levels, **{f"level of a ratio with {type(self.bound).__name__}": self.level})
 
-    def factors(
-        self, logs: Mapping[str, jax.Array], advantages: jax.Array, mask: jax.Array, answers: Answers
-    ) -> jax.Array:
+    def factors(self, logs: Mapping[str, jax.Array], advantages: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
         """What the advantage of each token is multiplied by.
 
         Args:
@@ -322,7 +320,7 @@ class Ratio(Part):
         moving, rate = (own, held) if self.detached else (pooled, slope)
         return value + rate * (moving - jax.lax.stop_gradient(moving))
 
-    def _pool(self, logs: jax.Array, mask: jax.Array, answers: Answers) -> jax.Array:
+    def _pool(self, logs: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
         if self.level == "token":
             return logs
         total = answers.sums(jnp.where(mask, logs, 0))
@@ -334,24 +332,22 @@ class Ratio(Part):
         return pooled
 
     def declared(self, per: str) -> Declaration:
-        """What it does to the first gradient, where all three log-probabilities are the same, with weights `per` something.
+        """What it does to the first gradient together with the weights, where all three log-probabilities are the same.
 
         Args:
-            per: As of `token_weights`, "constant" for a number.
+            per: What the weights are divided by, as of `token_weights`; "constant" for a number.
 
         Returns:
-            A `Declaration`, one without effect where the weights are those that the level needs.
+            A `Declaration`; without effect where the weights are those that the level needs.
         """
-        first = Declaration(order=1, assumes=("first gradient, drawn by this policy",))
-        if self.detached or self.level == "token":
-            return first
+        first, weights = Declaration(order=1, assumes=("first gradient, drawn by this policy",)), AGGREGATIONS[per]
+        if self.detached or self.level in ("token", "geometric"):
+            return first & weights
         if self.level == "cumulative":
-            return first & biased("cumulative ratio, not detached: it holds the scores of all earlier tokens")
-        if self.level == "sequence" and per != "own length":
-            return first & biased("sequence ratio: it counts once for each token, so long answers count more")
-        if self.level == "geometric" and per == "own length":
-            return first & biased("geometric ratio: its score is divided by the answer's own random length")
-        return first
+            return first & weights & biased("cumulative ratio, not detached: it holds the scores of all earlier tokens")
+        if per == "own length":  # each answer's ratio counts once
+            return first
+        return first & weights & biased("sequence ratio: it counts once for each token, so long answers count more")
 
 
 def _check_ends(low: Any, high: Any) -> None:
