@@ -1,7 +1,7 @@
 """The log-derivative identity on trajectories: score-function gradients that can be proved right.
 
 `import logderiv as ld`. What a first hour needs is one dot away; the families `ld.advantages`, `ld.baselines`, `ld.importance`,
-`ld.environments`, `ld.processes`, `ld.exact`, `ld.testing`, `ld.diagnostics`, `ld.reporting` and `ld.plots` hold the rest.
+`ld.objectives`, `ld.environments`, `ld.processes`, `ld.exact`, `ld.testing`, `ld.diagnostics`, `ld.reporting` and `ld.plots` hold the rest.
 """
 
 from logderiv import (
@@ -15,6 +15,7 @@ from logderiv import (
     expectations,
     importance,
     likelihood,
+    objectives,
     plots,
     policies,
     processes,
@@ -98,6 +99,7 @@ __all__ = [
     "maximize",
     "natural_gradient",
     "normal_head",
+    "objectives",
     "plots",
     "policies",
     "prob",

@@ -41,6 +41,7 @@ from tests.dtype_calls import (
     set_to,
     taus,
 )
+from tests.dtype_cases_of_objectives import OBJECTIVES
 from tests.dtype_cases_of_processes import PROCESSES
 
 RETURNS = {"rewards": ROW, "discounts": UNIT}
@@ -268,7 +269,9 @@ DISTRIBUTIONS = {
         lambda outputs: policies.tanh_normal_head(outputs).log_prob(jnp.ones(1) / 2), outputs=LOGITS
     ),
 }
-CASES = RETURNED | ESTIMATORS | EXACT | EXPECTATIONS | ENVIRONMENTS | LIKELIHOOD | DISTRIBUTIONS | PROCESSES
+CASES = (
+    RETURNED | ESTIMATORS | EXACT | OBJECTIVES | EXPECTATIONS | ENVIRONMENTS | LIKELIHOOD | DISTRIBUTIONS | PROCESSES
+)
 LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dtype
 
 # What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
@@ -304,6 +307,8 @@ AS_OTHERS = {
     **dict.fromkeys(("birth_death", "birth_death_mean", "master_equation_value"), "JumpProcess"),
     **dict.fromkeys(("ornstein_uhlenbeck_moments", "transfer_value", "girsanov_log_ratios"), "EulerMaruyama"),
     **dict.fromkeys(("Fitness", "rollout_pairs"), "NormalSearch"),
+    **dict.fromkeys(("ClipTokens", "Mask", "Ratio", "Soft", "TotalVariation", "Truncate"), "Clip"),
+    **dict.fromkeys(("Centered", "Recipe"), "advantages"),
     "expectation": "Expectation",
     "frontier": "sem",
     "identity": "compare",

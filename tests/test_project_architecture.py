@@ -18,6 +18,7 @@ ROOMS = (
 RANK = {room.strip(): i for i, rooms in enumerate(ROOMS.split("<")) for room in rooms.split(",")}
 # Families that live inside a room, reachable one level higher.
 FAMILIES = {"advantages": "estimators", "baselines": "estimators", "importance": "estimators", "reporting": "training"}
+FAMILIES["objectives"] = "estimators"
 
 
 def name_of(path: Path) -> str:

@@ -30,6 +30,7 @@ class Structure(NamedTuple):
         symmetric: The estimate does not depend on the order of the trajectories.
         streams: It takes a `Stream`, whose episodes may be cut anywhere.
         reusable: Several gradients may be taken from one batch, at parameters other than those that drew it.
+        group_size: So many consecutive trajectories belong together; 1 where none do.
     """
 
     min_trajectories: int = 1
@@ -37,9 +38,10 @@ class Structure(NamedTuple):
     symmetric: bool = True
     streams: bool = False
     reusable: bool = False
+    group_size: int = 1
 
     def __and__(self, other: "Structure") -> "Structure":
-        """The structure of both parts together; `streams` and `reusable` are those of the first."""
+        """The structure of both parts together; `streams`, `reusable` and `group_size` are those of the first."""
         return self._replace(
             min_trajectories=max(self.min_trajectories, other.min_trajectories),
             degree=None if self.degree is None or other.degree is None else max(self.degree, other.degree),
@@ -78,8 +80,8 @@ class Declaration:
     """Which objectives an estimator's expectation is the gradient of, and up to which derivative.
 
     Attributes:
-        objectives: Name of each objective to its exact factor `E[g] / grad J` at N trajectories, a function of N. Without an
-            entry no factor exists.
+        objectives: Name of each objective to its exact factor at N trajectories, a function of N: E[g] is the sum of their
+            gradients, each times its factor. Without an entry no factor exists.
         order: Derivatives 1 to `order` of the objective are unbiased; 0 where the gradient itself is biased.
         assumes: Conditions that the declaration needs.
         reasons: What spoiled unbiasedness, and why.
@@ -93,7 +95,7 @@ class Declaration:
     @property
     def unbiased(self) -> bool:
         """Whether the expectation of the gradient is the gradient of the return itself, at every N."""
-        return self.order >= 1 and self.objectives.get(RETURN) is one
+        return self.order >= 1 and self.objectives.get(RETURN) is one and len(self.objectives) == 1
 
     def factor(self, num_trajectories: int, objective: str = RETURN) -> float | None:
         """The factor of one objective, `E[g] / grad J`.
@@ -116,6 +118,31 @@ class Declaration:
             min(self.order, other.order),
             tuple(dict.fromkeys(self.assumes + other.assumes)),
             tuple(dict.fromkeys(self.reasons + other.reasons)),
+        )
+
+    def __add__(self, other: "Declaration") -> "Declaration":
+        """The declaration of the sum of two estimates, which is of no known objective where one of them is of none."""
+        found: dict[str, Factor] = {}
+        if all(part.objectives or part.order >= 1 for part in (self, other)):
+            found = {**self.objectives, **other.objectives}
+            found |= {
+                name: _sum(self.objectives[name], other.objectives[name])
+                for name in self.objectives
+                if name in other.objectives
+            }
+        return dataclasses.replace(self & other, objectives=found)
+
+    def scaled(self, factor: Factor) -> "Declaration":
+        """The declaration of the estimate times a number that may depend on N.
+
+        Args:
+            factor: The number.
+
+        Returns:
+            The same with every factor multiplied.
+        """
+        return dataclasses.replace(
+            self, objectives={name: _product(own, factor) for name, own in self.objectives.items()}
         )
 
 
@@ -198,3 +225,7 @@ def _product(first: Factor, second: Factor) -> Factor:
     if first is one or second is one:
         return second if first is one else first
     return lambda num_trajectories: first(num_trajectories) * second(num_trajectories)
+
+
+def _sum(first: Factor, second: Factor) -> Factor:
+    return lambda num_trajectories: first(num_trajectories) + second(num_trajectories)
