@@ -1,6 +1,7 @@
 """`check_objective`: right losses pass, eight faults in three codings each are found and named, and the worlds are what they say."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -9,116 +10,11 @@ import pytest
 
 from logderiv import objectives
 from logderiv.testing import check_objective
-from logderiv.testing.token_worlds import NAMES, TokenWorld, log_softmax, token_worlds
+from logderiv.testing.token_worlds import NAMES, TokenWorld, token_worlds
+
+from .losses import BETA, FAULTS, RETURN, RIGHT, WITH_KL, by_recipe, grpo, k1_of_numpy, k3_of_numpy, rloo_of_numpy
 
 pytestmark = pytest.mark.usefixtures("broadcasting")  # losses are written as people write them
-held = jax.lax.stop_gradient
-BETA = 0.04
-RETURN, WITH_KL = {"return": 1}, {"return": 1, "reverse KL": -BETA}
-
-
-def centered(rewards):
-    """Leave one out, of groups of two that stand side by side."""
-    pairs = rewards.reshape(-1, 2)
-    return (pairs - pairs[:, ::-1]).ravel()
-
-
-def per_answer(x, mask):
-    """The sum over tokens, the mean over answers."""
-    return jnp.mean(jnp.sum(jnp.where(mask, x, 0), axis=1))
-
-
-def per_own_length(x, mask):
-    return jnp.mean(jnp.sum(jnp.where(mask, x, 0), axis=1) / mask.sum(1))
-
-
-# Right losses, each with what it descends.
-
-
-def reinforce(log_probs, mask, rewards):
-    return -per_answer(rewards[:, None] * log_probs, mask)
-
-
-def rloo(log_probs, mask, advantages):
-    return -per_answer(advantages[:, None] * log_probs, mask)
-
-
-def rloo_of_numpy(log_probs, mask, advantages):
-    weights = mask * -advantages[:, None] / len(mask)
-    return (weights * log_probs).sum(), weights
-
-
-def rloo_by_sequence_ratio(log_probs, old, mask, rewards):
-    ratio = jnp.exp(jnp.sum(jnp.where(mask, log_probs - old, 0), axis=1))
-    return -jnp.mean(ratio * centered(rewards))
-
-
-def ppo(log_probs, old, mask, advantages):
-    ratio = jnp.exp(jnp.where(mask, log_probs - old, 0))
-    gain = jnp.minimum(ratio * advantages[:, None], jnp.clip(ratio, 0.8, 1.2) * advantages[:, None])
-    return -per_answer(gain, mask)
-
-
-def dr_grpo_summed(log_probs, old, mask, rewards, groups, num_groups, num_answers):
-    means = jax.ops.segment_sum(rewards, groups, num_groups) / 2
-    gain = jnp.exp(log_probs - old) * (rewards - means[groups])[:, None]
-    return -jnp.sum(jnp.where(mask, gain, 0)) / num_answers
-
-
-def cispo(log_probs, old, mask, advantages):
-    ratio = held(jnp.minimum(jnp.exp(log_probs - old), 5.0))
-    return -per_answer(ratio * advantages[:, None] * log_probs, mask)
-
-
-def k1_in_reward(log_probs, old, reference, mask, rewards):
-    penalty = BETA * jnp.sum(jnp.where(mask, old - reference, 0), axis=1)
-    return -per_answer(jnp.exp(log_probs - old) * centered(rewards - penalty)[:, None], mask)
-
-
-def k2_of_sequences(log_probs, reference, mask, advantages):
-    apart = jnp.sum(jnp.where(mask, log_probs - reference, 0), axis=1)
-    return rloo(log_probs, mask, advantages) + BETA * jnp.mean(jnp.square(apart) / 2)
-
-
-def rao_blackwell(log_probs, step_kl, mask, advantages):
-    kl = jnp.where(mask, step_kl, 0)
-    later = held(jnp.cumsum(kl[:, ::-1], axis=1)[:, ::-1] - kl)
-    return rloo(log_probs, mask, advantages) + BETA * per_answer(kl + later * log_probs, mask)
-
-
-def sampled_entropy(log_probs, mask, advantages):
-    total = jnp.sum(jnp.where(mask, log_probs, 0), axis=1)
-    return rloo(log_probs, mask, advantages) + 0.1 * jnp.mean(held(total) * total)
-
-
-def grpo(log_probs, old, mask, rewards):
-    """Nothing is wrong but that it is no gradient of the return."""
-    pairs = rewards.reshape(-1, 2)
-    advantages = (pairs - pairs.mean(1, keepdims=True)) / (pairs.std(1, keepdims=True) + 1e-4)
-    return -per_own_length(jnp.exp(log_probs - old) * advantages.reshape(-1, 1), mask)
-
-
-def dapo(log_probs, old, mask, advantages, num_tokens):
-    return -jnp.sum(jnp.where(mask, jnp.exp(log_probs - old) * advantages[:, None], 0)) / num_tokens
-
-
-SUMMED = {"accumulate": "sum"}
-RIGHT = {
-    "REINFORCE": (reinforce, RETURN, {}),
-    "RLOO": (rloo, RETURN, {}),
-    "RLOO of numpy": (rloo_of_numpy, RETURN, {}),
-    "RLOO off policy": (rloo_by_sequence_ratio, RETURN, {"off_policy": True}),
-    "PPO": (ppo, RETURN, {}),
-    "PPO, group mean": (ppo, {"return": 0.5}, {"advantage": objectives.Centered("group")}),
-    "Dr. GRPO": (dr_grpo_summed, {"return": 0.5}, SUMMED),
-    "CISPO": (cispo, RETURN, {}),
-    "k1 in the reward": (k1_in_reward, WITH_KL, {}),
-    "k2 of sequences": (k2_of_sequences, WITH_KL, {}),
-    "Rao-Blackwell": (rao_blackwell, WITH_KL, {}),
-    "entropy": (sampled_entropy, {"return": 1, "sequence entropy": 0.1}, {}),
-    "GRPO": (grpo, None, {}),
-    "DAPO": (dapo, None, SUMMED),
-}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -131,186 +27,17 @@ def test_right_losses_pass(name):
         assert report.on_policy.combination == pytest.approx(claim, rel=1e-9)
 
 
-def test_every_declared_preset_passes_by_its_declaration():
-    """Weights per "batch", and statistics of the batch, need the whole batch: of a micro-batch they are found."""
-    seen = 0
-    for name, recipe in objectives.PRESETS.items():
-        declared = recipe.declaration
-        if not declared.objectives or getattr(recipe.advantage, "k", 1) > 1 or recipe.advantage.baseline == "greedy":
-            continue
-        seen += 1
-        claim = {objective: factor(2) for objective, factor in declared.objectives.items()}
-        loss = functools.partial(by_recipe, recipe)
-        check_objective(loss, claim, accumulate="sum" if recipe.per == "sum" else "mean")
-    assert seen >= 4
+PRESETS = {"trl_rloo": "mean", "verl_dr_grpo": "mean", "tinker_importance_sampling": "sum"}
 
 
-def by_recipe(recipe, /, log_probs, old, sampler, reference, mask, rewards, groups, num_groups):
-    penalty = {"log_probs": old, "reference": reference, "mask": mask}
-    advantages = recipe.advantages(rewards, groups, num_groups=num_groups, **penalty)
-    weights = recipe.token_weights(mask, groups)
-    return -recipe.objective(log_probs, advantages, weights, old=old, sampler=sampler, reference=reference)
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_that_are_right_pass_by_their_declaration(name):
+    recipe = objectives.preset(name)
+    claim = {objective: factor(2) for objective, factor in recipe.declaration.objectives.items()}
+    report = check_objective(functools.partial(by_recipe, recipe), claim, accumulate=PRESETS[name])
+    assert report.on_policy.combination == pytest.approx(claim, rel=1e-9)
 
 
-# Faults.
-
-
-def k1_per_answer(log_probs, reference, mask, advantages):
-    return rloo(log_probs, mask, advantages) + BETA * per_own_length(log_probs - reference, mask)
-
-
-def k1_of_tunix(log_probs, old, reference, mask, rewards):
-    gain = jnp.exp(log_probs - old) * centered(rewards)[:, None] - BETA * (log_probs - reference)
-    lengths = jnp.clip(jnp.sum(mask, axis=1), 1)
-    return -jnp.mean(jnp.sum(gain * mask, axis=1) / lengths)
-
-
-def k1_of_numpy(log_probs, reference, mask, advantages):
-    lengths = mask.sum(1, keepdims=True)
-    weights = mask * (BETA / lengths - advantages[:, None]) / len(mask)
-    return (weights * log_probs).sum(), weights
-
-
-def k3_after_the_ratio(log_probs, old, reference, mask, advantages):
-    apart = reference - log_probs
-    gain = jnp.exp(log_probs - old) * advantages[:, None] - BETA * (jnp.exp(apart) - apart - 1)
-    return -per_answer(gain, mask)
-
-
-def k3_by_own_length(log_probs, old, reference, mask, rewards):
-    apart = jnp.where(mask, log_probs - reference, 0)
-    k3 = jnp.expm1(-apart) + apart
-    return -per_own_length(jnp.exp(log_probs - old) * centered(rewards)[:, None] - BETA * k3, mask)
-
-
-def k3_of_numpy(log_probs, reference, mask, advantages):
-    slope = BETA * (1 - np.exp(np.where(mask, reference - log_probs, 0)))
-    return 0.0, mask * (slope - advantages[:, None]) / len(mask)
-
-
-def own_tokens(log_probs, old, mask, advantages):
-    return -jnp.sum(jnp.where(mask, jnp.exp(log_probs - old) * advantages[:, None], 0)) / jnp.sum(mask)
-
-
-def longest_here(log_probs, mask, rewards):
-    return -per_answer(centered(rewards)[:, None] * log_probs, mask) / jnp.max(jnp.sum(mask, axis=1))
-
-
-def own_tokens_of_numpy(log_probs, mask, advantages):
-    weights = mask * -advantages[:, None] / mask.sum()
-    return (weights * log_probs).sum(), weights
-
-
-def tiled_means(log_probs, mask, rewards):
-    means = rewards.reshape(-1, 2).mean(1)
-    return -per_answer((rewards - jnp.tile(means, 2))[:, None] * log_probs, mask)
-
-
-def by_columns(log_probs, mask, rewards):
-    means = rewards.reshape(2, -1).mean(0)
-    return -per_answer((rewards - jnp.tile(means, 2))[:, None] * log_probs, mask)
-
-
-def rolled(log_probs, mask, rewards):
-    weights = mask * -(rewards - np.roll(rewards, 1))[:, None] / len(mask)
-    return 0.0, weights
-
-
-def no_mask(log_probs, old, advantages):
-    return -jnp.mean(jnp.sum(jnp.exp(log_probs - old) * advantages[:, None], axis=1))
-
-
-def one_too_many(log_probs, mask, advantages):
-    later = mask | jnp.roll(mask, 1, axis=1)
-    return -per_answer(advantages[:, None] * log_probs, later)
-
-
-def mean_of_columns(log_probs, mask, advantages):
-    weights = mask * -advantages[:, None] / mask.size
-    return (weights * log_probs).sum(), weights
-
-
-def ratio_to_itself(log_probs, mask, advantages):
-    return -per_answer(jnp.exp(log_probs - log_probs) * advantages[:, None], mask)
-
-
-def moving_weight(log_probs, old, mask, advantages):
-    ratio = jnp.minimum(jnp.exp(log_probs - old), 5.0)
-    return -per_answer(ratio * advantages[:, None] * log_probs, mask)
-
-
-def moving_correction(log_probs, old, sampler, mask, rewards):
-    correction = jnp.minimum(jnp.exp(log_probs - sampler), 2.0)
-    return -per_answer(correction * jnp.exp(log_probs - old) * centered(rewards)[:, None], mask)
-
-
-def std_over_groups(log_probs, old, mask, rewards):
-    pairs = rewards.reshape(-1, 2)
-    advantages = (pairs - pairs.mean(1, keepdims=True)) / (pairs.std(0, keepdims=True) + 1e-4)
-    return -per_answer(jnp.exp(log_probs - old) * advantages.reshape(-1, 1), mask)
-
-
-def std_of_all(log_probs, mask, rewards, groups, num_groups):
-    means = jax.ops.segment_sum(rewards, groups, num_groups) / 2
-    return -per_answer(((rewards - means[groups]) / (rewards.std() + 1e-4))[:, None] * log_probs, mask)
-
-
-def std_of_numpy(log_probs, mask, rewards):
-    pairs = rewards.reshape(-1, 2)
-    advantages = (pairs - pairs.mean(1, keepdims=True)) / (pairs.std(axis=0) + 1e-4)
-    return 0.0, mask * -advantages.reshape(-1, 1) / len(mask)
-
-
-def up_to_the_end(mask):
-    """The prompt, too."""
-    return jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1] > 0
-
-
-def prompt_scored(log_probs, mask, advantages):
-    return -per_answer(advantages[:, None] * log_probs, up_to_the_end(mask))
-
-
-def prompt_in_the_length(log_probs, mask, advantages):
-    gain = jnp.sum(jnp.where(mask, advantages[:, None] * log_probs, 0), axis=1)
-    return -jnp.mean(gain / jnp.sum(up_to_the_end(mask), axis=1))
-
-
-def prompt_of_numpy(log_probs, mask, advantages):
-    ends = mask.shape[1] - mask[:, ::-1].argmax(1)
-    weights = (np.arange(mask.shape[1]) < ends[:, None]) * -advantages[:, None] / len(mask)
-    return (weights * log_probs).sum(), weights
-
-
-FAULTS = {  # claim, and what the report must say
-    "k1 in the loss over own length": (
-        WITH_KL,
-        "k1 in the loss, over the own length",
-        (k1_per_answer, k1_of_tunix, k1_of_numpy),
-    ),
-    "k3 without its ratio": (
-        WITH_KL,
-        "k3 in the loss without its ratio",
-        (k3_after_the_ratio, k3_by_own_length, k3_of_numpy),
-    ),
-    "normalizer": (
-        None,
-        "normalizer counts the tokens of the micro-batch alone",
-        (own_tokens, longest_here, own_tokens_of_numpy),
-    ),
-    "groups": (None, "groups are mixed up", (tiled_means, by_columns, rolled)),
-    "padding": (None, "padding is (let in|counted)", (no_mask, one_too_many, mean_of_columns)),
-    "stop-gradient": (
-        RETURN,
-        "needs jax.lax.stop_gradient",
-        (ratio_to_itself, moving_weight, moving_correction),
-    ),
-    "std": (
-        None,
-        "a mean or a deviation (is taken over the wrong axis|runs over more than the own group)",
-        (std_over_groups, std_of_all, std_of_numpy),
-    ),
-    "prompt": (None, "the prompt is counted as answer", (prompt_scored, prompt_in_the_length, prompt_of_numpy)),
-}
 CODED = [(name, claim, text, loss) for name, (claim, text, losses) in FAULTS.items() for loss in losses]
 
 
@@ -318,3 +45,141 @@ CODED = [(name, claim, text, loss) for name, (claim, text, losses) in FAULTS.ite
 def test_faults_are_found_and_named(claim, text, loss):
     with pytest.raises(AssertionError, match=text):
         check_objective(loss, claim)
+
+
+# What the report says, and what it rests on.
+
+
+def test_no_word_of_a_fault_in_the_reports_of_right_losses():
+    texts = [text for _, text, _ in FAULTS.values()]
+    for name in ("RLOO off policy", "k2 of sequences", "DAPO"):
+        loss, claim, options = RIGHT[name]
+        report = str(check_objective(loss, claim, **options))
+        assert report.startswith("passed")
+        assert not [text for text in texts if re.search(text, report)]
+
+
+def test_the_report_names_both_regimes_and_prints_a_row_for_each_named_gradient():
+    report = check_objective(k1_of_numpy, WITH_KL, raises=False)
+    assert report.on_policy.combination == pytest.approx({"return": 1, "mean inverse length": -BETA}, rel=1e-9)
+    assert report.without_rewards.combination == pytest.approx({"mean inverse length": -BETA}, rel=1e-9)
+    assert report.off_policy.combination is None
+    assert (report.off_policy.nearest or "")[0] == "return"
+    lines = str(report).splitlines()
+    assert lines[0] == "FAILED:"
+    assert "on policy        1 return - 0.04 mean inverse length" in lines
+    assert len([line for line in lines if line.strip().startswith(NAMES)]) == len(NAMES)
+
+
+def test_what_is_the_gradient_of_nothing_is_said_to_be():
+    """The bonus of steps, and tokens alone, have no objective; what a baseline turns has none either."""
+    tokens = check_objective(k3_of_numpy, raises=False)
+    assert not tokens.is_gradient
+    assert tokens.on_policy.combination == pytest.approx({"return": 1, "forward KL within tokens": -BETA}, rel=1e-9)
+    assert not check_objective(grpo).is_gradient
+    assert "the gradient of no objective" in str(tokens)
+
+
+def test_a_group_whose_rewards_are_equal_may_not_give_nan():
+    def no_epsilon(log_probs, mask, rewards):
+        pairs = rewards.reshape(-1, 2)
+        advantages = (pairs - pairs.mean(1, keepdims=True)) / pairs.std(1, keepdims=True)
+        return 0.0, mask * -advantages.reshape(-1, 1) / len(mask)
+
+    with pytest.raises(AssertionError, match="the gradient is not finite: where the rewards of a group are equal"):
+        check_objective(no_epsilon)
+
+
+def test_how_micro_batches_are_put_together_decides():
+    assert check_objective(rloo_of_numpy, accumulate="mean").passed
+    with pytest.raises(AssertionError, match="the parts are 4 times the whole; is accumulate right"):
+        check_objective(rloo_of_numpy, accumulate="sum")
+
+
+def test_the_claim_is_held_off_policy_where_that_is_asked_for():
+    with pytest.raises(AssertionError, match="off policy the gradient is not that of 1 return"):
+        check_objective(rloo_of_numpy, RETURN, off_policy=True)
+
+
+def exact_objectives(world: TokenWorld, logits):
+    """Functions of the logits whose gradients have a name, from the probabilities of the answers."""
+
+    def logs_of(logits):
+        table = jax.nn.log_softmax(logits)[world.rows, world.tokens]
+        return jnp.sum(jnp.where(world.mask, table, 0), axis=1)
+
+    logs, reference, lengths = logs_of(logits), logs_of(world.reference), world.mask.sum(1)
+    chances = jnp.exp(logs)
+    return {
+        "return": chances @ world.rewards,
+        "reverse KL": chances @ (logs - reference),
+        "forward KL": jnp.exp(reference) @ (reference - logs),
+        "sequence entropy": -chances @ logs,
+        "mean length": chances @ lengths,
+        "mean inverse length": chances @ (1 / lengths),
+    }
+
+
+@pytest.mark.parametrize("world", token_worlds(), ids=range(len(token_worlds())))
+def test_named_gradients_are_those_of_the_objectives(world):
+    exact = jax.jit(jax.jacrev(functools.partial(exact_objectives, world)))(world.policy)
+    found = world.named()
+    for name, gradient in exact.items():
+        np.testing.assert_allclose(found[name], gradient.ravel(), rtol=0, atol=1e-13)
+    assert np.sum(world.chances(world.policy)) == pytest.approx(1, abs=1e-14)
+    chances = world.chances(world.policy)[:, None] * world.mask
+    for name, of in (("step_kl", "reverse KL"), ("step_entropy", "sequence entropy")):  # of each step, its state held
+        within = world.back(world.policy, name, chances)
+        np.testing.assert_allclose(within, found[f"{of} within tokens"], rtol=0, atol=1e-13)
+
+
+def test_named_gradients_are_independent_over_all_worlds():
+    """Else a combination would not be the only one."""
+    columns = np.stack([np.concatenate([world.named()[name] for world in token_worlds()]) for name in NAMES])
+    singular = np.linalg.svd(columns / np.linalg.norm(columns, axis=1, keepdims=True), compute_uv=False)
+    assert singular[-1] > 1e-3
+
+
+def test_derivatives_by_steps_are_those_of_their_tables():
+    world = token_worlds()[2]
+
+    def total(logits, name, weights):
+        logs, reference = jax.nn.log_softmax(logits), jax.nn.log_softmax(world.reference)
+        of_rows = jnp.sum(jnp.exp(logs) * (logs - reference if name == "step_kl" else -logs), axis=1)
+        return jnp.sum(jnp.where(world.real, weights * of_rows[world.rows], 0))
+
+    weights = np.random.default_rng(0).normal(size=world.mask.shape)
+    for name in ("step_kl", "step_entropy"):
+        found = world.back(world.policy, name, weights)
+        np.testing.assert_allclose(found, jax.grad(total)(world.policy, name, weights).ravel(), rtol=0, atol=1e-13)
+
+
+REFUSED = {
+    "no such objective": (dict(claim={"returns": 1}), ValueError, "claim: expected 'return', 'reverse KL'"),
+    "a factor that is none": (dict(claim={"return": "1"}), TypeError, "claim"),
+    "accumulate": (dict(accumulate="add"), ValueError, "accumulate: expected 'mean' or 'sum'"),
+    "k above two": (dict(advantage=objectives.MaxAtK(3)), ValueError, "advantage: expected one of 2 answers"),
+    "greedy": (dict(advantage=objectives.Centered("greedy")), ValueError, "advantage: expected one of 2 answers"),
+    "a class": (dict(advantage=objectives.Centered), TypeError, "advantage: expected .* call it"),
+    "no function": (dict(loss=1.0), TypeError, "loss: expected a function"),
+    "unknown argument": (dict(loss=lambda logps, mask: 0.0), ValueError, "loss: expected log_probs and some of"),
+    "an aggregate missing": (dict(loss=lambda log_probs: log_probs.sum(1)), ValueError, r"loss: expected shape \(\)"),
+    "another derivative": (
+        dict(loss=lambda log_probs: (0.0, np.zeros(3))),
+        ValueError,
+        "derivative by log_probs of shape",
+    ),
+    "steps of numpy": (
+        dict(loss=lambda log_probs, step_kl: (0.0, 0 * log_probs)),
+        ValueError,
+        "loss: expected one of JAX where it takes step_kl",
+    ),
+    "complex": (dict(loss=lambda log_probs: log_probs.sum() * 1j), TypeError, "loss: expected real numbers"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named(name):
+    options, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        check_objective(**{"loss": rloo_of_numpy, **options})

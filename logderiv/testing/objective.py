@@ -15,6 +15,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.tables import table
+from logderiv.estimators.declaration import RETURN
 from logderiv.estimators.objectives.advantages import Centered, MaxAtK
 from logderiv.estimators.objectives.regularizers import ENTROPY, FORWARD, INVERSE, REVERSE
 from logderiv.testing.token_batches import (
@@ -205,7 +206,7 @@ def check_objective(
     failures += [cause] if changes["micro-batches"] > EXACT else []
     read = {"on_policy": _read(on, named), "off_policy": _read(off, named), "without_rewards": _read(none, named)}
     notes = [
-        *_hints(read["on_policy"], read["without_rewards"]),
+        *_hints(claim or {}, read["on_policy"], read["without_rewards"]),
         *_notes(known, found, batch["mask"], changes["order"] <= EXACT),
     ]
     report = ObjectiveReport(**read, asymmetry=asymmetry, changes=changes, failures=tuple(failures), notes=tuple(notes))
@@ -311,7 +312,7 @@ def _split(loss: Loss, batch: Batch, found: dict[str, np.ndarray], accumulate: s
         change = changed_by(parts, given)
         if change > largest:
             largest, factor = change, float(np.vdot(given, parts) / max(np.vdot(given, given), EXACT))
-            cause = f"the split into micro-batches of {size} answers changes the gradient by {change:.2g}: "
+            cause = f"a split of 4 answers into micro-batches of {size} changes the gradient by {change:.2g}: "
             cause += _reason(found, factor if changed_by(parts, factor * given) <= EXACT else None)
     return largest, cause
 
@@ -321,15 +322,18 @@ def _reason(found: dict[str, np.ndarray], factor: float | None) -> str:
         return f"put together, the parts are {factor:.4g} times the whole; is accumulate right, or what is divided by?"
     own = np.s_[:, :, :SIZE]
     if changed_by(found["rewards elsewhere"][own], found["given"][own]) > EXACT:
-        return "rewards of one group change the derivatives of another: a mean or a deviation runs over more than the own group."
+        return "rewards of one group change the derivatives of another: groups are mixed up, or a mean or a deviation runs over both."
     if changed_by(found["lengths elsewhere"][own], found["given"][own]) > EXACT:
         return "a normalizer counts the tokens of the micro-batch alone; divide by num_tokens, or a constant."
     return "something is taken over the micro-batch alone that belongs to more answers than that."
 
 
-def _hints(on: Expectation, none: Expectation) -> list[str]:
+def _hints(claim: Mapping[str, float], on: Expectation, none: Expectation) -> list[str]:
     """What the expectations suggest, with rewards and without."""
     hints = []
+    doubled = (on.combination or {}).get(RETURN, 0.0) / 2
+    if doubled and math.isclose(doubled, claim.get(RETURN, 0), rel_tol=EXACT):
+        hints.append(f"the return counts twice: of two factors that hold log_probs, one {_HOLD}.")
     for name, hint in _HINTS.items():
         if none.combination is None and none.nearest is not None and none.nearest[0] == name:
             hints.append(f"without rewards it is nearest to the gradient of the {name}: {hint}.")
@@ -352,7 +356,9 @@ def _notes(loss: Loss, found: dict[str, np.ndarray], mask: np.ndarray, in_order:
             f"log_probs {_HOLD}."
         )
     elif power_of_ratio(found) > 1.5:
-        notes.append(f"the ratio counts twice: of two that hold log_probs, one {_HOLD}, or is that of old to sampler.")
+        notes.append(
+            f"the ratio enters squared: of two that hold log_probs, one {_HOLD}, or is that of old to sampler."
+        )
     order = [0, 2, 1, 3]
     if in_order and changed_by(found["interleaved"], found["given"][:, :, order], mask[:, order]) > EXACT:
         notes.append("answers of a group must stand side by side; groups are not looked at.")

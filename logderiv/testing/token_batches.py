@@ -16,6 +16,7 @@ from logderiv._core.pytrees import jit
 from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantages
 
 SIZE = 2  # answers in a group
+STACK = 225  # at most so many batches at a time: every pair of the 15 answers of a world
 NUDGE = 1e-4  # inside every clip
 MOVING = ("log_probs", "step_kl", "step_entropy")
 TOKENS = (*MOVING, "old", "sampler", "reference", "mask")
@@ -48,12 +49,15 @@ class Loss:
     def __call__(self, batch: Batch) -> np.ndarray:
         """The derivatives of a stack of batches, shape `(M, B, N, T)`: by `log_probs`, and by what else moves."""
         arrays, whole = self.arguments(batch)
-        if not self.derives:
-            return np.stack([np.asarray(x) for x in _compiled(self.function, arrays, whole)])
-        shape, found = batch["log_probs"].shape[1:], []
+        number, shape = len(batch["log_probs"]), batch["log_probs"].shape[1:]
+        if not self.derives:  # in stacks of one length, for one program for each shape of a batch
+            rows = np.resize(np.arange(number), STACK)
+            found = _compiled(self.function, {name: x[rows] for name, x in arrays.items()}, whole)
+            return np.stack([np.asarray(x)[:number] for x in found])
+        found = []
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)  # what is not finite is reported
-            for i in range(len(batch["log_probs"])):
+            for i in range(number):
                 value = self.function(**{name: x[i] for name, x in arrays.items()}, **whole)
                 fits = isinstance(value, tuple) and len(value) == 2 and np.shape(value[1]) == shape
                 if not fits or np.shape(value[0]) != ():
@@ -116,13 +120,13 @@ def loss_of(function: Callable[..., Any], kind: Centered | MaxAtK, batch: Callab
 
 
 def _derives(loss: Loss, batch: Batch) -> bool:
-    """Called with numpy's arrays, does it return a pair? What fails there is traced, and may fail again."""
+    """Whether it returns a pair: traced, or called with numpy's arrays where tracing fails."""
     arrays, whole = loss.arguments(batch)
     arrays = {name: x[0] for name, x in arrays.items()}
     try:
-        return isinstance(loss.function(**arrays, **whole), tuple)
-    except Exception:
         return isinstance(jax.eval_shape(lambda given: loss.function(**given, **whole), arrays), tuple)
+    except Exception:
+        return isinstance(loss.function(**arrays, **whole), tuple)
 
 
 def _kind(value: Any) -> str:
@@ -240,11 +244,12 @@ def differences(loss: Loss, batch: Batch, found: dict[str, np.ndarray]) -> dict[
 def in_parts(loss: Loss, batch: Batch, size: int) -> np.ndarray:
     """The derivatives by micro-batches of so many answers, side by side; groups are counted from 0 in each."""
 
-    def part(start: int) -> np.ndarray:
-        own = {name: x if x.ndim == 1 else x[:, start : start + size] for name, x in batch.items()}
-        return loss({**own, "groups": own["groups"] - own["groups"][:, :1]})
-
-    return np.concatenate([part(start) for start in range(0, batch["rewards"].shape[1], size)], axis=2)
+    starts = range(0, batch["rewards"].shape[1], size)
+    parts = [{name: x if x.ndim == 1 else x[:, start : start + size] for name, x in batch.items()} for start in starts]
+    for part in parts:
+        part["groups"] = part["groups"] - part["groups"][:, :1]
+    stack = {name: np.concatenate([part[name] for part in parts]) for name in batch}
+    return np.concatenate(np.split(loss(stack), len(parts), axis=1), axis=2)
 
 
 def power_of_ratio(found: dict[str, np.ndarray]) -> float:
