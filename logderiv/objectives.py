@@ -9,8 +9,21 @@ from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantag
 from logderiv.estimators.objectives.aggregation import token_weights
 from logderiv.estimators.objectives.objective import objective
 from logderiv.estimators.objectives.presets import PRESETS, Recipe, preset
-from logderiv.estimators.objectives.ratios import Clip, ClipTokens, Mask, Ratio, Soft, TotalVariation, Truncate
+from logderiv.estimators.objectives.ratios import Bound, Clip, ClipTokens, Mask, Ratio, Soft, TotalVariation, Truncate
 from logderiv.estimators.objectives.regularizers import KL, Entropy
 
-__all__ = ["KL", "PRESETS", "Centered", "Clip", "ClipTokens", "Entropy", "Mask", "MaxAtK", "Ratio", "Recipe", "Soft"]
+__all__ = [
+    "KL",
+    "PRESETS",
+    "Bound",
+    "Centered",
+    "Clip",
+    "ClipTokens",
+    "Entropy",
+    "Mask",
+    "MaxAtK",
+    "Ratio",
+    "Recipe",
+    "Soft",
+]
 __all__ += ["TotalVariation", "Truncate", "advantages", "objective", "preset", "token_weights"]

@@ -122,6 +122,6 @@ def world(kind: str = "bigram", reward: Any = graded) -> World:
     if kind != "prompted":  # all worlds in one shape
         every = extend(every, 2)
     mask = every.valid & (every.observations.forced < 0)
-    found = World(model, params, reference, every, mask, every.rewards.sum(axis=1))
+    found = World(model, params, reference, every, mask, np.sum(every.rewards, axis=1))
     np.testing.assert_allclose(found.probabilities.sum(), 1, rtol=1e-13)
     return found

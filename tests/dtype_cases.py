@@ -21,6 +21,7 @@ from logderiv import (
     expectations,
     importance,
     likelihood,
+    objectives,
     policies,
     processes,
     testing,
@@ -252,6 +253,52 @@ EXACT = {
             for m in exact.program_derivatives(params, ld.expectation(flip), order=1, num_choices=1, num_outcomes=2)
         ],
         params=0.37,
+    ),
+}
+TOKENS = [[-0.3, -1.2], [-0.7, -2.1], [-1.4, -0.2]]
+ON_TOKENS = {name: np.float32(TOKENS) for name in ("log_probs", "weights", "step_kl", "step_entropy")}
+ON_TOKENS |= {"old": np.float32(TOKENS[::-1]), "advantages": np.float32(ROW)}
+OBJECTIVES = {
+    "advantages": case(
+        lambda rewards, greedy, groups: objectives.advantages(
+            rewards, groups, num_groups=2, kind=objectives.Centered("greedy"), greedy=greedy
+        ),
+        whole=("groups",),
+        rewards=ROW,
+        greedy=[1.3, 0.2, 0.7],
+        groups=[0, 1, 1],
+    ),
+    "token_weights": case(
+        lambda mask, groups: objectives.token_weights(mask, groups, per="group"),
+        whole=("groups",),
+        mask=[[1, 1], [1, 0], [0, 1]],
+        groups=[0, 1, 1],
+    ),
+    "objective": case(
+        lambda **arrays: objectives.objective(**arrays, kl=objectives.KL(0.37, "k3")),
+        log_probs=TOKENS,
+        advantages=ROW,
+        weights=[[0.25, 0.5], [1.0, 0.0], [0.5, 1.5]],
+        old=TOKENS[::-1],
+        reference=TOKENS[::-1],
+    ),
+    "KL": case(lambda beta: objectives.objective(**ON_TOKENS, kl=objectives.KL(beta)), beta=0.37),
+    "Entropy": case(lambda weight: objectives.objective(**ON_TOKENS, entropy=objectives.Entropy(weight)), weight=0.37),
+    "Clip": case(
+        lambda low, high, dual: objectives.objective(
+            **ON_TOKENS, ratio=objectives.Ratio(bound=objectives.Clip(low, high, dual))
+        ),
+        low=0.37,
+        high=0.37,
+        dual=3.7,
+    ),
+    "divergences": case(
+        lambda params, reference: exact.divergences(
+            params, reference, ld.shared_softmax, environments.short_corridor(horizon=3), horizon=2
+        ),
+        names={"params": "params|reference"},
+        params=LOGITS,
+        reference=LOGITS[::-1],
     ),
 }
 EXPECTATIONS = {
@@ -524,7 +571,9 @@ PROCESSES = {
         reward=100.37,
     ),
 }
-CASES = RETURNED | ESTIMATORS | EXACT | EXPECTATIONS | ENVIRONMENTS | LIKELIHOOD | DISTRIBUTIONS | PROCESSES
+CASES = (
+    RETURNED | ESTIMATORS | EXACT | OBJECTIVES | EXPECTATIONS | ENVIRONMENTS | LIKELIHOOD | DISTRIBUTIONS | PROCESSES
+)
 LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dtype
 
 # What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
@@ -632,6 +681,11 @@ APART = [
     "MLPActorCritic",
     "MLPValue",
     "TanhNormalHead",
+    "Divergences",
+    "Bound",
+    "PRESETS",
+    "preset",
+    "MaxAtK",
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {
@@ -648,6 +702,8 @@ AS_OTHERS = {
     **dict.fromkeys(("birth_death", "birth_death_mean", "master_equation_value"), "JumpProcess"),
     **dict.fromkeys(("ornstein_uhlenbeck_moments", "transfer_value", "girsanov_log_ratios"), "EulerMaruyama"),
     **dict.fromkeys(("Fitness", "rollout_pairs"), "NormalSearch"),
+    **dict.fromkeys(("ClipTokens", "Mask", "Ratio", "Soft", "TotalVariation", "Truncate"), "Clip"),
+    **dict.fromkeys(("Centered", "Recipe"), "advantages"),
     "expectation": "Expectation",
     "frontier": "sem",
     "identity": "compare",

@@ -31,7 +31,18 @@ TAUS = trajectory(
 )
 ONES, ONE = jnp.ones((3, 3)), jnp.ones(())
 ON_POLICY = Batch(
-    TAUS, VALID, jnp.where(VALID, 1.0, 0), ONES, ONE, ONE, ONES * POWERS, None, None, None, (), ld.shared_softmax
+    TAUS,
+    VALID,
+    jnp.where(VALID, 1.0, 0),
+    ONES,
+    ONE,
+    ONE,
+    ONES * POWERS,
+    None,
+    None,
+    None,
+    jnp.zeros(2),
+    ld.shared_softmax,
 )
 BATCH = ON_POLICY._replace(log_ratios=jnp.log(RATIOS), log_scale=jnp.log(RATIOS), log_step_ratios=0 * ONES)
 TARGETS = jnp.where(VALID, 2.0, 0.0)
@@ -263,8 +274,10 @@ def test_declarations():
     for part in (ld.baselines.BatchMean(), Standardized(ToGo()), ld.baselines.Optimal(in_sample=True)):
         assert part.declaration.order == 0
         assert part.structure == Structure(min_trajectories=2, degree=None)
-    assert Grouped(Return(ld.baselines.Constant(1.0)), 3).structure == Structure(min_trajectories=3)
-    assert Grouped(Return(whole), 3).structure == Structure(min_trajectories=3, degree=None, symmetric=False)
+    assert Grouped(Return(ld.baselines.Constant(1.0)), 3).structure == Structure(min_trajectories=3, group_size=3)
+    grouped = Grouped(Return(whole), 3)
+    assert grouped.structure == Structure(min_trajectories=3, degree=None, symmetric=False, group_size=3)
+    assert Standardized(grouped).structure.group_size == ld.GRPO(3).structure.group_size == 3
 
 
 def test_defaults_are_those_of_the_papers():

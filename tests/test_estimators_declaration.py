@@ -21,7 +21,7 @@ HALF, NONE, PLAIN = Declaration({RETURN: half}), Declaration({}), Declaration()
 def test_the_default_is_unbiased_at_every_order():
     assert (PLAIN.order, PLAIN.unbiased, PLAIN.factor(1), PLAIN.factor(7)) == (math.inf, True, 1.0, 1.0)
     assert PLAIN.objectives[RETURN] is one
-    assert Structure() == (1, 1, True, False, False)
+    assert Structure() == (1, 1, True, False, False, 1)
 
 
 def test_composition_takes_the_worse_of_each():
@@ -119,3 +119,16 @@ def test_weights_standardized_over_trajectories_take_no_stream():
     inner = ld.A2C(lambda p, o: jnp.zeros(())).actor.advantage
     assert ld.advantages.Standardized(inner, per="step").structure.streams
     assert not ld.advantages.Standardized(inner, per="trajectory").structure.streams
+
+
+def test_declarations_of_sums_add_up_name_by_name_and_one_that_is_unknown_spoils_all():
+    both = HALF + Declaration({RETURN: one, "other": half})
+    assert {name: factor(4) for name, factor in both.objectives.items()} == {
+        RETURN: 1 + half(4),
+        "other": half(4),
+    }
+    assert not (PLAIN + Declaration({"other": one})).unbiased
+    assert (PLAIN + Declaration({}, order=1)).unbiased  # plus nothing
+    assert not (PLAIN + biased("unknown")).objectives
+    assert (PLAIN + biased("known", half)).factor(4) == 1 + half(4)
+    assert HALF.scaled(half).factor(4) == half(4) ** 2

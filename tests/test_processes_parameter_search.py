@@ -202,7 +202,9 @@ def test_leaving_groups_out_by_hand_and_unbiased():
     baseline = ld.baselines.LeaveOneOut(per="trajectory", group_size=2)
     taus = batch(jnp.array([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]))._replace(rewards=jnp.arange(6.0)[:, None])
     one, ones = jnp.ones(()), jnp.ones((6, 1))
-    seen = Batch(taus, taus.valid, taus.rewards, ones, one, one, ones, None, None, None, (), ld.shared_softmax)
+    seen = Batch(
+        taus, taus.valid, taus.rewards, ones, one, one, ones, None, None, None, jnp.zeros(2), ld.shared_softmax
+    )
     np.testing.assert_allclose(baseline.values((), taus.rewards, seen)[:, 0], [3.5, 3.5, 2.5, 2.5, 1.5, 1.5])
     for per in ("step", "trajectory"):
         both = ld.baselines.LeaveOneOut(per=per), ld.baselines.LeaveOneOut(per=per, group_size=1)

@@ -91,6 +91,9 @@ GIVEN: dict[str, Any] = {
     ),
     **dict.fromkeys(("propensities", "cond_fun", "body_fun", "network"), _scalar),
     "init": 0,
+    "groups": jnp.zeros(3, int),
+    "mask": jnp.ones((3, 2), bool),
+    "Entropy": {"weight": 1.0},
     "TabularMDP": {"transition": jnp.ones((1, 1, 1)), "initial": jnp.ones(1), "reward": EYE, "terminal": jnp.zeros(1)},
     "LinearQuadratic": dict.fromkeys(("transition", "control", "noise", "state_cost", "control_cost"), EYE)
     | {"initial_mean": jnp.zeros(1)},
@@ -156,6 +159,7 @@ APART = {
     "Declaration.order",
     "Structure.check.num_trajectories",
     "Declaration.factor.num_trajectories",
+    "Declaration.scaled.factor",
     "Bar.open.total",
 }
 APART |= {

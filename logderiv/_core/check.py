@@ -91,7 +91,8 @@ def one_of(options: Collection[Any], **values: Any) -> None:
     for name, value in values.items():
         if not any(value is option or value == option for option in options):
             *first, last = map(repr, options)
-            raise ValueError(f"{name}: expected {', '.join(first)} or {last}, received {value!r}.")
+            expected = f"{', '.join(first)} or {last}" if first else last
+            raise ValueError(f"{name}: expected {expected}, received {value!r}.")
 
 
 def made(name: str, part: Any, fits: bool, expected: str) -> None:

@@ -320,7 +320,7 @@ class Standardized(Transformed):
         unit = jnp.maximum(jnp.max(jnp.abs(weights)), epsilon)
         unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
         weights, epsilon = weights / unit, epsilon / unit
-        over, counts = averaged(weights, batch.valid, self.per)
+        over, counts = averaged(weights, batch, self.per)
         count = jnp.sum(counts)
         mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
@@ -357,7 +357,8 @@ class Grouped(Transformed):
         """A group at least; a batch is the mean over its trajectories only where the groups' members do not meet."""
         inner = self.advantage.structure
         alone = inner.degree == 1
-        return Structure(self.group_size, 1 if alone else None, alone and inner.symmetric)
+        symmetric = alone and inner.symmetric
+        return Structure(self.group_size, 1 if alone else None, symmetric, group_size=self.group_size)
 
     @property
     def declaration(self) -> Declaration:

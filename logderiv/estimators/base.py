@@ -13,7 +13,7 @@ from logderiv._core.pytrees import jit
 from logderiv.distributions import log_prob
 from logderiv.estimators.declaration import Declaration, Part, Structure
 from logderiv.estimators.surrogates import of_each_step, step_weights
-from logderiv.likelihood.steps import check_steps, over_steps
+from logderiv.likelihood.steps import check_steps, over_steps, own_steps
 from logderiv.types import Estimate, Params, Policy, State, Stream, TimeStep, Trajectories, Trajectory, batch_info
 
 
@@ -26,7 +26,8 @@ class Estimator(Part):
     Where the objective is a sum over steps, `term` may be defined instead of it.
 
     Attributes:
-        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`.
+        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`; steps that a `logderiv.Forced`
+            prescribes, such as a prompt's, are not counted.
     """
 
     normalizer: Any = "per_trajectory"
@@ -93,7 +94,8 @@ class Estimator(Part):
             TypeError: Not trajectories; a weight is complex.
         """
         normalizer, weights = self.normalizer, of_each_step(trajectories, weights=weights)
-        scale = step_weights(trajectories.valid, normalizer, jax.tree.leaves(weights)[0].dtype)
+        counted = trajectories.valid if normalizer == "per_trajectory" else own_steps(params, policy, trajectories)
+        scale = step_weights(counted, normalizer, jax.tree.leaves(weights)[0].dtype)
         term, block_size = jax.tree_util.Partial(_scaled_term, self), wide_block_size()
         return over_steps(term, params, policy, trajectories, scale, weights, reduce="all", block_size=block_size)
 

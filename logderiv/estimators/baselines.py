@@ -115,7 +115,7 @@ class MeanCredit(Baseline):
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state
-        over, counts = averaged(credit, batch.valid, self.per)
+        over, counts = averaged(credit, batch, self.per)
         unit = 2.0 ** -credit.shape[0].bit_length()  # the sum of all may overflow where their mean does not
         total, count = self.sums(unit * over), self.sums(counts)
         return jnp.broadcast_to(total / (unit * jnp.maximum(count, 1)), credit.shape)

@@ -11,7 +11,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_batch, given, refuse_complex, unbroken
 from logderiv._core.blocks import map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
-from logderiv.likelihood.steps import fill_steps
+from logderiv.likelihood.steps import fill_steps, own_steps
 from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory
 
 _SMALL = 1e-30  # powers of a discount from here on are taken by their logarithm, where a ratio may make up for them
@@ -190,17 +190,18 @@ def in_groups(x: jax.Array, size: int) -> jax.Array:
     return x.reshape((x.shape[0] // size, size, *x.shape[1:]))
 
 
-def averaged(weights: jax.Array, valid: jax.Array, per: str) -> tuple[jax.Array, jax.Array]:
+def averaged(weights: jax.Array, batch: Batch, per: str) -> tuple[jax.Array, jax.Array]:
     """What a mean over trajectories is taken of.
 
     Args:
         weights: Shape `(N, T)`.
-        valid: Shape `(N, T)`.
-        per: "step": every valid step; "trajectory": the first step of every trajectory.
+        batch: The batch.
+        per: "step": every step that the policy chose; "trajectory": the first step of every trajectory.
 
     Returns:
         The weights, and 1 where they count: shape `(N, T)` per step, `(N, 1)` per trajectory.
     """
     if per == "trajectory":
         return weights[:, :1], jnp.ones_like(weights[:, :1])
-    return weights, valid.astype(weights.dtype)
+    own = own_steps(batch.params, batch.policy, batch.steps).reshape(weights.shape).astype(weights.dtype)
+    return own * weights, own

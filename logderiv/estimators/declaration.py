@@ -30,6 +30,7 @@ class Structure(NamedTuple):
         symmetric: The estimate does not depend on the order of the trajectories.
         streams: It takes a `Stream`, whose episodes may be cut anywhere.
         reusable: Several gradients may be taken from one batch, at parameters other than those that drew it.
+        group_size: So many consecutive trajectories belong together; 1 where none do.
     """
 
     min_trajectories: int = 1
@@ -37,9 +38,10 @@ class Structure(NamedTuple):
     symmetric: bool = True
     streams: bool = False
     reusable: bool = False
+    group_size: int = 1
 
     def __and__(self, other: "Structure") -> "Structure":
-        """The structure of both parts together; `streams` and `reusable` are those of the first."""
+        """The structure of both parts together; `streams`, `reusable` and `group_size` are those of the first."""
         return self._replace(
             min_trajectories=max(self.min_trajectories, other.min_trajectories),
             degree=None if self.degree is None or other.degree is None else max(self.degree, other.degree),

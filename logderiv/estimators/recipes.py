@@ -43,8 +43,9 @@ def GRPO(
 ) -> PPO:
     """Group-relative policy optimization: returns standardized within the group, clipped, each trajectory divided by its length.
 
-    Biased twice: by the group's mean and deviation, which contain the own sample, and by the random length. The KL penalty of
-    the paper is not included: subtract it from the rewards. `Grouped(Return(LeaveOneOut(per="trajectory")), group_size)` is an
+    Biased twice: by the group's mean and deviation, which contain the own sample, and by the random length, of the steps that the
+    policy chose: a prompt's (`logderiv.Forced`) are not counted. The KL penalty of the paper is not included; subtracted from the
+    rewards it is the divergence of sequences, which the paper's, in the loss, is not: `logderiv.objectives.KL` has both. `Grouped(Return(LeaveOneOut(per="trajectory")), group_size)` is an
     unbiased advantage.
 
     Args:

@@ -5,8 +5,17 @@ from logderiv.exact.dynamic import gradient, hessian, occupancy, policy_table, s
 from logderiv.exact.enumeration import count_trajectories, enumerate_trajectories
 from logderiv.exact.estimators import Moments, moments
 from logderiv.exact.paths import program_derivatives, program_value
+from logderiv.exact.regularized import Divergences, divergences
 from logderiv.exact.scores import ScoreMoments, fisher, weighted_score_moments
 
-__all__ = ["ExpectationComparison", "Moments", "ScoreMoments", "compare_expectation", "count_trajectories"]
+__all__ = [
+    "Divergences",
+    "ExpectationComparison",
+    "Moments",
+    "ScoreMoments",
+    "compare_expectation",
+    "count_trajectories",
+    "divergences",
+]
 __all__ += ["enumerate_trajectories", "fisher", "gradient", "hessian", "moments", "occupancy", "policy_table"]
 __all__ += ["program_derivatives", "program_value", "state_values", "value", "weighted_score_moments"]

@@ -30,6 +30,7 @@ from jax.core import Tracer
 from logderiv._core import check
 from logderiv._core.arrays import (
     accumulator_dtype,
+    as_mask,
     as_trajectory,
     check_leading_axes,
     expand,
@@ -45,6 +46,36 @@ from logderiv.policies import StepPolicy, as_policy
 from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory
 
 Term = Callable[..., jax.Array]
+
+
+def own_steps(params: Params, policy: Any, trajectories: Trajectory) -> jax.Array:
+    """Which valid steps the policy chose itself: not those that a `logderiv.Forced` prescribes, such as a prompt's.
+
+    They alone are counted in lengths, means and normalizers.
+
+    Args:
+        params: Parameters of the policy.
+        policy: The policy; one of whole sequences chose every step.
+        trajectories: Leading axes `(*batch, T)`.
+
+    Returns:
+        Boolean, shape of `trajectories.valid`.
+    """
+    policy, valid = as_policy(policy), as_mask(trajectories.valid, "trajectory.valid")
+    of_one_step = _of_one_step(trajectories.observations, jnp.ndim(valid))
+    if policy.takes_sequences or not policy.forces(params, of_one_step):
+        return valid
+    return valid & (over_steps(_forced, lax.stop_gradient(params), policy, trajectories) == 0)
+
+
+def _forced(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
+    del params, step
+    return distribution.forced.astype(jnp.zeros(()).dtype)
+
+
+def _of_one_step(tree: Any, axes: int) -> Any:
+    """The shapes of one step."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), tree)
 
 
 def log_factor(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
@@ -127,8 +158,7 @@ def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: 
         unbroken(valid, jnp.float32)
     known = len(actions) == 1 and not any(isinstance(x, Tracer) for x in (*actions, valid))
     if known and not policy.takes_sequences and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
-        both, axes = (trajectories.observations, trajectories.actions), jnp.ndim(valid)
-        of_one_step = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), both)
+        of_one_step = _of_one_step((trajectories.observations, trajectories.actions), jnp.ndim(valid))
         interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
     return policy, trajectories
 

@@ -15,7 +15,7 @@ from logderiv._core import check
 from logderiv._core.arrays import array_of, as_key
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
-from logderiv.distributions.interop import check_distribution, num_categories
+from logderiv.distributions.interop import Forced, check_distribution, num_categories
 from logderiv.distributions.tanh_normal import Head
 from logderiv.types import FunctionPolicy, Observation, Params, Policy
 
@@ -95,13 +95,29 @@ class StepPolicy:
         Returns:
             `A`; `None` unless a step's distribution is a categorical one.
         """
-        found: list[int | None] = []
+        return self._of_a_step(num_categories, params, observation, action)
 
-        def first_step(params: Params, observation: Observation, action: Any) -> None:
+    def forces(self, params: Params, observation: Observation) -> bool:
+        """Whether a step's distribution may be a `logderiv.Forced`; nothing is computed.
+
+        Args:
+            params: Parameters of the policy.
+            observation: That of one step, or its shapes (`jax.ShapeDtypeStruct`).
+
+        Returns:
+            Whether it is one.
+        """
+        return self._of_a_step(lambda distribution: isinstance(distribution, Forced), params, observation)
+
+    def _of_a_step(self, function: Callable[..., Any], params: Params, observation: Observation, *rest: Any) -> Any:
+        """What a function says of the first step's distribution, by its shapes alone."""
+        found: list[Any] = []
+
+        def first_step(params: Params, observation: Observation, rest: Any) -> None:
             distribution, _ = self.step(params, self.start(params), observation)
-            found.append(num_categories(distribution, action))
+            found.append(function(distribution, *rest))
 
-        jax.eval_shape(first_step, params, observation, action)
+        jax.eval_shape(first_step, params, observation, rest)
         return found[0]
 
 

@@ -118,7 +118,8 @@ class TokenModel:
     A prompt is drawn uniformly, or given: `environment_params=i` is the prompt `i`, so that the answers to one prompt are one
     `rollout` (`jax.vmap` over `i` for several). A chosen end token terminates; a sequence that fills the horizon without it is truncated,
     is rewarded as it stands, and counts in `info.truncated_fraction`. The functions of `logderiv.exact` list every sequence of a small
-    model: `ld.exact.gradient(params, model.policy, model, horizon=model.horizon)`. Valid steps count the prompt's: so does the length that GRPO divides by.
+    model: `ld.exact.gradient(params, model.policy, model, horizon=model.horizon)`. The prompt's steps are valid,
+    but not the policy's own: no length that an estimator divides by counts them.
 
     Attributes:
         network: A policy over the `V` tokens on one-hot rows of its context, `(context, V + 1)`.

@@ -6,9 +6,10 @@
 | `Groups` | the same, in groups that start alike: group-relative estimators | episodes |
 | `Steps` | a stream of environments that go on across updates: estimators that bootstrap | steps |
 
-`train` asks a batch object for four things, `check`, `size`, `start` and `draw`, and knows nothing else of it.
+`train` asks a batch object for five things, `of`, `check`, `size`, `start` and `draw`, and knows nothing else of it.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -36,6 +37,21 @@ class Batch:
     num_trajectories: Any
     group_size: Any = 1
     horizon: Any
+
+    def of(self, estimator: Any) -> "Batch":
+        """The batch as an estimator wants it.
+
+        Args:
+            estimator: What weighs it.
+
+        Returns:
+            The batch.
+
+        Raises:
+            ValueError: The two do not agree.
+        """
+        del estimator
+        return self
 
     def check(self, estimator: Any, mesh: Any) -> None:
         """Refuse what does not go with this batch.
@@ -127,11 +143,11 @@ class Groups(Batch):
 
     Attributes:
         num_groups: How many groups.
-        group_size: Episodes in each; consecutive in the batch.
+        group_size: Episodes in each; consecutive in the batch. `None` for that of the estimator.
         horizon: Largest number of steps `T` of each episode; `None` for the environment's own.
 
     Raises:
-        ValueError: A number is below 1, or no whole number.
+        ValueError: A number is below 1, or no whole number; later, the estimator's groups have another size, or none does.
 
     Example:
         >>> Groups(num_groups=8, group_size=4).num_trajectories
@@ -139,13 +155,23 @@ class Groups(Batch):
     """
 
     num_groups: int
-    group_size: int
+    group_size: int | None = None
     horizon: int | None = None
 
     @property
     def num_trajectories(self) -> int:
         """Episodes in all."""
+        if self.group_size is None:
+            raise ValueError("group_size: expected a whole number, as the estimator has none to take; received None.")
         return self.num_groups * self.group_size
+
+    def of(self, estimator: Any) -> "Groups":
+        size = estimator.structure.group_size
+        if self.group_size not in (None, size) and size != 1:
+            raise ValueError(
+                f"group_size: expected that of the estimator, {size}, received {self.group_size}; leave it out of Groups."
+            )
+        return self if size == 1 else dataclasses.replace(self, group_size=size)
 
 
 @pytree(static=("num_environments", "num_steps", "horizon"))

@@ -171,6 +171,7 @@ def train(
     epochs, minibatches, num_updates = check.whole(epochs=epochs, minibatches=minibatches, num_updates=num_updates)
     plan = Plan(policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation)
     _check_kinds(plan, checkpoints)
+    plan = plan._replace(batch=batch.of(estimator))
     _check(params, key, plan, mesh)
     _check_host(params, key, plan, reporters=reporters, progress=progress, checkpoints=checkpoints)
     reporters = check_reporters(reporters, [Bar()] if progress else [])

@@ -319,6 +319,7 @@ def advantages(
         check.whole(num_groups=num_groups),
     )
     check.shape((groups.size,), groups=groups)
+    check.between(-1, num_groups - 1, groups=groups, hint="num_groups is above every group")
     _check_groups(groups, kind)
     number = groups.size
     scored = jnp.ones(number, bool) if scored is None else boolean(scored, "scored")

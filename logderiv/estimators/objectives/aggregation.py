@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import as_mask, integers, own_dtype, summable, widest
+from logderiv._core.arrays import array_of, integers, summable
 from logderiv.estimators.declaration import Declaration, biased
 from logderiv.estimators.returns import backward_sums
 
@@ -24,7 +24,8 @@ class Answers(NamedTuple):
     """Where the answers of a batch stand: one in each row, or several packed into a row.
 
     Attributes:
-        segments: The number of each token's answer, -1 for padding, shape `(R, L)`; `None` where row n is answer n.
+        segments: The number of each token's answer, -1 for padding, shape `(R, L)`; `None` where row n is answer n. The tokens of
+            an answer follow each other in one row.
         number: N, how many answers there are.
     """
 
@@ -101,6 +102,7 @@ def answers_of(segments: Any, number: int, shape: tuple[int, ...]) -> Answers:
     """
     if segments is not None:
         segments = integers(segments, "segments")
+        check.between(-1, number - 1, segments=segments, hint="the number of an answer, or -1 for padding")
         check.shape(shape, hint="one number a token", segments=segments)
     elif len(shape) != 2 or shape[0] != number:
         raise ValueError(
@@ -175,6 +177,7 @@ def token_weights(
     mask = mask & (answers.spread(groups, mask.shape) >= 0) & answers.are_tokens(mask.shape)
     weights = summable(mask.astype(jnp.zeros(()).dtype if dtype is None else dtype))
     groups_above = groups.size if num_groups is None else check.whole(num_groups=num_groups)
+    check.between(-1, groups_above - 1, groups=groups, hint="num_groups, by default their number, is above every group")
     lengths, number = answers.sums(weights), jnp.maximum(jnp.sum(groups >= 0), 1).astype(weights.dtype)
     if per == "sum":
         return weights
@@ -203,19 +206,7 @@ def boolean(x: Any, name: str) -> jax.Array:
     Raises:
         TypeError: It has another dtype.
     """
-    if not jnp.issubdtype(jnp.result_type(x), jnp.bool_):
-        raise TypeError(f"{name}: expected a boolean mask, received {jnp.result_type(x)}; use {name} != 0.")
-    return as_mask(x, name)
-
-
-def dtype_of(*arrays: Any) -> Any:
-    """The dtype that an objective is computed in: the widest of its arrays, float32 at least.
-
-    Args:
-        *arrays: Arrays, or `None`.
-
-    Returns:
-        A floating dtype.
-    """
-    own = [dtype for dtype in map(own_dtype, (x for x in arrays if x is not None)) if dtype is not None]
-    return widest(jnp.float32, *own)
+    x = array_of(x, name)
+    if not jnp.issubdtype(x.dtype, jnp.bool_):
+        raise TypeError(f"{name}: expected a boolean mask, received {x.dtype}; use {name} != 0.")
+    return x

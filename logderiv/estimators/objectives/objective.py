@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import array_of, summable
-from logderiv.estimators.objectives.aggregation import answers_of, dtype_of
+from logderiv._core.arrays import alike
+from logderiv.estimators.objectives.aggregation import answers_of
 from logderiv.estimators.objectives.ratios import Ratio
 from logderiv.estimators.objectives.regularizers import KL, Entropy
+
+_TOKENS = "one number a token, as log_probs"
 
 
 def objective(
@@ -70,50 +72,38 @@ def objective(
         [[0.5, 0.5, 0.5], [-0.5, -0.5, -0.5]]
     """
     _check_parts(ratio, correction, kl, entropy)
-    given: dict[str, Any] = {"policy": log_probs, "old": old, "sampler": sampler, "reference": reference}
-    steps = {"step_kl": step_kl, "step_entropy": step_entropy}
-    dtype, shape = (
-        dtype_of(log_probs, advantages, weights, old, sampler, reference, step_kl, step_entropy),
-        jnp.shape(log_probs),
-    )
-    weights = jax.lax.stop_gradient(summable(weights, "weights").astype(dtype))
-    mask = weights != 0
-
-    def of_tokens(name: str, x: Any) -> jax.Array:
-        x = summable(x, name).astype(dtype)
-        check.shape(shape, hint="one number a token, as log_probs", **{name: x})
-        return jnp.where(mask, x, 0)
-
-    check.shape(shape, hint="one number a token, as log_probs", weights=weights)
-    logs = {name: of_tokens("log_probs" if name == "policy" else name, x) for name, x in given.items() if x is not None}
-    full = {name: None if x is None else of_tokens(name, x) for name, x in steps.items()}
-    policy = logs["policy"]
-    detached = {name: jax.lax.stop_gradient(x) for name, x in logs.items()}
-    logs = {"old": detached["policy"], **detached, "policy": policy}
-    advantages = jax.lax.stop_gradient(array_of(advantages, "advantages").astype(dtype))
+    if ratio.denominator == "sampler" and sampler is None:
+        raise ValueError(
+            "sampler: expected log-probabilities of what drew the answers, the denominator of ratio, received None."
+        )
+    logs = {"log_probs": log_probs, "old": old, "sampler": sampler, "reference": reference}
+    rest = {"step_kl": step_kl, "step_entropy": step_entropy, "advantages": advantages, "weights": weights}
+    given = {name: x for name, x in (logs | rest).items() if x is not None}
+    found = dict(zip(given, alike(**given), strict=True))
+    detached = {
+        n: x if n in ("log_probs", "step_kl", "step_entropy") else jax.lax.stop_gradient(x) for n, x in found.items()
+    }
+    policy, advantages, weights = (detached.pop(name) for name in ("log_probs", "advantages", "weights"))
+    mask, shape, dtype = weights != 0, policy.shape, policy.dtype
+    check.shape(shape, hint=_TOKENS, weights=weights, **detached)
+    policy, of_tokens = jnp.where(mask, policy, 0), {name: jnp.where(mask, x, 0) for name, x in detached.items()}
+    logs = {"old": jax.lax.stop_gradient(policy), **of_tokens, "policy": policy}
     number = advantages.size if advantages.ndim == 1 else shape[0] if segments is None else mask.size
     answers = answers_of(segments, number, shape)
     if advantages.ndim == 1:
         advantages = answers.spread(advantages, shape)
-    advantages = of_tokens("advantages", advantages)
+    check.shape(shape, hint=f"(N,), or {_TOKENS}", advantages=advantages)
+    advantages = jnp.where(mask, advantages, 0)
 
-    factors = ratio.factors(_with_sampler(logs, ratio), advantages, mask, answers)
+    factors = ratio.factors(logs, advantages, mask, answers)
     if correction is not None and sampler is not None:
         factors = factors * correction.factors(logs, advantages, mask, answers)
     terms = jnp.where(advantages == 0, 0, advantages * factors)
     if kl is not None:
-        terms = terms - jnp.asarray(kl.beta, dtype) * kl.terms(logs, full["step_kl"], mask, answers)
+        terms = terms - jnp.asarray(kl.beta, dtype) * kl.terms(logs, logs.get("step_kl"), mask, answers)
     if entropy is not None:
-        terms = terms + jnp.asarray(entropy.weight, dtype) * entropy.terms(policy, full["step_entropy"], answers)
+        terms = terms + jnp.asarray(entropy.weight, dtype) * entropy.terms(policy, logs.get("step_entropy"), answers)
     return jnp.sum(jnp.where(mask, weights * terms, 0))
-
-
-def _with_sampler(logs: dict[str, jax.Array], ratio: Ratio) -> dict[str, jax.Array]:
-    if ratio.denominator == "sampler" and "sampler" not in logs:
-        raise ValueError(
-            "sampler: expected log-probabilities of what drew the answers, the denominator of ratio, received None."
-        )
-    return logs
 
 
 def _check_parts(ratio: Any, correction: Any, kl: Any, entropy: Any) -> None:

@@ -8,7 +8,7 @@ import jax
 from logderiv._core import check
 from logderiv._core.arrays import summable
 from logderiv._core.pytrees import pytree
-from logderiv.estimators.declaration import RETURN, Declaration, Part, concrete, declaration_of
+from logderiv.estimators.declaration import RETURN, Declaration, Part, biased, concrete, declaration_of, one
 from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantages
 from logderiv.estimators.objectives.aggregation import AGGREGATIONS, answers_of, boolean, token_weights
 from logderiv.estimators.objectives.objective import objective
@@ -55,7 +55,7 @@ class Recipe(Part):
 
     def __post_init__(self) -> None:
         check.one_of(AGGREGATIONS, per=self.per)
-        check.positive(length=self.length)
+        check.positive(finite=True, length=self.length)
         kinds = {
             "advantage": (Centered, MaxAtK),
             "ratio": Ratio,
@@ -78,24 +78,21 @@ class Recipe(Part):
         Raises:
             ValueError: A setting that decides it is traced.
         """
-        found, weights = declaration_of(self.advantage), AGGREGATIONS[self.per]
+        found, weights = declaration_of(self.advantage), self.ratio.declared(self.per)
         if self.penalty is not None:
-            found = found + self.penalty.declared("answer").scaled(found.objectives.get(RETURN, _nothing))
+            penalty = biased("a penalty in the rewards, under an advantage that is no difference of them")
+            if set(found.objectives) == {RETURN}:
+                penalty = self.penalty.declared("answer").scaled(found.objectives[RETURN])
+            found = found + penalty
         for part in (self.kl, self.entropy):
             found = found if part is None else found + part.declared(self.per)
-        spoiled = weights & self.ratio.declared(self.per)
-        if self.per == "own length" and self.ratio.level == "sequence" and not self.ratio.detached:
-            spoiled = self.ratio.declared(self.per)
         if self.per == "constant":
             length = float(concrete("length", self.length))
             found = found.scaled(lambda _: 1 / length)
         if self.per == "sum":
             found = found.scaled(float)
-        whole = found + Declaration({}, order=spoiled.order)
-        kept = whole.objectives if spoiled.order >= 1 else {}
-        return dataclasses.replace(
-            whole, objectives=kept, assumes=whole.assumes + spoiled.assumes, reasons=whole.reasons + spoiled.reasons
-        )
+        kept = found.objectives if weights.order >= 1 else ()
+        return found & dataclasses.replace(weights, objectives=dict.fromkeys(kept, one))
 
     def advantages(
         self,
@@ -288,8 +285,3 @@ PRESETS: dict[str, Recipe] = {
         source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, read, not run",
     ),
 }
-
-
-def _nothing(num_answers: int) -> float:
-    del num_answers
-    return 0.0

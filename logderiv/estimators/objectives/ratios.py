@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, biased
-from logderiv.estimators.objectives.aggregation import Answers
+from logderiv.estimators.objectives.aggregation import AGGREGATIONS
 
 LEVELS = ("token", "cumulative", "sequence", "geometric")
 _PAIRS = (("policy", "old"), ("policy", "sampler"), ("old", "sampler"))
@@ -96,11 +97,12 @@ class Clip(Bound):
         check.between(0, 1, low=self.low)
         check.not_negative(high=self.high)
         if self.dual is not None:
-            check.positive(dual=self.dual)
+            check.positive(finite=True, dual=self.dual)
 
     def __call__(self, at: At) -> Bounded:
         dual = jnp.inf if self.dual is None else self.dual
-        low, high, dual = (jnp.asarray(x, at.ratios.dtype) for x in (1 - self.low, 1 + self.high, dual))
+        low, high, dual = (jnp.asarray(x, at.ratios.dtype) for x in (self.low, self.high, dual))
+        low, high = 1 - low, 1 + high
         up = at.advantages >= 0
         value = jnp.where(up, jnp.minimum(at.ratios, high), jnp.clip(at.ratios, low, dual))
         alive = jnp.where(up, at.ratios <= high, (at.ratios >= low) & (at.ratios <= dual))
@@ -185,7 +187,7 @@ class Soft(Bound):
     levels = ("token",)
 
     def __post_init__(self) -> None:
-        check.positive(positive=self.positive, negative=self.negative)
+        check.positive(finite=True, positive=self.positive, negative=self.negative)
 
     def __call__(self, at: At) -> Bounded:
         rates = (jnp.asarray(x, at.ratios.dtype) for x in (self.positive, self.negative))
@@ -298,9 +300,7 @@ class Ratio(Part):
         if self.bound is not None:
             check.one_of(self.bound.levels, **{f"level of a ratio with {type(self.bound).__name__}": self.level})
 
-    def factors(
-        self, logs: Mapping[str, jax.Array], advantages: jax.Array, mask: jax.Array, answers: Answers
-    ) -> jax.Array:
+    def factors(self, logs: Mapping[str, jax.Array], advantages: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
         """What the advantage of each token is multiplied by.
 
         Args:
@@ -314,12 +314,13 @@ class Ratio(Part):
         """
         own, bound = logs[self.numerator], Bound() if self.bound is None else self.bound
         pooled = self._pool(bound.tokens(own - logs[self.denominator], advantages), mask, answers)
-        ratio = jnp.exp(jax.lax.stop_gradient(pooled))
+        # Where the advantage is 0 the ratio counts for nothing, and must not be infinite.
+        ratio = jnp.exp(jnp.where(advantages == 0, 0, jax.lax.stop_gradient(pooled)))
         value, slope, held = bound(At(ratio, advantages, jax.lax.stop_gradient(own)))
         moving, rate = (own, held) if self.detached else (pooled, slope)
         return value + rate * (moving - jax.lax.stop_gradient(moving))
 
-    def _pool(self, logs: jax.Array, mask: jax.Array, answers: Answers) -> jax.Array:
+    def _pool(self, logs: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
         if self.level == "token":
             return logs
         total = answers.sums(jnp.where(mask, logs, 0))
@@ -331,28 +332,26 @@ class Ratio(Part):
         return pooled
 
     def declared(self, per: str) -> Declaration:
-        """What it does to the first gradient, where all three log-probabilities are the same, with weights `per` something.
+        """What it does to the first gradient together with the weights, where all three log-probabilities are the same.
 
         Args:
-            per: As of `token_weights`, "constant" for a number.
+            per: What the weights are divided by, as of `token_weights`; "constant" for a number.
 
         Returns:
-            A `Declaration`, one without effect where the weights are those that the level needs.
+            A `Declaration`; without effect where the weights are those that the level needs.
         """
-        first = Declaration(order=1, assumes=("first gradient, drawn by this policy",))
-        if self.detached or self.level == "token":
-            return first
+        first, weights = Declaration(order=1, assumes=("first gradient, drawn by this policy",)), AGGREGATIONS[per]
+        if self.detached or self.level in ("token", "geometric"):
+            return first & weights
         if self.level == "cumulative":
-            return first & biased("cumulative ratio, not detached: it holds the scores of all earlier tokens")
-        if self.level == "sequence" and per != "own length":
-            return first & biased("sequence ratio: it counts once for each token, so long answers count more")
-        if self.level == "geometric" and per == "own length":
-            return first & biased("geometric ratio: its score is divided by the answer's own random length")
-        return first
+            return first & weights & biased("cumulative ratio, not detached: it holds the scores of all earlier tokens")
+        if per == "own length":  # each answer's ratio counts once
+            return first
+        return first & weights & biased("sequence ratio: it counts once for each token, so long answers count more")
 
 
 def _check_ends(low: Any, high: Any) -> None:
     check.not_negative(low=low)
     check.positive(high=high)
-    if not check.is_traced(low, high) and not jnp.all(jnp.less(low, high)):
+    if not check.is_traced(low, high) and not np.all(np.less(low, high)):
         raise ValueError(f"low, high: expected low < high, received {low} and {high}.")

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import Declaration, Part, biased, concrete
-from logderiv.estimators.objectives.aggregation import Answers
 from logderiv.estimators.objectives.ratios import Ratio
 
 KINDS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -49,7 +48,7 @@ _EXACT = {  # kind, place, level: the objectives whose gradients it is, with the
 class KL(Part):
     """β times an estimate of a divergence from the reference, to be subtracted from the objective.
 
-    In the reward it is the score that is multiplied, by the divergence from the token on: the expectation of a penalty on
+    It is not corrected for a sampler that is not the policy. In the reward it is the score that is multiplied, by the divergence from the token on: the expectation of a penalty on
     rewards. To let a baseline see that penalty, subtract `penalties` from the rewards instead and leave the regularizer out.
 
     Attributes:
@@ -94,7 +93,7 @@ class KL(Part):
                 f"received {self.place!r}, {self.level!r}, {self.against!r}, {self.ratio}."
             )
 
-    def terms(self, logs: Mapping[str, jax.Array], step_kl: Any, mask: jax.Array, answers: Answers) -> jax.Array:
+    def terms(self, logs: Mapping[str, jax.Array], step_kl: Any, mask: jax.Array, answers: Any) -> jax.Array:
         """One number a token, whose weighted sum is the regularizer over β.
 
         Args:
@@ -200,7 +199,7 @@ class Entropy(Part):
         check.one_of(_FULL, kind=self.kind)
         check.not_negative(finite=True, weight=self.weight)
 
-    def terms(self, log_probs: jax.Array, step_entropy: Any, answers: Answers) -> jax.Array:
+    def terms(self, log_probs: jax.Array, step_entropy: Any, answers: Any) -> jax.Array:
         """One number a token, whose weighted sum is the entropy.
 
         Args:
@@ -233,7 +232,7 @@ class Entropy(Part):
         return _sum_of({ENTROPY: weight})
 
 
-def _of_steps(found: Any, name: str, kind: str, log_probs: jax.Array, answers: Answers) -> jax.Array:
+def _of_steps(found: Any, name: str, kind: str, log_probs: jax.Array, answers: Any) -> jax.Array:
     if found is None:
         raise ValueError(f"{name}: expected one number for each step, over the full vocabulary, received None.")
     if kind == "step":
