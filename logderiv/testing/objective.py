@@ -4,7 +4,6 @@ A batch of the expectation is one group of two answers to one prompt: every pair
 its probability. What must not matter (padding, prompt, order, the split into micro-batches) is tried on batches of two groups.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -59,12 +58,11 @@ class Expectation(NamedTuple):
         if self.nearest is None:
             return "no finite number"
         name, factor = self.nearest
-        near = f"nearest is {factor:.4g} {name}, {self.angles[name]:.3g} degrees off"
+        near = f"nearest is {factor:.4g} * {name}, {self.angles[name]:.3g} degrees off"
         return f"no combination: the best leaves {self.residual:.2g} of it; {near}"
 
 
-@dataclasses.dataclass(frozen=True)
-class ObjectiveReport:
+class ObjectiveReport(NamedTuple):
     """What `check_objective` found; print it.
 
     Attributes:
@@ -300,7 +298,7 @@ def _wrong(
 
 
 def _sum_of(factors: Mapping[str, float]) -> str:
-    return " + ".join(f"{factor:.6g} {name}" for name, factor in factors.items()).replace("+ -", "- ") or "0"
+    return " + ".join(f"{factor:.6g} * {name}" for name, factor in factors.items()).replace("+ -", "- ") or "0"
 
 
 def _split(loss: Loss, batch: Batch, found: dict[str, np.ndarray], accumulate: str) -> tuple[float, str]:
