@@ -90,6 +90,23 @@ def test_a_group_whose_rewards_are_equal_may_not_give_nan():
         check_objective(no_epsilon)
 
 
+def test_a_loss_may_write_into_what_it_is_given():
+    def writes(log_probs, mask, rewards):
+        rewards -= rewards.reshape(-1, 2).mean(1).repeat(2)
+        log_probs[~mask] = np.nan
+        return 0.0, mask * -rewards[:, None] / len(mask)
+
+    assert check_objective(writes, {"return": 0.5}).passed
+
+
+def test_whitened_advantages_need_the_whole_batch():
+    def whitened(log_probs, mask, advantages):
+        return rloo_of_numpy(log_probs, mask, (advantages - advantages.mean()) / (advantages.std() + 1e-6))
+
+    with pytest.raises(AssertionError, match="a mean or a deviation runs over both"):
+        check_objective(whitened)
+
+
 def test_how_micro_batches_are_put_together_decides():
     assert check_objective(rloo_of_numpy, accumulate="mean").passed
     with pytest.raises(AssertionError, match="the parts are 4 times the whole; is accumulate right"):
@@ -157,6 +174,7 @@ def test_derivatives_by_steps_are_those_of_their_tables():
 REFUSED = {
     "no such objective": (dict(claim={"returns": 1}), ValueError, "claim: expected 'return', 'reverse KL'"),
     "a factor that is none": (dict(claim={"return": "1"}), TypeError, "claim"),
+    "a claim without factors": (dict(claim=["return"]), TypeError, "claim: expected a dictionary"),
     "accumulate": (dict(accumulate="add"), ValueError, "accumulate: expected 'mean' or 'sum'"),
     "k above two": (dict(advantage=objectives.MaxAtK(3)), ValueError, "advantage: expected one of 2 answers"),
     "greedy": (dict(advantage=objectives.Centered("greedy")), ValueError, "advantage: expected one of 2 answers"),

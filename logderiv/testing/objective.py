@@ -179,9 +179,10 @@ def check_objective(
             report.
         ValueError: An unknown name, in the claim or among the arguments of the loss; the loss returns another shape; `advantage`
             needs more than two answers.
-        TypeError: The loss is no function; a factor is no number; the advantage is none.
+        TypeError: The loss is no function, or complex; the claim is no dictionary of numbers; the advantage is none.
     """
     check.one_of(("mean", "sum"), accumulate=accumulate)
+    check.made("claim", claim, claim is None or isinstance(claim, Mapping), "a dictionary such as {'return': 1}")
     check.made("advantage", advantage, isinstance(advantage, Centered | MaxAtK), "Centered() or MaxAtK(k)")
     if advantage.min_answers > SIZE or getattr(advantage, "baseline", None) == "greedy":
         raise ValueError(f"advantage: expected one of {SIZE} answers and nothing else, received {advantage}.")
@@ -197,8 +198,10 @@ def check_objective(
         changes = differences(known, batch, found)
         changes["micro-batches"], cause = _split(known, batch, found, accumulate)
     named = [world.named() for world in token_worlds()]
-    failures = [] if all(np.isfinite(x).all() for x in (*on, *off)) else ["the gradient is not finite: " + _EQUAL]
-    if claim is not None:
+    failures = []
+    if not all(np.isfinite(x).all() for x in (*on, *off)):
+        failures.append(_NOT_FINITE)
+    elif claim is not None:
         failures += _wrong(claim, {"on policy": on, **({"off policy": off} if off_policy else {})}, named)
     failures += [text.format(changes[name]) for name, text in _FINDINGS.items() if changes[name] > EXACT]
     failures += [cause] if changes["micro-batches"] > EXACT else []
@@ -214,7 +217,7 @@ def check_objective(
 
 
 _HOLD = "needs jax.lax.stop_gradient"
-_EQUAL = "where the rewards of a group are equal, a deviation is 0; add an epsilon to what is divided by."
+_NOT_FINITE = "the gradient is not finite: where the rewards of a group are equal, a deviation is 0; add an epsilon to what is divided by."
 
 
 def _vectors(loss: Loss, *, off: bool = False, rewarded: bool = True) -> list[np.ndarray]:
@@ -253,7 +256,7 @@ def _asymmetry(loss: Loss, world: TokenWorld) -> float:
         columns.append((_expected(loss, world, ahead, ahead) - _expected(loss, world, behind, behind)) / (2 * STEP))
     jacobian = np.stack(columns, axis=1)
     norm = np.linalg.norm(jacobian)
-    return float(np.linalg.norm(jacobian - jacobian.T) / norm) if norm > EXACT else 0.0
+    return 0.0 if norm <= EXACT else float(np.linalg.norm(jacobian - jacobian.T) / norm)
 
 
 def _read(found: list[np.ndarray], named: list[dict[str, np.ndarray]]) -> Expectation:

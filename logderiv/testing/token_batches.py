@@ -20,8 +20,9 @@ STACK = 225  # at most so many batches at a time: every pair of the 15 answers o
 NUDGE = 1e-4  # inside every clip
 MOVING = ("log_probs", "step_kl", "step_entropy")
 TOKENS = (*MOVING, "old", "sampler", "reference", "mask")
+REWARDS = ("rewards", "advantages")
 WHOLE = ("num_groups", "group_size")
-KNOWN = (*TOKENS, "rewards", "groups", "advantages", "num_answers", "num_tokens", *WHOLE)
+KNOWN = (*TOKENS, *REWARDS, "groups", "num_answers", "num_tokens", *WHOLE)
 Batch = dict[str, np.ndarray]
 
 
@@ -58,7 +59,7 @@ class Loss:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)  # what is not finite is reported
             for i in range(number):
-                value = self.function(**{name: x[i] for name, x in arrays.items()}, **whole)
+                value = self.function(**{name: x[i].copy() for name, x in arrays.items()}, **whole)
                 fits = isinstance(value, tuple) and len(value) == 2 and np.shape(value[1]) == shape
                 if not fits or np.shape(value[0]) != ():
                     raise ValueError(
@@ -122,7 +123,7 @@ def loss_of(function: Callable[..., Any], kind: Centered | MaxAtK, batch: Callab
 def _derives(loss: Loss, batch: Batch) -> bool:
     """Whether it returns a pair: traced, or called with numpy's arrays where tracing fails."""
     arrays, whole = loss.arguments(batch)
-    arrays = {name: x[0] for name, x in arrays.items()}
+    arrays = {name: x[0].copy() for name, x in arrays.items()}
     try:
         return isinstance(jax.eval_shape(lambda given: loss.function(**given, **whole), arrays), tuple)
     except Exception:
@@ -200,6 +201,7 @@ def variants(loss: Loss, batch: Batch) -> dict[str, np.ndarray]:
     nudged = tokens(lambda x: x + NUDGE, ("log_probs",))
     none = np.zeros_like(batch["rewards"])
     elsewhere = np.arange(4) >= SIZE
+    others = elsewhere * rng.normal(size=(4, 4))
     last = mask & (np.cumsum(mask[..., ::-1], -1)[..., ::-1] == 1)
     cases = {
         "given": batch,
@@ -209,7 +211,7 @@ def variants(loss: Loss, batch: Batch) -> dict[str, np.ndarray]:
         "swapped": ordered(1, 0, 2, 3),
         "groups swapped": ordered(2, 3, 0, 1),
         "interleaved": ordered(0, 2, 1, 3),
-        "rewards elsewhere": {**batch, "rewards": batch["rewards"] + elsewhere * rng.normal(size=(4, 4))},
+        "rewards elsewhere": {**batch, **{name: batch[name] + others for name in REWARDS if name in batch}},
         "lengths elsewhere": {**batch, "mask": mask & ~(last & elsewhere[:, None])},
         "reference": tokens(lambda x: x + 0.5 * rng.normal(size=x.shape), ("reference", "step_kl")),
         "higher": higher,
@@ -243,7 +245,6 @@ def differences(loss: Loss, batch: Batch, found: dict[str, np.ndarray]) -> dict[
 
 def in_parts(loss: Loss, batch: Batch, size: int) -> np.ndarray:
     """The derivatives by micro-batches of so many answers, side by side; groups are counted from 0 in each."""
-
     starts = range(0, batch["rewards"].shape[1], size)
     parts = [{name: x if x.ndim == 1 else x[:, start : start + size] for name, x in batch.items()} for start in starts]
     for part in parts:
