@@ -10,7 +10,7 @@ PASSED, FAILED = '<testcase classname="{}" time="1.5"/>', '<testcase classname="
 SKIPPED = '<testcase classname="{}" time="0"><skipped/></testcase>'
 
 
-@pytest.mark.parametrize(("last", "failed"), [(FAILED, 1), (PASSED, 0)])
+@pytest.mark.parametrize(("last", "failed"), [(FAILED, 1), (PASSED, 0)], ids=["one fails", "none fails"])
 def test_tests_are_counted_by_file_and_one_that_fails_misses_a_bound(last, failed, monkeypatch):
     def run(command, **_):
         (path,) = (word.partition("=")[2] for word in command if word.startswith("--junitxml="))
