@@ -48,7 +48,6 @@ def test_the_readmes_quick_start_runs_and_the_return_rises(tmp_path):
     assert float(found[1]) > -18
 
 
-@pytest.mark.slow
 def test_the_readmes_training_reaches_475_on_cartpole(tmp_path):
     pytest.importorskip("gymnax")
     found = re.search(r"mean return (\d+) of 500, after 98,304 steps", _run_snippet(1, tmp_path))
