@@ -152,8 +152,9 @@ def check_objective(
     | `num_groups`, `group_size` | whole numbers: prompts in this micro-batch, and 2 |
     | `num_answers`, `num_tokens` | in all micro-batches together |
 
-    A batch of the expectation has two answers to one prompt. Without a claim only what must not matter decides: padding, prompt,
-    the order of answers, and the split into micro-batches (of whole groups; of single answers where the loss does not take `rewards`).
+    A batch of the expectation has two answers to one prompt. Off policy the old policy draws them: `sampler` is `old`. Without a
+    claim only what must not matter decides: padding, prompt, the order of answers, and the split into micro-batches (of whole
+    groups; of single answers where the loss does not take `rewards`).
 
     Example, of a loss that is right:
 
