@@ -194,6 +194,23 @@ def test_rewards_of_tokens_are_credited_to_what_comes_before_them():
 
 
 @pytest.mark.parametrize(
+    "kind", [Centered("others"), Centered(None, "tokens", 1, 1e-6), Centered("group", "group", 1, 1e-4)]
+)
+def test_rewards_of_tokens_may_be_packed_and_a_nan_stays_in_its_group(kind):
+    rewards = np.random.default_rng(1).normal(size=MASK.shape)
+    rewards[1, 0] = np.inf if kind.scale == "tokens" else np.nan  # of group 1, or of one that is not scored
+    scored = np.array([True, kind.scale != "tokens", True, True, True])
+    segments = pack(np.repeat(np.arange(5)[:, None], 4, axis=1), -1)
+    run = jax.jit(functools.partial(objectives.advantages, num_groups=2, kind=kind, scored=scored))
+    padded = run(rewards, GROUPS, mask=MASK)
+    packed = run(pack(rewards, np.nan), GROUPS, mask=pack(MASK, True), segments=segments)
+    own = pack(MASK, False)
+    np.testing.assert_allclose(packed[own], pack(padded, 0.0)[own], rtol=1e-12)
+    assert np.isfinite(padded[MASK & (GROUPS == 0)[:, None]]).all()
+    assert np.isnan(padded[1, 0]) == (kind.scale != "tokens")
+
+
+@pytest.mark.parametrize(
     ("per", "expected"),
     [
         ("answer", [1 / 5] * 5),

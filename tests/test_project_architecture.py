@@ -17,8 +17,8 @@ ROOMS = (
 )
 RANK = {room.strip(): i for i, rooms in enumerate(ROOMS.split("<")) for room in rooms.split(",")}
 # Families that live inside a room, reachable one level higher.
-FAMILIES = {"advantages": "estimators", "baselines": "estimators", "importance": "estimators", "reporting": "training"}
-FAMILIES["objectives"] = "estimators"
+FAMILIES: dict[str, str] = {"advantages": "estimators", "baselines": "estimators", "importance": "estimators"}
+FAMILIES |= {"objectives": "estimators", "reporting": "training"}
 
 
 def name_of(path: Path) -> str:

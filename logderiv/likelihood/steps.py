@@ -30,7 +30,6 @@ from jax.core import Tracer
 from logderiv._core import check
 from logderiv._core.arrays import (
     accumulator_dtype,
-    as_mask,
     as_trajectory,
     check_leading_axes,
     expand,
@@ -59,18 +58,19 @@ def own_steps(params: Params, policy: Any, trajectories: Trajectory) -> jax.Arra
         trajectories: Leading axes `(*batch, T)`.
 
     Returns:
-        Boolean, shape of `trajectories.valid`.
+        Boolean, shape of `trajectories.valid`; that itself where nothing is prescribed.
     """
-    policy, valid = as_policy(policy), as_mask(trajectories.valid, "trajectory.valid")
+    policy, valid = as_policy(policy), trajectories.valid
     of_one_step = _of_one_step(trajectories.observations, jnp.ndim(valid))
     if policy.takes_sequences or not policy.forces(params, of_one_step):
         return valid
-    return valid & (over_steps(_forced, lax.stop_gradient(params), policy, trajectories) == 0)
+    return over_steps(_own, lax.stop_gradient(params), policy, trajectories) > 0
 
 
-def _forced(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
+def _own(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
+    """The term 1 of a step that the policy chose."""
     del params, step
-    return distribution.forced.astype(jnp.zeros(()).dtype)
+    return jnp.where(distribution.forced, 0.0, 1.0)
 
 
 def _of_one_step(tree: Any, axes: int) -> Any:

@@ -327,10 +327,12 @@ def advantages(
     check.shape((number,), scored=scored)
     tokens = rewards if rewards.ndim == 2 else mask
     answers = answers_of(segments, number, (number, 1) if tokens is None else jnp.shape(tokens))
-    mask = None if mask is None else boolean(mask, "mask")
+    if mask is not None:
+        mask = boolean(mask, "mask")
+        mask = mask & answers.are_tokens(mask.shape)
     if rewards.ndim == 2:
-        rewards = jnp.where(answers.spread(scored, rewards.shape), rewards, 0)
-        rewards = rewards if mask is None else jnp.where(mask, rewards, 0)
+        counted = answers.are_tokens(rewards.shape) if mask is None else mask
+        rewards = jnp.where(counted & answers.spread(scored, rewards.shape), rewards, 0)
         credit, totals = answers.from_here(rewards), answers.sums(rewards)
     else:
         check.shape((number,), rewards=rewards)

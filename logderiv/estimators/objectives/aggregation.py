@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.arrays import array_of, integers, summable
 from logderiv.estimators.declaration import Declaration, biased
-from logderiv.estimators.returns import backward_sums
 
 AGGREGATIONS = {  # what dividing by each does to an expectation of sums over an answer's tokens
     "answer": Declaration(),
@@ -79,10 +78,16 @@ class Answers(NamedTuple):
         Returns:
             Same shape.
         """
-        goes_on = jnp.ones(x.shape, bool)
-        if self.segments is not None:
-            goes_on = self.segments == jnp.roll(self.segments, -1, axis=-1)
-        return backward_sums(x, goes_on.astype(x.dtype))
+        if self.segments is None:
+            return jax.lax.cumsum(x, axis=x.ndim - 1, reverse=True)
+
+        def combine(later: Any, earlier: Any) -> tuple[jax.Array, jax.Array]:
+            """By selection: 0 times a NaN of another answer would be one."""
+            (after, goes_on_later), (own, goes_on) = later, earlier
+            return own + jnp.where(goes_on, after, 0), goes_on & goes_on_later
+
+        goes_on = self.segments == jnp.roll(self.segments, -1, axis=-1)
+        return jax.lax.associative_scan(combine, (x, goes_on), reverse=True, axis=x.ndim - 1)[0]
 
 
 def answers_of(segments: Any, number: int, shape: tuple[int, ...]) -> Answers:
