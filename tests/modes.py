@@ -236,6 +236,10 @@ EAGER = {
         resolution=1.0,
         num_samples=99,
     ),
+    "testing.check_objective": lambda: testing.check_objective(
+        lambda log_probs, mask, advantages: -jnp.mean(jnp.where(mask, advantages[:, None] * log_probs, 0).sum(1)),
+        {"return": 1},
+    ),
     "testing.check_order": lambda: testing.check_order(
         PARAMS,
         POLICY,

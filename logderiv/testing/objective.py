@@ -35,7 +35,7 @@ EXACT = 1e-9  # relative; float64 leaves about 1e-15
 STEP, ASYMMETRY = 1e-3, 1e-5  # central differences are good to about 1e-7
 
 
-class Expectation(NamedTuple):
+class ExpectedGradient(NamedTuple):
     """What the expected gradient of a loss is, going down it, in all worlds together.
 
     Attributes:
@@ -75,9 +75,9 @@ class ObjectiveReport(NamedTuple):
         notes: What is worth knowing.
     """
 
-    on_policy: Expectation
-    off_policy: Expectation
-    without_rewards: Expectation
+    on_policy: ExpectedGradient
+    off_policy: ExpectedGradient
+    without_rewards: ExpectedGradient
     asymmetry: float
     changes: dict[str, float]
     failures: tuple[str, ...]
@@ -152,8 +152,9 @@ def check_objective(
     | `num_groups`, `group_size` | whole numbers: prompts in this micro-batch, and 2 |
     | `num_answers`, `num_tokens` | in all micro-batches together |
 
-    A batch of the expectation has two answers to one prompt. Without a claim only what must not matter decides: padding, prompt,
-    the order of answers, and the split into micro-batches (of whole groups; of single answers where the loss does not take `rewards`).
+    A batch of the expectation has two answers to one prompt. Off policy the old policy draws them: `sampler` is `old`. Without a
+    claim only what must not matter decides: padding, prompt, the order of answers, and the split into micro-batches (of whole
+    groups; of single answers where the loss does not take `rewards`).
 
     Example, of a loss that is right:
 
@@ -259,17 +260,17 @@ def _asymmetry(loss: Loss, world: TokenWorld) -> float:
     return 0.0 if norm <= EXACT else float(np.linalg.norm(jacobian - jacobian.T) / norm)
 
 
-def _read(found: list[np.ndarray], named: list[dict[str, np.ndarray]]) -> Expectation:
+def _read(found: list[np.ndarray], named: list[dict[str, np.ndarray]]) -> ExpectedGradient:
     """One set of coefficients for all worlds, by least squares; those that are 0 to rounding are left out."""
     target = np.concatenate(found)
     columns = {name: np.concatenate([world[name] for world in named]) for name in NAMES}
     lengths = {name: float(np.linalg.norm(x)) for name, x in columns.items()}
     size = float(np.linalg.norm(target))
     if not math.isfinite(size):
-        return Expectation(None, math.nan, None, dict.fromkeys(NAMES, math.nan), dict.fromkeys(NAMES, math.nan))
+        return ExpectedGradient(None, math.nan, None, dict.fromkeys(NAMES, math.nan), dict.fromkeys(NAMES, math.nan))
     sizes = {name: size / length for name, length in lengths.items()}
     if size <= EXACT * max(lengths.values()):
-        return Expectation({}, 0.0, None, sizes, dict.fromkeys(NAMES, math.nan))
+        return ExpectedGradient({}, 0.0, None, sizes, dict.fromkeys(NAMES, math.nan))
     matrix = np.stack(list(columns.values()), axis=1)
     coefficients = np.linalg.lstsq(matrix, target, rcond=None)[0]
     kept = np.abs(coefficients) * np.array(list(lengths.values())) > EXACT * size
@@ -279,7 +280,7 @@ def _read(found: list[np.ndarray], named: list[dict[str, np.ndarray]]) -> Expect
     best = max(NAMES, key=lambda name: abs(cosines[name]))
     angles = {name: math.degrees(math.acos(max(-1.0, min(1.0, x)))) for name, x in cosines.items()}
     nearest = best, cosines[best] * sizes[best]
-    return Expectation(combination if residual <= EXACT else None, residual, nearest, sizes, angles)
+    return ExpectedGradient(combination if residual <= EXACT else None, residual, nearest, sizes, angles)
 
 
 def _wrong(
@@ -314,7 +315,7 @@ def _split(loss: Loss, batch: Batch, found: dict[str, np.ndarray], accumulate: s
         if change > largest:
             largest, factor = change, float(np.vdot(given, parts) / max(np.vdot(given, given), EXACT))
             cause = f"a split of 4 answers into micro-batches of {size} changes the gradient by {change:.2g}: "
-            cause += _reason(found, factor if changed_by(parts, factor * given) <= EXACT else None)
+            cause += _reason(found, factor if factor and changed_by(parts, factor * given) <= EXACT else None)
     return largest, cause
 
 
@@ -329,7 +330,7 @@ def _reason(found: dict[str, np.ndarray], factor: float | None) -> str:
     return "something is taken over the micro-batch alone that belongs to more answers than that."
 
 
-def _hints(claim: Mapping[str, float], on: Expectation, none: Expectation) -> list[str]:
+def _hints(claim: Mapping[str, float], on: ExpectedGradient, none: ExpectedGradient) -> list[str]:
     """What the expectations suggest, with rewards and without."""
     hints = []
     doubled = (on.combination or {}).get(RETURN, 0.0) / 2
