@@ -267,7 +267,7 @@ FAULTS = {  # claim, and what the report must say
         "normalizer counts the tokens of the micro-batch alone",
         (own_tokens, longest_here, own_tokens_of_numpy),
     ),
-    "groups": (None, "groups are mixed up", (tiled_means, by_columns, rolled)),
+    "groups": (None, "groups are mixed up: another order", (tiled_means, by_columns, rolled)),
     "padding": (None, "padding is (let in|counted)", (no_mask, one_too_many, mean_of_columns)),
     "stop-gradient": (
         RETURN,

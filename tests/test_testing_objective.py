@@ -92,11 +92,36 @@ def test_a_group_whose_rewards_are_equal_may_not_give_nan():
 
 def test_a_loss_may_write_into_what_it_is_given():
     def writes(log_probs, mask, rewards):
-        rewards -= rewards.reshape(-1, 2).mean(1).repeat(2)
+        rewards *= 2
         log_probs[~mask] = np.nan
-        return 0.0, mask * -rewards[:, None] / len(mask)
+        return 0.0, mask * -(rewards - rewards.reshape(-1, 2).mean(1).repeat(2))[:, None] / len(mask)
 
-    assert check_objective(writes, {"return": 0.5}).passed
+    assert check_objective(writes, RETURN).passed
+
+
+def test_groups_are_counted_from_zero_in_each_micro_batch():
+    sizes = set()
+
+    def looks(log_probs, mask, rewards, groups, num_groups, group_size, num_answers):
+        assert sorted(set(groups)) == list(range(num_groups))
+        assert len(groups) == num_groups * group_size
+        sizes.add((len(groups), int(num_answers)))
+        return rloo_of_numpy(log_probs, mask, rewards)
+
+    check_objective(looks)
+    assert sizes == {(2, 2), (4, 4), (2, 4)}
+
+
+def test_padding_that_is_held_is_found_too():
+    """It has no derivative, and only changes that of the tokens."""
+
+    def weighted(log_probs, old, mask, advantages):
+        value, weights = rloo_of_numpy(log_probs, mask, advantages)
+        return value, weights * np.exp(np.sum(log_probs - old, axis=1, keepdims=True))
+
+    report = check_objective(weighted, raises=False)
+    assert min(report.changes["padding"], report.changes["prompt"]) > 0.1
+    assert not check_objective(rloo_of_numpy).changes["padding"]
 
 
 def test_whitened_advantages_need_the_whole_batch():
