@@ -40,7 +40,7 @@ from logderiv._core.blocks import block_size_or_default, map_rows, map_trajector
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
-from logderiv.policies import StepPolicy, as_policy
+from logderiv.policies.stepwise import StepPolicy, as_policy, shapes_of_one
 from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory
 
 Term = Callable[..., jax.Array]
@@ -60,8 +60,7 @@ def own_steps(params: Params, policy: Any, trajectories: Trajectory) -> jax.Arra
         Boolean, shape of `trajectories.valid`; that itself where nothing is prescribed.
     """
     policy, valid = as_policy(policy), trajectories.valid
-    of_one_step = _of_one_step(trajectories.observations, jnp.ndim(valid))
-    if policy.takes_sequences or not policy.forces(params, of_one_step):
+    if policy.takes_sequences or not policy.forces(params, shapes_of_one(trajectories.observations, jnp.ndim(valid))):
         return valid
     return over_steps(_own, lax.stop_gradient(params), policy, trajectories) > 0
 
@@ -70,11 +69,6 @@ def _own(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
     """The term 1 of a step that the policy chose."""
     del params, step
     return jnp.where(distribution.forced, 0.0, 1.0)
-
-
-def _of_one_step(tree: Any, axes: int) -> Any:
-    """The shapes of one step."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), tree)
 
 
 def log_factor(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
@@ -157,7 +151,7 @@ def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: 
         unbroken(valid, jnp.float32)
     known = len(actions) == 1 and not any(isinstance(x, Tracer) for x in (*actions, valid))
     if known and not policy.takes_sequences and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
-        of_one_step = _of_one_step((trajectories.observations, trajectories.actions), jnp.ndim(valid))
+        of_one_step = shapes_of_one((trajectories.observations, trajectories.actions), jnp.ndim(valid))
         interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
     return policy, trajectories
 

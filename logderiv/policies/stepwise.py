@@ -121,6 +121,11 @@ class StepPolicy:
         return found[0]
 
 
+def shapes_of_one(steps: Any, axes: int) -> Any:
+    """The shapes of one step, of arrays whose first `axes` are batch and time."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), steps)
+
+
 def as_policy(policy: Any) -> StepPolicy:
     """A policy, or a plain function `(params, observation) -> Distribution`, in the form in which steps are taken.
 
