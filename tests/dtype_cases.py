@@ -291,6 +291,7 @@ APART = [
     *("check_distribution", "biased", "count_trajectories", "num_categories", "num_trajectories", "make_mesh"),
     *("start_streams", "short_corridor", "prisoners_dilemma", "schlogl", "familywise", "bounded_while_loop", "GRU"),
     *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead"),
+    *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {

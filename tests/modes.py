@@ -25,6 +25,7 @@ from logderiv import (
     expectations,
     importance,
     likelihood,
+    objectives,
     policies,
     processes,
     testing,
@@ -37,7 +38,7 @@ from tests.worlds import TERMINATING_LOGITS, terminating
 APART = {"plots", "reporting", "environments.as_environment", "environments.check_action", "training.make_mesh"}
 APART |= {"distributions.check_distribution", "policies.as_policy", "estimators.biased", "testing.familywise"}
 APART |= {"exact.enumerate_trajectories", "processes.birth_death", "processes.double_well_drift"}
-APART |= {"processes.ornstein_uhlenbeck_drift"}
+APART |= {"processes.ornstein_uhlenbeck_drift", "objectives.preset"}
 WORLD, POLICY, SGD = terminating(), ld.tabular_softmax, optax.sgd(0.1)
 PARAMS = TERMINATING_LOGITS.astype(jnp.float32)
 LOO = ld.ScoreFunction(advantages.ToGo(ld.baselines.LeaveOneOut()))
@@ -125,6 +126,12 @@ TRACED = {
     **{f"exact.{name}": exactly(name, horizon=2) for name in ("fisher", "occupancy")},
     "exact.policy_table": of(exact.policy_table, PARAMS, POLICY, WORLD),
     "exact.program_value": of(exact.program_value, HALF, program, num_choices=1, num_outcomes=2),
+    "exact.divergences": of(exact.divergences, PARAMS, PARAMS, POLICY, WORLD, horizon=2),
+    "objectives.advantages": of(objectives.advantages, ONES, jnp.zeros(3, int), num_groups=1),
+    "objectives.token_weights": of(objectives.token_weights, ONES[:, None] > 0, jnp.zeros(3, int)),
+    "objectives.objective": lambda: objectives.objective(
+        ONES[:, None], ONES, ONES[:, None], reference=ONES[:, None], kl=objectives.KL(0.1, "k3")
+    ),
     "exact.weighted_score_moments": lambda: exact.weighted_score_moments(
         PARAMS, POLICY, WORLD, horizon=2, credit=advantages.reward_to_go
     ),
