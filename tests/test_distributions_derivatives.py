@@ -57,6 +57,10 @@ def of_three(x):
     return ld.Categorical(jnp.stack([jnp.zeros_like(x), x, -x / 2]))
 
 
+def of_two(x):
+    return ld.Categorical(jnp.stack([x, jnp.zeros_like(x)]))
+
+
 EPS = {jnp.float32: 2.0**-23, jnp.float64: 2.0**-52}
 CASES = {
     "Bernoulli 1": (lambda x: ld.Bernoulli(x).log_prob(1), log_sigma, TAILS),
@@ -67,6 +71,9 @@ CASES = {
     "Categorical 1": (lambda x: of_three(x).log_prob(1), lambda x: three(x, 1), TAILS),
     "Categorical prob": (lambda x: of_three(x).prob(2), lambda x: mpmath.exp(three(x, 2)), TAILS),
     "Categorical entropy": (lambda x: of_three(x).entropy(), entropy_of_three, TAILS),
+    "Categorical of two": (lambda x: of_two(x).log_prob(0), log_sigma, TAILS),
+    "Categorical of two, prob": (lambda x: of_two(x).prob(1), lambda x: sigma(-x), TAILS),
+    "Categorical of two, entropy": (lambda x: of_two(x).entropy(), entropy_of_two, TAILS),
     "Normal loc": (lambda x: ld.Normal(x, 0.75).log_prob(0.25), lambda x: log_normal(0.25, x, 0.75), MIDDLE),
     "Normal scale": (
         lambda x: ld.Normal(0.5, jnp.exp(x)).log_prob(2.0),
@@ -77,7 +84,7 @@ CASES = {
 }
 
 
-NOW = [("Bernoulli entropy", jnp.float32), ("Categorical 1", jnp.float64)]
+NOW = [("Bernoulli entropy", jnp.float32), ("Categorical 1", jnp.float64), ("Categorical of two", jnp.float32)]
 LATER = [slow(case) for case in itertools.product(CASES, EPS) if case not in NOW]
 
 
