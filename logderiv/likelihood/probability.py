@@ -113,7 +113,7 @@ def weighted_log_prob(
     Gradients: flow through `params`, observations and actions, at any order; the weights are detached.
     """
     trajectory, weights = as_trajectory(trajectory), summable(weights, "weights")
-    hint = "of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
+    hint = "that of trajectory.valid; a (N, 1) against a (N,) would broadcast to (N, N)"
     check.shape(trajectory.valid.shape, hint=hint, weights=weights)
     return over_steps(weighted_log_factor, params, policy, trajectory, weights, reduce="all", block_size=block_size)
 
