@@ -45,8 +45,8 @@ def GRPO(
 
     Biased twice: by the group's mean and deviation, which contain the own sample, and by the random length, of the steps that the
     policy chose: a prompt's (`logderiv.Forced`) are not counted. The KL penalty of the paper is not included; subtracted from the
-    rewards it is the divergence of sequences, which the paper's, in the loss, is not: `logderiv.objectives.KL` has both. `Grouped(Return(LeaveOneOut(per="trajectory")), group_size)` is an
-    unbiased advantage.
+    rewards it is the divergence of sequences, which the paper's, in the loss, is not: `logderiv.objectives.KL` has both.
+    `Grouped(Return(LeaveOneOut(per="trajectory")), group_size)` is an unbiased advantage.
 
     Args:
         group_size: Consecutive trajectories that belong together, at least 2.

@@ -15,7 +15,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.tables import table
 from logderiv.estimators.declaration import RETURN
-from logderiv.estimators.objectives.advantages import Centered, MaxAtK
+from logderiv.estimators.objectives.advantages import Centered, MaxAtK, check_kind
 from logderiv.estimators.objectives.regularizers import ENTROPY, FORWARD, INVERSE, REVERSE
 from logderiv.testing.token_batches import (
     SIZE,
@@ -184,7 +184,7 @@ def check_objective(
     """
     check.one_of(("mean", "sum"), accumulate=accumulate)
     check.made("claim", claim, claim is None or isinstance(claim, Mapping), "a dictionary such as {'return': 1}")
-    check.made("advantage", advantage, isinstance(advantage, Centered | MaxAtK), "Centered() or MaxAtK(k)")
+    check_kind(advantage, "advantage")
     if advantage.min_answers > SIZE or getattr(advantage, "baseline", None) == "greedy":
         raise ValueError(f"advantage: expected one of {SIZE} answers and nothing else, received {advantage}.")
     for name, factor in (claim or {}).items():

@@ -312,12 +312,9 @@ def advantages(
         >>> advantages(jnp.array([1.0, 0.0, 0.5]), jnp.zeros(3, int), num_groups=1).tolist()
         [0.75, -0.75, 0.0]
     """
-    check.made("kind", kind, isinstance(kind, Centered | MaxAtK), "Centered() or MaxAtK(k), of logderiv.objectives")
-    rewards, groups, num_groups = (
-        summable(rewards, "rewards"),
-        integers(groups, "groups"),
-        check.whole(num_groups=num_groups),
-    )
+    check_kind(kind, "kind")
+    rewards, groups = summable(rewards, "rewards"), integers(groups, "groups")
+    num_groups = check.whole(num_groups=num_groups)
     check.shape((groups.size,), groups=groups)
     check.between(-1, num_groups - 1, groups=groups, hint="num_groups is above every group")
     _check_groups(groups, kind)
@@ -345,6 +342,11 @@ def advantages(
     enough = scored & (scores.in_group(jnp.ones_like(totals)) >= kind.min_answers)
     counts = enough if found.ndim == 1 else answers.spread(enough, found.shape)
     return jax.lax.stop_gradient(jnp.where(counts, found, 0))
+
+
+def check_kind(kind: Any, name: str) -> None:
+    """Raise `TypeError`, naming the argument, unless it is a kind of advantage."""
+    check.made(name, kind, isinstance(kind, Centered | MaxAtK), "Centered() or MaxAtK(k), of logderiv.objectives")
 
 
 def _check_groups(groups: jax.Array, kind: Any) -> None:

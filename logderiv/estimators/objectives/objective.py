@@ -106,15 +106,17 @@ def objective(
     return jnp.sum(jnp.where(mask, weights * terms, 0))
 
 
+def check_kinds(**parts: Any) -> None:
+    """Raise `TypeError`, naming the part, unless each is of its kind; all but the ratio may be `None`."""
+    kinds = {"ratio": (Ratio, "Ratio()"), "correction": (Ratio, "Ratio()"), "entropy": (Entropy, "Entropy(weight)")}
+    for name, part in parts.items():
+        kind, expected = kinds.get(name, (KL, "KL(beta)"))
+        missing = part is None and name != "ratio"
+        check.made(name, part, missing or isinstance(part, kind), f"logderiv.objectives.{expected}")
+
+
 def _check_parts(ratio: Any, correction: Any, kl: Any, entropy: Any) -> None:
-    check.made("ratio", ratio, isinstance(ratio, Ratio), "logderiv.objectives.Ratio()")
-    check.made(
-        "correction", correction, correction is None or isinstance(correction, Ratio), "logderiv.objectives.Ratio()"
-    )
-    check.made("kl", kl, kl is None or isinstance(kl, KL), "logderiv.objectives.KL(beta)")
-    check.made(
-        "entropy", entropy, entropy is None or isinstance(entropy, Entropy), "logderiv.objectives.Entropy(weight)"
-    )
+    check_kinds(ratio=ratio, correction=correction, kl=kl, entropy=entropy)
     check.one_of(("policy",), **{"numerator of ratio": ratio.numerator})
     if correction is not None:
         check.one_of(("old",), **{"numerator of correction": correction.numerator})

@@ -9,9 +9,9 @@ from logderiv._core import check
 from logderiv._core.arrays import summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.declaration import RETURN, Declaration, Part, biased, concrete, declaration_of, one
-from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantages
+from logderiv.estimators.objectives.advantages import Centered, MaxAtK, advantages, check_kind
 from logderiv.estimators.objectives.aggregation import AGGREGATIONS, answers_of, boolean, token_weights
-from logderiv.estimators.objectives.objective import objective
+from logderiv.estimators.objectives.objective import check_kinds, objective
 from logderiv.estimators.objectives.ratios import Clip, ClipTokens, Mask, Ratio, Soft, TotalVariation, Truncate
 from logderiv.estimators.objectives.regularizers import KL, Entropy
 
@@ -56,18 +56,10 @@ class Recipe(Part):
     def __post_init__(self) -> None:
         check.one_of(AGGREGATIONS, per=self.per)
         check.positive(finite=True, length=self.length)
-        kinds = {
-            "advantage": (Centered, MaxAtK),
-            "ratio": Ratio,
-            "correction": Ratio,
-            "penalty": KL,
-            "kl": KL,
-            "entropy": Entropy,
-        }
-        for name, kind in kinds.items():
-            part = getattr(self, name)
-            missing = part is None and name not in ("advantage", "ratio")
-            check.made(name, part, missing or isinstance(part, kind), "a part of logderiv.objectives")
+        check_kind(self.advantage, "advantage")
+        check_kinds(
+            ratio=self.ratio, correction=self.correction, penalty=self.penalty, kl=self.kl, entropy=self.entropy
+        )
         if self.penalty is not None and (self.penalty.place, self.penalty.level) != ("reward", "token"):
             raise ValueError(f"penalty: expected one with place='reward' and level='token', received {self.penalty}.")
 

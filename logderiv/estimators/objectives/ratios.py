@@ -96,8 +96,7 @@ class Clip(Bound):
     def __post_init__(self) -> None:
         check.between(0, 1, low=self.low)
         check.not_negative(high=self.high)
-        if self.dual is not None:
-            check.positive(finite=True, dual=self.dual)
+        check.positive(finite=True, or_none=True, dual=self.dual)
 
     def __call__(self, at: At) -> Bounded:
         dual = jnp.inf if self.dual is None else self.dual
@@ -134,9 +133,8 @@ class Truncate(Bound):
         _check_ends(self.low, self.high)
 
     def __call__(self, at: At) -> Bounded:
-        low, high = jnp.asarray(self.low, at.ratios.dtype), jnp.asarray(self.high, at.ratios.dtype)
-        value = jnp.clip(at.ratios, low, high)
-        return value, jnp.where((at.ratios >= low) & (at.ratios <= high), at.ratios, 0), value
+        clipped, kept = _between(at.ratios, self.low, self.high)
+        return clipped, kept, clipped
 
 
 @pytree
@@ -161,8 +159,7 @@ class Mask(Bound):
         _check_ends(self.low, self.high)
 
     def __call__(self, at: At) -> Bounded:
-        low, high = jnp.asarray(self.low, at.ratios.dtype), jnp.asarray(self.high, at.ratios.dtype)
-        kept = jnp.where((at.ratios >= low) & (at.ratios <= high), at.ratios, 0)
+        _, kept = _between(at.ratios, self.low, self.high)
         return kept, kept, kept
 
 
@@ -348,6 +345,12 @@ class Ratio(Part):
         if per == "own length":  # each answer's ratio counts once
             return first
         return first & weights & biased("sequence ratio: it counts once for each token, so long answers count more")
+
+
+def _between(ratios: jax.Array, low: Any, high: Any) -> tuple[jax.Array, jax.Array]:
+    """Ratios clipped to [low, high], and those inside with 0 for the others."""
+    low, high = jnp.asarray(low, ratios.dtype), jnp.asarray(high, ratios.dtype)
+    return jnp.clip(ratios, low, high), jnp.where((ratios >= low) & (ratios <= high), ratios, 0)
 
 
 def _check_ends(low: Any, high: Any) -> None:

@@ -48,8 +48,9 @@ _EXACT = {  # kind, place, level: the objectives whose gradients it is, with the
 class KL(Part):
     """β times an estimate of a divergence from the reference, to be subtracted from the objective.
 
-    It is not corrected for a sampler that is not the policy. In the reward it is the score that is multiplied, by the divergence from the token on: the expectation of a penalty on
-    rewards. To let a baseline see that penalty, subtract `penalties` from the rewards instead and leave the regularizer out.
+    It is not corrected for a sampler that is not the policy. In the reward it is the score that is multiplied, by the divergence
+    from the token on: the expectation of a penalty on rewards. To let a baseline see that penalty, subtract `penalties` from the
+    rewards instead and leave the regularizer out.
 
     Attributes:
         beta: β ≥ 0.
