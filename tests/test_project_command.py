@@ -10,21 +10,37 @@ from tests import __main__ as command
 
 @pytest.fixture
 def ran(monkeypatch):
+    """What is started; it fails with `-k nothing`."""
     calls = []
 
-    def run(arguments, **_):
-        calls.append(arguments[2:])
-        return subprocess.CompletedProcess(arguments, "-k nothing" in " ".join(arguments))
+    class Process:
+        def __init__(self, arguments, **_):
+            calls.append(arguments[2:])
+            self.returncode = int("-k nothing" in " ".join(arguments))
 
-    monkeypatch.setattr(command.subprocess, "run", run)
+        def wait(self):
+            return self.returncode
+
+        def communicate(self):
+            return "0 errors", None
+
+    monkeypatch.setattr(command.subprocess, "Popen", Process)
     return calls
 
 
 def test_without_a_room_every_check_is_run_and_the_rest_goes_to_pytest(ran):
     assert command.main(["-k", "padding"]) == 0
-    assert [name for name, *_ in ran] == ["ruff", "ruff", "basedpyright", "pytest"]
+    assert [name for name, *_ in ran] == ["basedpyright", "ruff", "ruff", "pytest"]
     assert ran[-1][-2:] == ["-k", "padding"]
     assert not any("-k" in arguments for arguments in ran[:-1])
+
+
+def test_an_error_of_types_fails_the_whole_check(ran, monkeypatch, capsys):
+    assert command.main([]) == 0
+    assert capsys.readouterr().out.endswith("== basedpyright --warnings\n0 errors\n")
+    monkeypatch.setattr(command, "TYPES", ("basedpyright", "-k", "nothing"))
+    assert command.main([]) == 1
+    assert capsys.readouterr().err == "failed: basedpyright\n"
 
 
 def test_a_room_is_its_tests_and_its_doctests(ran):
