@@ -67,7 +67,10 @@ def test_killed_survived_and_timed_out_are_told_apart(tmp_path):
     assert (blind.verdict, both.verdict, broken.verdict) == ("survived", "killed", "killed")
     assert both.by == "test_sharp.py::test_area"
     assert set(both.seconds) == {"test_sharp.py::test_area"}  # the fastest first, and no other after it
-    assert runner.judge(plus, ["test_blind.py"], {}, 0.0).verdict == "timed out"
+    endless = plus._replace(source="while True:\n    pass\n")
+    assert runner.judge(endless, ["test_blind.py"], {}, 2.0).verdict == "timed out"
+    asleep = plus._replace(source="import time\n\ntime.sleep(1e6)\n")
+    assert runner.judge(asleep, ["test_blind.py"], {}, 0.0).verdict == "timed out"
     assert (tmp_path / "area.py").read_text() == AREA
     with pytest.raises(RuntimeError, match="no tests found"):
         runner.run(["area.py"], {}, None)
