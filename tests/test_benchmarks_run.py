@@ -53,8 +53,8 @@ SMALLER = {
 }
 # Processes that are killed take a minute: `test_the_benchmark_counts_what_survives` has lives that are made up.
 ELSEWHERE = ("kill_and_resume",)
-# One of each kind: proofs, precision, speed with and without processes, variance, learning to a known optimum.
-KINDS = ("proof_table", "product_vs_score", "likelihood_speed", "token_speed", "estimator_frontier", "short_corridor")
+# One of each kind: proofs, precision, speed, variance, learning to a known optimum.
+KINDS = ("proof_table", "product_vs_score", "likelihood_speed", "estimator_frontier", "short_corridor")
 # Learning to a threshold takes more than a test has time for: there the bounds are only printed.
 LEARNS = ("training_speed",)
 

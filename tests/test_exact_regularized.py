@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 import logderiv as ld
 
 from .answers import world
+from .mostly import slow
 from .worlds import TERMINATING_LOGITS, terminating
 
 
@@ -27,7 +28,7 @@ def found(name):
     return values, np.stack([ravel_pytree(x)[0] for x in gradients])
 
 
-@pytest.mark.parametrize("name", ["bigram", "prompted", "gru"])
+@pytest.mark.parametrize("name", ["bigram", "prompted", slow("gru")])
 def test_values_and_gradients_are_the_sums_over_every_answer(name):
     where, (values, gradients) = world(name), found(name)
     reference = where.chances(where.reference)
