@@ -83,6 +83,25 @@ def test_garbage_outside_the_mask_and_the_order_of_answers_do_not_matter(name):
     np.testing.assert_allclose(slope, gradient[order], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("level", ["token", "cumulative", "sequence", "geometric"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_advantage_without_tokens_may_be_nan(level, packed):
+    """And one of a single token may not."""
+    segments = np.repeat(np.arange(5), 4).reshape(2, 10) if packed else None
+    logs, old = (x.reshape(2, 10) if packed else x for x in (LOGS, OLD))
+    weights = np.where(np.arange(5)[:, None] == 1, 0.0, MASK)
+
+    @jax.jit
+    def run(advantages, weights):
+        options = {"old": old, "segments": segments, "ratio": Ratio(level=level)}
+        weights = weights.reshape(logs.shape)
+        return jax.value_and_grad(lambda x: objectives.objective(x, advantages, weights, **options))(logs)
+
+    bad = np.where(np.arange(5) == 1, np.nan, REWARDS)
+    jax.tree.map(np.testing.assert_array_equal, run(bad, weights), run(REWARDS, weights))
+    assert np.isnan(run(bad, 1.0 * MASK)[0])
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_rows_that_are_no_answers_change_nothing(name):
     recipe = RECIPES[name]

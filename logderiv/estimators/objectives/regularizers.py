@@ -121,14 +121,14 @@ class KL(Part):
         estimate = KINDS[self.kind]
         if self.level == "sequence":
             lengths = jnp.maximum(answers.sums(mask.astype(difference.dtype)), 1)
-            found = answers.spread(estimate(answers.sums(difference)) / lengths, mask.shape)
+            found = answers.spread(estimate(answers.sums(difference)) / lengths)
         else:
             found = estimate(difference)
             found = answers.from_here(found) if self.place == "reward" else found
         if self.ratio is not None or self.place == "reward":
             own = logs["policy"]
             of = logs if self.ratio == "old" else {"policy": own, "old": jax.lax.stop_gradient(own)}
-            found = found * Ratio(level=self.level).factors(of, jnp.ones_like(own), mask, answers)
+            found = found * Ratio(level=self.level).factors(of, jnp.ones((1, 1), own.dtype), mask, answers)
         return found
 
     def penalties(self, log_probs: jax.Array, reference: jax.Array, mask: jax.Array) -> jax.Array:
