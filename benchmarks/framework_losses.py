@@ -91,9 +91,13 @@ def _alone(name: str, *unused: str) -> Any:
         module = types.ModuleType(root)
         module.__path__ = [str(path)]
         sys.modules.setdefault(root, module)
-    for other in unused:
-        sys.modules.setdefault(other, _Placeholder(other))
-    return _module(name)
+    placed = {other: _Placeholder(other) for other in unused if other not in sys.modules}
+    sys.modules.update(placed)
+    try:
+        return _module(name)
+    finally:
+        for other in placed:  # others would take them for what they stand for
+            del sys.modules[other]
 
 
 def _by_torch(log_probs: np.ndarray, loss: Callable[[Any], Any]) -> Result:
@@ -195,6 +199,7 @@ def openrlhf_loss(batch: Batch, estimator: str, beta: float) -> Result:
 
     unused = ("deepspeed", "ray", "openrlhf.trainer.ray.launcher", "openrlhf.trainer.ppo_utils.experience")
     losses = _alone("openrlhf.models.loss", *unused)
+    _alone("openrlhf.utils.logging_utils")
     maker = _alone("openrlhf.trainer.ppo_utils.experience_maker", *unused).RemoteExperienceMaker
     mask = torch.tensor(batch.mask)
     names = {"rewards": torch.tensor(batch.rewards), "kl": torch.tensor((batch.old - batch.reference) * batch.mask)}
