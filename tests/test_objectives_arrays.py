@@ -132,6 +132,19 @@ def test_narrow_arrays_are_computed_in_float32(name, dtype):
     np.testing.assert_allclose(np.asarray(gradient, float), exact, rtol=0, atol=2 * float(jnp.finfo(dtype).eps))
 
 
+def test_k3_near_the_reference_keeps_its_digits_in_float32():
+    """Where differentiating e^(−x) − 1 + x leaves three of them."""
+    reference = jnp.full((1, 3), -1.0, jnp.float32)
+    logs = reference + jnp.array([[1e-4, -3e-4, 2e-3]], jnp.float32)
+    exact = -np.expm1(np.asarray(reference, np.float64) - np.asarray(logs, np.float64))
+    options = {"kl": KL(1.0, "k3"), "reference": reference}
+    zeros, ones = jnp.zeros(1, jnp.float32), jnp.ones((1, 3), jnp.float32)
+    found = jax.grad(lambda x: -objectives.objective(x, zeros, ones, **options))(logs)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    plain = jax.grad(lambda x: jnp.sum(jnp.exp(reference - x) - 1 - (reference - x)))(logs)
+    assert np.max(np.abs(np.asarray(plain, np.float64) / exact - 1)) > 1e-5
+
+
 def test_settings_are_leaves_that_may_be_mapped_over():
     betas = jnp.array([0.0, 0.3, 1.0])
     mapped = jax.jit(jax.vmap(lambda beta: loss(dataclasses.replace(FULL, kl=KL(beta)), jnp.asarray(LOGS))))(betas)
