@@ -41,7 +41,7 @@ def test_what_is_not_installed_is_reported_as_not_run(monkeypatch):
     assert control.holds
     (table,) = report.tables
     assert [row["preset"] for row in table.rows] == list(PRESETS)
-    assert {row["why"] for row in table.rows} == {"not installed", "read, not run"}
+    assert {row["why"] for row in table.rows} == {"not installed", "not released"}
     assert "nan" not in str(table)
 
 

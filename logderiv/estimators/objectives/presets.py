@@ -267,8 +267,8 @@ PRESETS: dict[str, Recipe] = {
         _CLIP,
         "batch",
         kl=KL(0.01, "k3", ratio="self"),
-        source="NeMo RL, nemo_rl/algorithms/loss/loss_functions.py of 2026-08-22, read, not run; rewards not normalized, without "
-        "its clamps at 20 and 10",
+        source="NeMo RL, nemo_rl/algorithms/loss/loss_functions.py of 2026-08-22, run once from its repository; rewards "
+        "not normalized, without its clamps at 20 and 10",
     ),
     "tinker_importance_sampling": Recipe(_MEAN, Ratio("policy", "sampler"), "sum", source=_TINKER),
     "tinker_cispo": Recipe(
@@ -279,6 +279,6 @@ PRESETS: dict[str, Recipe] = {
         Ratio("policy", "sampler", bound=TotalVariation()),
         "batch",
         kl=KL(2e-3, "k2", against="sampler"),
-        source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, read, not run",
+        source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, run once from its repository",
     ),
 }

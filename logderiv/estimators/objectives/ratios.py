@@ -23,7 +23,7 @@ Bounded = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class At(NamedTuple):
-    """Where a bound is evaluated; all detached, shape of the tokens.
+    """Where a bound is evaluated; all detached. What all tokens of an answer share may have shape `(N, 1)` for `(N, T)`.
 
     Attributes:
         ratios: ρ.
@@ -66,7 +66,7 @@ class Bound(Part):
             at: Where.
 
         Returns:
-            Value, derivative by log ρ, and what multiplies ∇log π where the ratio is detached; each of the same shape.
+            Value, derivative by log ρ, and what multiplies ∇log π where the ratio is detached; of shapes that broadcast.
         """
         return at.ratios, at.ratios, at.ratios
 
