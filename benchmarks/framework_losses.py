@@ -163,7 +163,8 @@ def trl_rloo_loss(batch: Batch, advantages: np.ndarray) -> Result:
 def verl_loss(batch: Batch, estimator: str, kind: str = "vanilla", **settings: Any) -> Result:
     """A policy loss of verl with the advantages of its own estimator.
 
-    `times` multiplies the advantages, `options` are those of the estimator; the others are of `ActorConfig`.
+    `times` multiplies the advantages, `ones` is what the loss has in its mask, `options` are those of the estimator; the others
+    are of `ActorConfig`.
     """
     import torch
 
@@ -176,13 +177,14 @@ def verl_loss(batch: Batch, estimator: str, kind: str = "vanilla", **settings: A
     if estimator == "remax":
         del arguments["index"]
         options = {"reward_baselines": torch.tensor(batch.greedy)}
+    ones = settings.pop("ones", 1.0)
     times, mode = settings.pop("times", 1.0), settings.pop("loss_agg_mode", "token-mean")
     advantages = times * core.get_adv_estimator_fn(estimator)(**arguments, **options)[0]
     actor = config(strategy="fsdp", rollout_n=batch.size, ppo_micro_batch_size_per_gpu=1, **settings)
 
     def loss(log_probs: Any) -> Any:
         function = core.get_policy_loss_fn(kind)
-        return function(torch.tensor(batch.old), log_probs, advantages, mask, mode, actor)[0]
+        return function(torch.tensor(batch.old), log_probs, advantages, ones * mask, mode, actor)[0]
 
     return _by_torch(batch.log_probs, loss)
 
