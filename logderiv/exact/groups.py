@@ -12,7 +12,7 @@ from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import list_trajectories
 from logderiv.exact.group_answers import Answers, Drawn, list_answers
-from logderiv.exact.group_moments import (
+from logderiv.exact.group_coefficients import (
     Problem,
     Slot,
     coefficients,
