@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import check_params, refuse_complex, wide
+from logderiv._core.arrays import array_of, check_params, refuse_complex, wide
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import list_trajectories
 from logderiv.exact.group_answers import Answers, Drawn, list_answers
@@ -131,11 +131,12 @@ def group_moments(
         >>> found.mean.tolist()  # (1 - 1/4) times the gradient
         [[-0.1875, 0.1875]]
     """
-    horizon, size, limit = check.whole(horizon=horizon, size=size, limit=limit)
+    horizon, limit = check.whole(horizon=horizon, limit=limit)
     num_groups = check.whole(or_none=True, num_groups=num_groups)
     check.one_of(("drawn", "fixed"), prompts=prompts)
     check.one_of(EQUAL, equal_rewards=equal_rewards)
     check.made("recipe", recipe, isinstance(recipe, Recipe), "logderiv.objectives.Recipe(), or one of PRESETS")
+    size = check.whole(at_least=recipe.advantage.min_answers, hint=f"which {recipe.advantage} needs", size=size)
     check_params(params)
     given = {"old": old, "sampler": sampler, "reference": reference}
     refuse_complex(**given)
@@ -183,7 +184,7 @@ def _directions(directions: Any, size: int) -> np.ndarray | None:
                 f"numpy.zeros((0, {size})) for the trace alone."
             )
         return None
-    shown = np.asarray(directions, np.float64)
+    shown = np.asarray(array_of(directions, "directions"), np.float64)
     if shown.ndim != 2 or shown.shape[1] != size:
         raise ValueError(f"directions: expected shape (M, D) with D = {size} parameters, received {shown.shape}.")
     return shown
