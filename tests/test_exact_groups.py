@@ -130,6 +130,7 @@ MADE = {
 KEPT = {
     ("trl_grpo_k3", 3, 1, True),
     ("trl_dapo", 2, 2, True),
+    ("trl_dapo", 4, 1, True),
     ("trl_rloo", 3, 1, False),
     ("openrlhf_reinforce_plus_plus_baseline", 2, 2, False),
     ("verl_passk of 2", 3, 1, False),
@@ -138,7 +139,7 @@ KEPT = {
 CASES = [
     (name, size, num_groups, off_policy)
     for name in {**SHIPPED, **MADE}
-    for size, num_groups in ((2, 1), (3, 1), (2, 2))
+    for size, num_groups in ((2, 1), (3, 1), (4, 1), (2, 2))
     for off_policy in (False, True)
 ]
 
