@@ -27,10 +27,11 @@ _STEPS = 2**27  # of all trajectories that are listed
 
 
 class Listing(NamedTuple):
-    """Every trajectory `(K, T)`, and what of its probability does not depend on the policy: start times transitions, `(K,)`."""
+    """Every trajectory `(K, T)`, what of its probability depends on no policy (start times transitions), its start's number; `(K,)`."""
 
     trajectories: Trajectory
     weights: jax.Array
+    starts: jax.Array
 
 
 def count_trajectories(environment: Any, horizon: int) -> int:
@@ -108,7 +109,7 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
         final_observation=jax.tree.map(lambda x: x[final], graph.observations),
     )
     with jax.ensure_compile_time_eval():
-        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), summable(weights))
+        return Listing(Trajectory(**jax.tree.map(jnp.asarray, every)), summable(weights), jnp.asarray(start))
 
 
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:

@@ -236,7 +236,7 @@ def moments(
 
 def _drawn(params: Params, policy: Any, listing: Listing) -> tuple[Trajectory, np.ndarray]:
     """Every trajectory, drawn by this policy, and its probability, multiplied out in float64; raises unless they sum to one."""
-    every, weights = listing
+    every, weights, _ = listing
     logs = behavior_log_probs(params, policy, every)
     probabilities = np.asarray(weights, np.float64) * np.prod(np.exp(np.asarray(logs, np.float64)), axis=-1)
     total = float(np.sum(probabilities))

@@ -117,16 +117,39 @@ class Recipe(Part):
             ValueError: As there; the penalty misses something.
             TypeError: As there.
         """
-        rewards = summable(rewards, "rewards")
-        if self.penalty is not None:
-            if log_probs is None or reference is None or mask is None:
-                raise ValueError(f"log_probs, reference, mask: expected all three for {self.penalty}, received None.")
-            log_probs, reference = summable(log_probs, "log_probs"), summable(reference, "reference")
-            penalties = self.penalty.penalties(log_probs, reference, boolean(mask, "mask")).astype(rewards.dtype)
-            answers = answers_of(segments, len(groups), penalties.shape)
-            rewards = rewards - (penalties if rewards.ndim == 2 else answers.sums(penalties))
+        rewards = self.penalized(rewards, log_probs, reference, mask, segments)
         shared = {"num_groups": num_groups, "mask": mask, "segments": segments}
         return advantages(rewards, groups, kind=self.advantage, **shared, **options)
+
+    def penalized(
+        self, rewards: Any, log_probs: Any = None, reference: Any = None, mask: Any = None, segments: Any = None
+    ) -> jax.Array:
+        """The rewards with the penalty subtracted where there is one: what advantages see.
+
+        Args:
+            rewards: One of each answer, or of each token.
+            log_probs: Of the drawn tokens under what drew them.
+            reference: The same under the reference.
+            mask: Which tokens the policy chose.
+            segments: For packed rows, the answer that each token belongs to.
+
+        Returns:
+            Shape of `rewards`.
+
+        Raises:
+            ValueError: The penalty misses something; shapes disagree.
+            TypeError: A mask is not boolean.
+        """
+        rewards = summable(rewards, "rewards")
+        if self.penalty is None:
+            return rewards
+        if log_probs is None or reference is None or mask is None:
+            raise ValueError(f"log_probs, reference, mask: expected all three for {self.penalty}, received None.")
+        log_probs, reference = summable(log_probs, "log_probs"), summable(reference, "reference")
+        penalties = self.penalty.penalties(log_probs, reference, boolean(mask, "mask")).astype(rewards.dtype)
+        if rewards.ndim == 1:
+            penalties = answers_of(segments, rewards.size, penalties.shape).sums(penalties)
+        return rewards - penalties
 
     def token_weights(self, mask: Any, groups: Any, **options: Any) -> jax.Array:
         """What each token counts, `logderiv.objectives.token_weights`.

@@ -1,0 +1,180 @@
+"""Every answer that may be drawn: its chance, rewards, length, and the gradients that its advantage multiplies."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from logderiv._core.pytrees import jit
+from logderiv.distributions.interop import Forced, log_prob
+from logderiv.estimators.objectives.advantages import Centered
+from logderiv.estimators.objectives.presets import Recipe
+from logderiv.exact.enumeration import Listing, behavior_log_probs, returns
+from logderiv.likelihood.probability import log_factors
+from logderiv.likelihood.steps import over_steps, own_steps
+from logderiv.types import Params, TimeStep, Trajectory
+
+_SAME = 1e-14  # relative; of gradients that are the same but for rounding
+
+
+class Drawn(NamedTuple):
+    """What draws the answers, and the policies that an objective is made of.
+
+    Attributes:
+        params: Of the policy that is trained.
+        policy: That policy.
+        sampler: Parameters of what draws.
+        sampler_policy: What draws.
+        old: Parameters at the start of the update.
+        reference: Those of a divergence's reference, or `None`.
+        num_actions: How many tokens there are.
+    """
+
+    params: Params
+    policy: Any
+    sampler: Params
+    sampler_policy: Any
+    old: Params
+    reference: Params | None
+    num_actions: int
+
+
+class Answers(NamedTuple):
+    """Every answer that may be drawn; float64, K rows.
+
+    Attributes:
+        prompts: The number of its prompt (start), from 0.
+        chances: Its probability, given the prompt.
+        raw: Its reward.
+        rewards: The same less the penalty: what advantages see.
+        lengths: Its tokens.
+        greedy: The reward of the greedy answer to its prompt.
+        gradients: What its advantage's parts multiply. Shape `(K, S, D)`.
+        parts: Which parts these are: "both" signs alike, or "positive" and "negative"; and "none", of what has no advantage.
+        of_prompts: The probability of each prompt.
+    """
+
+    prompts: np.ndarray
+    chances: np.ndarray
+    raw: np.ndarray
+    rewards: np.ndarray
+    lengths: np.ndarray
+    greedy: np.ndarray
+    gradients: np.ndarray
+    parts: tuple[str, ...]
+    of_prompts: np.ndarray
+
+
+def list_answers(recipe: Recipe, drawn: Drawn, listing: Listing) -> Answers:
+    """Every answer, from every trajectory; those that are never drawn are left out."""
+    sampled = np.asarray(behavior_log_probs(drawn.sampler, drawn.sampler_policy, listing.trajectories), np.float64)
+    joint = np.asarray(listing.weights, np.float64) * np.prod(np.exp(sampled), axis=1)
+    _check_total(np.sum(joint))
+    possible = joint > 0
+    every: Trajectory = jax.tree.map(lambda x: x[possible], listing.trajectories)
+    joint, sampled = joint[possible], sampled[possible]
+    _, prompts = np.unique(np.asarray(listing.starts)[possible], return_inverse=True)
+    of_prompts = np.bincount(prompts, joint)
+    mask, logs = _logs(drawn, every)
+    logs["sampler"] = jnp.asarray(sampled)
+    raw = np.asarray(returns(every), np.float64)
+    rewards = recipe.penalized(returns(every), logs["sampler"], logs.get("reference"), mask)
+    gradients, parts = _gradients(recipe, drawn, every, mask, logs)
+    greedy = np.zeros(len(raw))
+    if isinstance(recipe.advantage, Centered) and recipe.advantage.baseline == "greedy":
+        greedy = _greedy(np.asarray(every.actions), sampled, prompts, joint, raw)
+    lengths = np.sum(np.asarray(mask), axis=1)
+    chances, rewards = joint / of_prompts[prompts], np.asarray(rewards, np.float64)
+    return Answers(prompts, chances, raw, rewards, lengths, greedy, gradients, parts, of_prompts)
+
+
+def _check_total(total: float) -> None:
+    if not abs(total - 1) <= np.finfo(np.float32).eps ** 0.5:
+        raise ValueError(
+            f"policy: the probabilities of all answers sum to {total:.6g}, expected 1; does what draws them choose between the "
+            "actions of the environment?"
+        )
+
+
+@jit
+def _logs(drawn: Drawn, every: Trajectory) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Which tokens the policy chose, and their log-probabilities, held."""
+    params = {"old": drawn.old} | ({} if drawn.reference is None else {"reference": drawn.reference})
+    logs = {name: log_factors(p, drawn.policy, every) for name, p in params.items()}
+    return own_steps(drawn.params, drawn.policy, every), logs
+
+
+def _gradients(
+    recipe: Recipe, drawn: Drawn, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """∇ of the objective of one answer of weight 1, by what it is multiplied by. Signs that do the same are one part."""
+    found = np.asarray(_of_advantages(recipe, drawn, every, mask, logs), np.float64)
+    none = found[:, 0]
+    up, down = found[:, 1] - none, found[:, 2] - none
+    largest = np.max(np.abs(up), initial=0.0)
+    parts = {"positive": up, "negative": down}
+    if np.max(np.abs(up + down), initial=0.0) <= _SAME * largest:
+        parts = {"both": up}
+    if np.any(none != 0):
+        parts["none"] = none
+    return np.stack(list(parts.values()), axis=1), tuple(parts)
+
+
+@jit
+def _of_advantages(
+    recipe: Recipe, drawn: Drawn, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
+) -> jax.Array:
+    """∇ of the objective of each answer alone, of advantages 0, 1 and -1. Shape `(K, 3, D)`."""
+
+    def objective(params: Params, advantage: jax.Array, tau: Trajectory, mask: jax.Array, logs: Any) -> jax.Array:
+        own = log_factors(params, drawn.policy, tau)
+        steps = {}
+        if recipe.kl is not None or recipe.entropy is not None:
+            steps = {name: x[None] for name, x in _of_steps(params, drawn, tau).items()}
+        rows = {name: x[None] for name, x in logs.items()}
+        return recipe.objective(own[None], advantage[None], mask[None].astype(own.dtype), **rows, **steps)
+
+    def gradient(advantage: jax.Array, *answer: Any) -> jax.Array:
+        return ravel_pytree(jax.grad(objective)(drawn.params, advantage, *answer))[0]
+
+    advantages = jnp.array([0.0, 1.0, -1.0], logs["old"].dtype)
+    of_one = jax.vmap(gradient, (0, *(None,) * 3))
+    return jax.vmap(of_one, (None, 0, 0, 0))(advantages, every, mask, logs)
+
+
+def _of_steps(params: Params, drawn: Drawn, tau: Trajectory) -> dict[str, jax.Array]:
+    """Entropy of each step, and its divergence from the reference, over the full vocabulary."""
+
+    def logs(params: Params, action: int) -> jax.Array:
+        def term(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
+            del params
+            chosen = distribution.distribution if isinstance(distribution, Forced) else distribution
+            return log_prob(chosen, jnp.full_like(step.action, action))
+
+        return over_steps(term, params, drawn.policy, tau)
+
+    every = range(drawn.num_actions)
+    own = jnp.stack([logs(params, action) for action in every])
+    chances, own = jnp.exp(own), jnp.where(own == -jnp.inf, 0, own)
+    found = {"step_entropy": -jnp.sum(chances * own, axis=0)}
+    if drawn.reference is not None:
+        reference = jnp.stack([logs(drawn.reference, action) for action in every])
+        apart = jnp.where(chances > 0, own - jax.lax.stop_gradient(reference), 0)
+        found["step_kl"] = jnp.sum(chances * apart, axis=0)
+    return found
+
+
+def _greedy(
+    actions: np.ndarray, logs: np.ndarray, prompts: np.ndarray, chances: np.ndarray, rewards: np.ndarray
+) -> np.ndarray:
+    """The reward of the answer whose every token is the most probable one of what draws; its mean where the environment draws, too."""
+    found = np.zeros(len(rewards))
+    for prompt in np.unique(prompts):
+        left = np.flatnonzero(prompts == prompt)
+        for t in range(logs.shape[1]):
+            best = left[np.argmax(logs[left, t])]
+            left = left[actions[left, t] == actions[best, t]]
+        found[prompts == prompt] = np.average(rewards[left], weights=chances[left])
+    return found
