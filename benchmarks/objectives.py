@@ -17,28 +17,29 @@ The worst case is the largest angle on policy over parameters with logits within
 search and steps from the worst.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import logderiv as ld
 from benchmarks import token_groups
 from benchmarks.token_groups import World
-from logderiv.objectives import Recipe
+from logderiv.objectives import PRESETS, Ratio, Recipe
 
 EXACT, STEP, ASYMMETRIC = 1e-12, 1e-4, 1e-5
-SIZES = {True: (2, 4), False: (2, 4)}
-BESIDE = 4  # answers to a prompt where only one number is shown
-QUICK_KINDS = ("bigram",)
-RETURN, REGULARIZED, OTHER, NONE = (
-    "the gradient of the return, times a constant",
-    "the gradient of the return and of a divergence",
-    "the gradient of something else",
-    "the gradient of no objective",
-)
+SIZES = {True: (2, 4), False: (2, 4, 8, 16)}  # answers to a prompt
+ENUMERATED = 4  # up to so many every group is summed, beyond by the sums over groups
+STATES = 2**19  # of those sums, at most
+KINDS = {True: ("bigram",), False: tuple(token_groups.KINDS)}
+ROUNDS = {True: 2, False: 8}  # of the search for the worst case
+RETURN, REGULARIZED, OTHER, NONE = "return", "return and a divergence", "another objective", "no objective"
+BROKEN = ("off policy", "two prompts", "top-k, sampled", "top-k, policy", "top-p, sampled", "top-p, policy")
 
 
 class Effect(NamedTuple):
@@ -59,42 +60,145 @@ class Effect(NamedTuple):
     @property
     def angle(self) -> float:
         """In degrees."""
-        return math.degrees(math.acos(min(1.0, max(-1.0, self.cosine))))
+        return degrees(self.cosine)
 
 
-def effect(mean: np.ndarray, trace: float, exact: np.ndarray) -> Effect:
+def degrees(cosine: float) -> float:
+    """The angle of a cosine."""
+    return math.degrees(math.acos(min(1.0, max(-1.0, cosine))))
+
+
+def effect(mean: Any, trace: float, exact: Any) -> Effect:
     """Of E[g], the trace of the covariance, and the exact gradient."""
-    own, whole, inner = np.linalg.norm(mean), np.linalg.norm(exact), float(mean @ exact)
-    square = own**2 + trace
-    return Effect(own / whole, inner / (own * whole), math.sqrt(max(trace, 0)) / own, inner**2 / (whole**2 * square))
+    own, whole, inner = float(np.linalg.norm(mean)), float(np.linalg.norm(exact)), float(mean @ exact)
+    gain = inner**2 / (whole**2 * (own**2 + trace))
+    return Effect(own / whole, inner / (own * whole), math.sqrt(max(trace, 0)) / own, gain)
 
 
-def on_policy(recipe: Recipe, world: World, sizes: Sequence[int]) -> tuple[dict[int, Effect], float]:
-    """The effect for each number of answers, and how far the declaration is off, relative to the largest gradient it names."""
-    policies, declared = world.policies(world.params), recipe.declaration.objectives
-    exact = {name: np.asarray(policies.named(name)) for name in {"return", *declared}}
-    effects, errors = {}, [0.0]
-    for size in sizes:
-        mean, trace = token_groups.moments(recipe, [policies], size)
-        effects[size] = effect(mean, trace, exact["return"])
+@dataclasses.dataclass
+class Row:
+    """One preset.
+
+    Attributes:
+        name: Its name.
+        recipe: Itself.
+        effects: World to column to effect; columns are "G = 2" and so on, and those of `BROKEN`.
+        errors: How far E[g] is from what is declared, relative to the largest gradient that is named; nothing of what declares none.
+        ratio: How far the first gradient is from that of `first_gradient`, relative.
+        asymmetry: The largest of all worlds.
+        worst: World to the largest angle.
+        missing: Column to the reason why it could not be computed.
+    """
+
+    name: str
+    recipe: Recipe
+    effects: dict[str, dict[str, Effect]] = dataclasses.field(default_factory=dict)
+    errors: list[float] = dataclasses.field(default_factory=list)
+    ratio: float = 0.0
+    asymmetry: float = 0.0
+    worst: dict[str, float] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        """Of what E[g] is the gradient, on policy."""
+        declared = set(self.recipe.declaration.objectives)
         if declared:
-            expected = sum(factor(size) * exact[name] for name, factor in declared.items())
-            largest = max(np.max(np.abs(x)) for x in exact.values())
-            errors.append(float(np.max(np.abs(mean - expected)) / largest))
-    return effects, max(errors)
+            return RETURN if declared == {"return"} else REGULARIZED
+        return NONE if self.asymmetry > ASYMMETRIC else OTHER
+
+    @property
+    def estimates(self) -> str:
+        """The declared objectives with their factors for eight answers, or the verdict."""
+        declared = self.recipe.declaration.objectives
+        return " ".join(f"{factor(8):+.3g} {name}" for name, factor in declared.items()).lstrip("+") or self.verdict
+
+    @property
+    def error(self) -> float:
+        """The largest; NaN of what declares nothing."""
+        return max(self.errors, default=math.nan)
+
+    def of(self, column: str, field: str = "angle") -> list[float]:
+        """One number in every world where it could be computed."""
+        found = [effects[column] for effects in self.effects.values() if column in effects]
+        return [getattr(x, field) for x in found if math.isfinite(x.cosine)]
+
+    def __getitem__(self, key: str) -> float:
+        """For tables: "angle, G = 2" is the largest of all worlds, "gain, G = 2" and the others the median."""
+        field, _, column = key.partition(", ")
+        found = self.of(column, field)
+        return math.nan if not found else max(found) if field == "angle" else median(found)
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it, to save."""
+        own = {name: getattr(self, name) for name in ("estimates", "verdict", "error", "ratio", "asymmetry")}
+        own |= {"source": self.recipe.source, "effects": self.effects, "worst": self.worst, "missing": self.missing}
+        return own
 
 
-def disturbed(recipe: Recipe, world: World, size: int) -> dict[str, Effect]:
+def first_gradient(recipe: Recipe) -> Recipe:
+    """A recipe with the same gradient on policy, where ratios are 1: many differ in the ratio alone."""
+    plain = dataclasses.replace(recipe, correction=None, source="")
+    return plain if recipe.ratio.level == "sequence" else dataclasses.replace(plain, ratio=Ratio())
+
+
+def moments(recipe: Recipe, world: World, size: int) -> tuple[np.ndarray, float]:
+    """E[g] and the trace of the covariance, on policy, of answers to the first prompt."""
+    if size <= ENUMERATED:
+        return token_groups.moments(recipe, [world.policies(world.params)], size)
+    return by_sums(recipe, world, size)
+
+
+def by_sums(recipe: Recipe, world: World, size: int) -> tuple[np.ndarray, float]:
+    """The same by the law of sums over a group, which the library has: groups may be large."""
+    params, reference = (world.unravel(jnp.asarray(x)) for x in (world.params, world.reference))
+    where = {"horizon": token_groups.HORIZON, "size": size, "reference": reference, "limit": STATES}
+    own = token_groups.of_group_size(recipe, size)
+    found = ld.exact.group_moments(params, world.model.policy, world.first_prompt, own, **where)
+    return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found.mean)]), float(found.trace)
+
+
+def disagreement(recipe: Recipe, world: World) -> float:
+    """The largest difference of the two ways, relative, mean and trace."""
+    (mean, trace), (other, others) = (way(recipe, world, ENUMERATED) for way in (moments, by_sums))
+    return float(max(np.max(np.abs(mean - other)) / np.max(np.abs(mean)), abs(trace - others) / trace))
+
+
+def on_policy(recipe: Recipe, same: Sequence[Row], world: World, sizes: Sequence[int]) -> None:
+    """Fill in the effect for each number of answers, and how far the declarations are off, of recipes that are one on policy."""
+    policies = world.policies(world.params)
+    for size in sizes:
+        try:
+            mean, trace = moments(recipe, world, size)
+        except ValueError as error:
+            for other in same:
+                other.missing[f"G = {size}"] = str(error)
+            continue
+        found = effect(mean, trace, policies.named("return"))
+        for other in same:
+            other.effects.setdefault(world.name, {})[f"G = {size}"] = found
+            declared = other.recipe.declaration.objectives
+            if declared:
+                exact = {name: np.asarray(policies.named(name)) for name in declared}
+                expected = sum(factor(size) * exact[name] for name, factor in declared.items())
+                largest = max(np.max(np.abs(x)) for x in (expected, *exact.values()))
+                other.errors.append(float(np.max(np.abs(mean - expected)) / largest))
+            if size == sizes[0]:
+                own, _ = moments(other.recipe, world, size)
+                other.ratio = max(other.ratio, float(np.max(np.abs(own - mean)) / np.max(np.abs(mean))))
+
+
+def disturbed(recipe: Recipe, world: World) -> dict[str, Effect]:
     """The effect off policy, for two prompts in a batch, and under truncated sampling."""
     found = {}
     for how in ("off policy", "top-k", "top-p"):
         policies = world.policies(world.params, how)
-        mean, trace = token_groups.moments(recipe, [policies], size)
+        mean, trace = token_groups.moments(recipe, [policies], ENUMERATED)
         found[how if how == "off policy" else f"{how}, policy"] = effect(mean, trace, policies.named("return"))
         if how != "off policy":
             found[f"{how}, sampled"] = effect(mean, trace, policies.named("return", of_sampler=True))
     both = [world.policies(world.params, prompt=prompt) for prompt in (0, 1)]
-    exact = sum(x.named("return") for x in both) / len(both)
+    exact = np.mean([x.named("return") for x in both], axis=0)
     return found | {"two prompts": effect(*token_groups.moments(recipe, both, 2), exact)}
 
 
@@ -122,7 +226,7 @@ def worst_cosines(recipes: Mapping[str, Recipe], world: World, rounds: int, trie
         new = np.einsum("rbd,bd->rb", gradients, of_points) / np.where(sizes == 0, 1, sizes)
         seen, cosines = np.concatenate([seen, points]), np.concatenate([cosines, new], axis=1)
         exact = np.concatenate([exact, np.linalg.norm(of_points, axis=1)])
-    return dict(zip(recipes, np.min(np.where(_counts(exact), cosines, 2), axis=1).tolist(), strict=True))
+    return dict(zip(recipes, np.min(np.where(_counts(exact), cosines, 1), axis=1).tolist(), strict=True))
 
 
 def _counts(exact: np.ndarray) -> np.ndarray:
@@ -138,3 +242,30 @@ def _at_points(recipes: Mapping[str, Recipe], world: World, points: np.ndarray) 
     exact = jax.vmap(lambda x: x.named("return"))(several) * near[:, None]
     found = [np.asarray(token_groups.expected_gradients(recipe, several, 2)) for recipe in recipes.values()]
     return np.asarray(exact), np.stack(found)
+
+
+def examine(names: Sequence[str], quick: bool) -> tuple[dict[str, Row], float]:
+    """All rows, and by how much the two ways to moments disagree."""
+    rows = {name: Row(name, PRESETS[name]) for name in names}
+    classes: dict[Recipe, list[Row]] = {}
+    for row in rows.values():
+        classes.setdefault(first_gradient(row.recipe), []).append(row)
+    recipes = {same[0].name: recipe for recipe, same in classes.items()}
+    for kind in KINDS[quick]:
+        for world in token_groups.worlds(kind):
+            _on_policy(classes, recipes, world, quick)
+            for row in rows.values():
+                row.effects[world.name] |= disturbed(row.recipe, world)
+    world = token_groups.worlds(KINDS[quick][0])[1]
+    return rows, max(disagreement(x, world) for x in list(recipes.values())[: 2 if quick else None])
+
+
+def _on_policy(classes: Mapping[Recipe, list[Row]], recipes: Mapping[str, Recipe], world: World, quick: bool) -> None:
+    """Fill in all that depends on the first gradient on policy alone."""
+    worst = worst_cosines(recipes, world, ROUNDS[quick])
+    for recipe, same in classes.items():
+        on_policy(recipe, same, world, SIZES[quick])
+        found, angle = asymmetry(recipe, world), degrees(worst[same[0].name])
+        for row in same:
+            row.asymmetry = max(row.asymmetry, found)
+            row.worst[world.kind] = max(row.worst.get(world.kind, 0.0), angle)

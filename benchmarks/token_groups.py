@@ -24,7 +24,7 @@ PROMPTS = ((1, -1), (1, 2))
 REWARDS = ("0/1", "graded")
 SEEDS = {"bigram": 9, "GRU": 6, "long wrong answers": 0}  # where truncation leaves something to learn
 SCALES = (0.7, 0.35, 0.35)  # standard deviations of parameters, and of their steps to the old policy and the reference
-TOP_K, TOP_P = 2, 0.8
+TOP_K, TOP_P = 2, 0.7
 
 
 def right(tokens: jax.Array, length: jax.Array) -> jax.Array:
@@ -33,8 +33,8 @@ def right(tokens: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def graded(tokens: jax.Array, length: jax.Array) -> jax.Array:
-    """Dyadic: for every 2, for the end, less for length."""
-    return 0.5 * jnp.sum(tokens == 2) + 0.25 * (tokens[length - 1] == END) - 0.125 * length
+    """0, a half or 1: half of it as `right`, half for a second 2, prompt included."""
+    return 0.5 * right(tokens, length) + 0.5 * (jnp.sum(tokens == 2) >= 2)
 
 
 def right_and_short(tokens: jax.Array, length: jax.Array) -> jax.Array:
@@ -43,8 +43,8 @@ def right_and_short(tokens: jax.Array, length: jax.Array) -> jax.Array:
 
 
 def graded_and_short(tokens: jax.Array, length: jax.Array) -> jax.Array:
-    """Dyadic: half of it for an end after a 2 that comes too late, an eighth for each 2."""
-    return 0.5 * right(tokens, length) + 0.5 * right_and_short(tokens, length) + 0.125 * jnp.sum(tokens == 2)
+    """0, a half or 1: half of it for an end after a 2 that comes too late."""
+    return 0.5 * right(tokens, length) + 0.5 * right_and_short(tokens, length)
 
 
 def last_token(table: jax.Array, rows: jax.Array) -> ld.Categorical:
@@ -127,6 +127,17 @@ class World:
     reference: np.ndarray
     unravel: Callable[[jax.Array], Any]
     tables: Callable[[Any], tuple[jax.Array, jax.Array]]
+
+    @property
+    def kind(self) -> str:
+        """Its name without the reward."""
+        return self.name.partition(",")[0]
+
+    @functools.cached_property
+    def first_prompt(self) -> ld.processes.TokenModel:
+        """The environment of the first prompt alone."""
+        prompt = [token for token in PROMPTS[0] if token >= 0]
+        return dataclasses.replace(self.model, prompts=prompt)
 
     def policies(self, params: Any, how: str = "on policy", prompt: int = 0) -> Policies:
         """The answers to a prompt as drawn "on policy", "off policy" by the old one, by "top-k" or "top-p" of the policy."""
