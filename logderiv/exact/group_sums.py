@@ -71,14 +71,8 @@ def of_weight(per: str, dropped: bool) -> Needs:
 
 
 def linear(recipe: Recipe, parts: tuple[str, ...]) -> bool:
-    """Whether the gradient is linear in the rewards of the others, given their lengths."""
-    kind = recipe.advantage
-    return (
-        isinstance(kind, Centered)
-        and kind.scale is None
-        and kind.baseline not in (None, "greedy")
-        and parts[0] == "both"
-    )
+    """Whether the gradient is linear in all rewards, given the lengths."""
+    return isinstance(recipe.advantage, Centered) and recipe.advantage.scale is None and parts[0] == "both"
 
 
 class Classes(NamedTuple):
@@ -111,32 +105,31 @@ class Classes(NamedTuple):
 
 
 def classes_of(answers: Answers) -> tuple[Classes, np.ndarray]:
-    """The classes, and that of each answer."""
+    """The classes, and the share of each answer in each of them. Shape `(K, C)`."""
     rows = np.stack([answers.prompts, answers.raw, answers.rewards, answers.lengths], axis=1)
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    own = Classes(
-        answers.prompts, answers.chances, answers.raw, answers.rewards, answers.lengths.astype(float), answers.greedy
-    )
-    found = Classes(*(x[first] for x in own))
-    return found._replace(chances=np.bincount(inverse, answers.chances)), inverse
+    shares = np.eye(len(first))[inverse.reshape(-1)]
+    lengths = answers.lengths.astype(float)
+    own = Classes(answers.prompts, answers.chances, answers.raw, answers.rewards, lengths, answers.greedy)
+    return Classes(*(x[first] for x in own))._replace(chances=answers.chances @ shares), shares
 
 
-def two_points(classes: Classes, by_length: bool) -> Classes:
-    """Classes with the same mean and variance of rewards, given prompt and length: all that counts of others that enter linearly."""
-    keys = np.stack([classes.prompts, classes.lengths if by_length else np.zeros_like(classes.lengths)], axis=1)
-    rows = []
-    for key in np.unique(keys, axis=0):
-        same = (keys == key).all(axis=1)
-        chances, rewards = classes.chances[same], classes.rewards[same]
-        total = chances.sum()
-        mean = chances @ rewards / total
-        spread = math.sqrt(chances @ (rewards - mean) ** 2 / total)
-        of_one = classes.prompts[same][0], total / 2, 0.0
-        rest = classes.lengths[same][0], 0.0
-        rows += [(*of_one, mean + spread, *rest), (*of_one, mean - spread, *rest)]
-    prompts, *numbers = np.array(rows).T
-    return Classes(prompts.astype(int), *numbers)
+def three_rewards(classes: Classes) -> tuple[Classes, np.ndarray]:
+    """Classes with three rewards alone, by prompt and length, and the share of each class in them; shares may be negative.
+
+    What is quadratic in the reward of each answer is its own interpolation between three rewards: products of two advantages that
+    are linear in all rewards have the same expectations.
+    """
+    middle = (classes.rewards.max() + classes.rewards.min()) / 2
+    half = classes.rewards.max() - middle
+    x = (classes.rewards - middle) / half
+    weights = np.stack([x * (x - 1) / 2, 1 - x * x, x * (x + 1) / 2], axis=1)
+    same = np.stack([classes.prompts, classes.lengths], axis=1)
+    keys, first, inverse = np.unique(same, axis=0, return_index=True, return_inverse=True)
+    shares = (np.eye(len(keys))[inverse.reshape(-1)][:, :, None] * weights[:, None, :]).reshape(len(x), -1)
+    rewards = np.tile(middle + half * np.arange(-1, 2), len(keys))
+    three = Classes(*(np.repeat(x[first], 3) for x in classes))
+    return three._replace(chances=classes.chances @ shares, raw=rewards, rewards=rewards), shares
 
 
 def fingerprint(columns: np.ndarray, seed: int = 0) -> np.ndarray:
@@ -201,31 +194,23 @@ class Groups(NamedTuple):
     whole: Law
 
 
-def groups_of(
-    prompt: int, classes: Classes, keys: np.ndarray, number: int, size: int, refuse: Callable[[int], None]
-) -> Groups:
+def groups_of(prompt: int, classes: Classes, keys: np.ndarray, size: int, refuse: Callable[[int], None]) -> Groups:
     """The groups of `size` answers to one prompt.
 
     Args:
         prompt: Its number.
-        classes: Those of the answers; behind them, if there are more than `number`, those that take their place among the others.
+        classes: Of the answers to all prompts.
         keys: Fingerprints of the classes.
-        number: How many classes of answers there are.
         size: G.
         refuse: Raises where there are too many states.
 
     Returns:
         `Groups`.
     """
-    of_prompt = classes.prompts == prompt
-    own = np.flatnonzero(of_prompt[:number])
-    others = number + np.flatnonzero(of_prompt[number:]) if len(keys) > number else own
-    fewer, rest = None, nothing()
-    for i in range(size - 1):
-        fewer, chosen = rest, own if i == size - 2 else others
-        rest = add(rest, chosen, classes.chances[chosen], keys[chosen], refuse)
-    whole = add(rest, own, classes.chances[own], keys[own], refuse)
-    return Groups(own, fewer, rest, whole)
+    own, laws = np.flatnonzero(classes.prompts == prompt), [nothing()]
+    for _ in range(size):
+        laws.append(add(laws[-1], own, classes.chances[own], keys[own], refuse))
+    return Groups(own, laws[-3] if size > 1 else None, laws[-2], laws[-1])
 
 
 def refusal(recipe: Recipe, classes: int, size: int, limit: int) -> Callable[[int], None]:

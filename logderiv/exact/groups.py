@@ -12,7 +12,7 @@ from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import list_trajectories
 from logderiv.exact.group_answers import Answers, Drawn, list_answers
-from logderiv.exact.group_moments import (
+from logderiv.exact.group_coefficients import (
     Problem,
     Slot,
     coefficients,
@@ -23,7 +23,6 @@ from logderiv.exact.group_moments import (
     weights_of,
 )
 from logderiv.exact.group_sums import (
-    Classes,
     classes_of,
     fingerprint,
     groups_of,
@@ -31,7 +30,7 @@ from logderiv.exact.group_sums import (
     of_advantage,
     of_weight,
     refusal,
-    two_points,
+    three_rewards,
 )
 from logderiv.policies import as_policy
 from logderiv.types import Params
@@ -49,7 +48,7 @@ class GroupMoments(NamedTuple):
         covariance: Cov[g], raveled, shape `(D, D)`; with M directions that of their products with g, shape `(M, M)`.
         trace: tr Cov[g], the sum of the variances of all parameters.
         unequal: The probability that the rewards of a group that is drawn are not all equal; 1 where it was not asked for.
-        num_classes: Answers of different prompt, reward or length.
+        num_classes: Answers that differ in prompt, reward or length; or what stands for them.
         num_states: Groups with different sums, of all prompts.
     """
 
@@ -86,8 +85,8 @@ def group_moments(
     An answer's gradients φ depend on it alone; its advantage A and weight w on its reward, its length, and on sums over the others,
     such as ΣR, ΣR² and ΣT. So every answer is listed once, and in place of all groups the law of those sums is computed, an answer
     at a time. Advantages and weights are the recipe's own, on one batch for each value of the sums. Where the advantage is linear
-    in the rewards of the others, and its sign does not matter, only their mean and variance do; else rewards that are all
-    different, as those less a penalty, leave as many sums as groups, and what is too large is refused with their number.
+    in all rewards, and its sign does not matter, three different rewards stand for all; else rewards that are all different, as
+    those less a penalty, leave as many sums as groups, and what is too large is refused with their number.
 
     | equal_rewards | a group whose rewards (before a penalty) are all equal |
     |---|---|
@@ -156,9 +155,8 @@ def group_moments(
     )
     answers = list_answers(recipe, drawn, listing)
     slots = _slots(answers.of_prompts, num_groups, prompts, equal_rewards)
-    classes, of_answers = classes_of(answers)
-    problem = _problem(recipe, answers, classes, len(slots), size, equal_rewards, limit)
-    return _moments(problem, answers, of_answers, slots, params, shown)
+    problem, shares = _problem(recipe, answers, len(slots), size, equal_rewards, limit)
+    return _moments(problem, answers, shares, slots, params, shown)
 
 
 def _slots(of_prompts: np.ndarray, num_groups: int | None, prompts: str, equal_rewards: str) -> list[np.ndarray]:
@@ -192,24 +190,24 @@ def _directions(directions: Any, size: int) -> np.ndarray | None:
 
 
 def _problem(
-    recipe: Recipe, answers: Answers, classes: Classes, num_groups: int, size: int, equal_rewards: str, limit: int
-) -> Problem:
+    recipe: Recipe, answers: Answers, num_groups: int, size: int, equal_rewards: str, limit: int
+) -> tuple[Problem, np.ndarray]:
+    """What is to be computed, and the share of each answer in the classes."""
     needs = of_advantage(recipe.advantage), of_weight(recipe.per, equal_rewards == "drop")
     names = dict.fromkeys(needs[0].sources + needs[1].sources + (() if equal_rewards == "keep" else ("raw",)))
-    number = len(classes.rewards)
-    if linear(recipe, answers.parts) and equal_rewards == "keep" and size > 2:
-        others = two_points(classes, "T" in names)
-        classes = Classes(*(np.concatenate(x) for x in zip(classes, others, strict=True)))
+    classes, shares = classes_of(answers)
+    refuse = refusal(recipe, len(classes.rewards), size, limit)
+    if equal_rewards == "keep" and linear(recipe, answers.parts) and len(np.unique(classes.rewards)) > 3:
+        classes, between = three_rewards(classes)
+        shares = shares @ between
     keys = fingerprint(classes.sums(tuple(names)))
-    refuse = refusal(recipe, number, size, limit)
-    every = range(len(answers.of_prompts))
-    groups = [groups_of(x, classes, keys, number, size, refuse) for x in every]
+    groups = [groups_of(x, classes, keys, size, refuse) for x in range(len(answers.of_prompts))]
     plain = dataclasses.replace(recipe, penalty=None)
-    return Problem(plain, classes, groups, needs, answers.parts, num_groups, equal_rewards, refuse)
+    return Problem(plain, classes, groups, needs, answers.parts, num_groups, equal_rewards, refuse), shares
 
 
 def _moments(
-    problem: Problem, answers: Answers, of_answers: np.ndarray, slots: list[np.ndarray], params: Params, shown: Any
+    problem: Problem, answers: Answers, shares: np.ndarray, slots: list[np.ndarray], params: Params, shown: Any
 ) -> GroupMoments:
     entries = entries_of(problem)
     drawn = all(x is slots[0] for x in slots)  # the groups of a batch are alike
@@ -235,12 +233,12 @@ def _moments(
         cross = crossed(found[a], found[b], (others[a], others[b]), rest, entries.keys)
         pairs = pairs + (len(slots) * (len(slots) - 1) if drawn else 1) * size**2 * cross
     states = sum(len(x.whole.keys) for x in problem.groups)
-    return _assemble(answers, of_answers, mean, squares, pairs, params, shown, float(np.mean(unequal)), states)
+    return _assemble(answers, shares, mean, squares, pairs, params, shown, float(np.mean(unequal)), states)
 
 
 def _assemble(
     answers: Answers,
-    of_answers: np.ndarray,
+    shares: np.ndarray,
     mean: np.ndarray,
     squares: np.ndarray,
     pairs: np.ndarray,
@@ -250,10 +248,9 @@ def _assemble(
     states: int,
 ) -> GroupMoments:
     """The moments from their coefficients and the gradients of the answers."""
-    of_classes = np.zeros((len(mean), *answers.gradients.shape[1:]))
-    np.add.at(of_classes, of_answers, answers.chances[:, None, None] * answers.gradients)
+    of_classes = np.tensordot(shares.T * answers.chances, answers.gradients, axes=1)
     expected = np.einsum("cs,csd->d", mean, of_classes)
-    weights = answers.chances[:, None, None] * squares[of_answers]
+    weights = answers.chances[:, None, None] * np.tensordot(shares, squares, axes=1)
 
     def second(gradients: np.ndarray, of_classes: np.ndarray) -> np.ndarray:
         flat = of_classes.reshape(-1, of_classes.shape[-1])

@@ -26,7 +26,7 @@ class Problem(NamedTuple):
 
     Attributes:
         recipe: Without a penalty, which the rewards of the classes hold.
-        classes: Of answers, and behind them what stands for others.
+        classes: Of answers.
         groups: Of each prompt.
         needs: Of advantages, and of weights.
         parts: Names of the parts that an advantage is split into.
@@ -133,7 +133,7 @@ class Coefficients(NamedTuple):
 
 def coefficients(problem: Problem, entries: Entries, slot: Slot) -> Coefficients:
     """Those of one slot."""
-    number, parts = sum(len(x.own) for x in problem.groups), len(problem.parts)
+    number, parts = len(problem.classes.rewards), len(problem.parts)
     problem.refuse(number * parts * len(entries.keys) * len(slot.others.keys) // 16)
     given = np.zeros((number, parts, len(entries.keys), len(slot.others.keys)))
     squares, pairs = np.zeros((number, parts, parts)), np.zeros((number, parts, number, parts))
@@ -254,7 +254,7 @@ def _evaluate(problem: Problem, members: np.ndarray, dropped: np.ndarray, which:
     size = total // problem.num_groups
     groups = np.where(dropped, -1, np.arange(1, problem.num_groups))
     groups = np.repeat(np.concatenate([np.zeros((number, 1), int), groups], axis=1), size, axis=1)
-    rows = max(1, min(_NUMBERS // total, number))
+    rows = max(1, min(_NUMBERS // total, 1 << (number - 1).bit_length()))  # few different shapes to compile
     longest, values = int(max(1, problem.classes.lengths.max())), []
     with jax.enable_x64(True):
         for start in range(0, number, rows):
