@@ -20,6 +20,7 @@ search and steps from the worst.
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,16 +30,21 @@ import numpy as np
 
 import logderiv as ld
 from benchmarks import token_groups
+from benchmarks.harness import Report, Table, at_least, at_most
+from benchmarks.objectives_figure import draw
 from benchmarks.token_groups import World
 from logderiv.objectives import PRESETS, Ratio, Recipe
 
 EXACT, STEP, ASYMMETRIC = 1e-12, 1e-4, 1e-5
 SIZES = {True: (2, 4), False: (2, 4, 8, 16)}  # answers to a prompt
-ENUMERATED = 4  # up to so many every group is summed, beyond by the sums over groups
+ENUMERATED = (
+    4  # up to so many answers every group is listed, beyond the library's sums are taken; where one number is shown
+)
 STATES = 2**19  # of those sums, at most
 KINDS = {True: ("bigram",), False: tuple(token_groups.KINDS)}
 ROUNDS = {True: 2, False: 8}  # of the search for the worst case
 RETURN, REGULARIZED, OTHER, NONE = "return", "return and a divergence", "another objective", "no objective"
+ANGLES_AND_GAINS = (("angle", ".1f"), ("gain", ".2f"))
 BROKEN = ("off policy", "two prompts", "top-k, sampled", "top-k, policy", "top-p, sampled", "top-p, policy")
 
 
@@ -109,9 +115,12 @@ class Row:
 
     @property
     def estimates(self) -> str:
-        """The declared objectives with their factors for eight answers, or the verdict."""
+        """The declared objectives with their factors for four answers, or the verdict."""
         declared = self.recipe.declaration.objectives
-        return " ".join(f"{factor(8):+.3g} {name}" for name, factor in declared.items()).lstrip("+") or self.verdict
+        return (
+            " ".join(f"{factor(ENUMERATED):+.3g} {name}" for name, factor in declared.items()).lstrip("+")
+            or self.verdict
+        )
 
     @property
     def error(self) -> float:
@@ -269,3 +278,58 @@ def _on_policy(classes: Mapping[Recipe, list[Row]], recipes: Mapping[str, Recipe
         for row in same:
             row.asymmetry = max(row.asymmetry, found)
             row.worst[world.kind] = max(row.worst.get(world.kind, 0.0), angle)
+
+
+def main(quick: bool) -> Report:
+    with jax.enable_x64(True):
+        rows, agreement = examine(list(PRESETS), quick)
+    declared = [row for row in rows.values() if row.verdict in (RETURN, REGULARIZED)]
+    none = [row.asymmetry for row in rows.values() if row.verdict == NONE]
+    bounds = [
+        at_most(
+            "largest |E[g] - what is declared|, relative to the largest gradient", max(x.error for x in declared), EXACT
+        ),
+        at_most("largest asymmetry of what declares an objective", max(x.asymmetry for x in declared), ASYMMETRIC),
+        at_least("smallest asymmetry of what is said to be of no objective", min(none), 1e-2),
+        at_most("on policy, largest change by a ratio that is 1, relative", max(x.ratio for x in rows.values()), EXACT),
+        at_most("largest difference of moments by every group and by sums, relative", agreement, EXACT),
+    ]
+    numbers = {name: row.numbers() for name, row in rows.items()}
+    return Report(tables(rows, quick), bounds, numbers, partial(draw, rows, f"G = {ENUMERATED}"))
+
+
+def tables(rows: Mapping[str, Row], quick: bool) -> list[Table]:
+    """What each recipe is, what it estimates on policy, what breaks it, and its worst case."""
+    chosen, columns = list(rows.values()), [f"G = {size}" for size in SIZES[quick]]
+    shown = f"G = {ENUMERATED}"
+    reasons = {f"{column}: {name}: {why}" for name, row in rows.items() for column, why in row.missing.items()}
+    angles, gains = (" | ".join(f"{{r[{field}, {c}]:{spec}}}" for c in columns) for field, spec in ANGLES_AND_GAINS)
+    return [
+        Table("Where they are from", "preset | source", "{r.name} | {r.recipe.source}", chosen),
+        Table(
+            "On policy, one prompt: what E[g] is, and the angle to the gradient of the return in degrees, the largest of all worlds; "
+            "size, noise and gain, their median",
+            f"preset | is the gradient of | off by | asymmetry | size, {shown} | angle, {' | '.join(columns)} | noise, {shown}"
+            f" | gain, {' | '.join(columns)}",
+            f"{{r.name}} | {{r.estimates}} | {{r.error:.0e}} | {{r.asymmetry:.0e}} | {{r[size, {shown}]:.3g}} | {angles}"
+            f" | {{r[noise, {shown}]:.2f}} | {gains}",
+            chosen,
+            "\n".join(["a dash: not computable, or nothing is declared", *sorted(reasons)]),
+        ),
+        Table(
+            "What breaks it: the largest angle of all worlds, in degrees",
+            "preset | on policy | off policy | two prompts | top-k: to what is sampled | to the policy's"
+            " | top-p: to what is sampled | to the policy's | gain on policy | off policy",
+            f"{{r.name}} | {{r[angle, {shown}]:.1f}} | "
+            + " | ".join(f"{{r[angle, {column}]:.1f}}" for column in BROKEN)
+            + f" | {{r[gain, {shown}]:.2f}} | {{r[gain, off policy]:.2f}}",
+            chosen,
+            f"{ENUMERATED} answers to a prompt; with two prompts, two to each",
+        ),
+        Table(
+            "The worst case over parameters: angle in degrees, groups of two answers on policy; above 90 the return falls",
+            f"preset | {' | '.join(KINDS[quick])}",
+            "{r.name} | " + " | ".join(f"{{r.worst[{kind}]:.1f}}" for kind in KINDS[quick]),
+            chosen,
+        ),
+    ]
