@@ -104,6 +104,22 @@ def _rlax(library: Any, x: jax.Array, actions: jax.Array) -> jax.Array:
     return library.softmax().logprob(actions, x)
 
 
+def grpo(log_probs: Any, mask: jax.Array, tokens: Any, rewards: jax.Array, *, beta: float | None) -> jax.Array:
+    """TRL's GRPO on arrays (groups of 8 side by side): with `beta` also the correction of the sampler and "r k3"."""
+    rows = rewards.reshape(-1, 8)
+    centered = rows - rows.mean(axis=1, keepdims=True)
+    advantages = (centered / (rows.std(axis=1, ddof=1, keepdims=True) + 1e-4)).reshape(-1, 1)
+    counted = mask.astype(log_probs.dtype)
+    ratios = jnp.exp(log_probs - tokens["old"])
+    losses = -jnp.minimum(ratios * advantages, jnp.clip(ratios, 0.8, 1.2) * advantages)
+    if beta is not None:
+        whole = jnp.exp(jnp.sum((tokens["old"] - tokens["sampler"]) * counted, axis=1, keepdims=True))
+        losses = losses * jnp.where(whole > 3, 0, whole)
+        difference = tokens["reference"] - log_probs
+        losses = losses + beta * ((jnp.exp(difference) - difference - 1) * ratios)
+    return jnp.mean(jnp.sum(losses * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1))
+
+
 LIBRARIES: Mapping[str, tuple[str, Callable[..., jax.Array]]] = {
     "distrax": ("distrax", _categorical),
     "numpyro": ("numpyro.distributions", _categorical),

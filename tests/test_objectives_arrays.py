@@ -83,6 +83,25 @@ def test_garbage_outside_the_mask_and_the_order_of_answers_do_not_matter(name):
     np.testing.assert_allclose(slope, gradient[order], rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("level", ["token", "cumulative", "sequence", "geometric"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_advantage_without_tokens_may_be_nan(level, packed):
+    """And one of a single token may not."""
+    segments = np.repeat(np.arange(5), 4).reshape(2, 10) if packed else None
+    logs, old = (x.reshape(2, 10) if packed else x for x in (LOGS, OLD))
+    weights = np.where(np.arange(5)[:, None] == 1, 0.0, MASK)
+
+    @jax.jit
+    def run(advantages, weights):
+        options = {"old": old, "segments": segments, "ratio": Ratio(level=level)}
+        weights = weights.reshape(logs.shape)
+        return jax.value_and_grad(lambda x: objectives.objective(x, advantages, weights, **options))(logs)
+
+    bad = np.where(np.arange(5) == 1, np.nan, REWARDS)
+    jax.tree.map(np.testing.assert_array_equal, run(bad, weights), run(REWARDS, weights))
+    assert np.isnan(run(bad, 1.0 * MASK)[0])
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_rows_that_are_no_answers_change_nothing(name):
     recipe = RECIPES[name]
@@ -111,6 +130,19 @@ def test_narrow_arrays_are_computed_in_float32(name, dtype):
     )
     np.testing.assert_allclose(found, value, rtol=1e-5)
     np.testing.assert_allclose(np.asarray(gradient, float), exact, rtol=0, atol=2 * float(jnp.finfo(dtype).eps))
+
+
+def test_k3_near_the_reference_keeps_its_digits_in_float32():
+    """Where differentiating e^(−x) − 1 + x leaves three of them."""
+    reference = jnp.full((1, 3), -1.0, jnp.float32)
+    logs = reference + jnp.array([[1e-4, -3e-4, 2e-3]], jnp.float32)
+    exact = -np.expm1(np.asarray(reference, np.float64) - np.asarray(logs, np.float64))
+    options = {"kl": KL(1.0, "k3"), "reference": reference}
+    zeros, ones = jnp.zeros(1, jnp.float32), jnp.ones((1, 3), jnp.float32)
+    found = jax.grad(lambda x: -objectives.objective(x, zeros, ones, **options))(logs)
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    plain = jax.grad(lambda x: jnp.sum(jnp.exp(reference - x) - 1 - (reference - x)))(logs)
+    assert np.max(np.abs(np.asarray(plain, np.float64) / exact - 1)) > 1e-5
 
 
 def test_settings_are_leaves_that_may_be_mapped_over():

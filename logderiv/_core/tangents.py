@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
 
@@ -28,6 +29,18 @@ def jvp_of_moving(function: Callable[..., Any], primals: tuple[Any, ...], tangen
     """`jax.jvp` in those arguments that have a tangent, so that the others cost nothing."""
     values, directions, among_all = moving(primals, tangents)
     return jax.jvp(lambda values: function(*among_all(values)), (values,), (directions,))
+
+
+@jax.custom_jvp
+def with_slope(value: jax.Array, slope: jax.Array, moving: jax.Array) -> jax.Array:
+    """`value`, whose derivative is `slope` times that of `moving`; value and slope are detached, so it is one of order one."""
+    del slope  # of the rule alone
+    return jnp.broadcast_to(value, jnp.broadcast_shapes(value.shape, moving.shape))
+
+
+@with_slope.defjvp
+def _slope_of(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    return with_slope(*primals), primals[1] * tangents[2]
 
 
 def _is_none(x: Any) -> bool:

@@ -74,9 +74,9 @@ class Scores(NamedTuple):
             x: Shape `(N,)`.
 
         Returns:
-            Shape of `credit`.
+            Shape of `credit`, or one that broadcasts to it.
         """
-        return x if self.credit.ndim == 1 else self.answers.spread(x, self.credit.shape)
+        return x if self.credit.ndim == 1 else self.answers.spread(x)
 
     @property
     def lengths(self) -> jax.Array:
@@ -329,7 +329,7 @@ def advantages(
         mask = mask & answers.are_tokens(mask.shape)
     if rewards.ndim == 2:
         counted = answers.are_tokens(rewards.shape) if mask is None else mask
-        rewards = jnp.where(counted & answers.spread(scored, rewards.shape), rewards, 0)
+        rewards = jnp.where(counted & answers.spread(scored), rewards, 0)
         credit, totals = answers.from_here(rewards), answers.sums(rewards)
     else:
         check.shape((number,), rewards=rewards)
@@ -340,7 +340,7 @@ def advantages(
     scores = Scores(credit, totals, scored, groups, num_groups, answers, mask, greedy)
     found = kind(scores)
     enough = scored & (scores.in_group(jnp.ones_like(totals)) >= kind.min_answers)
-    counts = enough if found.ndim == 1 else answers.spread(enough, found.shape)
+    counts = enough if found.ndim == 1 else answers.spread(enough)
     return jax.lax.stop_gradient(jnp.where(counts, found, 0))
 
 

@@ -44,18 +44,17 @@ class Answers(NamedTuple):
             return jnp.sum(x, axis=-1)
         return jax.ops.segment_sum(x.ravel(), self.segments.ravel(), self.number)
 
-    def spread(self, x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    def spread(self, x: jax.Array) -> jax.Array:
         """The number of each token's answer.
 
         Args:
             x: Shape `(N,)`.
-            shape: That of the tokens.
 
         Returns:
-            Shape `shape`.
+            Shape `(R, L)`; or `(N, 1)`, which broadcasts to `(N, T)`: what all tokens of an answer share is computed once.
         """
         if self.segments is None:
-            return jnp.broadcast_to(x[:, None], shape)
+            return x[:, None]
         return x[jnp.maximum(self.segments, 0)]
 
     def are_tokens(self, shape: tuple[int, ...]) -> jax.Array:
@@ -179,7 +178,7 @@ def token_weights(
         check.one_of([name for name in AGGREGATIONS if name != "constant"], per=per)
     else:
         check.positive(per=per)
-    mask = mask & (answers.spread(groups, mask.shape) >= 0) & answers.are_tokens(mask.shape)
+    mask = mask & (answers.spread(groups) >= 0) & answers.are_tokens(mask.shape)
     weights = summable(mask.astype(jnp.zeros(()).dtype if dtype is None else dtype))
     groups_above = groups.size if num_groups is None else check.whole(num_groups=num_groups)
     check.between(-1, groups_above - 1, groups=groups, hint="num_groups, by default their number, is above every group")
@@ -189,12 +188,12 @@ def token_weights(
     if per == "batch":
         return weights / jnp.maximum(jnp.sum(lengths), 1)
     if per == "own length":
-        return weights / (number * answers.spread(jnp.maximum(lengths, 1), mask.shape))
+        return weights / (number * answers.spread(jnp.maximum(lengths, 1)))
     if per == "group":
         totals = jax.ops.segment_sum(lengths, groups, groups_above)
         prompts = jnp.maximum(jnp.sum(totals > 0), 1).astype(weights.dtype)
         of_each = jnp.maximum(in_group(lengths, groups, groups_above), 1)
-        return weights / (prompts * answers.spread(of_each, mask.shape))
+        return weights / (prompts * answers.spread(of_each))
     return weights / number if per == "answer" else weights / (number * jnp.asarray(per, weights.dtype))
 
 

@@ -91,9 +91,10 @@ def objective(
     number = advantages.size if advantages.ndim == 1 else shape[0] if segments is None else mask.size
     answers = answers_of(segments, number, shape)
     if advantages.ndim == 1:
-        advantages = answers.spread(advantages, shape)
-    check.shape(shape, hint=f"(N,), or {_TOKENS}", advantages=advantages)
-    advantages = jnp.where(mask, advantages, 0)
+        advantages = answers.spread(advantages)
+    else:
+        check.shape(shape, hint=f"(N,), or {_TOKENS}", advantages=advantages)
+        advantages = jnp.where(mask, advantages, 0)
 
     factors = ratio.factors(logs, advantages, mask, answers)
     if correction is not None and sampler is not None:

@@ -208,10 +208,10 @@ def preset(name: str) -> Recipe:
     return PRESETS[name]
 
 
-_TRL = "TRL, trl/trainer/grpo_trainer.py of 2026-07-24, read, not run"
-_VERL = "verl, verl/trainer/ppo/core_algos.py of 2026-08-22, read, not run"
-_TUNIX = "tunix, tunix/rl/algo_core.py of 2026-08-21, read, not run"
-_OPENRLHF = "OpenRLHF, openrlhf/models/loss.py of 2026-08-13, read, not run"
+_TRL = "TRL 1.16.0, GRPOTrainer._compute_loss, run; its advantages read in the same file"
+_VERL = "verl 0.9.1, verl/trainer/ppo/core_algos.py, run"
+_TUNIX = "tunix 0.1.7, tunix/rl/algo_core.py, run"
+_OPENRLHF = "OpenRLHF 0.11.2, PolicyLoss and RemoteExperienceMaker, run; give rewards at the last tokens"
 _TINKER = "Tinker, tinker-cookbook tutorials/202_loss_functions.py of 2026-08-19, read, not run"
 _MEAN, _OTHERS = Centered("group"), Centered("others")
 _TRL_GROUP, _GROUP = Centered("group", "group", 1, 1e-4), Centered("group", "group", 1, 1e-6)
@@ -221,7 +221,7 @@ _HELD = dataclasses.replace(_GEOMETRIC, detached=True)
 _SAMPLER = Ratio("old", "sampler", "sequence", Mask(high=3.0), detached=True)
 _TOKEN_SAMPLER = Ratio("old", "sampler", "token", Truncate(high=2.0), detached=True)
 _K1 = KL(0.01, "k1", "reward")
-_LONGEST = 256.0  # TRL's max_completion_length; set it to yours
+_LONGEST = 512.0  # TRL's max_completion_length; set it to yours
 
 
 def _trl(ratio: Ratio = _CLIP, per: str = "own length", advantage: Any = _TRL_GROUP, **parts: Any) -> Recipe:
@@ -257,7 +257,7 @@ PRESETS: dict[str, Recipe] = {
         Ratio(level="sequence", bound=Clip()),
         "own length",
         penalty=KL(0.05, "k1", "reward"),
-        source="TRL, trl/trainer/rloo_trainer.py of 2026-07-24, read, not run",
+        source="TRL 1.16.0, RLOOTrainer._compute_loss, run; its advantages read in the same file",
     ),
     "verl_grpo": _verl(),
     "verl_dr_grpo": _verl(_MEAN, per="constant", length=_LONGEST),
@@ -272,21 +272,26 @@ PRESETS: dict[str, Recipe] = {
     "verl_geo_mean": _verl(ratio=Ratio(level="geometric", bound=ClipTokens(0.2, 0.2)), per="own length"),
     "tunix_grpo": _tunix(),
     "tunix_gspo_token": _tunix(ratio=Ratio(level="geometric", bound=Clip(), detached=True)),
-    "tunix_drgrpo": _tunix(_MEAN, per="constant", length=_LONGEST),
-    "tunix_rloo": _tunix(_OTHERS),
-    "maxtext_grpo": _tunix(
-        beta=0.08, source="MaxText, configs/post_train/rl.yml of 2026-08-22, by tunix; read, not run"
+    "tunix_drgrpo": _tunix(
+        _MEAN, per="constant", length=_LONGEST, source=f"{_TUNIX}; the length is that to which answers are padded"
     ),
+    "tunix_rloo": _tunix(_OTHERS),
+    "maxtext_grpo": _tunix(beta=0.08, source=f"MaxText, configs/post_train/rl.yml of 2026-08-22, read, by {_TUNIX}"),
     "openrlhf_reinforce_plus_plus": Recipe(Centered(None, "tokens"), _CLIP, "batch", penalty=_K1, source=_OPENRLHF),
     "openrlhf_reinforce_plus_plus_baseline": Recipe(
-        Centered("group", "tokens"), _CLIP, "batch", penalty=_K1, source=_OPENRLHF
+        Centered("group", "tokens"),
+        _CLIP,
+        "batch",
+        source=f"{_OPENRLHF}; without its divergence, which is in no mean of a group: with one, center the rewards and take "
+        "openrlhf_reinforce_plus_plus",
     ),
     "nemo_grpo": Recipe(
         _OTHERS,
         _CLIP,
         "batch",
         kl=KL(0.01, "k3", ratio="self"),
-        source="NeMo RL, nemo_rl/algorithms/loss/loss_functions.py of 2026-08-22, read, not run; rewards not normalized",
+        source="NeMo RL, nemo_rl/algorithms/loss/loss_functions.py of 2026-08-22, run once from its repository; rewards "
+        "not normalized, without its clamps at 20 and 10",
     ),
     "tinker_importance_sampling": Recipe(_MEAN, Ratio("policy", "sampler"), "sum", source=_TINKER),
     "tinker_cispo": Recipe(
@@ -297,6 +302,6 @@ PRESETS: dict[str, Recipe] = {
         Ratio("policy", "sampler", bound=TotalVariation()),
         "batch",
         kl=KL(2e-3, "k2", against="sampler"),
-        source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, read, not run",
+        source="prime-rl, src/prime_rl/trainer/rl/loss.py of 2026-08-21, run once from its repository",
     ),
 }

@@ -13,6 +13,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
+from logderiv._core.tangents import with_slope
 from logderiv.estimators.declaration import Declaration, Part, biased
 from logderiv.estimators.objectives.aggregation import AGGREGATIONS
 
@@ -22,7 +23,7 @@ Bounded = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class At(NamedTuple):
-    """Where a bound is evaluated; all detached, shape of the tokens.
+    """Where a bound is evaluated; all detached. What all tokens of an answer share may have shape `(N, 1)` for `(N, T)`.
 
     Attributes:
         ratios: ρ.
@@ -65,7 +66,7 @@ class Bound(Part):
             at: Where.
 
         Returns:
-            Value, derivative by log ρ, and what multiplies ∇log π where the ratio is detached; each of the same shape.
+            Value, derivative by log ρ, and what multiplies ∇log π where the ratio is detached; of shapes that broadcast.
         """
         return at.ratios, at.ratios, at.ratios
 
@@ -307,15 +308,17 @@ class Ratio(Part):
             answers: Where they stand.
 
         Returns:
-            Shape of the tokens; its derivative of order one.
+            Shape of the tokens, or one that broadcasts to it; its derivative of order one.
         """
         own, bound = logs[self.numerator], Bound() if self.bound is None else self.bound
         pooled = self._pool(bound.tokens(own - logs[self.denominator], advantages), mask, answers)
         # Where the advantage is 0 the ratio counts for nothing, and must not be infinite.
-        ratio = jnp.exp(jnp.where(advantages == 0, 0, jax.lax.stop_gradient(pooled)))
+        ratio = jnp.where(advantages == 0, 1, jnp.exp(jax.lax.stop_gradient(pooled)))
         value, slope, held = bound(At(ratio, advantages, jax.lax.stop_gradient(own)))
+        if self.numerator == "old":  # it does not move
+            return value
         moving, rate = (own, held) if self.detached else (pooled, slope)
-        return value + rate * (moving - jax.lax.stop_gradient(moving))
+        return with_slope(value, rate, moving)
 
     def _pool(self, logs: jax.Array, mask: jax.Array, answers: Any) -> jax.Array:
         if self.level == "token":
@@ -323,7 +326,7 @@ class Ratio(Part):
         total = answers.sums(jnp.where(mask, logs, 0))
         if self.level == "geometric":
             total = total / jnp.maximum(answers.sums(mask.astype(logs.dtype)), 1)
-        pooled = answers.spread(total, logs.shape)
+        pooled = answers.spread(total)
         if self.level == "cumulative":
             return pooled - answers.from_here(jnp.where(mask, logs, 0)) + jnp.where(mask, logs, 0)
         return pooled

@@ -23,13 +23,22 @@ import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
+from logderiv._core.tangents import with_slope
 from logderiv.estimators.declaration import Declaration, Part, biased, concrete
 from logderiv.estimators.objectives.ratios import Ratio
+
+
+def _k3(x: jax.Array) -> jax.Array:
+    """e^(−x) − 1 + x. Its derivative is 1 − e^(−x) as one number: that of the sum is a difference, which loses its digits near 0."""
+    held = jax.lax.stop_gradient(x)
+    less_one = jnp.expm1(-held)
+    return with_slope(less_one + held, -less_one, x)
+
 
 KINDS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "k1": lambda x: x,
     "k2": lambda x: jnp.square(x) / 2,
-    "k3": lambda x: jnp.expm1(-x) + x,
+    "k3": _k3,
 }
 _FULL = ("rao-blackwell", "step")
 REVERSE, FORWARD, ENTROPY, INVERSE = "reverse KL", "forward KL", "sequence entropy", "mean inverse length"
@@ -121,14 +130,14 @@ class KL(Part):
         estimate = KINDS[self.kind]
         if self.level == "sequence":
             lengths = jnp.maximum(answers.sums(mask.astype(difference.dtype)), 1)
-            found = answers.spread(estimate(answers.sums(difference)) / lengths, mask.shape)
+            found = answers.spread(estimate(answers.sums(difference)) / lengths)
         else:
             found = estimate(difference)
             found = answers.from_here(found) if self.place == "reward" else found
         if self.ratio is not None or self.place == "reward":
             own = logs["policy"]
             of = logs if self.ratio == "old" else {"policy": own, "old": jax.lax.stop_gradient(own)}
-            found = found * Ratio(level=self.level).factors(of, jnp.ones_like(own), mask, answers)
+            found = found * Ratio(level=self.level).factors(of, jnp.ones((1, 1), own.dtype), mask, answers)
         return found
 
     def penalties(self, log_probs: jax.Array, reference: jax.Array, mask: jax.Array) -> jax.Array:
