@@ -6,8 +6,8 @@ $\nabla J$ that of the mean return:
 
 - size is $|\mathbb{E}g| / |\nabla J|$, the angle that between $\mathbb{E}g$ and $\nabla J$;
 - noise is $\sqrt{\operatorname{tr}\operatorname{Cov} g} / |\mathbb{E}g|$;
-- the gain of a step is $(\mathbb{E}g \cdot \nabla J)^2 / (|\nabla J|^2\, \mathbb{E}|g|^2) = \cos^2 / (1 + \text{noise}^2)$: what one step along g of the best
-  length gains in expectation, as a part of what a step along $\nabla J$ gains, where J curves alike in all directions;
+- the gain of a step is $(\mathbb{E}g \cdot \nabla J)^2 / (|\nabla J|^2\, \mathbb{E}|g|^2) = \cos^2 / (1 + \text{noise}^2)$, 0 where the cosine is negative: what one
+  step along g of the best length gains in expectation, as a part of what a step along $\nabla J$ gains, where J curves alike in all directions;
 - the asymmetry is $|A - A^T| / |A|$ of the Jacobian A of $\mathbb{E}g$ as a function of the parameters, by central differences: that of a gradient is
   symmetric, so with another one the recipe descends nothing.
 
@@ -15,6 +15,11 @@ Off policy the old parameters draw, a fixed step away. Two prompts, of different
 their log-probabilities are what corrections see: angles to the gradient of the return of what is sampled, and of the policy itself.
 The worst case is the largest angle on policy over parameters with logits within 3 of their middle and |∇J| at least a tenth of its largest, by random
 search and steps from the worst.
+
+Finding (33 presets): five are the gradient of the return times a constant (Dr. GRPO in three frameworks, both of Tinker's), one that of the return and a
+divergence (TRL's RLOO), exactly; the other 27 are of no objective. Weights over the own length turn the step by up to 59 degrees however many the answers,
+and in the worst case against the return; weights over the tokens of the batch by 11, 6, 6 and 4 at G = 2, 4, 8 and 16. Off policy and under truncated
+sampling none is exact.
 """
 
 import dataclasses
@@ -43,6 +48,7 @@ ENUMERATED = (
 STATES = 2**19  # of those sums, at most
 KINDS = {True: ("bigram",), False: tuple(token_groups.KINDS)}
 ROUNDS = {True: 2, False: 8}  # of the search for the worst case
+QUICK = ("trl_grpo", "trl_dapo", "trl_dr_grpo", "trl_rloo", "verl_grpo", "tunix_grpo")
 RETURN, REGULARIZED, OTHER, NONE = "return", "return and a divergence", "another objective", "no objective"
 ANGLES_AND_GAINS = (("angle", ".1f"), ("gain", ".2f"))
 BROKEN = ("off policy", "two prompts", "top-k, sampled", "top-k, policy", "top-p, sampled", "top-p, policy")
@@ -55,7 +61,7 @@ class Effect(NamedTuple):
         size: |E g| / |∇J|.
         cosine: Of the angle between them.
         noise: √tr Cov g / |E g|.
-        gain: cosine² / (1 + noise²).
+        gain: cosine² / (1 + noise²); 0 where the cosine is negative.
     """
 
     size: float
@@ -77,7 +83,7 @@ def degrees(cosine: float) -> float:
 def effect(mean: Any, trace: float, exact: Any) -> Effect:
     """Of E[g], the trace of the covariance, and the exact gradient."""
     own, whole, inner = float(np.linalg.norm(mean)), float(np.linalg.norm(exact)), float(mean @ exact)
-    gain = inner**2 / (whole**2 * (own**2 + trace))
+    gain = max(inner, 0.0) ** 2 / (whole**2 * (own**2 + trace))
     return Effect(own / whole, inner / (own * whole), math.sqrt(max(trace, 0)) / own, gain)
 
 
@@ -282,7 +288,7 @@ def _on_policy(classes: Mapping[Recipe, list[Row]], recipes: Mapping[str, Recipe
 
 def main(quick: bool) -> Report:
     with jax.enable_x64(True):
-        rows, agreement = examine(list(PRESETS), quick)
+        rows, agreement = examine(QUICK if quick else list(PRESETS), quick)
     declared = [row for row in rows.values() if row.verdict in (RETURN, REGULARIZED)]
     none = [row.asymmetry for row in rows.values() if row.verdict == NONE]
     bounds = [
@@ -302,10 +308,10 @@ def tables(rows: Mapping[str, Row], quick: bool) -> list[Table]:
     """What each recipe is, what it estimates on policy, what breaks it, and its worst case."""
     chosen, columns = list(rows.values()), [f"G = {size}" for size in SIZES[quick]]
     shown = f"G = {ENUMERATED}"
-    reasons = {f"{column}: {name}: {why}" for name, row in rows.items() for column, why in row.missing.items()}
+    reasons = {f"{c}, {name}: {why.partition(';')[0]}" for name, row in rows.items() for c, why in row.missing.items()}
     angles, gains = (" | ".join(f"{{r[{field}, {c}]:{spec}}}" for c in columns) for field, spec in ANGLES_AND_GAINS)
     return [
-        Table("Where they are from", "preset | source", "{r.name} | {r.recipe.source}", chosen),
+        Table("Where they are from", "preset and source", "{r.name}: {r.recipe.source}", chosen),
         Table(
             "On policy, one prompt: what E[g] is, and the angle to the gradient of the return in degrees, the largest of all worlds; "
             "size, noise and gain, their median",

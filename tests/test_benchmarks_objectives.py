@@ -17,7 +17,7 @@ from tests.pasted import ROOT
 pytestmark = pytest.mark.usefixtures("broadcasting")  # as benchmarks are run
 PAGE = ROOT / "notebooks" / "objectives_table.md"
 TINY = {
-    "PRESETS": {name: PRESETS[name] for name in ("trl_grpo", "trl_sapo", "verl_dr_grpo")},
+    "QUICK": ("trl_grpo", "trl_sapo", "verl_dr_grpo"),
     "SIZES": {True: (2,)},
     "ENUMERATED": 2,
     "ROUNDS": {True: 1},
@@ -33,7 +33,7 @@ def test_a_tiny_run(monkeypatch):
     assert all(str(table).count("_grpo") >= 2 for table in report.tables)
     first, same, right = report.numbers.values()
     assert (first["verdict"], right["verdict"]) == ("no objective", "return")
-    assert right["estimates"] == "0.00195 return"  # (1 - 1/2) / 256
+    assert right["estimates"] == "0.000977 return"  # (1 - 1/2) / 512
     for world, effects in first["effects"].items():
         assert effects["G = 2"] == same["effects"][world]["G = 2"]
         assert effects["off policy"] != same["effects"][world]["off policy"]
@@ -45,6 +45,7 @@ def test_numbers_by_hand():
     found = objectives.effect(np.array([3.0, 4.0]), 75.0, np.array([0.0, 10.0]))
     assert found == pytest.approx((0.5, 0.8, math.sqrt(3), 0.16))
     assert found.gain == pytest.approx(found.cosine**2 / (1 + found.noise**2))
+    assert objectives.effect(np.array([3.0, 4.0]), 75.0, np.array([0.0, -10.0])).gain == 0
     assert found.angle == pytest.approx(math.degrees(math.acos(0.8)))
 
 
