@@ -17,7 +17,7 @@ from tests.pasted import ROOT
 pytestmark = pytest.mark.usefixtures("broadcasting")  # as benchmarks are run
 PAGE = ROOT / "notebooks" / "objectives_table.md"
 TINY = {
-    "QUICK": ("trl_grpo", "trl_sapo", "verl_dr_grpo"),
+    "QUICK": ("trl_sapo", "verl_dr_grpo"),
     "SIZES": {True: (2,)},
     "ENUMERATED": 2,
     "ROUNDS": {True: 1},
@@ -25,19 +25,19 @@ TINY = {
 
 
 def test_a_tiny_run(monkeypatch):
-    """Two presets that are one on policy and another: of no objective, and of the return."""
+    """One preset of no objective, whose ratio does nothing on policy, and one of the return."""
     for name, value in TINY.items():
         monkeypatch.setattr(objectives, name, value)
     report = objectives.main(quick=True)
     assert all(bound.holds for bound in report.bounds)
-    assert all(str(table).count("_grpo") >= 2 for table in report.tables)
-    first, same, right = report.numbers.values()
-    assert (first["verdict"], right["verdict"]) == ("no objective", "return")
+    assert all(name in str(table) for table in report.tables for name in TINY["QUICK"])
+    wrong, right = report.numbers.values()
+    assert (wrong["verdict"], right["verdict"]) == ("no objective", "return")
     assert right["estimates"] == "0.000977 return"  # (1 - 1/2) / 512
-    for world, effects in first["effects"].items():
-        assert effects["G = 2"] == same["effects"][world]["G = 2"]
-        assert effects["off policy"] != same["effects"][world]["off policy"]
-        assert right["effects"][world]["G = 2"].cosine == pytest.approx(1, abs=1e-12)
+    for world, effects in right["effects"].items():
+        assert effects["G = 2"].cosine == pytest.approx(1, abs=1e-12)
+        assert effects["off policy"].cosine < 0.99
+        assert wrong["effects"][world]["G = 2"].cosine < 0.99
 
 
 def test_numbers_by_hand():
@@ -110,7 +110,7 @@ def printed(title: str) -> dict[str, list[str]]:
 
 
 def test_the_page_has_every_preset_and_what_it_declares():
-    of_page = printed("On policy")
+    of_page = printed("On policy, one prompt")
     assert list(of_page) == list(PRESETS)
     for name, row in of_page.items():
         declared = PRESETS[name].declaration.objectives
@@ -125,7 +125,7 @@ def test_the_page_shows_what_is_computed():
             for row in rows.values():
                 objectives.on_policy(objectives.first_gradient(row.recipe), [row], world, (2, 4))
     for name, row in rows.items():
-        shown = printed("On policy")[name]
+        shown = printed("On policy, one prompt")[name]
         found = [f"{row[f'angle, G = {size}']:.1f}" for size in (2, 4)]
         assert shown[4:6] == found, name
         assert shown[3] == f"{row['size, G = 4']:.3g}"
