@@ -279,7 +279,7 @@ APART = [
     *("QuadraticValues", "Advantage", "Batch", "Bootstrapped", "Credited", "Transformed", "VTraceReturns"),
     *("Baseline", "MovingAverageState", "SharedValue", "StateBaseline", "Summary", "VarianceRatio", "ActionSpace"),
     *("Brax", "Gymnasium", "Gymnax", "Jumanji", "Declaration", "Estimator", "Part", "Structure", "Surrogate"),
-    *("Weighting", "ExpectationComparison", "Moments", "ScoreMoments", "Case", "Comparison", "TokenLogProbs"),
+    *("Weighting", "ExpectationComparison", "GroupMoments", "Moments", "ScoreMoments", "Case", "Comparison", "TokenLogProbs"),
     *("FunctionPolicy", "PolicyWrapper", "StepPolicy", "Emitting", "Event", "Filtered", "GaussianMoments"),
     *("HiddenProcess", "MarkovChainPolicy", "MasterEquationValue", "Population", "Position", "Previous", "Process"),
     *("SearchParams", "StateSpaceMatrices", "StateSpaceModel", "TokenObservation", "TokenPolicy", "TokenState"),

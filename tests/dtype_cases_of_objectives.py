@@ -54,4 +54,31 @@ OBJECTIVES = {
         params=LOGITS,
         reference=LOGITS[::-1],
     ),
+    "group_moments": case(
+        lambda params, old, sampler, reference, directions: list(
+            exact.group_moments(
+                params,
+                ld.shared_softmax,
+                environments.short_corridor(horizon=3),
+                objectives.Recipe(ratio=objectives.Ratio(bound=objectives.Clip()), kl=objectives.KL(0.37, "k3")),
+                horizon=2,
+                size=2,
+                old=old,
+                sampler=sampler,
+                reference=reference,
+                directions=directions,
+            )
+        )[:3],
+        params=LOGITS,
+        old=LOGITS[::-1],
+        sampler=LOGITS[::-1],
+        reference=LOGITS[::-1],
+        directions=[[1.0, -0.5]],
+    ),
+    "Truncated": case(
+        lambda top_p: (
+            ld.policies.Truncated(ld.shared_softmax, top_p=top_p).apply(np.float32(LOGITS), np.zeros(())).logits
+        ),
+        top_p=0.37,
+    ),
 }

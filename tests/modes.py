@@ -222,6 +222,7 @@ EAGER = {
         PARAMS, key(), POLICY, WORLD, horizon=1, num_samples=9
     ),
     "exact.count_trajectories": of(exact.count_trajectories, WORLD, 2),
+    "exact.group_moments": exactly("group_moments", recipe=objectives.Recipe(), horizon=1, size=2),
     "exact.moments": exactly("moments", estimator=ld.ScoreFunction(), horizon=1, num_trajectories=1),
     "exact.program_derivatives": lambda: exact.program_derivatives(
         HALF, ld.expectation(program, num_samples=1), order=1, num_choices=1, num_outcomes=2

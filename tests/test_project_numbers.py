@@ -99,6 +99,8 @@ GIVEN: dict[str, Any] = {
     | {"initial_mean": jnp.zeros(1)},
     "TokenModel": {"vocabulary": 3, "end": 0, "reward": _scalar},
     "TokenPolicy": {"inner": ld.policies.as_policy(ld.shared_softmax)},
+    "Truncated": {"inner": ld.shared_softmax},
+    "recipe": ld.objectives.Recipe(),
     "JumpProcess": {"initial": [1]},
     "fisher_score_samples": {"params": ld.processes.HiddenMarkovParams(jnp.zeros(2), jnp.eye(2), jnp.eye(2))},
     "assert_unbiased": {"exact": jnp.zeros(())},
@@ -148,7 +150,7 @@ FROM_ZERO = {
     "look_ahead.steps",
 }
 FROM_ZERO |= {"birth_death.initial", "schlogl.initial", "Checkpoints.save.step"}
-UNIT = {"discount", "lambda_", "decay", "level", "check_order.tolerance"}
+UNIT = {"discount", "lambda_", "decay", "level", "check_order.tolerance", "top_p"}
 SIGNED = {"stop_at", "threshold", "low", "high", "value", "learning_rate", "initial_mean"}
 UNBOUNDED = {"clip", "clip_rho", "clip_c", "clip_pg", "truncate", "stop_at", "low", "high", "soft_cap", "temperature"}
 SEQUENCES = {"MLP.hidden", "MLPActorCritic.hidden", "MLPValue.hidden", "visit_counts.shape"}

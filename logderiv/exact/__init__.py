@@ -19,5 +19,14 @@ __all__ = [
     "count_trajectories",
     "divergences",
 ]
-__all__ += ["enumerate_trajectories", "fisher", "gradient", "group_moments", "hessian", "moments", "occupancy", "policy_table"]
+__all__ += [
+    "enumerate_trajectories",
+    "fisher",
+    "gradient",
+    "group_moments",
+    "hessian",
+    "moments",
+    "occupancy",
+    "policy_table",
+]
 __all__ += ["program_derivatives", "program_value", "state_values", "value", "weighted_score_moments"]

@@ -225,16 +225,16 @@ def moments(
     given, horizon = problem(policy, environment, horizon, gamma), int(horizon)
     listing = given if isinstance(given, Listing) else list_trajectories(environment, horizon)
     drawn_by = policy if behavior_policy is None else behavior_policy
-    every, probabilities = _drawn(params if behavior_params is None else behavior_params, drawn_by, listing)
+    every, probabilities = drawn(params if behavior_params is None else behavior_params, drawn_by, listing)
     context = (estimator, params, state, policy)
     members = ensemble(context, every, probabilities, num=num_trajectories, method=method, limit=limit)
     exact = np.asarray(_exact(params, policy, given, horizon, gamma, order), np.float64)
     bias, covariance = bias_and_covariance(members, _of_batch, exact, num_trajectories, order)
-    mean, exact, bias = (_unravel(params, x) if order == 1 else x for x in (exact + bias, exact, bias))
+    mean, exact, bias = (unravel(params, x) if order == 1 else x for x in (exact + bias, exact, bias))
     return Moments(mean, exact, bias, covariance, members.method, members.number)
 
 
-def _drawn(params: Params, policy: Any, listing: Listing) -> tuple[Trajectory, np.ndarray]:
+def drawn(params: Params, policy: Any, listing: Listing) -> tuple[Trajectory, np.ndarray]:
     """Every trajectory, drawn by this policy, and its probability, multiplied out in float64; raises unless they sum to one."""
     every, weights, _ = listing
     logs = behavior_log_probs(params, policy, every)
@@ -306,7 +306,7 @@ def derivative(function: Callable[[Params], jax.Array], params: Params, order: i
     return of_order(order)(flat)
 
 
-def _unravel(params: Params, vector: np.ndarray) -> Params:
+def unravel(params: Params, vector: np.ndarray) -> Params:
     """Inverse of `ravel_pytree` without a change of dtype."""
     leaves, structure = jax.tree.flatten(params)
     parts = np.split(vector, np.cumsum([np.size(leaf) for leaf in leaves])[:-1])

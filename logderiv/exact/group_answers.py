@@ -11,7 +11,8 @@ from logderiv._core.pytrees import jit
 from logderiv.distributions.interop import Forced, log_prob
 from logderiv.estimators.objectives.advantages import Centered
 from logderiv.estimators.objectives.presets import Recipe
-from logderiv.exact.enumeration import Listing, behavior_log_probs, returns
+from logderiv.exact.enumeration import Listing, returns
+from logderiv.exact.estimators import drawn
 from logderiv.likelihood.probability import log_factors
 from logderiv.likelihood.steps import over_steps, own_steps
 from logderiv.types import Params, TimeStep, Trajectory
@@ -19,7 +20,7 @@ from logderiv.types import Params, TimeStep, Trajectory
 _SAME = 1e-14  # relative; of gradients that are the same but for rounding
 
 
-class Drawn(NamedTuple):
+class Policies(NamedTuple):
     """What draws the answers, and the policies that an objective is made of.
 
     Attributes:
@@ -67,50 +68,40 @@ class Answers(NamedTuple):
     of_prompts: np.ndarray
 
 
-def list_answers(recipe: Recipe, drawn: Drawn, listing: Listing) -> Answers:
+def list_answers(recipe: Recipe, policies: Policies, listing: Listing) -> Answers:
     """Every answer, from every trajectory; those that are never drawn are left out."""
-    sampled = np.asarray(behavior_log_probs(drawn.sampler, drawn.sampler_policy, listing.trajectories), np.float64)
-    joint = np.asarray(listing.weights, np.float64) * np.prod(np.exp(sampled), axis=1)
-    _check_total(np.sum(joint))
+    every, joint = drawn(policies.sampler, policies.sampler_policy, listing)
     possible = joint > 0
-    every: Trajectory = jax.tree.map(lambda x: x[possible], listing.trajectories)
-    joint, sampled = joint[possible], sampled[possible]
+    every: Trajectory = jax.tree.map(lambda x: x[possible], every)
+    joint, sampled = joint[possible], every.behavior_log_probs
     _, prompts = np.unique(np.asarray(listing.starts)[possible], return_inverse=True)
     of_prompts = np.bincount(prompts, joint)
-    mask, logs = _logs(drawn, every)
-    logs["sampler"] = jnp.asarray(sampled)
+    mask, logs = _logs(policies, every)
+    logs["sampler"] = sampled
     raw = np.asarray(returns(every), np.float64)
     rewards = recipe.penalized(returns(every), logs["sampler"], logs.get("reference"), mask)
-    gradients, parts = _gradients(recipe, drawn, every, mask, logs)
+    gradients, parts = _gradients(recipe, policies, every, mask, logs)
     greedy = np.zeros(len(raw))
     if isinstance(recipe.advantage, Centered) and recipe.advantage.baseline == "greedy":
-        greedy = _greedy(np.asarray(every.actions), sampled, prompts, joint, raw)
+        greedy = _greedy(np.asarray(every.actions), np.asarray(sampled), prompts, joint, raw)
     lengths = np.sum(np.asarray(mask), axis=1)
     chances, rewards = joint / of_prompts[prompts], np.asarray(rewards, np.float64)
     return Answers(prompts, chances, raw, rewards, lengths, greedy, gradients, parts, of_prompts)
 
 
-def _check_total(total: float) -> None:
-    if not abs(total - 1) <= np.finfo(np.float32).eps ** 0.5:
-        raise ValueError(
-            f"policy: the probabilities of all answers sum to {total:.6g}, expected 1; does what draws them choose between the "
-            "actions of the environment?"
-        )
-
-
 @jit
-def _logs(drawn: Drawn, every: Trajectory) -> tuple[jax.Array, dict[str, jax.Array]]:
+def _logs(policies: Policies, every: Trajectory) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Which tokens the policy chose, and their log-probabilities, held."""
-    params = {"old": drawn.old} | ({} if drawn.reference is None else {"reference": drawn.reference})
-    logs = {name: log_factors(p, drawn.policy, every) for name, p in params.items()}
-    return own_steps(drawn.params, drawn.policy, every), logs
+    params = {"old": policies.old} | ({} if policies.reference is None else {"reference": policies.reference})
+    logs = {name: log_factors(p, policies.policy, every) for name, p in params.items()}
+    return own_steps(policies.params, policies.policy, every), logs
 
 
 def _gradients(
-    recipe: Recipe, drawn: Drawn, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
+    recipe: Recipe, policies: Policies, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """∇ of the objective of one answer of weight 1, by what it is multiplied by. Signs that do the same are one part."""
-    found = np.asarray(_of_advantages(recipe, drawn, every, mask, logs), np.float64)
+    found = np.asarray(_of_advantages(recipe, policies, every, mask, logs), np.float64)
     none = found[:, 0]
     up, down = found[:, 1] - none, found[:, 2] - none
     largest = np.max(np.abs(up), initial=0.0)
@@ -124,27 +115,27 @@ def _gradients(
 
 @jit
 def _of_advantages(
-    recipe: Recipe, drawn: Drawn, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
+    recipe: Recipe, policies: Policies, every: Trajectory, mask: jax.Array, logs: dict[str, jax.Array]
 ) -> jax.Array:
     """∇ of the objective of each answer alone, of advantages 0, 1 and -1. Shape `(K, 3, D)`."""
 
     def objective(params: Params, advantage: jax.Array, tau: Trajectory, mask: jax.Array, logs: Any) -> jax.Array:
-        own = log_factors(params, drawn.policy, tau)
+        own = log_factors(params, policies.policy, tau)
         steps = {}
         if recipe.kl is not None or recipe.entropy is not None:
-            steps = {name: x[None] for name, x in _of_steps(params, drawn, tau).items()}
+            steps = {name: x[None] for name, x in _of_steps(params, policies, tau).items()}
         rows = {name: x[None] for name, x in logs.items()}
         return recipe.objective(own[None], advantage[None], mask[None].astype(own.dtype), **rows, **steps)
 
     def gradient(advantage: jax.Array, *answer: Any) -> jax.Array:
-        return ravel_pytree(jax.grad(objective)(drawn.params, advantage, *answer))[0]
+        return ravel_pytree(jax.grad(objective)(policies.params, advantage, *answer))[0]
 
     advantages = jnp.array([0.0, 1.0, -1.0], logs["old"].dtype)
     of_one = jax.vmap(gradient, (0, *(None,) * 3))
     return jax.vmap(of_one, (None, 0, 0, 0))(advantages, every, mask, logs)
 
 
-def _of_steps(params: Params, drawn: Drawn, tau: Trajectory) -> dict[str, jax.Array]:
+def _of_steps(params: Params, policies: Policies, tau: Trajectory) -> dict[str, jax.Array]:
     """Entropy of each step, and its divergence from the reference, over the full vocabulary."""
 
     def logs(params: Params, action: int) -> jax.Array:
@@ -153,14 +144,14 @@ def _of_steps(params: Params, drawn: Drawn, tau: Trajectory) -> dict[str, jax.Ar
             chosen = distribution.distribution if isinstance(distribution, Forced) else distribution
             return log_prob(chosen, jnp.full_like(step.action, action))
 
-        return over_steps(term, params, drawn.policy, tau)
+        return over_steps(term, params, policies.policy, tau)
 
-    every = range(drawn.num_actions)
+    every = range(policies.num_actions)
     own = jnp.stack([logs(params, action) for action in every])
     chances, own = jnp.exp(own), jnp.where(own == -jnp.inf, 0, own)
     found = {"step_entropy": -jnp.sum(chances * own, axis=0)}
-    if drawn.reference is not None:
-        reference = jnp.stack([logs(drawn.reference, action) for action in every])
+    if policies.reference is not None:
+        reference = jnp.stack([logs(policies.reference, action) for action in every])
         apart = jnp.where(chances > 0, own - jax.lax.stop_gradient(reference), 0)
         found["step_kl"] = jnp.sum(chances * apart, axis=0)
     return found

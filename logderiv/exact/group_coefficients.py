@@ -96,6 +96,12 @@ def weights_of(problem: Problem, entries: Entries, of_prompts: np.ndarray) -> tu
     pairs = zip(problem.groups, entries.alive, strict=True)
     unequal = np.array([groups.whole.chances @ alive for groups, alive in pairs])
     kept = float(of_prompts @ unequal)
+    impossible = kept == 0 if problem.equal_rewards == "refill" else np.any(unequal[of_prompts > 0] == 0)
+    if problem.equal_rewards in ("refill", "redraw") and impossible:
+        raise ValueError(
+            f"equal_rewards: {problem.equal_rewards!r} draws until the rewards of a group are not all equal, which they always are, of "
+            "some prompt; take 'mask' or 'drop', or another environment."
+        )
     if problem.equal_rewards == "refill":
         return of_prompts / kept, kept
     if problem.equal_rewards == "redraw":
@@ -162,9 +168,7 @@ def _of_prompt(problem: Problem, entries: Entries, others: Law, x: int) -> tuple
     for i in range(advantages.shape[2]):
         split = np.stack([_PARTS[name](advantages[:, :, i]) for name in problem.parts], axis=1)
         mine = np.flatnonzero(of_others == i)
-        weight = weights[:, rows][
-            :, :, weighed_others[mine]
-        ]  # of each class, with each sum of the group, and of the others
+        weight = weights[:, rows][:, :, weighed_others[mine]]
         chance = others.chances[mine]
         once, twice, pair = _sums(groups, split[:, :, of_group], weighed, alive, len(rows))
         given[:, :, entry[:, None], mine] += np.add.reduceat(once[..., None] * weight[:, None], first, axis=2)
@@ -229,17 +233,17 @@ def _table(
     outside, first_outside, columns = np.unique(outside, return_index=True, return_inverse=True)
     found, cases = [], []
     for c in range(len(groups.own)):
-        present, first = np.unique(rows[groups.whole.following[:, c]], return_index=True)
+        counted = np.flatnonzero(entries.alive[x][groups.whole.following[:, c]])
+        present, first = np.unique(rows[groups.whole.following[counted, c]], return_index=True)
         sums = keys[present][:, None] + outside
         _, some, inverse = np.unique(sums.ravel(), return_index=True, return_inverse=True)
         row, column = np.divmod(some, len(outside))
         found.append((present, inverse.reshape(sums.shape), len(some)))
-        cases.append((np.full(len(some), groups.own[c]), first[row], first_outside[column]))
+        cases.append((np.full(len(some), groups.own[c]), counted[first][row], first_outside[column]))
     own, rest, other = (np.concatenate(x) for x in zip(*cases, strict=True))
     outer = others.members[other]
-    members = np.concatenate(
-        [own[:, None], groups.rest.members[rest], entries.members[outer].reshape(len(own), -1)], axis=1
-    )
+    of_others = entries.members[outer].reshape(len(own), outer.shape[1] * entries.members.shape[1])
+    members = np.concatenate([own[:, None], groups.rest.members[rest], of_others], axis=1)
     values = _evaluate(problem, members, entries.dropped[outer], which)
     table, start = np.zeros((len(groups.own), len(keys), len(outside))), 0
     for c, (present, inverse, number) in enumerate(found):
@@ -251,6 +255,8 @@ def _table(
 def _evaluate(problem: Problem, members: np.ndarray, dropped: np.ndarray, which: int) -> np.ndarray:
     """The advantage (0), or weight (1), of the first member of each batch. Shapes `(M, N)`, `(M, P - 1)`."""
     number, total = members.shape
+    if number == 0:
+        return np.zeros(0)
     size = total // problem.num_groups
     groups = np.where(dropped, -1, np.arange(1, problem.num_groups))
     groups = np.repeat(np.concatenate([np.zeros((number, 1), int), groups], axis=1), size, axis=1)

@@ -17,15 +17,14 @@ from logderiv.exact.enumeration import readable
 from logderiv.exact.group_answers import Answers
 
 _DIGITS = 12  # decimal, of a sum, that are compared
-
-POWERS = {
+POWERS = {  # of length and reward, in each sum
     "count": (0, 0),
     "T": (1, 0),
     "R": (0, 1),
     "RR": (0, 2),
     "TR": (1, 1),
     "TRR": (1, 2),
-}  # of length and reward, in each sum
+}
 _OF_BASELINE = {
     None: (),
     "greedy": (),

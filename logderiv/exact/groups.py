@@ -3,15 +3,15 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
-from logderiv._core.arrays import check_params, refuse_complex, wide
+from logderiv._core.arrays import array_of, check_params, refuse_complex, wide
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import list_trajectories
-from logderiv.exact.group_answers import Answers, Drawn, list_answers
+from logderiv.exact.estimators import unravel
+from logderiv.exact.group_answers import Answers, Policies, list_answers
 from logderiv.exact.group_coefficients import (
     Problem,
     Slot,
@@ -131,11 +131,12 @@ def group_moments(
         >>> found.mean.tolist()  # (1 - 1/4) times the gradient
         [[-0.1875, 0.1875]]
     """
-    horizon, size, limit = check.whole(horizon=horizon, size=size, limit=limit)
+    horizon, limit = check.whole(horizon=horizon, limit=limit)
     num_groups = check.whole(or_none=True, num_groups=num_groups)
     check.one_of(("drawn", "fixed"), prompts=prompts)
     check.one_of(EQUAL, equal_rewards=equal_rewards)
     check.made("recipe", recipe, isinstance(recipe, Recipe), "logderiv.objectives.Recipe(), or one of PRESETS")
+    size = check.whole(at_least=recipe.advantage.min_answers, hint=f"which {recipe.advantage} needs", size=size)
     check_params(params)
     given = {"old": old, "sampler": sampler, "reference": reference}
     refuse_complex(**given)
@@ -145,15 +146,13 @@ def group_moments(
     if equal_rewards != "keep":
         check.whole(at_least=2, hint="of one answer all rewards are equal", size=size)
     shown = _directions(directions, ravel_pytree(params)[0].size)
-    listing = list_trajectories(environment, horizon)
     params, old, sampler, reference = (wide(x) for x in (params, old, sampler, reference))
     old = params if old is None else old
     policy = as_policy(policy)
     drawn_by = policy if sampler_policy is None else as_policy(sampler_policy)
-    drawn = Drawn(
-        params, policy, old if sampler is None else sampler, drawn_by, old, reference, environment.num_actions
-    )
-    answers = list_answers(recipe, drawn, listing)
+    sampler = old if sampler is None else sampler
+    policies = Policies(params, policy, sampler, drawn_by, old, reference, environment.num_actions)
+    answers = list_answers(recipe, policies, list_trajectories(environment, horizon))
     slots = _slots(answers.of_prompts, num_groups, prompts, equal_rewards)
     problem, shares = _problem(recipe, answers, len(slots), size, equal_rewards, limit)
     return _moments(problem, answers, shares, slots, params, shown)
@@ -183,7 +182,7 @@ def _directions(directions: Any, size: int) -> np.ndarray | None:
                 f"numpy.zeros((0, {size})) for the trace alone."
             )
         return None
-    shown = np.asarray(directions, np.float64)
+    shown = np.asarray(array_of(directions, "directions"), np.float64)
     if shown.ndim != 2 or shown.shape[1] != size:
         raise ValueError(f"directions: expected shape (M, D) with D = {size} parameters, received {shown.shape}.")
     return shown
@@ -223,15 +222,12 @@ def _moments(
     mean = times * size * sum(mean_of(*x) for x in zip(found, others, strict=True))
     squares = times * size * sum(x.squares for x in found)
     pairs = times * size * (size - 1) * sum(x.pairs for x in found)
-    both = (
-        [(0, 1)] * (len(slots) > 1)
-        if drawn
-        else [(i, j) for i in range(len(slots)) for j in range(len(slots)) if i != j]
-    )
-    for i, j in both:
-        rest, (a, b) = without(i, j), (0, 0) if drawn else (i, j)
-        cross = crossed(found[a], found[b], (others[a], others[b]), rest, entries.keys)
-        pairs = pairs + (len(slots) * (len(slots) - 1) if drawn else 1) * size**2 * cross
+    number = range(len(slots))
+    two = [(0, 1)] * (len(slots) > 1) if drawn else [(i, j) for i in number for j in number if i != j]
+    for i, j in two:
+        a, b, often = (0, 0, len(slots) * (len(slots) - 1)) if drawn else (i, j, 1)
+        cross = crossed(found[a], found[b], (others[a], others[b]), without(i, j), entries.keys)
+        pairs = pairs + often * size**2 * cross
     states = sum(len(x.whole.keys) for x in problem.groups)
     return _assemble(answers, shares, mean, squares, pairs, params, shown, float(np.mean(unequal)), states)
 
@@ -266,5 +262,4 @@ def _assemble(
         gram = np.einsum("csd,eud->cseu", of_classes, of_classes, optimize=True)
         inner = np.einsum("ksd,kud->ksu", answers.gradients, answers.gradients)
         trace = float(np.sum(weights * inner) + np.sum(pairs * gram) - expected @ expected)
-    unravel = ravel_pytree(params)[1]
-    return GroupMoments(jax.tree.map(np.asarray, unravel(expected)), covariance, trace, unequal, len(mean), states)
+    return GroupMoments(unravel(params, expected), covariance, trace, unequal, len(mean), states)

@@ -6,9 +6,10 @@ Each is a frozen dataclass, so that one rebuilt with the same fields does not re
 from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
 from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
+from logderiv.policies.truncated import Truncated
 from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import FunctionPolicy
 
 __all__ = ["GRU", "MLP", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]
-__all__ += ["StepPolicy", "TabularSoftmax", "TanhNormalHead", "as_policy", "normal_head", "shared_softmax"]
+__all__ += ["StepPolicy", "TabularSoftmax", "TanhNormalHead", "Truncated", "as_policy", "normal_head", "shared_softmax"]
 __all__ += ["tabular_softmax", "tanh_normal_head"]

@@ -10,7 +10,7 @@ from logderiv._core import check
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import Forced
-from logderiv.policies.stepwise import StepPolicy, as_policy
+from logderiv.policies.stepwise import as_policy
 from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import Observation
 
@@ -37,7 +37,7 @@ class Truncated(PolicyWrapper):
         Fan, Lewis & Dauphin (2018), arXiv:1805.04833, for top-k; Holtzman et al. (2020), arXiv:1904.09751, section 3.1, for top-p.
     """
 
-    inner: StepPolicy
+    inner: Any
     top_k: int | None = None
     top_p: float = 1.0
 
