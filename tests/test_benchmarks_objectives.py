@@ -59,7 +59,12 @@ def test_every_batch_is_counted_as_often_as_it_comes():
 def test_worlds_are_those_of_the_library(kind):
     """Log-probabilities; and gradients of the return, of the policy and of what truncation leaves, are those of its values."""
     world, step = token_groups.worlds(kind)[1], 1e-6
-    logs = ld.log_factors(world.unravel(jnp.asarray(world.params)), world.model.policy, world.every)
+    params, policy = world.unravel(jnp.asarray(world.params)), world.model.policy
+    logs = ld.log_factors(params, policy, world.every)
+    for how, kept in {"top-k": {"top_k": token_groups.TOP_K}, "top-p": {"top_p": token_groups.TOP_P}}.items():
+        drawn = ld.log_factors(params, ld.policies.Truncated(policy, **kept), world.every)[world.prompts[0]]
+        found = world.policies(world.params, how).chances
+        np.testing.assert_allclose(found, jnp.exp(jnp.sum(drawn, axis=1)), rtol=0, atol=1e-14)
     for prompt, rows in enumerate(world.prompts):
         np.testing.assert_allclose(world.policies(world.params, prompt=prompt).policy, logs[rows], rtol=0, atol=1e-14)
     moves = step * np.concatenate([np.eye(world.params.size), -np.eye(world.params.size)])
