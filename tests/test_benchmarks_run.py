@@ -11,6 +11,7 @@ from benchmarks import __main__ as command
 from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, tasks, training_speed
 from tests.mostly import mostly_slow
 from tests.test_benchmarks_harness import corridor
+from tests.test_benchmarks_objectives import TINY as TINY_TABLE
 from tests.test_benchmarks_training_speed import TINY
 
 EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
@@ -33,6 +34,7 @@ SMALLER = {
             {"T": t, "compile": 0.1, "temp": 30, "inputs": 21, "vectorized": 900, "beyond": 9} for t in lengths
         ],
     },
+    "objectives": TINY_TABLE,
     "prisoners_dilemma": {"QUICK": ("exact, 1 step",), "QUICK_SIZE": prisoners_dilemma.Size(1, 4, 20, 5)},
     "product_vs_score": {"DTYPES": ("float32",)},
     "proof_table": {"QUICK": ("total return", "biased: batch mean", "biased: standardized")},
