@@ -9,16 +9,22 @@ from logderiv.plots.figures import COLORS
 
 # Verdict to color, marker and words.
 VERDICTS = {
-    "return": (COLORS[2], "o", "the gradient of the return, times a constant"),
-    "return and a divergence": (COLORS[0], "s", "the gradient of the return and a divergence"),
-    "another objective": (COLORS[4], "D", "the gradient of another objective"),
-    "no objective": (COLORS[1], "X", "the gradient of no objective"),
+    "return": (COLORS[2], "o", "the gradient of the return, times a positive constant"),
+    "return and a divergence": (COLORS[0], "s", "the gradient of the return less a divergence from the reference"),
+    "another objective": (COLORS[4], "D", "the gradient of another function"),
+    "no objective": (COLORS[1], "X", "the gradient of no function at all (its Jacobian is not symmetric)"),
 }
 PANELS = {
-    "angle": ("Direction: the angle between the expected\nstep and the gradient of the return", "degrees (0 is right)"),
-    "gain": ("Gain of one step, noise included,\nbeside the exact gradient", "part of its gain (1 is all)"),
+    "angle": (
+        "Bias: angle between the expected step\nand the gradient of the return",
+        "degrees; exact is 0, better to the left",
+    ),
+    "gain": (
+        "Bias and noise: what one sampled step gains,\nbeside one along the exact gradient",
+        "ratio; exact is 1, better to the right",
+    ),
 }
-KEY = "Marker: median of the worlds, bar: all of them. The expected step is"
+KEY = "{} answers to a prompt, on policy. Marker: median of {} small worlds of tokens; bar: smallest to largest."
 
 
 def draw(rows: Mapping[str, Any], column: str) -> Any:
@@ -42,12 +48,9 @@ def draw(rows: Mapping[str, Any], column: str) -> Any:
     left.set_yticks(list(heights.values()), list(heights), fontsize=8)
     left.set(ylim=(max(heights.values()) + 1, -1), xlim=(-1, None))
     right.set(xlim=(0, None))
-    legend = {
-        "loc": "outside lower center",
-        "fontsize": 9,
-        "frameon": False,
-        "title": f"{column} answers to a prompt. {KEY}",
-    }
+    number = max(len(row.effects) for row in rows.values())
+    figure.suptitle(KEY.format(column, number), fontsize=9)
+    legend = {"loc": "outside lower center", "fontsize": 9, "frameon": False, "title": "The expected step is"}
     figure.legend(*left.get_legend_handles_labels(), **legend)
     return figure
 
