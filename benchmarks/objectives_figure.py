@@ -20,7 +20,7 @@ PANELS = {
         "degrees; exact is 0, better to the left",
     ),
     "gain": (
-        "Bias and noise: what one sampled step gains,\nbeside one along the exact gradient",
+        "Bias and noise: gain of a sampled\nstep, beside that of an exact one",
         "ratio; exact is 1, better to the right",
     ),
 }
