@@ -5,6 +5,7 @@ alarm or a wrong twin that got through. `test_testing_checks` and `test_testing_
 """
 
 import importlib
+import inspect
 from functools import partial
 
 import jax
@@ -14,6 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import logderiv as ld
+from tests.worlds import TERMINATING_LOGITS, terminating
 
 NUM_SEEDS = 200
 NORMAL = ld.Normal(jnp.asarray(0.4), jnp.asarray(1.5))
@@ -30,7 +32,7 @@ TESTS = [
         for kind in ("score", "pathwise", "measure")
     ),
     ("expectations_siblings", "categorical_and_bernoulli_through_the_public_calls"),
-    ("likelihood_identity", "under_the_expectation_three_routes_give_one_gradient"),
+    ("likelihood_identity", "under_the_expectation_three_routes_give_one_gradient", terminating(), TERMINATING_LOGITS),
     ("environments_tabular", "sampled_trajectories_have_their_enumerated_probabilities"),
     ("distributions_basic", "samples_have_the_declared_mean_within_four_standard_errors", NORMAL, 0.4, 2.25),
     ("diagnostics_statistics", "variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one"),
@@ -46,7 +48,7 @@ TESTS = [
     ("processes_games", "sampled_gradients_of_one_player_are_those_of_its_value"),
 ]
 CHECKS = {
-    " ".join(map(str, test)): partial(
+    " ".join(word for word in test if isinstance(word, str)): partial(
         getattr(importlib.import_module(f"tests.test_{test[0]}"), f"test_{test[1]}"), *test[2:]
     )
     for test in TESTS
@@ -84,6 +86,12 @@ def test_two_hundred_fresh_seeds(name, monkeypatch, compiled_once):
         if fresh % 20 == 0:
             jax.clear_caches()
     assert len(failures) <= NUM_SEEDS // 200, failures
+
+
+def test_every_check_has_its_arguments():
+    assert len(CHECKS) == len(TESTS)
+    for check in CHECKS.values():
+        inspect.signature(check).bind()  # raises where one is missing
 
 
 def test_a_check_that_always_fails_is_noticed(monkeypatch, compiled_once):
