@@ -13,6 +13,7 @@ from logderiv.estimators.objectives.advantages import Centered
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import Listing, returns
 from logderiv.exact.estimators import drawn
+from logderiv.exact.group_sums import Classes
 from logderiv.likelihood.probability import log_factors
 from logderiv.likelihood.steps import over_steps, own_steps
 from logderiv.types import Params, TimeStep, Trajectory
@@ -46,23 +47,13 @@ class Answers(NamedTuple):
     """Every answer that may be drawn; float64, K rows.
 
     Attributes:
-        prompts: The number of its prompt (start), from 0.
-        chances: Its probability, given the prompt.
-        raw: Its reward.
-        rewards: The same less the penalty: what advantages see.
-        lengths: Its tokens.
-        greedy: The reward of the greedy answer to its prompt.
+        each: A class of its own for each answer.
         gradients: What its advantage's parts multiply. Shape `(K, S, D)`.
         parts: Which parts these are: "both" signs alike, or "positive" and "negative"; and "none", of what has no advantage.
         of_prompts: The probability of each prompt.
     """
 
-    prompts: np.ndarray
-    chances: np.ndarray
-    raw: np.ndarray
-    rewards: np.ndarray
-    lengths: np.ndarray
-    greedy: np.ndarray
+    each: Classes
     gradients: np.ndarray
     parts: tuple[str, ...]
     of_prompts: np.ndarray
@@ -78,15 +69,15 @@ def list_answers(recipe: Recipe, policies: Policies, listing: Listing) -> Answer
     of_prompts = np.bincount(prompts, joint)
     mask, logs = _logs(policies, every)
     logs["sampler"] = sampled
-    raw = np.asarray(returns(every), np.float64)
-    rewards = recipe.penalized(returns(every), logs["sampler"], logs.get("reference"), mask)
+    earned = returns(every)
+    penalized = recipe.penalized(earned, logs["sampler"], logs.get("reference"), mask)
+    raw, rewards, lengths = (np.asarray(x, np.float64) for x in (earned, penalized, np.sum(mask, axis=1)))
     gradients, parts = _gradients(recipe, policies, every, mask, logs)
     greedy = np.zeros(len(raw))
     if isinstance(recipe.advantage, Centered) and recipe.advantage.baseline == "greedy":
         greedy = _greedy(np.asarray(every.actions), np.asarray(sampled), prompts, joint, raw)
-    lengths = np.sum(np.asarray(mask), axis=1)
-    chances, rewards = joint / of_prompts[prompts], np.asarray(rewards, np.float64)
-    return Answers(prompts, chances, raw, rewards, lengths, greedy, gradients, parts, of_prompts)
+    each = Classes(prompts, joint / of_prompts[prompts], raw, rewards, lengths, greedy)
+    return Answers(each, gradients, parts, of_prompts)
 
 
 @jit

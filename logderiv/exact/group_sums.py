@@ -14,7 +14,6 @@ import numpy as np
 from logderiv.estimators.objectives.advantages import Centered, MaxAtK
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import readable
-from logderiv.exact.group_answers import Answers
 
 _DIGITS = 12  # decimal, of a sum, that are compared
 POWERS = {  # of length and reward, in each sum
@@ -78,12 +77,12 @@ class Classes(NamedTuple):
     """Answers of the same prompt, rewards and length; C rows.
 
     Attributes:
-        prompts: Number of the prompt.
+        prompts: Number of the prompt (start), from 0.
         chances: Probability, given the prompt.
         raw: Reward.
-        rewards: Reward less penalty.
+        rewards: Reward less penalty: what advantages see.
         lengths: Tokens.
-        greedy: Reward of the greedy answer.
+        greedy: Reward of the greedy answer to its prompt.
     """
 
     prompts: np.ndarray
@@ -103,14 +102,12 @@ class Classes(NamedTuple):
         return np.concatenate(columns, axis=1) if columns else np.zeros((len(self.rewards), 0))
 
 
-def classes_of(answers: Answers) -> tuple[Classes, np.ndarray]:
-    """The classes, and the share of each answer in each of them. Shape `(K, C)`."""
-    rows = np.stack([answers.prompts, answers.raw, answers.rewards, answers.lengths], axis=1)
+def classes_of(each: Classes) -> tuple[Classes, np.ndarray]:
+    """The classes of answers, each of which comes as one of its own; and its share in each of them, shape `(K, C)`."""
+    rows = np.stack([each.prompts, each.raw, each.rewards, each.lengths], axis=1)
     _, first, inverse = np.unique(rows, axis=0, return_index=True, return_inverse=True)
     shares = np.eye(len(first))[inverse.reshape(-1)]
-    lengths = answers.lengths.astype(float)
-    own = Classes(answers.prompts, answers.chances, answers.raw, answers.rewards, lengths, answers.greedy)
-    return Classes(*(x[first] for x in own))._replace(chances=answers.chances @ shares), shares
+    return Classes(*(x[first] for x in each))._replace(chances=each.chances @ shares), shares
 
 
 def three_rewards(classes: Classes) -> tuple[Classes, np.ndarray]:

@@ -194,7 +194,7 @@ def _problem(
     """What is to be computed, and the share of each answer in the classes."""
     needs = of_advantage(recipe.advantage), of_weight(recipe.per, equal_rewards == "drop")
     names = dict.fromkeys(needs[0].sources + needs[1].sources + (() if equal_rewards == "keep" else ("raw",)))
-    classes, shares = classes_of(answers)
+    classes, shares = classes_of(answers.each)
     refuse = refusal(recipe, len(classes.rewards), size, limit)
     if equal_rewards == "keep" and linear(recipe, answers.parts) and len(np.unique(classes.rewards)) > 3:
         classes, between = three_rewards(classes)
@@ -244,9 +244,9 @@ def _assemble(
     states: int,
 ) -> GroupMoments:
     """The moments from their coefficients and the gradients of the answers."""
-    of_classes = np.tensordot(shares.T * answers.chances, answers.gradients, axes=1)
+    of_classes = np.tensordot(shares.T * answers.each.chances, answers.gradients, axes=1)
     expected = np.einsum("cs,csd->d", mean, of_classes)
-    weights = answers.chances[:, None, None] * np.tensordot(shares, squares, axes=1)
+    weights = answers.each.chances[:, None, None] * np.tensordot(shares, squares, axes=1)
 
     def second(gradients: np.ndarray, of_classes: np.ndarray) -> np.ndarray:
         flat = of_classes.reshape(-1, of_classes.shape[-1])
