@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -126,6 +127,9 @@ MADE = {
     "Lite PPO": Recipe(Centered("group", "batch", 1, 1e-4), Ratio(bound=Clip()), "batch"),
     "others by length, per group": Recipe(Centered("others by length"), per="group"),
     "REINFORCE": Recipe(Centered(None)),
+    "max@2 less a penalty": Recipe(
+        MaxAtK(2, "k - 1 others"), penalty=ld.objectives.KL(0.3, "k1", "reward"), kl=ld.objectives.KL(0.1, "k3")
+    ),
 }
 KEPT = {
     ("trl_grpo_k3", 3, 1, True),
@@ -135,6 +139,7 @@ KEPT = {
     ("openrlhf_reinforce_plus_plus_baseline", 2, 2, False),
     ("verl_passk of 2", 3, 1, False),
     ("Lite PPO", 2, 2, True),
+    ("max@2 less a penalty", 2, 2, True),
 }
 CASES = [
     (name, size, num_groups, off_policy)
@@ -234,14 +239,24 @@ def test_wrong_twins_are_rejected():
     assert off(alone.covariance / 2, both.covariance) < EXACT  # here they are
 
 
-def test_large_groups_are_those_of_pairs():
-    """RLOO is the mean over pairs: by Hoeffding its covariance at any G follows from those at 2 and 3, penalty or not."""
-    recipe = Recipe(penalty=ld.objectives.KL(0.3, "k1", "reward"))
-    two, three, sixteen = (by_sums(recipe, size) for size in (2, 3, 16))
-    first = (3 * three.covariance - two.covariance) / 2
-    assert off(sixteen.covariance, (28 * first + two.covariance) / 120) < EXACT
-    assert off(ravel_pytree(sixteen.mean)[0], ravel_pytree(two.mean)[0]) < EXACT
-    assert off(two.covariance / 8, sixteen.covariance) > 1e-2
+@pytest.mark.parametrize(
+    ("advantage", "degree"),
+    [(Centered(), 2), (MaxAtK(2), 2), (MaxAtK(3, "k - 1 others"), 3), (MaxAtK(2, "k others"), 3)],
+)
+def test_large_groups_are_those_of_few_answers(advantage, degree):
+    """U-statistics of degree d: by Hoeffding the covariance at any G follows from those at d to 2d - 1, penalty or not."""
+    recipe, few = Recipe(advantage, penalty=ld.objectives.KL(0.3, "k1", "reward")), range(degree, 2 * degree)
+
+    def shares(size):
+        alike = [math.comb(degree, c) * math.comb(size - degree, degree - c) for c in range(1, degree + 1)]
+        return np.array(alike) / math.comb(size, degree)
+
+    found = [by_sums(recipe, size) for size in (*few, 16)]
+    covariances = np.stack([x.covariance for x in found])
+    parts = np.linalg.solve(np.stack([shares(size) for size in few]), covariances[:-1].reshape(degree, -1))
+    assert off(covariances[-1].ravel(), shares(16) @ parts) < EXACT
+    assert off(ravel_pytree(found[-1].mean)[0], ravel_pytree(found[0].mean)[0]) < EXACT
+    assert off(covariances[0] * degree / 16, covariances[-1]) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Coefficients of the moments: what the gradients of each class of answers are multiplied by, in the mean and in the second moment."""
 
-import functools
 from collections.abc import Callable
+from functools import partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core.pytrees import jit
+from logderiv.estimators.objectives.advantages import MaxAtK
 from logderiv.estimators.objectives.presets import Recipe
+from logderiv.exact.group_best import moments
 from logderiv.exact.group_sums import Classes, Groups, Law, Needs, add, fingerprint, nothing, totals
 
 _NUMBERS = 2**20  # rewards of groups that advantages are taken of at a time
@@ -32,6 +34,7 @@ class Problem(NamedTuple):
         parts: Names of the parts that an advantage is split into.
         num_groups: P.
         equal_rewards: What becomes of a group of equal rewards.
+        best: max@k, where its moments stand for sums over groups; else `None`.
         refuse: Raises where there are too many states.
     """
 
@@ -42,6 +45,7 @@ class Problem(NamedTuple):
     parts: tuple[str, ...]
     num_groups: int
     equal_rewards: str
+    best: MaxAtK | None
     refuse: Callable[[int], None]
 
 
@@ -139,18 +143,24 @@ class Coefficients(NamedTuple):
 
 def coefficients(problem: Problem, entries: Entries, slot: Slot) -> Coefficients:
     """Those of one slot."""
-    number, parts = len(problem.classes.rewards), len(problem.parts)
-    problem.refuse(number * parts * len(entries.keys) * len(slot.others.keys) // 16)
-    given = np.zeros((number, parts, len(entries.keys), len(slot.others.keys)))
+    number, parts, states = len(problem.classes.rewards), len(problem.parts), _known(problem, entries)
+    problem.refuse(number * parts * states * len(slot.others.keys) // 16)
+    given = np.zeros((number, parts, states, len(slot.others.keys)))
     squares, pairs = np.zeros((number, parts, parts)), np.zeros((number, parts, number, parts))
+    of_prompt = _of_prompt if problem.best is None else partial(_of_best, problem.best)
     for x in np.flatnonzero(slot.weights):
         own = problem.groups[x].own
-        found = _of_prompt(problem, entries, slot.others, int(x))
+        found = of_prompt(problem, entries, slot.others, int(x))
         for total, new, place in zip(
             (given, squares, pairs), found, (own, own, np.ix_(own, np.arange(parts), own)), strict=True
         ):
             total[place] += slot.weights[x] * new
     return Coefficients(given, squares, pairs)
+
+
+def _known(problem: Problem, entries: Entries) -> int:
+    """How many entries the own group is told apart by: only other groups have to know."""
+    return len(entries.keys) if problem.num_groups > 1 else 1
 
 
 def _of_prompt(problem: Problem, entries: Entries, others: Law, x: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -159,11 +169,13 @@ def _of_prompt(problem: Problem, entries: Entries, others: Law, x: int) -> tuple
     (advantages, of_group, of_others), (weights, weighed, weighed_others) = (
         _table(problem, entries, others, x, i) for i in range(2)
     )
-    (entry, rows), weighed = np.unique(np.stack([entry, weighed]), axis=1, return_inverse=True)  # sorted by entries
+    different = weighed.max() + 1  # weights; with the entry one number, in the order of entries
+    known = np.minimum(entry, _known(problem, entries) - 1)
+    both, weighed = np.unique(known * different + weighed, return_inverse=True)
+    entry, rows = np.divmod(both, different)
     entry, first = np.unique(entry, return_index=True)
-    weighed = weighed.reshape(-1)
     classes, parts = len(groups.own), len(problem.parts)
-    given = np.zeros((classes, parts, len(entries.keys), len(others.keys)))
+    given = np.zeros((classes, parts, _known(problem, entries), len(others.keys)))
     squares, pairs = np.zeros((classes, parts, parts)), np.zeros((classes, parts, classes, parts))
     for i in range(advantages.shape[2]):
         split = np.stack([_PARTS[name](advantages[:, :, i]) for name in problem.parts], axis=1)
@@ -176,6 +188,27 @@ def _of_prompt(problem: Problem, entries: Entries, others: Law, x: int) -> tuple
         products = np.einsum("ctr,dtr,r->cdt", weight, weight, chance, optimize=True)
         pairs += np.einsum("csdut,cdt->csdu", pair, products)
     return given, squares, pairs
+
+
+def _of_best(
+    kind: MaxAtK, problem: Problem, entries: Entries, others: Law, x: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same of max@k where no sum decides anything: all groups are one state."""
+    groups = problem.groups[x]
+    size = groups.whole.members.shape[1]
+    rewards, chances = problem.classes.rewards[groups.own], problem.classes.chances[groups.own]
+    found = moments(kind, rewards, chances, size)
+    weight = _table(problem, entries, others, x, 1)[0][:, 0, 0]
+    ones = np.ones_like(found.pairs)
+    known = {"both": (found.once, found.beside), "none": (ones[0], ones)}
+    once = np.stack([known[name][0] for name in problem.parts], axis=1)
+    squared = {("both", "both"): (found.twice, found.pairs), ("none", "none"): known["none"]}
+    squared |= {("both", "none"): known["both"], ("none", "both"): (found.once, found.beside.T)}
+    of_two = [[squared[one, two] for two in problem.parts] for one in problem.parts]
+    squares = np.stack([np.stack([x for x, _ in row], axis=-1) for row in of_two], axis=-2)
+    pairs = np.stack([np.stack([x for _, x in row], axis=-1) for row in of_two], axis=-2)  # (C, C, S, S)
+    pairs = np.swapaxes(pairs, 1, 2) * (weight[:, None] * weight)[:, None, :, None]
+    return (once * weight[:, None])[..., None, None], squares * np.square(weight)[:, None, None], pairs
 
 
 def _sums(
@@ -191,28 +224,28 @@ def _sums(
         number: How many different weights there are.
     """
     classes, parts = split.shape[:2]
-    every = np.arange(classes)
+    every, split = np.arange(classes), split * alive
 
-    def by_weight(state: np.ndarray, values: np.ndarray) -> np.ndarray:
-        """Sums over the first axis of two, for each of the second."""
-        columns = weighed[state] + number * np.arange(state.shape[1])
-        return np.bincount(columns.ravel(), values.ravel(), number * state.shape[1]).reshape(-1, number)
+    def by_weight(state: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+        """Sums of values over the first axis of two, for each of the second."""
+        columns = (weighed[state] + number * np.arange(state.shape[1])).ravel()
+        return lambda values: np.bincount(columns, values.ravel(), number * state.shape[1]).reshape(-1, number)
 
-    state = groups.whole.following
-    chance = groups.rest.chances[:, None] * alive[state]
-    own = [split[every, s, state] for s in range(parts)]
-    once = np.stack([by_weight(state, chance * x) for x in own], axis=1)
-    twice = np.stack([np.stack([by_weight(state, chance * x * y) for y in own], axis=1) for x in own], axis=1)
+    state, chance = groups.whole.following, groups.rest.chances[:, None]
+    own, sums = [split[every, s, state] for s in range(parts)], by_weight(state)
+    once = np.stack([sums(chance * x) for x in own], axis=1)
+    twice = np.stack([np.stack([sums(chance * x * y) for y in own], axis=1) for x in own], axis=1)
     pairs = np.zeros((classes, parts, classes, parts, number))
     if groups.fewer is None:
         return once, twice, pairs
     for c in range(classes):
-        state = groups.whole.following[groups.rest.following, c]  # with each other class beside it
-        chance = groups.fewer.chances[:, None] * alive[state]
+        state = groups.whole.following[groups.rest.following[:, c:], c]  # with each class beside it, from this one on
+        chance, sums = groups.fewer.chances[:, None], by_weight(state)
+        beside = [split[every[c:], u, state] for u in range(parts)]
         for s in range(parts):
             mine = chance * split[c, s, state]
             for u in range(parts):
-                pairs[c, s, :, u] = by_weight(state, mine * split[every, u, state])
+                pairs[c, s, c:, u] = pairs[c:, u, c, s] = sums(mine * beside[u])
     return once, twice, pairs
 
 
@@ -225,39 +258,51 @@ def _table(
         The table, shape `(C, states of the group, states of the others)`, the row of each state of the group, the column of each
         of the others.
     """
-    groups, needs = problem.groups[x], problem.needs[which]
+    groups, needs, alive = problem.groups[x], problem.needs[which], entries.alive[x]
     in_group = np.sum(fingerprint(problem.classes.sums(needs.group))[groups.whole.members], axis=1, dtype=np.uint64)
     in_group = in_group + entries.of_needs[which][entries.of_states[x]]
     keys, rows = np.unique(in_group, return_inverse=True)
     outside = np.sum(entries.of_needs[which][others.members], axis=1, dtype=np.uint64)
     outside, first_outside, columns = np.unique(outside, return_index=True, return_inverse=True)
-    found, cases = [], []
-    for c in range(len(groups.own)):
-        counted = np.flatnonzero(entries.alive[x][groups.whole.following[:, c]])
-        present, first = np.unique(rows[groups.whole.following[counted, c]], return_index=True)
-        sums = keys[present][:, None] + outside
-        _, some, inverse = np.unique(sums.ravel(), return_index=True, return_inverse=True)
-        row, column = np.divmod(some, len(outside))
-        found.append((present, inverse.reshape(sums.shape), len(some)))
-        cases.append((np.full(len(some), groups.own[c]), counted[first][row], first_outside[column]))
-    own, rest, other = (np.concatenate(x) for x in zip(*cases, strict=True))
-    outer = others.members[other]
-    of_others = entries.members[outer].reshape(len(own), outer.shape[1] * entries.members.shape[1])
-    members = np.concatenate([own[:, None], groups.rest.members[rest], of_others], axis=1)
-    values = _evaluate(problem, members, entries.dropped[outer], which)
-    table, start = np.zeros((len(groups.own), len(keys), len(outside))), 0
-    for c, (present, inverse, number) in enumerate(found):
-        table[c, present] = values[start : start + number][inverse]
-        start += number
-    return table, rows, columns
+    different, cells = np.unique(keys[:, None] + outside, return_inverse=True)
+    values, known = np.zeros((len(groups.own), len(different))), np.zeros((len(groups.own), len(different)), bool)
+
+    def evaluate(own: np.ndarray, column: np.ndarray) -> np.ndarray:
+        outer = others.members[first_outside[column]]
+        of_others = entries.members[outer].reshape(len(own), outer.shape[1] * entries.members.shape[1])
+        return _evaluate(problem, np.concatenate([own, of_others], axis=1), entries.dropped[outer], which)
+
+    states = np.flatnonzero(alive)  # of each cell some group: all its answers are known by it
+    cell, row, column = _some_of_each(rows[states], cells, np.ones(cells.shape, bool))
+    members = groups.whole.members[states[row]]
+    place = np.searchsorted(groups.own, members), cell[:, None]
+    values[place], known[place] = evaluate(members, column), True
+    left = []
+    for c in range(len(groups.own)):  # and of each class the cells that it is missing from
+        states = np.flatnonzero(alive[groups.whole.following[:, c]])
+        cell, row, column = _some_of_each(rows[groups.whole.following[states, c]], cells, ~known[c, cells])
+        left.append((np.full(len(cell), c), cell, states[row], column))
+    own, cell, rest, column = (np.concatenate(x) for x in zip(*left, strict=True))
+    members = np.concatenate([groups.own[own][:, None], groups.rest.members[rest]], axis=1)
+    values[own, cell] = evaluate(members, column)[:, 0]
+    return values[:, cells], rows, columns
+
+
+def _some_of_each(rows: np.ndarray, cells: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each cell that is wanted in one of these rows, the place of such a row among them, and the column."""
+    places = np.full(len(cells), -1)
+    places[rows] = np.arange(len(rows))
+    row, column = np.nonzero(wanted & (places >= 0)[:, None])
+    cell, first = np.unique(cells[row, column], return_index=True)
+    return cell, places[row[first]], column[first]
 
 
 def _evaluate(problem: Problem, members: np.ndarray, dropped: np.ndarray, which: int) -> np.ndarray:
-    """The advantage (0), or weight (1), of the first member of each batch. Shapes `(M, N)`, `(M, P - 1)`."""
+    """The advantages (0), or weights (1), of the first group of each batch. Shapes `(M, N)`, `(M, P - 1)`; returns `(M, G)`."""
     number, total = members.shape
-    if number == 0:
-        return np.zeros(0)
     size = total // problem.num_groups
+    if number == 0:
+        return np.zeros((0, size))
     groups = np.where(dropped, -1, np.arange(1, problem.num_groups))
     groups = np.repeat(np.concatenate([np.zeros((number, 1), int), groups], axis=1), size, axis=1)
     rows = max(1, min(_NUMBERS // total, 1 << (number - 1).bit_length()))  # few different shapes to compile
@@ -269,17 +314,20 @@ def _evaluate(problem: Problem, members: np.ndarray, dropped: np.ndarray, which:
                 getattr(problem.classes, n)[members[place]] for n in ("rewards", "lengths", "greedy")
             )
             batch = rewards, lengths, greedy, groups[place].astype(np.int32)
-            values.append(np.asarray(_of_first(problem.recipe, batch, problem.num_groups, longest, which)))
+            values.append(np.asarray(_of_first_group(problem.recipe, batch, problem.num_groups, longest, which)))
     return np.concatenate(values)[:number]
 
 
 @jit
-def _of_first(recipe: Recipe, batches: Any, num_groups: int, longest: int, which: int) -> jax.Array:
+def _of_first_group(recipe: Recipe, batches: Any, num_groups: int, longest: int, which: int) -> jax.Array:
     def of_batch(rewards: jax.Array, lengths: jax.Array, greedy: jax.Array, groups: jax.Array) -> jax.Array:
         mask = jnp.arange(longest, dtype=lengths.dtype)[None] < lengths[:, None]
         if which == 0:
-            return recipe.advantages(rewards, groups, num_groups=num_groups, mask=mask, greedy=greedy)[0]
-        return jnp.max(recipe.token_weights(mask, groups, num_groups=num_groups, dtype=rewards.dtype)[0])
+            found = recipe.advantages(rewards, groups, num_groups=num_groups, mask=mask, greedy=greedy)
+        else:
+            weights = recipe.token_weights(mask, groups, num_groups=num_groups, dtype=rewards.dtype)
+            found = jnp.max(weights, axis=1)
+        return found[: len(found) // num_groups]
 
     return jax.vmap(of_batch)(*batches)
 
@@ -310,4 +358,4 @@ def crossed(
 
 def mean_of(found: Coefficients, others: Law) -> np.ndarray:
     """The coefficients of the mean of one answer. Shape `(C, S)`."""
-    return functools.reduce(np.matmul, (np.sum(found.given, axis=2), others.chances))
+    return reduce(np.matmul, (np.sum(found.given, axis=2), others.chances))

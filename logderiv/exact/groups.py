@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.arrays import array_of, check_params, refuse_complex, wide
+from logderiv.estimators.objectives.advantages import MaxAtK
 from logderiv.estimators.objectives.presets import Recipe
 from logderiv.exact.enumeration import list_trajectories
 from logderiv.exact.estimators import unravel
@@ -23,6 +24,7 @@ from logderiv.exact.group_coefficients import (
     weights_of,
 )
 from logderiv.exact.group_sums import (
+    Needs,
     classes_of,
     fingerprint,
     groups_of,
@@ -85,8 +87,9 @@ def group_moments(
     An answer's gradients φ depend on it alone; its advantage A and weight w on its reward, its length, and on sums over the others,
     such as ΣR, ΣR² and ΣT. So every answer is listed once, and in place of all groups the law of those sums is computed, an answer
     at a time. Advantages and weights are the recipe's own, on one batch for each value of the sums. Where the advantage is linear
-    in all rewards, and its sign does not matter, three different rewards stand for all; else rewards that are all different, as
-    those less a penalty, leave as many sums as groups, and what is too large is refused with their number.
+    in all rewards, and its sign does not matter, three different rewards stand for all; where it is max@k, moments of the best of
+    several stand for sums; else rewards that are all different, as those less a penalty, leave as many sums as groups, and what is
+    too large is refused with their number.
 
     | equal_rewards | a group whose rewards (before a penalty) are all equal |
     |---|---|
@@ -193,6 +196,11 @@ def _problem(
 ) -> tuple[Problem, np.ndarray]:
     """What is to be computed, and the share of each answer in the classes."""
     needs = of_advantage(recipe.advantage), of_weight(recipe.per, equal_rewards == "drop")
+    best = recipe.advantage if isinstance(recipe.advantage, MaxAtK) and answers.parts[0] == "both" else None
+    if equal_rewards != "keep" or needs[1].sources:
+        best = None
+    if best is not None:
+        needs = Needs(), Needs()
     names = dict.fromkeys(needs[0].sources + needs[1].sources + (() if equal_rewards == "keep" else ("raw",)))
     classes, shares = classes_of(answers.each)
     refuse = refusal(recipe, len(classes.rewards), size, limit)
@@ -202,7 +210,7 @@ def _problem(
     keys = fingerprint(classes.sums(tuple(names)))
     groups = [groups_of(x, classes, keys, size, refuse) for x in range(len(answers.of_prompts))]
     plain = dataclasses.replace(recipe, penalty=None)
-    return Problem(plain, classes, groups, needs, answers.parts, num_groups, equal_rewards, refuse), shares
+    return Problem(plain, classes, groups, needs, answers.parts, num_groups, equal_rewards, best, refuse), shares
 
 
 def _moments(
