@@ -187,8 +187,11 @@ def _over_steps(
     steps = TimeStep(trajectory.observations, trajectory.actions, trajectory.behavior_log_probs)
     rows = fill_steps((steps, extras), valid)
 
-    def of_shape(*axes: int) -> Any:
-        return jax.tree.map(lambda x: x.reshape((*axes, *x.shape[valid.ndim :])), (rows, valid))
+    def of_shape(*axes: int, rows: Any = rows) -> Any:
+        return jax.tree.map(lambda x: jnp.reshape(x, (*axes, *jnp.shape(x)[valid.ndim :])), (rows, valid))
+
+    def of_one(unfilled: Any) -> jax.Array:  # filled here, a trajectory at a time: no copy of all of them
+        return total(fill_steps(*unfilled), unfilled[1])
 
     def alone(params: Params, row: Any) -> jax.Array:
         return visit(params, (), row)[1]
@@ -201,7 +204,7 @@ def _over_steps(
     elif reduce == "all":
         values = total(*of_shape(first, valid.size // max(first, 1)))
     elif reduce == "time" and _fits_one_pass(params, rows, num, length, block_size):
-        values = map_trajectories(lambda x: total(*x), of_shape(num, 1, length))
+        values = map_trajectories(of_one, of_shape(num, 1, length, rows=(steps, extras)))
     else:
         values, summed = map_rows(alone, params, of_shape(num, length)[0], block_size=block_size), False
     if not summed:
