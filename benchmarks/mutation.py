@@ -74,6 +74,10 @@ EQUIVALENT = {
     ),
     "sums = jnp.sum(terms, axis=1)": "of shape (N, T): the same axis",
     "lengths = jnp.sum(valid, axis=1).astype(terms.dtype)": "of shape (N, T): the same axis",
+    **{
+        f"return jnp.where((factor == 0) & ~jnp.isfinite(values), {number}, values)": "it is multiplied by 0"
+        for number in (1, -1)
+    },
 }
 
 

@@ -7,7 +7,17 @@ import pytest
 
 import logderiv as ld
 from logderiv.estimators.declaration import Declaration
-from logderiv.estimators.returns import generalized_advantages, lambda_returns, reward_to_go, td_residuals, total_return
+from logderiv.estimators.returns import (
+    Scaled,
+    generalized_advantages,
+    lambda_returns,
+    reward_to_go,
+    scaled_sums,
+    td_residuals,
+    times_exp,
+    total_return,
+    vtrace,
+)
 
 from .worlds import trajectory
 
@@ -35,6 +45,90 @@ def test_reward_to_go_and_total_return_by_hand():
 
 def test_td_residuals_by_hand():
     assert td_residuals(REWARDS, HALVES, VALUES, NEXT).tolist() == [1 + 10 - 10, 2 + 20 - 20, 3 + 40 - 40]
+
+
+@pytest.mark.parametrize("unknown", [jnp.inf, -jnp.inf, jnp.nan])
+def test_what_follows_the_end_counts_for_nothing_and_else_is_seen(unknown):
+    ended, following = HALVES.at[2].set(0.0), NEXT.at[2].set(unknown)
+    assert td_residuals(REWARDS, ended, VALUES, following).tolist() == [1.0, 2.0, 3 - 40]
+    assert lambda_returns(REWARDS, ended, following, lambda_=0.0).tolist() == [1 + 10, 2 + 20, 3]
+    assert not np.isfinite(td_residuals(REWARDS, HALVES, VALUES, following)[2])
+    assert not np.isfinite(td_residuals(REWARDS, HALVES, VALUES, NEXT.at[0].set(unknown))[0])
+
+
+def test_v_trace_by_hand():
+    ratios = jnp.array([4.0, 0.5, 2.0])
+    plain = vtrace(REWARDS, HALVES, VALUES, NEXT, ratios)
+    assert plain.targets.tolist() == [10 + 1 + 0.5 * 1.75, 20 + 0.5 * 2 + 0.25 * 3, 40 + 3]
+    assert plain.advantages.tolist() == [1 + 0.5 * 1.75, 0.5 * (2 + 0.5 * 3), 3]
+    assert plain.q_values.tolist() == [1 + 10 + 0.5 * 1.75, 2 + 20 + 0.5 * 3, 3 + 40]
+    clipped = vtrace(REWARDS, HALVES, VALUES, NEXT, ratios, lambda_=0.5, clip_rho=3.0, clip_c=2.0, clip_pg=1.5)
+    assert clipped.targets.tolist() == [10 + 3 + 0.25 * 2 * 1.75, 20 + 1 + 0.25 * 0.5 * 6, 40 + 6]
+    assert clipped.advantages.tolist() == [1.5 * (1 + 0.25 * 1.75), 0.5 * (2 + 0.25 * 6), 1.5 * 3]
+
+
+@pytest.mark.parametrize("lambda_", [-0.5, 1.5])
+def test_lambda_is_between_0_and_1(lambda_):
+    with pytest.raises(ValueError, match="lambda_"):
+        generalized_advantages(REWARDS, HALVES, VALUES, NEXT, lambda_=lambda_)
+
+
+def test_arrays_are_of_one_trajectory():
+    for discounts in (HALVES[:2], HALVES[None]):
+        with pytest.raises(ValueError, match=r"all of shape \(T,\), received"):
+            reward_to_go(REWARDS, discounts)
+    with pytest.raises(ValueError, match=r"received rewards \(1, 3\); use jax.vmap"):
+        reward_to_go(REWARDS[None], HALVES[None])
+
+
+def test_products_beyond_the_range_of_floating_point():
+    """x e^l, where e^l has no number: in float32 e^88 is the largest, in float64 e^709."""
+    for dtype, log in ((jnp.float32, 150.0), (jnp.float64, 1200.0)):
+        x = jnp.asarray([np.exp(-log / 2), np.exp(log / 2), 2, -3, 0, 0, 5], dtype)
+        logs = jnp.asarray([log, -log, np.log(3), 0, np.inf, -np.inf, -np.inf], dtype)
+        expected = [np.exp(log / 2), np.exp(-log / 2), 6, -3, 0, 0, 0]
+        np.testing.assert_allclose(times_exp(x, logs), expected, rtol=2e3 * jnp.finfo(dtype).eps)
+    assert times_exp(jnp.ones(1), jnp.full(1, jnp.inf)).tolist() == [np.inf]
+
+
+def scaled(mantissa, log=None):
+    return Scaled(jnp.asarray(mantissa), None if log is None else jnp.asarray(log))
+
+
+def test_sums_of_numbers_beyond_the_range_of_floating_point():
+    def total(first, second):
+        return float(scaled(*first).plus(*scaled(*second)).value)
+
+    np.testing.assert_allclose(total((2.0, 0.0), (3.0, 2.0)), 2 + 3 * np.exp(2), rtol=1e-15)
+    np.testing.assert_allclose(total((2.0, None), (3.0, 2.0)), 2 + 3 * np.exp(2), rtol=1e-15)
+    np.testing.assert_allclose(total((2.0, 2.0), (3.0, None)), 3 + 2 * np.exp(2), rtol=1e-15)
+    assert total((2.0, None), (3.0, None)) == 5
+    assert total((2.0, 1000.0), (-2.0, 1000.0)) == 0
+    assert total((0.0, np.inf), (7.0, 0.0)) == total((7.0, 0.0), (0.0, 1000.0)) == 7  # 0 whatever its logarithm
+    assert np.isnan(total((0.0, np.nan), (7.0, 0.0)))
+    np.testing.assert_allclose(total((-1.0, 0.0), (4.0, 0.0)), 3, rtol=1e-15)
+
+
+def test_scans_of_numbers_beyond_the_range_of_floating_point():
+    """y_t = x_t + c_t y_{t+1}: against a loop where everything has a number, and by hand where nothing has."""
+    x, c, logs = (
+        np.random.default_rng(i).uniform(*given, (2, 7)) for i, given in enumerate(((-1, 1), (0, 1), (-3, 3)))
+    )
+    for log_x, log_c in ((logs, logs[::-1]), (logs, None), (None, None)):
+        found = scaled_sums(scaled(x, log_x), scaled(c, log_c))
+        terms, factors = (m if log is None else m * np.exp(log) for m, log in ((x, log_x), (c, log_c)))
+        expected = np.zeros((2, 8))
+        for t in range(6, -1, -1):
+            expected[:, t] = terms[:, t] + factors[:, t] * expected[:, t + 1]
+        np.testing.assert_allclose(found.value, expected[:, :7], rtol=1e-12)
+    terms, factors = (
+        scaled([[1.0, 2.0, 3.0]], [[0.0, 500.0, 1000.0]]),
+        scaled([[0.5, 0.25, 0.0]], [[-500.0, -490.0, 7.0]]),
+    )
+    found = scaled_sums(terms, factors)
+    logs = np.log(np.asarray(found.mantissa)) + found.log
+    expected = [np.log(2 + 0.375 * np.exp(10)), 510 + np.log(0.75 + 2 * np.exp(-10)), 1000 + np.log(3)]
+    np.testing.assert_allclose(logs[0], expected, rtol=1e-14)
 
 
 def test_truncation_bootstraps_and_termination_does_not():
