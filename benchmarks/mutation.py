@@ -38,13 +38,15 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent  # harness is imported late: it imports the library, and a worker must not
 REQUIRED, SAMPLE = 0.9, 24
 
-# Part: the modules of `logderiv/estimators` that are changed, and the tests `tests/test_*NAME.py` that are to notice.
+# Part: the modules of `logderiv/estimators` that are changed, and the tests `tests/test_*NAME.py` that are to notice, beside
+# the tables of refusals.
+REFUSALS = "test_project_messages.py test_project_messages_of_parts.py"
 PARTS: dict[str, tuple[str, str]] = {
-    "credit": ("returns.py", "credit importance"),
+    "credit": ("returns.py", "credit importance zeros"),
     "advantages": ("advantages.py bootstrapped.py batch.py", "credit baselines importance compositions"),
     "importance": ("importance.py", "importance"),
-    "surrogates": ("surrogates.py", "surrogates"),
-    "baselines": ("baselines.py least_variance.py values.py", "baselines"),
+    "surrogates": ("surrogates.py", "surrogates zeros"),
+    "baselines": ("baselines.py least_variance.py", "baselines"),
     "declarations": ("declaration.py policy_gradient.py", "declaration expectations compositions"),
 }
 OPERATORS = (
@@ -74,6 +76,7 @@ EQUIVALENT = {
     ),
     "sums = jnp.sum(terms, axis=1)": "of shape (N, T): the same axis",
     "lengths = jnp.sum(valid, axis=1).astype(terms.dtype)": "of shape (N, T): the same axis",
+    "num, lengths = math.prod(valid.shape[:-1]), jnp.sum(valid, axis=1, keepdims=True).astype(dtype)": "(N, T): the same",
     **{
         f"return jnp.where((factor == 0) & ~jnp.isfinite(values), {number}, values)": "it is multiplied by 0"
         for number in (1, -1)
@@ -89,7 +92,8 @@ def files(folder: str, patterns: str) -> list[str]:
 def of_part(part: str) -> tuple[list[str], list[str]]:
     """The modules of a part, and the test files that are to notice its mutants."""
     modules, tests = PARTS[part]
-    return files("logderiv/estimators", modules), files("tests", " ".join(f"test_*{x}.py" for x in tests.split()))
+    patterns = " ".join((*(f"test_*{x}.py" for x in tests.split()), REFUSALS))
+    return files("logderiv/estimators", modules), files("tests", patterns)
 
 
 class Mutant(NamedTuple):

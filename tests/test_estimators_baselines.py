@@ -246,6 +246,14 @@ def test_batches_with_hardly_a_step():
     np.testing.assert_array_equal(learned.update(start, empty, targets, none)[0], [0.7, -0.3])
 
 
+@pytest.mark.parametrize("baseline", [ld.baselines.BatchMean(per="step"), ld.baselines.LeaveOneOut()])
+def test_a_mean_has_a_number_where_the_sum_has_none(baseline):
+    """Seven trajectories of one step."""
+    credit, valid = jnp.full((7, 1), 1e38, jnp.float32), jnp.ones((7, 1), bool)
+    batch = ON_POLICY._replace(steps=trajectory(rewards=jnp.ones((7, 1), jnp.float32), valid=valid), valid=valid)
+    np.testing.assert_allclose(baseline.values((), credit, batch), credit, rtol=1e-6)
+
+
 def test_next_values_are_those_of_the_same_trajectory():
     """Every state another number, the final ones negative."""
     seen = TAUS._replace(observations=jnp.arange(9.0).reshape(3, 3), final_observation=jnp.array([-1.0, -2.0, -3.0]))

@@ -136,6 +136,13 @@ def test_weights_are_held_and_cast(surrogate):
     assert (gradient == 0).all()
 
 
+def test_clipped_terms_are_flat_only_beyond_the_edge():
+    edges, weights = jnp.log(jnp.array([1.5, 0.5])), jnp.array([1.0, -1.0])
+    slopes = jax.jit(jax.vmap(jax.grad(lambda log, weight: clipped(log, weight, 0.5))))
+    np.testing.assert_allclose(slopes(edges, weights), [1.5, -0.5], rtol=1e-14)
+    np.testing.assert_array_equal(slopes(edges * (1 + 1e-12), weights), [0, 0])
+
+
 def test_clipped_terms_by_hand():
     """Ratios .5, 1, 1.1, 2 with a positive and a negative weight; the derivative in the log-ratio is ratio * w or 0."""
     logs = jnp.log(jnp.array([0.5, 1.0, 1.1, 2.0]))

@@ -33,6 +33,7 @@ TERMS = {  # by clip: log-ratio, weight, value, slope
         (100, -1e-30, -SMALL, -SMALL),
         (-1e4, 1, 0, 0),
         (-1e4, -1, -0.8, 0),
+        (-1e4, -0.5, -0.4, 0),
         (0, 3, 3, 3),
         (-INF, 1, 0, 0),
         (INF, 1, 1.2, 0),
