@@ -295,3 +295,21 @@ def test_defaults_are_those_of_the_papers():
     assert (ld.baselines.MovingAverage().decay, ld.baselines.Optimal().folds) == (0.99, 2)
     assert ld.baselines.MovingAverage(0.0).decay == 0.0
     assert ld.baselines.LearnedValue(table_value, wrong_values, optax.sgd(0.1)).num_steps == 1
+    trace, apart = ld.advantages.VTrace(), ld.estimators.OptimalPerParameter()
+    assert (trace.lambda_, trace.clip_rho, trace.clip_c, trace.clip_pg) == (1, 1, 1, 1)
+    assert (apart.discount, apart.folds, apart.in_sample, apart.gamma_t) == (1, 2, False, True)
+    assert (ld.ScoreFunction().discount, ld.ScoreFunction().gamma_t) == (1, True)
+    assert (ld.PPO().discount, ld.PPO().clip, ld.PPO().gamma_t) == (1, 0.2, True)
+    synchronous: Any = ld.A2C(table_value)
+    proximal: Any = ld.PPOActorCritic(table_value)
+    for made in (synchronous, proximal):
+        assert (made.actor.discount, made.actor.gamma_t, made.value_weight, made.entropy_weight) == (
+            0.99,
+            False,
+            0.5,
+            0.01,
+        )
+    assert (synchronous.actor.advantage.lambda_, proximal.actor.clip) == (1, 0.2)
+    assert proximal.actor.advantage == Standardized(ld.advantages.GAE(0.95))
+    bare = ld.estimators.ActorCritic(ld.ScoreFunction(), table_value)
+    assert (bare.value_weight, bare.entropy_weight) == (0.5, None)

@@ -87,7 +87,7 @@ def test_products_beyond_the_range_of_floating_point():
         x = jnp.asarray([np.exp(-log / 2), np.exp(log / 2), 2, -3, 0, 0, 5], dtype)
         logs = jnp.asarray([log, -log, np.log(3), 0, np.inf, -np.inf, -np.inf], dtype)
         expected = [np.exp(log / 2), np.exp(-log / 2), 6, -3, 0, 0, 0]
-        np.testing.assert_allclose(times_exp(x, logs), expected, rtol=2e3 * jnp.finfo(dtype).eps)
+        np.testing.assert_allclose(times_exp(x, logs), expected, rtol=2e3 * float(jnp.finfo(dtype).eps))
     assert times_exp(jnp.ones(1), jnp.full(1, jnp.inf)).tolist() == [np.inf]
 
 
