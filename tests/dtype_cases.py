@@ -68,6 +68,12 @@ RETURNED = {
     "effective_sample_size": case(importance.effective_sample_size, log_weights=ROW),
     "sem": case(diagnostics.sem, samples=TABLE),
     "summary": case(lambda samples: list(diagnostics.summary(samples)), samples=TABLE),
+    "sampler_mismatch": case(
+        lambda trainer, sampler, mask: list(diagnostics.sampler_mismatch(trainer, sampler, mask)),
+        trainer=TABLE,
+        sampler=[[0.3, -1.0, 0.2], [1.0, 0.7, -0.4]],
+        mask=[MASK, MASK],
+    ),
     "cosine": case(diagnostics.cosine, tree=ROW, reference=[1.2, 0.1, -100.4]),
     "variance_ratio": case(
         lambda baselined, plain: list(diagnostics.variance_ratio(baselined, plain)),
@@ -277,7 +283,17 @@ LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dt
 # What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
 APART = [
     *("QuadraticValues", "Advantage", "Batch", "Bootstrapped", "Credited", "Transformed", "VTraceReturns"),
-    *("Baseline", "MovingAverageState", "SharedValue", "StateBaseline", "Summary", "VarianceRatio", "ActionSpace"),
+    *(
+        "Baseline",
+        "MovingAverageState",
+        "SharedValue",
+        "StateBaseline",
+        "Summary",
+        "Differences",
+        "Mismatch",
+        "VarianceRatio",
+        "ActionSpace",
+    ),
     *("Brax", "Gymnasium", "Gymnax", "Jumanji", "Declaration", "Estimator", "Part", "Structure", "Surrogate"),
     *(
         "Weighting",

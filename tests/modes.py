@@ -142,6 +142,7 @@ TRACED = {
     "advantages.vtrace": of(advantages.vtrace, ONES, ONES, ONES, ONES, ONES),
     "diagnostics.cosine": of(diagnostics.cosine, ONES, ONES),
     "diagnostics.sem": of(diagnostics.sem, SAMPLES),
+    "diagnostics.sampler_mismatch": of(diagnostics.sampler_mismatch, -SAMPLES, -2 * SAMPLES),
     "diagnostics.gradient_moments": lambda: diagnostics.gradient_moments(PARAMS, POLICY, draws(), LOO),
     "diagnostics.per_trajectory_gradients": lambda: diagnostics.per_trajectory_gradients(PARAMS, POLICY, draws(), LOO),
     "diagnostics.variance_by_step": lambda: diagnostics.variance_by_step(PARAMS, POLICY, draws(), jnp.ones((4, 3))),

@@ -106,6 +106,8 @@ def test_moving_average_uses_the_old_value_and_is_not_fed_back():
     np.testing.assert_array_equal(values(baseline, BATCH, state), 1.6 * RATIOS)
     new = baseline.update(state, CREDIT, TARGETS, BATCH)
     np.testing.assert_allclose(new, [0.99 * 0.8 + 0.01 * 6.0, 0.99 * 0.5 + 0.01], rtol=1e-14)
+    of_two = baseline.update(state, CREDIT[:2], TARGETS[:2], BATCH)
+    np.testing.assert_allclose(of_two[0], 0.99 * 0.8 + 0.01 * 4.5, rtol=1e-14)
 
 
 def test_given_value_of_the_state():

@@ -156,6 +156,19 @@ def test_relative_error_marks_where_a_method_gives_no_number(ax):
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 
+def test_sampler_mismatch_shows_each_counted_token(ax):
+    trainer, sampler = np.log([[0.5, 0.25, 0.1]]), np.log([[0.5, 0.5, 0.2]])
+    plots.sampler_mismatch(trainer, sampler, np.array([[True, True, False]]), ax=ax)
+    zero, dots = map(drawn, ax.lines)
+    np.testing.assert_array_equal(zero[1], [0, 0])
+    np.testing.assert_allclose(dots, [np.log([0.5, 0.5]), [0, np.log(0.5)]], rtol=1e-15)
+    many = np.zeros((3, 10_000))
+    plots.sampler_mismatch(many, many - 1, ax=ax)
+    assert drawn(ax.lines[-1])[0].size == 10_000
+    plots.sampler_mismatch(many, many, many > 0, ax=ax)
+    assert drawn(ax.lines[-1])[0].size == 0
+
+
 CURVES, ERRORS, FRONTIER = plots.learning_curves, plots.relative_error, plots.frontier
 
 

@@ -8,12 +8,14 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.optional import optional
+from logderiv.diagnostics.mismatch import log_ratios
 from logderiv.likelihood.identity import Comparison
 from logderiv.training import Metrics
 from logderiv.types import SignedLog
 
 # Okabe & Ito's colors, which most color-blind readers can tell apart, and a grey; line styles for those who print in grey.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888")
+_DOTS = 10_000  # more are drawn over each other
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -91,6 +93,37 @@ def identity(comparison: Comparison, *, ax: Any = None) -> Any:
         _line_to_cross(ax, lengths[order], values[order], index, label, linewidth=(3.5, 1.5)[index])
     ax.set(xlabel="number of factors", ylabel="$\\log_{10}$ of the largest entry of $|\\nabla P|$")
     ax.legend(frameon=False)
+    return ax
+
+
+def sampler_mismatch(trainer: Any, sampler: Any, mask: Any = None, *, segments: Any = None, ax: Any = None) -> Any:
+    """Log-ratio log π − log μ of each drawn token against log μ: where trainer and sampler differ, and in which direction.
+
+    Rounding shows as a cloud around 0, a temperature as a slope, a truncated sampler as points below 0, at the logarithm of the
+    mass that is kept. At most 10 000 tokens are drawn, evenly spaced among those that count.
+
+    Args:
+        trainer: As of `logderiv.diagnostics.sampler_mismatch`.
+        sampler: As there.
+        mask: As there.
+        segments: As there.
+        ax: Matplotlib axes; `None` for the current ones.
+
+    Returns:
+        The axes.
+
+    Raises:
+        ImportError: matplotlib is missing.
+        ValueError: Shapes disagree.
+        TypeError: The mask is not boolean, segments are no integers, complex numbers.
+    """
+    logs, of_sampler, counted, _ = log_ratios(trainer, sampler, mask, segments)
+    ax, counted = axes_or_current(ax), np.asarray(counted)
+    x, y = (np.asarray(values, float)[counted] for values in (of_sampler, logs))
+    some = np.unique(np.linspace(0, max(x.size - 1, 0), min(x.size, _DOTS)).astype(int))
+    ax.axhline(0, color=COLORS[-1], linewidth=1)
+    ax.plot(x[some], y[some], ".", color=COLORS[0], markersize=3, alpha=0.4)
+    ax.set(xlabel="log-probability by the sampler", ylabel="trainer minus sampler")
     return ax
 
 
