@@ -47,7 +47,7 @@ PARTS: dict[str, tuple[str, str]] = {
     "importance": ("importance.py", "importance"),
     "surrogates": ("surrogates.py", "surrogates zeros"),
     "baselines": ("baselines.py least_variance.py", "baselines"),
-    "declarations": ("declaration.py policy_gradient.py", "declaration expectations compositions"),
+    "declarations": ("declaration.py policy_gradient.py", "declaration expectations compositions baselines"),
 }
 OPERATORS = (
     *(

@@ -302,6 +302,7 @@ def test_defaults_are_those_of_the_papers():
     assert (apart.discount, apart.folds, apart.in_sample, apart.gamma_t) == (1, 2, False, True)
     assert (ld.ScoreFunction().discount, ld.ScoreFunction().gamma_t) == (1, True)
     assert (ld.PPO().discount, ld.PPO().clip, ld.PPO().gamma_t) == (1, 0.2, True)
+    assert ld.PPO(clip=None).clip is None
     synchronous: Any = ld.A2C(table_value)
     proximal: Any = ld.PPOActorCritic(table_value)
     for made in (synchronous, proximal):

@@ -230,6 +230,7 @@ CASES = [
         lambda: _weigh(ToGo(Value(lambda s: jnp.ones(2)))),
     ),
     (ValueError, "entropy_weight: expected a number >= 0", lambda: ld.ActorCritic(LOO, entropy_weight=-1.0)),
+    (ValueError, "value_weight: .*received inf", lambda: ld.ActorCritic(LOO, value_weight=float("inf"))),
     (ValueError, r"surrogate: expected Score\(\)", lambda: ld.ActorCritic(ld.ScoreFunction(surrogate=DiCE()))),
     (TypeError, "OptimalPerParameter", lambda: ld.ActorCritic(_any(estimators.OptimalPerParameter()))),
     (

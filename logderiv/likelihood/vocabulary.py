@@ -11,6 +11,7 @@ With p_v the probabilities, a the token, Z the normalizer and H the entropy, the
     d log p_a = Σ_v (1[v = a] - p_v) dℓ_v,   d log Z = Σ_v p_v dℓ_v,   dH = -Σ_v p_v (log p_v + H) dℓ_v
 """
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
+from logderiv._core.blocks import map_rows
 from logderiv._core.tangents import is_zero, jvp_of_moving
+from logderiv.distributions import Categorical
 from logderiv.distributions.interop import check_range
 
 # Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
@@ -51,6 +54,7 @@ def token_log_probs(
     temperature: Any = 1.0,
     soft_cap: Any = None,
     allowed: jax.Array | None = None,
+    support: jax.Array | None = None,
     valid: jax.Array | None = None,
     entropy: bool = False,
     block_size: int | None = None,
@@ -60,7 +64,7 @@ def token_log_probs(
         log p(v|h) = ℓ_v - log Σ_u exp ℓ_u,   ℓ_v = c tanh(w_v · h / c) / τ
 
     The soft-cap c belongs to the model and comes first, the temperature τ to sampling and comes last. Without a soft-cap
-    ℓ_v = w_v · h / τ.
+    ℓ_v = w_v · h / τ. A sampler that is cut to its most probable tokens (top-k, top-p) draws from the same with u in `support`.
 
     Memory is that of one block of logits, and time that of four matrix products for value and both gradients, where the
     plain form needs three and moves `N V` numbers through memory several times. Products and sums are taken in float32
@@ -82,18 +86,20 @@ def token_log_probs(
         temperature: τ > 0, a scalar.
         soft_cap: c > 0, a scalar; `None` for none.
         allowed: False for tokens that are never drawn: probability 0, and none of the derivatives. Shape `(V,)`, bool.
+        support: Tokens that could be drawn, each at most once, other ones for each place: what a truncated sampler kept; -1 for
+            padding. Only their logits are taken, a block of places at a time. Shape `(*batch, T, K)`, integers.
         valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
         entropy: Whether to take the entropy as well; it costs no matrix product.
         block_size: Rows of the unembedding in a block. `None` for the backend's default, a divisor of `V` where there is one near
-            it; other sizes copy the unembedding once. Speed and memory only.
+            it; other sizes copy the unembedding once. With a support, places in a block. Speed and memory only.
 
     Returns:
         `TokenLogProbs`, shape `(*batch, T)`.
 
     Raises:
         ValueError: Shapes disagree; temperature, soft-cap or block size is not positive; nothing is allowed; or, outside `jax.jit`,
-            a valid token is outside the vocabulary. Inside `jax.jit` such a token has log-probability `-inf` and zero gradient, like
-            one that is not allowed.
+            a valid token, or one of the support, is outside the vocabulary. Inside `jax.jit` such a token has log-probability `-inf`
+            and zero gradient, like one that is not allowed or outside the support; one of the support is left out.
         TypeError: A dtype is of the wrong kind.
 
     Gradients: flow through `unembedding`, `hidden`, `temperature` and `soft_cap`, in both modes and at any order.
@@ -110,15 +116,18 @@ def token_log_probs(
         section 2, for the soft-cap.
     """
     given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
-    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
-    unembedding, hidden, tokens, allowed, valid = arrays.values()  # pyright: ignore[reportAssignmentType]
-    _check(unembedding, hidden, tokens, allowed, valid)
+    arrays = {name: None if x is None else array_of(x, name) for name, x in (given | {"support": support}).items()}
+    unembedding, hidden, tokens, allowed, valid, support = arrays.values()  # pyright: ignore[reportAssignmentType]
+    _check(unembedding, hidden, tokens, allowed, valid, support)
     numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
     check.positive(**numbers)
     numbers: dict[str, Any] = {name: summable(x, name) for name, x in numbers.items()}
     check.shape((), **numbers)
     vocabulary = unembedding.shape[0]
-    check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")
+    real = np.ones(tokens.shape, bool) if valid is None else valid
+    check_range(vocabulary, tokens, real, "tokens")
+    if support is not None:
+        check_range(vocabulary, jnp.where(support == -1, 0, support), real, "support")
     tokens = widen(tokens)
     inside = (tokens >= 0) & (tokens < vocabulary)
     tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
@@ -131,15 +140,21 @@ def token_log_probs(
     if soft_cap is not None:
         temperature, inner = inner, numbers["soft_cap"].astype(dtype)
         scale = inner / temperature
-    size = _block_size(tokens.size, vocabulary, block_size)
-    rows = hidden.reshape((-1, hidden.shape[-1])).astype(dtype) / inner
-    sums = _over_vocabulary(size, entropy, unembedding, rows, scale, tokens.reshape(-1), allowed)
+    hidden = hidden.astype(dtype) / inner
+    if support is None:
+        size = _block_size(tokens.size, vocabulary, block_size)
+        rows = hidden.reshape((-1, hidden.shape[-1]))
+        sums = _over_vocabulary(size, entropy, unembedding, rows, scale, tokens.reshape(-1), allowed)
+        log_probs, entropies = sums.log_probs, sums.entropy
+    else:
+        support = support if valid is None else jnp.where(valid[..., None], support, -1)
+        log_probs, entropies = _over_support(block_size, unembedding, hidden, scale, tokens, allowed, support)
 
     def result(values: jax.Array) -> jax.Array:
         values = values.reshape(tokens.shape)
         return values if valid is None else jnp.where(valid, values, jnp.zeros_like(values))
 
-    return TokenLogProbs(result(sums.log_probs), None if sums.entropy is None else result(sums.entropy))
+    return TokenLogProbs(result(log_probs), result(entropies) if entropy else None)
 
 
 class _Sums(NamedTuple):
@@ -218,6 +233,30 @@ def _tangents(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tup
     return sums, d_sums._replace(log_probs=jnp.where(possible, d_sums.log_probs, 0))
 
 
+def _over_support(
+    size: int | None, unembedding: Any, hidden: Any, scale: Any, tokens: Any, allowed: Any, support: Any
+) -> tuple[jax.Array, Any]:
+    """Each place with its own rows of the unembedding, a block of places at a time."""
+    kept = (support >= 0) & (support < unembedding.shape[0])
+    support = jnp.where(kept, support, 0).astype(jnp.int32)
+    kept = kept if allowed is None else kept & allowed[support]
+
+    def of_place(shared: Any, place: Any) -> tuple[jax.Array, jax.Array]:
+        (unembedding, scale), (hidden, token, ids, kept) = shared, place
+        possible = kept | ~jnp.any(kept)  # where nothing is kept nothing is used
+        logits = _logits(unembedding[ids], hidden[None], scale, possible)[0]
+        distribution, here = Categorical(logits), kept & (ids == token)
+        of_token = distribution.log_prob(jnp.argmax(jnp.where(jnp.any(here), here, possible)))
+        return jnp.where(jnp.any(here), of_token, -jnp.inf), distribution.entropy()
+
+    *batch, num_kept = support.shape
+    shape = (batch[0], math.prod(batch[1:])) if batch else (1, 1)  # the first axis is the one that may be sharded
+    places = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[len(batch) :])), (hidden, tokens, support, kept))
+    numbers, _ = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
+    size = max(numbers // (num_kept * hidden.shape[-1]), 1) if size is None else check.whole(block_size=size)
+    return map_rows(of_place, (unembedding, scale), places, block_size=size)
+
+
 def _logits(rows: jax.Array, hidden: jax.Array, scale: jax.Array | None, open_: jax.Array | None) -> jax.Array:
     """Logits of one block; `-inf` where it is not open."""
     logits = hidden @ rows.astype(hidden.dtype).T
@@ -250,14 +289,16 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     return min(divisors, key=lambda d: max(d / target, target / d), default=target)
 
 
-def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
+def _check(
+    unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any, support: Any
+) -> None:
     def kind(expected: Any, **arrays: Any) -> None:
         for name, array in arrays.items():
             if array is not None and not jnp.issubdtype(jnp.result_type(array), expected):
                 raise TypeError(f"{name}: expected dtype {expected.__name__}, received {jnp.result_type(array)}.")
 
     kind(jnp.floating, unembedding=unembedding, hidden=hidden)
-    kind(jnp.integer, tokens=tokens)
+    kind(jnp.integer, tokens=tokens, support=support)
     kind(jnp.bool_, allowed=allowed, valid=valid)
     if unembedding.ndim != 2 or not unembedding.shape[0]:
         raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
@@ -266,5 +307,9 @@ def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed
     check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
     check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
     check.shape(tokens.shape, valid=tokens if valid is None else valid)
+    if support is not None and (support.shape[:-1] != tokens.shape or support.shape[-1:] in ((), (0,))):
+        raise ValueError(
+            f"support: expected shape {(*tokens.shape, 'K')}, that of the tokens and K ids, received {support.shape}."
+        )
     if allowed is not None and not check.is_traced(allowed) and not np.asarray(allowed).any():
         raise ValueError("allowed: expected at least one token that may be drawn, received none.")
