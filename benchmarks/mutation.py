@@ -43,7 +43,10 @@ REQUIRED, SAMPLE = 0.9, 24
 REFUSALS = "test_project_messages.py test_project_messages_of_parts.py"
 PARTS: dict[str, tuple[str, str]] = {
     "credit": ("returns.py", "credit importance zeros"),
-    "advantages": ("advantages.py bootstrapped.py batch.py", "credit baselines importance compositions"),
+    "advantages": (
+        "advantages.py bootstrapped.py batch.py",
+        "credit baselines importance compositions actor_critic settings zeros extremes",
+    ),
     "importance": ("importance.py", "importance"),
     "surrogates": ("surrogates.py", "surrogates zeros"),
     "baselines": ("baselines.py least_variance.py", "baselines"),

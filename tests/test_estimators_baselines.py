@@ -188,6 +188,8 @@ def test_standardized_weights_have_mean_zero_and_deviation_one():
     np.testing.assert_allclose(weights(shifted, batch), weights(plain, batch), atol=1e-12)  # a shift is undone
     grouped = Grouped(Standardized(Given(), per="trajectory", ddof=1, epsilon=0.0), 3)
     np.testing.assert_allclose(weights(grouped)[:, 0], [0.0, -1.0, 1.0], atol=1e-14)
+    nothing = weights(Standardized(ToGo(), epsilon=0.0), ON_POLICY._replace(rewards=0 * ONES))
+    assert not np.asarray(nothing).any()  # and nothing is divided by 0
     equal = ON_POLICY._replace(rewards=jnp.array([[1.0, 0.0, 0.0]] * 3))
     same = weights(Grouped(Standardized(Return(), "trajectory", 1, 1e-4), 3), equal)
     np.testing.assert_allclose(same, np.zeros((3, 3)), atol=1e-11)

@@ -113,6 +113,17 @@ def test_what_a_credit_function_of_ones_own_declares_decides_what_is_assumed_of_
     assert credit.past_rewards  # nothing else is known: off policy the ratios of earlier steps do not suffice
     off = ld.ScoreFunction(credit, importance=ld.importance.Importance()).declaration
     assert "Importance(per='step')" in off.reasons[-1]
+    bootstrapped = ld.advantages.GAE(0.9, ld.baselines.Value(lambda o: jnp.zeros(())))
+    off = ld.ScoreFunction(bootstrapped, importance=ld.importance.Importance()).declaration
+    assert not any(
+        "Importance(per='step')" in reason for reason in off.reasons
+    )  # its weights begin with their own step
+
+
+def test_an_entropy_bonus_is_declared_unless_it_weighs_nothing():
+    for weight, reasons in ((0.01, 1), (0.0, 0), (None, 0)):
+        declared = ld.ActorCritic(ld.ScoreFunction(), entropy_weight=weight).declaration
+        assert sum("entropy bonus" in reason for reason in declared.reasons) == reasons
 
 
 def test_weights_standardized_over_trajectories_take_no_stream():

@@ -144,13 +144,13 @@ def sum_rows(
         function: From `params` and one row to a scalar; it may close over arrays that are being differentiated.
         params: Whatever `function` shares between rows.
         inputs: Pytree with leading axes `(N, T)`. Where they are differentiated too, the plain rule is used.
-        valid: Which rows count. Shape `(N, T)`.
+        valid: Which rows count; whatever stands in the others has no influence. Shape `(N, T)`.
         block_size: Rows in a block; `None` for the backend's default.
 
     Returns:
         A scalar, in float32 at least.
     """
-    block_size = block_size_or_default(block_size)
+    block_size, inputs = block_size_or_default(block_size), fill_steps(inputs, valid)
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
@@ -178,6 +178,20 @@ def sum_rows(
         return value, sum(jax.tree.leaves(terms), jnp.zeros_like(value))
 
     return total((params, captured), inputs, valid)
+
+
+def fill_steps(tree: Any, valid: jax.Array) -> Any:
+    """What stands in invalid steps, replaced by that of the first valid step on the last axis of `valid`, or by ones."""
+    first = jnp.argmax(valid, axis=-1, keepdims=True)
+    some = jnp.any(valid, axis=-1, keepdims=True)
+
+    def fill(x: Any) -> jax.Array:
+        x, trailing = jnp.asarray(x), (..., *(None,) * (jnp.ndim(x) - valid.ndim))
+        source = x if valid.shape[-1] == 1 else jnp.take_along_axis(x, first[trailing], axis=valid.ndim - 1)
+        source = jnp.where(some[trailing], source, jnp.ones((), x.dtype))
+        return jnp.where(valid[trailing], x, source)
+
+    return jax.tree.map(fill, tree)
 
 
 def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:

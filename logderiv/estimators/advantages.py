@@ -256,6 +256,8 @@ class Transformed(Advantage):
 class Standardized(Transformed):
     """Weights with mean 0 and standard deviation 1 over the batch: (A − mean A) / (std A + ε). Biased, in size and direction.
 
+    Weights that are all equal become 0, with ε = 0 too.
+
     Attributes:
         advantage: What gives A.
         per: Mean and deviation over all valid steps ("step", as in most PPO code), or over the trajectories' A_{n,0}.
@@ -300,8 +302,9 @@ class Standardized(Transformed):
         count = jnp.sum(counts)
         mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
-        deviation = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1))
-        return jnp.where(batch.valid, (weights - mean) / (deviation + epsilon), 0), targets, state
+        scale = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1)) + epsilon
+        scale = jnp.where(scale == 0, 1, scale)
+        return jnp.where(batch.valid, (weights - mean) / scale, 0), targets, state
 
 
 @pytree(static=("group_size",))

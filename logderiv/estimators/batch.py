@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.arrays import as_batch, given, refuse_complex, unbroken
-from logderiv._core.blocks import map_rows, wide_block_size
+from logderiv._core.blocks import fill_steps, map_rows, wide_block_size
 from logderiv.estimators.importance import log_ratios
-from logderiv.likelihood.steps import fill_steps, own_steps
+from logderiv.likelihood.steps import own_steps
 from logderiv.types import Params, Policy, Stream, Trajectories, Trajectory
 
 _SMALL = 1e-30  # powers of a discount from here on are taken by their logarithm, where a ratio may make up for them

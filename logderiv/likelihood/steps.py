@@ -10,8 +10,8 @@ are, and takes the cheapest of these routes:
 | with memory | in checkpointed segments of time | segment by segment |
 | of whole sequences | once per trajectory | of the steps |
 
-Invalid steps never matter: their inputs are replaced by the trajectory's own first valid step before policy and term see them,
-their results by zero. Use the batch axes rather than `jax.vmap`, which hides the batch from the choice of the blocks and costs 1.3
+Invalid steps never matter: their inputs are replaced by those of a valid step before policy and term see them, their results by
+zero. Use the batch axes rather than `jax.vmap`, which hides the batch from the choice of the blocks and costs 1.3
 to 4 times the time on a CPU.
 """
 
@@ -36,7 +36,7 @@ from logderiv._core.arrays import (
     summable,
     unbroken,
 )
-from logderiv._core.blocks import block_size_or_default, map_rows, map_trajectories, scan_steps, sum_rows
+from logderiv._core.blocks import block_size_or_default, fill_steps, map_rows, map_trajectories, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
@@ -185,28 +185,27 @@ def _over_steps(
     *batch, length = valid.shape
     num, first = math.prod(batch), batch[0] if batch else 1  # the first axis is the one that may be sharded
     steps = TimeStep(trajectory.observations, trajectory.actions, trajectory.behavior_log_probs)
-    rows = fill_steps((steps, extras), valid)
 
-    def of_shape(*axes: int, rows: Any = rows) -> Any:
-        return jax.tree.map(lambda x: jnp.reshape(x, (*axes, *jnp.shape(x)[valid.ndim :])), (rows, valid))
-
-    def of_one(unfilled: Any) -> jax.Array:  # filled here, a trajectory at a time: no copy of all of them
-        return total(fill_steps(*unfilled), unfilled[1])
+    def of_shape(*axes: int) -> Any:
+        return jax.tree.map(lambda x: jnp.reshape(x, (*axes, *jnp.shape(x)[valid.ndim :])), ((steps, extras), valid))
 
     def alone(params: Params, row: Any) -> jax.Array:
         return visit(params, (), row)[1]
 
     total, summed = partial(sum_rows, alone, params, block_size=block_size), reduce is not None
     if policy.takes_sequences:
+        rows = fill_steps((steps, extras), valid)
         values, summed = _of_sequences(term, params, policy, trajectory, rows), False
     elif policy.has_memory:
-        values = scan_steps(visit, params, policy.start(params), *of_shape(num, length), total=summed)
+        rows, mask = of_shape(num, length)
+        values = scan_steps(visit, params, policy.start(params), fill_steps(rows, mask), mask, total=summed)
     elif reduce == "all":
         values = total(*of_shape(first, valid.size // max(first, 1)))
-    elif reduce == "time" and _fits_one_pass(params, rows, num, length, block_size):
-        values = map_trajectories(of_one, of_shape(num, 1, length, rows=(steps, extras)))
+    elif reduce == "time" and _fits_one_pass(params, steps, num, length, block_size):
+        values = map_trajectories(lambda x: total(*x), of_shape(num, 1, length))
     else:
-        values, summed = map_rows(alone, params, of_shape(num, length)[0], block_size=block_size), False
+        rows = fill_steps(*of_shape(num, length))
+        values, summed = map_rows(alone, params, rows, block_size=block_size), False
     if not summed:
         values = values.reshape(valid.shape)
         values = jnp.where(valid, values, jnp.zeros_like(values))
@@ -239,14 +238,14 @@ def _count(
     return counted(states, actions, weights)
 
 
-def _fits_one_pass(params: Params, rows: Any, num: int, length: int, block_size: int | None) -> bool:
+def _fits_one_pass(params: Params, steps: TimeStep, num: int, length: int, block_size: int | None) -> bool:
     """Whether a pass over a trajectory at a time, which holds a gradient for each of them, is the cheaper one.
 
     Not where trajectories do not fill a block, nor where a gradient is larger than the trajectory it belongs to.
     """
     if num == 1 or length <= block_size_or_default(block_size):
         return num == 1
-    return num * optax.tree.size(params) <= optax.tree.size(rows[0][:2])  # observations and actions
+    return num * optax.tree.size(params) <= optax.tree.size(steps[:2])  # observations and actions
 
 
 def _of_sequences(term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, rows: Any) -> jax.Array:
@@ -292,17 +291,3 @@ def _visit(term: Term, policy: StepPolicy, params: Params, carry: Any, row: Any)
     if jnp.shape(value) != ():
         raise ValueError(f"term: expected a scalar for one step, received shape {jnp.shape(value)}.")
     return carry, summable(value, "term")
-
-
-def fill_steps(tree: Any, valid: jax.Array) -> Any:
-    """What stands in invalid steps, replaced by that of the first valid step of the trajectory, or by ones."""
-    first = jnp.argmax(valid, axis=-1, keepdims=True)
-    some = jnp.any(valid, axis=-1, keepdims=True)
-
-    def fill(x: Any) -> jax.Array:
-        x, trailing = jnp.asarray(x), (..., *(None,) * (jnp.ndim(x) - valid.ndim))
-        source = x if valid.shape[-1] == 1 else jnp.take_along_axis(x, first[trailing], axis=valid.ndim - 1)
-        source = jnp.where(some[trailing], source, jnp.ones((), x.dtype))
-        return jnp.where(valid[trailing], x, source)
-
-    return jax.tree.map(fill, tree)

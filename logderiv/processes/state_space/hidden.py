@@ -21,9 +21,9 @@ from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, refuse_complex, summable
+from logderiv._core.blocks import fill_steps
 from logderiv._core.pytrees import jit, pytree
 from logderiv.likelihood.probability import log_prob
-from logderiv.likelihood.steps import fill_steps
 from logderiv.processes.base import Previous, Process
 from logderiv.types import Key, Params, Trajectory
 
