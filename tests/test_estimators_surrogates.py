@@ -136,6 +136,15 @@ def test_weights_are_held_and_cast(surrogate):
     assert (gradient == 0).all()
 
 
+@pytest.mark.parametrize("surrogate", [Score(), DiCE()])
+def test_an_impossible_choice_of_weight_zero_counts_as_nothing_and_of_any_other_is_seen(surrogate):
+    of_zero = surrogate(jnp.array([[-jnp.inf, -1.0]]), jnp.array([[0.0, 2.0]]))
+    assert np.isfinite(of_zero)
+    if isinstance(surrogate, Score):
+        assert of_zero == -2
+        assert surrogate(jnp.array([[-jnp.inf, -1.0]]), jnp.array([[1.0, 2.0]])) == -jnp.inf
+
+
 def test_clipped_terms_are_flat_only_beyond_the_edge():
     edges, weights = jnp.log(jnp.array([1.5, 0.5])), jnp.array([1.0, -1.0])
     slopes = jax.jit(jax.vmap(jax.grad(lambda log, weight: clipped(log, weight, 0.5))))
