@@ -283,17 +283,8 @@ LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dt
 # What takes no numbers of its own: results, bases, protocols, adapters, and what is made of functions, names and whole numbers.
 APART = [
     *("QuadraticValues", "Advantage", "Batch", "Bootstrapped", "Credited", "Transformed", "VTraceReturns"),
-    *(
-        "Baseline",
-        "MovingAverageState",
-        "SharedValue",
-        "StateBaseline",
-        "Summary",
-        "Differences",
-        "Mismatch",
-        "VarianceRatio",
-        "ActionSpace",
-    ),
+    *("Baseline", "MovingAverageState", "SharedValue", "StateBaseline", "Summary", "VarianceRatio", "ActionSpace"),
+    *("Differences", "Mismatch"),
     *("Brax", "Gymnasium", "Gymnax", "Jumanji", "Declaration", "Estimator", "Part", "Structure", "Surrogate"),
     *(
         "Weighting",

@@ -208,8 +208,6 @@ def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
     if num == 1:  # without the axis: a copy of the inputs less
         return jax.tree.map(lambda y: y[None], function(jax.tree.map(lambda x: x[0], inputs)))
     together = math.gcd(num, jax.device_count())
-    if together == 1:
-        return lax.map(function, inputs)
     turns = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])).swapaxes(0, 1), inputs)
     results = lax.map(jax.vmap(function), turns)
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)

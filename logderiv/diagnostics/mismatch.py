@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.arrays import alike
 from logderiv._core.tables import table
+from logderiv.estimators.importance import effective_sample_size
 from logderiv.estimators.objectives.aggregation import answers_of, boolean
 
 
@@ -125,10 +126,8 @@ def _differences(logs: jax.Array, counted: jax.Array) -> Differences:
     def mean(x: jax.Array) -> jax.Array:
         return jnp.sum(jnp.where(counted, x, 0)) / some
 
-    peak = jnp.max(jnp.where(counted, logs, -jnp.inf), initial=-jnp.inf)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    ratios = jnp.where(counted, jnp.exp(logs - peak), 0)
-    squares = some * jnp.sum(jnp.square(ratios))
+    weights = jnp.append(jnp.where(counted, logs, -jnp.inf), -jnp.inf)  # one that is 0, so that there is one
+    effective = effective_sample_size(weights) / some
     return Differences(
         number=number,
         mean=mean(jnp.abs(logs)),
@@ -136,6 +135,6 @@ def _differences(logs: jax.Array, counted: jax.Array) -> Differences:
         k1=mean(-logs),
         k3=mean(jnp.expm1(logs) - logs),
         chi_squared=mean(jnp.square(jnp.expm1(logs))),
-        effective=jnp.square(jnp.sum(ratios)) / jnp.where(squares == 0, 1, squares),
+        effective=jnp.where(jnp.max(weights) == -jnp.inf, 0, effective),
         mass=mean(jnp.exp(logs)),
     )

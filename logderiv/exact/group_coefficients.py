@@ -200,15 +200,13 @@ def _of_best(
     found = moments(kind, rewards, chances, size)
     weight = _table(problem, entries, others, x, 1)[0][:, 0, 0]
     ones = np.ones_like(found.pairs)
-    known = {"both": (found.once, found.beside), "none": (ones[0], ones)}
-    once = np.stack([known[name][0] for name in problem.parts], axis=1)
-    squared = {("both", "both"): (found.twice, found.pairs), ("none", "none"): known["none"]}
-    squared |= {("both", "none"): known["both"], ("none", "both"): (found.once, found.beside.T)}
-    of_two = [[squared[one, two] for two in problem.parts] for one in problem.parts]
-    squares = np.stack([np.stack([x for x, _ in row], axis=-1) for row in of_two], axis=-2)
-    pairs = np.stack([np.stack([x for _, x in row], axis=-1) for row in of_two], axis=-2)  # (C, C, S, S)
-    pairs = np.swapaxes(pairs, 1, 2) * (weight[:, None] * weight)[:, None, :, None]
-    return (once * weight[:, None])[..., None, None], squares * np.square(weight)[:, None, None], pairs
+    parts = len(problem.parts)  # the second is that of what has no advantage: 1
+    once = np.stack([found.once, ones[0]], axis=1)[:, :parts]
+    squares = np.array([[found.twice, found.once], [found.once, ones[0]]])[:parts, :parts]
+    pairs = np.array([[found.pairs, found.beside], [found.beside.T, ones]])[:parts, :parts]
+    squares = np.moveaxis(squares, 2, 0) * np.square(weight)[:, None, None]
+    pairs = np.transpose(pairs, (2, 0, 3, 1)) * np.multiply.outer(weight, weight)[:, None, :, None]
+    return (once * weight[:, None])[..., None, None], squares, pairs
 
 
 def _sums(

@@ -196,9 +196,8 @@ def _problem(
 ) -> tuple[Problem, np.ndarray]:
     """What is to be computed, and the share of each answer in the classes."""
     needs = of_advantage(recipe.advantage), of_weight(recipe.per, equal_rewards == "drop")
-    best = recipe.advantage if isinstance(recipe.advantage, MaxAtK) and answers.parts[0] == "both" else None
-    if equal_rewards != "keep" or needs[1].sources:
-        best = None
+    one_state = answers.parts[0] == "both" and equal_rewards == "keep" and not needs[1].sources
+    best = recipe.advantage if one_state and isinstance(recipe.advantage, MaxAtK) else None
     if best is not None:
         needs = Needs(), Needs()
     names = dict.fromkeys(needs[0].sources + needs[1].sources + (() if equal_rewards == "keep" else ("raw",)))

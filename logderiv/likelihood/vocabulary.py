@@ -115,14 +115,11 @@ def token_log_probs(
         Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
         section 2, for the soft-cap.
     """
-    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
-    arrays = {name: None if x is None else array_of(x, name) for name, x in (given | {"support": support}).items()}
+    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens}
+    given |= {"allowed": allowed, "valid": valid, "support": support}
+    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
     unembedding, hidden, tokens, allowed, valid, support = arrays.values()  # pyright: ignore[reportAssignmentType]
     _check(unembedding, hidden, tokens, allowed, valid, support)
-    numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
-    check.positive(**numbers)
-    numbers: dict[str, Any] = {name: summable(x, name) for name, x in numbers.items()}
-    check.shape((), **numbers)
     vocabulary = unembedding.shape[0]
     real = np.ones(tokens.shape, bool) if valid is None else valid
     check_range(vocabulary, tokens, real, "tokens")
@@ -136,11 +133,7 @@ def token_log_probs(
         hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
 
     dtype = accumulator_dtype(widest(unembedding.dtype, hidden.dtype))
-    scale, inner = None, numbers["temperature"].astype(dtype)
-    if soft_cap is not None:
-        temperature, inner = inner, numbers["soft_cap"].astype(dtype)
-        scale = inner / temperature
-    hidden = hidden.astype(dtype) / inner
+    hidden, scale = _divided(hidden.astype(dtype), temperature, soft_cap)
     if support is None:
         size = _block_size(tokens.size, vocabulary, block_size)
         rows = hidden.reshape((-1, hidden.shape[-1]))
@@ -155,6 +148,17 @@ def token_log_probs(
         return values if valid is None else jnp.where(valid, values, jnp.zeros_like(values))
 
     return TokenLogProbs(result(log_probs), result(entropies) if entropy else None)
+
+
+def _divided(hidden: jax.Array, temperature: Any, soft_cap: Any) -> tuple[jax.Array, jax.Array | None]:
+    """Hidden states over what their products are divided by first, and the factor c / τ of a soft-cap's tanh."""
+    numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
+    check.positive(**numbers)
+    found: dict[str, Any] = {name: summable(x, name).astype(hidden.dtype) for name, x in numbers.items()}
+    check.shape((), **found)
+    if soft_cap is None:
+        return hidden / found["temperature"], None
+    return hidden / found["soft_cap"], found["soft_cap"] / found["temperature"]
 
 
 class _Sums(NamedTuple):
