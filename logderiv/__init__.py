@@ -37,6 +37,7 @@ from logderiv.likelihood import (
     natural_gradient,
     prob,
     token_log_probs,
+    token_sum,
     weighted_log_prob,
 )
 from logderiv.policies import GRU, MLP, MLPActorCritic, shared_softmax, tabular_softmax
@@ -112,6 +113,7 @@ __all__ = [
     "tabular_softmax",
     "testing",
     "token_log_probs",
+    "token_sum",
     "train",
     "training",
     "types",

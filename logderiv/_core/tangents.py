@@ -1,6 +1,7 @@
 """Derivative rules that are taken only in what moves: of most arguments the tangent is known to be zero."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,16 +14,21 @@ def is_zero(tangent: Any) -> bool:
     return tangent is None or isinstance(tangent, SymbolicZero) or tangent.dtype == jax.dtypes.float0
 
 
+def those_that(moves: Any, tree: Any) -> Any:
+    """The leaves of `tree` at which `moves` is true, with `None` for the others."""
+    return jax.tree.map(lambda moves, x: x if moves else None, moves, tree)
+
+
+def put_back(values: Any, tree: Any) -> Any:
+    """`tree` with those of its leaves replaced whose value is not `None`."""
+    return jax.tree.map(lambda value, x: x if value is None else value, values, tree, is_leaf=_is_none)
+
+
 def moving(primals: Any, tangents: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
     """The leaves that have a tangent, and these tangents, with `None` for the others; and how to put the others back among values."""
-
-    def those_that_move(tree: Any) -> Any:
-        return jax.tree.map(lambda t, x: None if is_zero(t) else x, tangents, tree, is_leaf=_is_none)
-
-    def among_all(values: Any) -> Any:
-        return jax.tree.map(lambda value, x: x if value is None else value, values, primals, is_leaf=_is_none)
-
-    return those_that_move(primals), those_that_move(tangents), among_all
+    moves = jax.tree.map(lambda t: not is_zero(t), tangents, is_leaf=_is_none)
+    of = partial(jax.tree.map, lambda moves, x: x if moves else None, moves, is_leaf=_is_none)
+    return of(primals), of(tangents), lambda values: put_back(values, primals)
 
 
 def jvp_of_moving(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:

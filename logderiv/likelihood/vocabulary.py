@@ -5,10 +5,6 @@ The logits of one token are ℓ_v = w_v · h, and those of all of them are the l
 training step. Here a block of rows of W is taken at a time, with all tokens: the maximum and the sum of exponentials
 are carried from block to block, and the derivative rule takes the logits of each block anew. Tokens are never cut, so
 the first of their axes may be sharded, as a batch usually is.
-
-With p_v the probabilities, a the token, Z the normalizer and H the entropy, the derivatives are linear in those of the logits:
-
-    d log p_a = Σ_v (1[v = a] - p_v) dℓ_v,   d log Z = Σ_v p_v dℓ_v,   dH = -Σ_v p_v (log p_v + H) dℓ_v
 """
 
 import math
@@ -21,11 +17,22 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, widest
 from logderiv._core.blocks import map_rows
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions import Categorical
 from logderiv.distributions.interop import check_range
+from logderiv.likelihood.logits import (
+    Scales,
+    TokenNumbers,
+    Tokens,
+    check_tokens,
+    chosen,
+    kind,
+    logits_of,
+    precision_of_logits,
+    slopes,
+)
 
 # Numbers in a block of logits, and rows of the unembedding: on a CPU about what its last cache holds, and no power of
 # two, which would make its matrix products slower. Elsewhere blocks only bound the memory; those are *unmeasured*.
@@ -57,6 +64,7 @@ def token_log_probs(
     support: jax.Array | None = None,
     valid: jax.Array | None = None,
     entropy: bool = False,
+    precision: Any = None,
     block_size: int | None = None,
 ) -> TokenLogProbs:
     """Log-probability of each token given the hidden state it was drawn from, without the logits of the whole vocabulary.
@@ -90,6 +98,9 @@ def token_log_probs(
             padding. Only their logits are taken, a block of places at a time. Shape `(*batch, T, K)`, integers.
         valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
         entropy: Whether to take the entropy as well; it costs no matrix product.
+        precision: Of the products: JAX's `Precision`, a `DotAlgorithmPreset`, or a name of one. `None` follows `jax_default_matmul_precision` where
+            that is set; else what comes in float32 is multiplied in float32 on every device, and half precision at its own rate, with sums in float32
+            (derivatives of the logits are then rounded once on a device that has such products).
         block_size: Rows of the unembedding in a block. `None` for the backend's default, a divisor of `V` where there is one near
             it; other sizes copy the unembedding once. With a support, places in a block. Speed and memory only.
 
@@ -119,29 +130,21 @@ def token_log_probs(
     given |= {"allowed": allowed, "valid": valid, "support": support}
     arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
     unembedding, hidden, tokens, allowed, valid, support = arrays.values()  # pyright: ignore[reportAssignmentType]
-    _check(unembedding, hidden, tokens, allowed, valid, support)
-    vocabulary = unembedding.shape[0]
-    real = np.ones(tokens.shape, bool) if valid is None else valid
-    check_range(vocabulary, tokens, real, "tokens")
-    if support is not None:
-        check_range(vocabulary, jnp.where(support == -1, 0, support), real, "support")
-    tokens = widen(tokens)
-    inside = (tokens >= 0) & (tokens < vocabulary)
-    tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
-    if valid is not None:
-        tokens = jnp.where(valid, tokens, 0)
-        hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
-
-    dtype = accumulator_dtype(widest(unembedding.dtype, hidden.dtype))
-    hidden, scale = _divided(hidden.astype(dtype), temperature, soft_cap)
+    check_tokens(unembedding, hidden, tokens, allowed, valid)
+    _check_support(unembedding, tokens, valid, support)
+    hidden, tokens = Tokens.of(unembedding, hidden, tokens, valid)
+    precision = precision_of_logits(precision, unembedding.dtype, hidden.dtype)
+    scales = Scales.of(temperature, soft_cap, accumulator_dtype(widest(unembedding.dtype, hidden.dtype)))
+    hidden = hidden.astype(scales.temperature.dtype)  # in which its gradient is summed
     if support is None:
-        size = _block_size(tokens.size, vocabulary, block_size)
+        size = _block_size(tokens.size, unembedding.shape[0], block_size)
         rows = hidden.reshape((-1, hidden.shape[-1]))
-        sums = _over_vocabulary(size, entropy, unembedding, rows, scale, tokens.reshape(-1), allowed)
-        log_probs, entropies = sums.log_probs, sums.entropy
+        sums = _over_vocabulary(size, entropy, precision, unembedding, rows, scales, tokens.reshape(-1), allowed)
+        log_probs, entropies = sums.log_prob, sums.entropy
     else:
         support = support if valid is None else jnp.where(valid[..., None], support, -1)
-        log_probs, entropies = _over_support(block_size, unembedding, hidden, scale, tokens, allowed, support)
+        of_places = partial(_over_support, block_size, precision)
+        log_probs, entropies = of_places(unembedding, hidden, scales, tokens, allowed, support)
 
     def result(values: jax.Array) -> jax.Array:
         values = values.reshape(tokens.shape)
@@ -150,35 +153,16 @@ def token_log_probs(
     return TokenLogProbs(result(log_probs), result(entropies) if entropy else None)
 
 
-def _divided(hidden: jax.Array, temperature: Any, soft_cap: Any) -> tuple[jax.Array, jax.Array | None]:
-    """Hidden states over what their products are divided by first, and the factor c / τ of a soft-cap's tanh."""
-    numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
-    check.positive(**numbers)
-    found: dict[str, Any] = {name: summable(x, name).astype(hidden.dtype) for name, x in numbers.items()}
-    check.shape((), **found)
-    if soft_cap is None:
-        return hidden / found["temperature"], None
-    return hidden / found["soft_cap"], found["soft_cap"] / found["temperature"]
-
-
-class _Sums(NamedTuple):
-    """What is known of each token's distribution. Shapes `(N,)`."""
-
-    log_probs: jax.Array
-    log_normalizer: jax.Array
-    entropy: jax.Array | None
-
-
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _over_vocabulary(
-    size: int, with_entropy: bool, unembedding: Any, hidden: Any, scale: Any, tokens: Any, allowed: Any
-) -> _Sums:
+    size: int, with_entropy: bool, precision: Any, unembedding: Any, hidden: Any, scales: Any, tokens: Any, allowed: Any
+) -> TokenNumbers:
     """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
 
     def add(carry: Any, block: Any) -> tuple[Any, None]:
-        peak, total, moment, chosen = carry
+        peak, total, moment, found = carry
         rows, start, open_ = block
-        logits = _logits(rows, hidden, scale, open_)
+        logits = logits_of(rows, hidden, scales, open_, precision)
         new = jnp.maximum(peak, jnp.max(logits, axis=1))
         shifted, shrink = logits - new[:, None], jnp.exp(peak - new)
         weights = jnp.exp(shifted)
@@ -188,57 +172,58 @@ def _over_vocabulary(
         total = shrink * total + jnp.sum(weights, axis=1)
         local = tokens - start
         here = jnp.take_along_axis(logits, jnp.clip(local, 0, size - 1)[:, None], axis=1)[:, 0]
-        chosen = jnp.where((local >= 0) & (local < size), here, chosen)
-        return (new, total, moment, chosen), None
+        found = jnp.where((local >= 0) & (local < size), here, found)
+        return (new, total, moment, found), None
 
     zeros = jnp.zeros(tokens.shape, hidden.dtype)
     lowest = jnp.full_like(zeros, jnp.finfo(hidden.dtype).min)  # finite: a block may allow nothing
     start = (lowest, zeros, zeros, jnp.full_like(zeros, -jnp.inf))
-    (peak, total, moment, chosen), _ = lax.scan(add, start, _blocks(size, unembedding, allowed))
+    (peak, total, moment, found), _ = lax.scan(add, start, _blocks(size, unembedding, allowed))
     log_total = jnp.log(total)
     entropy = log_total - moment / total if with_entropy else None
-    return _Sums((chosen - peak) - log_total, peak + log_total, entropy)
+    return TokenNumbers((found - peak) - log_total, peak + log_total, entropy)
 
 
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
-def _tangents(size: int, with_entropy: bool, primals: Any, tangents: Any) -> tuple[_Sums, _Sums]:
+def _tangents(
+    size: int, with_entropy: bool, precision: Any, primals: Any, tangents: Any
+) -> tuple[TokenNumbers, TokenNumbers]:
     """The blocks in turn, for the tangents.
 
     A block is recomputed when its part is transposed: on the way back each block gives its rows of the unembedding's gradient and
     adds to that of the hidden states.
     """
-    unembedding, hidden, scale, tokens, allowed = primals
-    sums = _over_vocabulary(size, with_entropy, *primals)
-    d_unembedding, d_hidden, d_scale = (None if is_zero(t) else t for t in tangents[:3])
+    unembedding, hidden, scales, tokens, allowed = primals
+    numbers = _over_vocabulary(size, with_entropy, precision, *primals)
+    d_unembedding, d_hidden, d_scales = tangents[:3]
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent_of_block(block: Any, d_rows: jax.Array | None) -> _Sums:
+    def tangent_of_block(block: Any, d_rows: jax.Array | None) -> TokenNumbers:
         rows, start, open_ = block
-        of_block = partial(_logits, open_=open_)
-        logits, d_logits = jvp_of_moving(of_block, (rows, hidden, scale), (d_rows, d_hidden, d_scale))
-        logs = logits - sums.log_normalizer[:, None]
-        probs = jnp.exp(logs)
-        here = (tokens - start)[:, None] == lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-        # Each is one product and one sum: then nothing of the shape of a block is kept for all of them.
-        d_log_probs = jnp.sum((here.astype(probs.dtype) - probs) * d_logits, axis=1)
-        d_log_normalizer = jnp.sum(probs * d_logits, axis=1)
-        if sums.entropy is None:
-            return _Sums(d_log_probs, d_log_normalizer, None)
-        surprise = jnp.where(probs > 0, logs, 0) + sums.entropy[:, None]
-        return _Sums(d_log_probs, d_log_normalizer, jnp.sum(-probs * surprise * d_logits, axis=1))
+        of_block = partial(logits_of, open_=open_, precision=precision)
+        logits, d_logits = jvp_of_moving(of_block, (rows, hidden, scales), (d_rows, d_hidden, d_scales))
+        logs = logits - numbers.log_normalizer[:, None]
+        return slopes(logs, jnp.exp(logs), chosen(tokens, start, size), numbers, None, d_logits)
 
-    def add(carry: _Sums, x: Any) -> tuple[_Sums, None]:
+    def add(carry: TokenNumbers, x: Any) -> tuple[TokenNumbers, None]:
         return jax.tree.map(jnp.add, carry, tangent_of_block(*x)), None
 
-    d_blocks = None if d_unembedding is None else _blocks(size, d_unembedding, None)[0]
+    d_blocks = None if is_zero(d_unembedding) else _blocks(size, d_unembedding, None)[0]
     blocks = _blocks(size, unembedding, allowed)
-    d_sums, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, sums), (blocks, d_blocks))
-    possible = sums.log_probs > -jnp.inf
-    return sums, d_sums._replace(log_probs=jnp.where(possible, d_sums.log_probs, 0))
+    d_numbers, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, numbers), (blocks, d_blocks))
+    possible = numbers.log_prob > -jnp.inf
+    return numbers, d_numbers._replace(log_prob=jnp.where(possible, d_numbers.log_prob, 0))
 
 
 def _over_support(
-    size: int | None, unembedding: Any, hidden: Any, scale: Any, tokens: Any, allowed: Any, support: Any
+    size: int | None,
+    precision: Any,
+    unembedding: Any,
+    hidden: Any,
+    scales: Any,
+    tokens: Any,
+    allowed: Any,
+    support: Any,
 ) -> tuple[jax.Array, Any]:
     """Each place with its own rows of the unembedding, a block of places at a time."""
     kept = (support >= 0) & (support < unembedding.shape[0])
@@ -246,9 +231,9 @@ def _over_support(
     kept = kept if allowed is None else kept & allowed[support]
 
     def of_place(shared: Any, place: Any) -> tuple[jax.Array, jax.Array]:
-        (unembedding, scale), (hidden, token, ids, kept) = shared, place
+        (unembedding, scales), (hidden, token, ids, kept) = shared, place
         possible = kept | ~jnp.any(kept)  # where nothing is kept nothing is used
-        logits = _logits(unembedding[ids], hidden[None], scale, possible)[0]
+        logits = logits_of(unembedding[ids], hidden, scales, possible, precision)
         distribution, here = Categorical(logits), kept & (ids == token)
         of_token = distribution.log_prob(jnp.argmax(jnp.where(jnp.any(here), here, possible)))
         return jnp.where(jnp.any(here), of_token, -jnp.inf), distribution.entropy()
@@ -258,17 +243,7 @@ def _over_support(
     places = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[len(batch) :])), (hidden, tokens, support, kept))
     numbers, _ = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
     size = max(numbers // (num_kept * hidden.shape[-1]), 1) if size is None else check.whole(block_size=size)
-    return map_rows(of_place, (unembedding, scale), places, block_size=size)
-
-
-def _logits(rows: jax.Array, hidden: jax.Array, scale: jax.Array | None, open_: jax.Array | None) -> jax.Array:
-    """Logits of one block; `-inf` where it is not open."""
-    logits = hidden @ rows.astype(hidden.dtype).T
-    if scale is not None:
-        logits = scale * jnp.tanh(logits)
-    if open_ is not None:
-        logits = jnp.where(open_[None], logits, -jnp.inf)
-    return logits
+    return map_rows(of_place, (unembedding, scales), places, block_size=size)
 
 
 def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tuple[Any, Any, Any]:
@@ -293,27 +268,13 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     return min(divisors, key=lambda d: max(d / target, target / d), default=target)
 
 
-def _check(
-    unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any, support: Any
-) -> None:
-    def kind(expected: Any, **arrays: Any) -> None:
-        for name, array in arrays.items():
-            if array is not None and not jnp.issubdtype(jnp.result_type(array), expected):
-                raise TypeError(f"{name}: expected dtype {expected.__name__}, received {jnp.result_type(array)}.")
-
-    kind(jnp.floating, unembedding=unembedding, hidden=hidden)
-    kind(jnp.integer, tokens=tokens, support=support)
-    kind(jnp.bool_, allowed=allowed, valid=valid)
-    if unembedding.ndim != 2 or not unembedding.shape[0]:
-        raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
-    vocabulary, width = unembedding.shape
-    turned = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
-    check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
-    check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
-    check.shape(tokens.shape, valid=tokens if valid is None else valid)
-    if support is not None and (support.shape[:-1] != tokens.shape or support.shape[-1:] in ((), (0,))):
+def _check_support(unembedding: jax.Array, tokens: jax.Array, valid: Any, support: Any) -> None:
+    kind(jnp.integer, support=support)
+    if support is None:
+        return
+    if support.shape[:-1] != tokens.shape or support.shape[-1:] in ((), (0,)):
         raise ValueError(
             f"support: expected shape {(*tokens.shape, 'K')}, that of the tokens and K ids, received {support.shape}."
         )
-    if allowed is not None and not check.is_traced(allowed) and not np.asarray(allowed).any():
-        raise ValueError("allowed: expected at least one token that may be drawn, received none.")
+    real = np.ones(tokens.shape, bool) if valid is None else valid
+    check_range(unembedding.shape[0], jnp.where(support == -1, 0, support), real, "support")

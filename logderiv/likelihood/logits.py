@@ -1,0 +1,191 @@
+"""Logits of tokens, and what is known of the softmax over them: what `token_log_probs` and `token_sum` share.
+
+Notation: `V` tokens in the vocabulary, `D` features, hidden state h, unembedding W, shape `(V, D)`. With a soft-cap c and a temperature τ
+the logits are ℓ_v = c tanh(w_v · h / c) / τ, without a soft-cap w_v · h / τ.
+
+With p_v the probabilities, a the token, Z the normalizer, H the entropy and K the Kullback-Leibler divergence from reference probabilities q_v that
+stand still, the derivatives are linear in those of the logits:
+
+    d log p_a = Σ_v (1[v = a] - p_v) dℓ_v,              d log Z = Σ_v p_v dℓ_v,
+    dH = -Σ_v p_v (log p_v + H) dℓ_v,                   dK = Σ_v p_v (log p_v - log q_v - K) dℓ_v
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from logderiv._core import check
+from logderiv._core.arrays import expand, summable, widen
+from logderiv._core.products import precision_of
+from logderiv.distributions.interop import check_range
+
+
+class TokenNumbers(NamedTuple):
+    """What is known of each token's distribution, float32 at least; all of one shape.
+
+    Attributes:
+        log_prob: Log-probability of the token, log p_a.
+        log_normalizer: log Z, the logarithm of the sum of the exponentials of the logits.
+        entropy: H, in nats; `None` unless asked for.
+        kl: K, the divergence from the reference, in nats; `None` without one.
+    """
+
+    log_prob: Any
+    log_normalizer: Any
+    entropy: Any = None
+    kl: Any = None
+
+
+class Tokens(NamedTuple):
+    """Hidden states and tokens that may be trusted: an impossible token is -1, and padding is token 0 at a hidden state of zeros."""
+
+    hidden: jax.Array
+    tokens: jax.Array
+
+    @classmethod
+    def of(cls, unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> "Tokens":
+        """As they are given, checked to be inside of the vocabulary wherever they have values.
+
+        Raises:
+            ValueError: A valid token is outside the vocabulary.
+        """
+        vocabulary = unembedding.shape[0]
+        check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")
+        tokens = widen(tokens)
+        inside = (tokens >= 0) & (tokens < vocabulary)
+        tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
+        if valid is not None:
+            tokens = jnp.where(valid, tokens, 0)
+            hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
+        return cls(hidden, tokens)
+
+
+class Scales(NamedTuple):
+    """What a product of hidden state and unembedding goes through to become a logit."""
+
+    temperature: jax.Array
+    soft_cap: jax.Array | None
+
+    @classmethod
+    def of(cls, temperature: Any, soft_cap: Any, dtype: Any) -> "Scales":
+        """Positive scalars of this dtype.
+
+        Raises:
+            ValueError: One is not positive, or no scalar.
+        """
+        numbers = {"temperature": temperature} | ({} if soft_cap is None else {"soft_cap": soft_cap})
+        check.positive(**numbers)
+        found: dict[str, Any] = {name: summable(x, name).astype(dtype) for name, x in numbers.items()}
+        check.shape((), **found)
+        return cls(found["temperature"], found.get("soft_cap"))
+
+
+def precision_of_logits(precision: Any, *operands: Any) -> Any:
+    """That of the products of arrays of these dtypes, and of their derivatives.
+
+    The product of two numbers in bfloat16 is exact in float32, in which it is summed, and XLA takes it at the full rate of a device that multiplies
+    bfloat16; those of float16 are exact in TF32, whose range is that of float32.
+    """
+    if precision is None and set(operands) == {jnp.dtype(jnp.bfloat16)}:
+        return lax.DotAlgorithmPreset.BF16_BF16_F32
+    if precision is None and set(operands) == {jnp.dtype(jnp.float16)}:
+        return lax.Precision.DEFAULT
+    return precision_of(precision)
+
+
+def logits_of(rows: jax.Array, hidden: jax.Array, scales: Scales, open_: Any, precision: Any) -> jax.Array:
+    """Logits of hidden states `(..., D)` in these rows of the unembedding, shape `(..., rows)`; `-inf` where a row is not open."""
+    dtype = scales.temperature.dtype
+    logits = jnp.matmul(hidden.astype(dtype), rows.astype(dtype).T, precision=precision)
+    if scales.soft_cap is not None:
+        logits = scales.soft_cap * jnp.tanh(logits / scales.soft_cap)
+    logits = logits / scales.temperature
+    return logits if open_ is None else jnp.where(jnp.broadcast_to(open_, logits.shape), logits, -jnp.inf)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def numbers_of(with_entropy: bool, logits: jax.Array, tokens: jax.Array, log_reference: Any) -> TokenNumbers:
+    """What is known of tokens by all of their logits, shapes `(*tokens, V)`; of the reference nothing moves."""
+    return _numbers(with_entropy, logits, tokens, log_reference)[0]
+
+
+@numbers_of.defjvp
+def _tangents(with_entropy: bool, primals: Any, tangents: Any) -> tuple[TokenNumbers, TokenNumbers]:
+    logits, tokens, log_reference = primals
+    numbers, logs, probs = _numbers(with_entropy, *primals)
+    d_numbers = slopes(logs, probs, chosen(tokens, 0, logits.shape[-1]), numbers, log_reference, tangents[0])
+    possible = numbers.log_prob > -jnp.inf
+    return numbers, d_numbers._replace(log_prob=jnp.where(possible, d_numbers.log_prob, 0))
+
+
+def _numbers(with_entropy: bool, logits: Any, tokens: Any, log_reference: Any) -> tuple[TokenNumbers, Any, Any]:
+    """The numbers, all log-probabilities and all probabilities: one exponential for each logit."""
+    peak = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - peak)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    log_normalizer, probs = peak + jnp.log(total), weights / total
+    logs = logits - log_normalizer
+    here = jnp.take_along_axis(logs, jnp.maximum(tokens, 0)[..., None], axis=-1)[..., 0]
+    entropy = -jnp.sum(probs * jnp.where(probs > 0, logs, 0), axis=-1) if with_entropy else None
+    kl = None
+    if log_reference is not None:
+        kl = jnp.sum(probs * jnp.where(probs > 0, logs - log_reference, 0), axis=-1)
+    log_prob = jnp.where(tokens >= 0, here, -jnp.inf)
+    return TokenNumbers(log_prob, log_normalizer[..., 0], entropy, kl), logs, probs
+
+
+def slopes(
+    logs: Any, probs: Any, here: jax.Array, of_token: TokenNumbers, log_reference: Any, d_logits: jax.Array
+) -> TokenNumbers:
+    """Derivatives of a token's numbers along those of its logits, the last axis; each is one product and one sum.
+
+    Args:
+        logs: Log-probabilities of the vocabulary, or of a part of it.
+        probs: Their exponentials.
+        here: Which of them is the token.
+        of_token: The numbers of the whole vocabulary, whose last axis is left out.
+        log_reference: log q_v, or `None`.
+        d_logits: The direction.
+    """
+
+    def along(factor: jax.Array) -> jax.Array:
+        return jnp.sum(factor * d_logits, axis=-1)
+
+    d_entropy, d_kl = None, None
+    if of_token.entropy is not None:
+        d_entropy = along(-probs * (jnp.where(probs > 0, logs, 0) + of_token.entropy[..., None]))
+    if of_token.kl is not None:
+        d_kl = along(probs * (jnp.where(probs > 0, logs - log_reference, 0) - of_token.kl[..., None]))
+    return TokenNumbers(along(here.astype(probs.dtype) - probs), along(probs), d_entropy, d_kl)
+
+
+def chosen(tokens: jax.Array, start: Any, size: int) -> jax.Array:
+    """Which of `size` rows, beginning with that of token `start`, is the token's; shape `(*tokens, size)`."""
+    return (tokens - start)[..., None] == lax.broadcasted_iota(jnp.int32, (*tokens.shape, size), tokens.ndim)
+
+
+def check_tokens(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
+    """Raise `TypeError` or `ValueError`, naming the argument, where kinds or shapes disagree."""
+    kind(jnp.floating, unembedding=unembedding, hidden=hidden)
+    kind(jnp.integer, tokens=tokens)
+    kind(jnp.bool_, allowed=allowed, valid=valid)
+    if unembedding.ndim != 2 or not unembedding.shape[0]:
+        raise ValueError(f"unembedding: expected shape (V, D), received {unembedding.shape}.")
+    vocabulary, width = unembedding.shape
+    turned = "; is the unembedding (D, V)? Then use unembedding.T" if hidden.shape[-1:] == (vocabulary,) else ""
+    check.shape((*tokens.shape, width), hint=f"that is (*tokens.shape, D){turned}", hidden=hidden)
+    check.shape((vocabulary,), allowed=unembedding[:, 0] if allowed is None else allowed)
+    check.shape(tokens.shape, valid=tokens if valid is None else valid)
+    if allowed is not None and not check.is_traced(allowed) and not np.asarray(allowed).any():
+        raise ValueError("allowed: expected at least one token that may be drawn, received none.")
+
+
+def kind(expected: Any, **arrays: Any) -> None:
+    """Raise `TypeError`, naming the array, if one that is there is not of this kind."""
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(jnp.result_type(array), expected):
+            raise TypeError(f"{name}: expected dtype {expected.__name__}, received {jnp.result_type(array)}.")

@@ -1,0 +1,304 @@
+"""A sum over tokens with its gradient in one pass: chunks of tokens, each with the whole vocabulary.
+
+`token_log_probs` returns a number for each token, so that nobody can tell on the way forward what is going to be asked of each on the way back: its blocks
+are taken twice. Where the loss is a sum over tokens (or over sequences) of a function of their own numbers, the gradient of a chunk can be taken as soon as
+its logits are there, and they are never taken again: three matrix products instead of four.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv._core import check
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_leaf_by_leaf, widest
+from logderiv._core.blocks import fill_steps
+from logderiv._core.sharding import by_shard
+from logderiv._core.tangents import is_zero, put_back, those_that
+from logderiv.likelihood.logits import (
+    Scales,
+    TokenNumbers,
+    Tokens,
+    check_tokens,
+    kind,
+    logits_of,
+    numbers_of,
+    precision_of_logits,
+)
+
+# Tokens in a chunk: on a CPU a few hundred, of which a product with the vocabulary reaches its full rate; elsewhere what keeps the additions to the
+# unembedding's gradient rare. `benchmarks/token_speed` measures both.
+_CHUNK = {"cpu": 256}
+_CHUNK_ELSEWHERE = 2048
+
+
+class TokenSum(NamedTuple):
+    """What `token_sum` returns.
+
+    Attributes:
+        value: The sum, a scalar in float32 at least.
+        numbers: Those of every token, shape of the tokens, detached; 0 where invalid.
+    """
+
+    value: Any
+    numbers: TokenNumbers
+
+
+def token_sum(
+    term: Callable[..., jax.Array],
+    unembedding: jax.Array,
+    hidden: jax.Array,
+    tokens: jax.Array,
+    *extras: Any,
+    by: str = "token",
+    temperature: Any = 1.0,
+    soft_cap: Any = None,
+    allowed: jax.Array | None = None,
+    valid: jax.Array | None = None,
+    reference: tuple[jax.Array, jax.Array] | None = None,
+    entropy: bool = False,
+    compute_dtype: Any = None,
+    precision: Any = None,
+    chunk_size: int | None = None,
+) -> TokenSum:
+    """The sum over tokens of a function of each token's numbers, with its gradient in one pass.
+
+        S = Σ_n term(numbers_n, *extras_n)
+
+    A weighted log-probability, a clipped ratio, a term of divergence or entropy: any differentiable function of one token's log-probability, normalizer,
+    entropy and divergence from a reference. Value and gradients take three matrix products, two where the unembedding is held, and one more with a reference.
+    Memory is that of the logits of one chunk, and that of the unembedding's gradient in float32 where it is asked for: it is returned where the
+    unembedding is float32. What no sum of terms gives, such as a ratio of two sums, goes through `token_log_probs`.
+
+        def term(token, weight):
+            return weight * token.log_prob
+
+        value, numbers = ld.token_sum(term, unembedding, hidden, tokens, advantages)
+
+    Args:
+        term: From one token's `logderiv.likelihood.TokenNumbers` and what belongs to it in `extras` to a scalar. It may close over arrays that are being
+            differentiated.
+        unembedding: One row for each token of the vocabulary, shape `(V, D)`.
+        hidden: Shape `(*batch, T, D)`, or any other leading axes.
+        tokens: Integers in `0 .. V - 1`, shape `(*batch, T)`.
+        *extras: Arrays, or pytrees of them, with the leading axes of the tokens. They may be differentiated as well.
+        by: `"token"`, or `"sequence"`: then `term` gets the numbers of one sequence, vectors along the last axis of the tokens (0 where invalid), and chunks
+            are whole sequences. For a ratio of the sequence, or a divisor by its length.
+        temperature: τ > 0, a scalar.
+        soft_cap: c > 0, a scalar; `None` for none.
+        allowed: False for tokens that are never drawn. Shape `(V,)`, bool.
+        valid: False on padding, whose content is then never used. Shape `(*batch, T)`, bool.
+        reference: Unembedding and hidden states, shapes `(V, D')` and `(*batch, T, D')`, whose softmax at the same temperature, soft-cap and allowed tokens
+            is the reference; detached.
+        entropy: Whether numbers hold the entropy.
+        compute_dtype: The dtype in which unembedding and hidden states are multiplied; `None` for their own. With float32 weights and bfloat16 here the
+            gradient is float32, rounded nowhere.
+        precision: As in `token_log_probs`.
+        chunk_size: Tokens in a chunk; `None` for the backend's default. Speed and memory only.
+
+    Returns:
+        `TokenSum`.
+
+    Raises:
+        ValueError: Shapes disagree; temperature, soft-cap or chunk size is not positive; a reference of another vocabulary; an unknown `by`; a term that is
+            no scalar; or, outside `jax.jit`, a valid token outside the vocabulary. Inside it such a token has log-probability `-inf`, with no gradient.
+        TypeError: A dtype is of the wrong kind.
+
+    Gradients: flow through `unembedding`, `hidden`, `temperature`, `soft_cap`, `extras` and what `term` closes over, to `value` alone, in both modes
+    and at any order.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unembedding, hidden, weights = jnp.zeros((8, 2)), jnp.ones((3, 2)), jnp.array([1.0, -1.0, 2.0])
+        >>> found = token_sum(lambda token, w: w * token.log_prob, unembedding, hidden, jnp.array([0, 7, 3]), weights)
+        >>> round(float(found.value), 4)  # -2 log 8
+        -4.1589
+    """
+    names = ("unembedding", "hidden", "tokens", "allowed", "valid")
+    given = (unembedding, hidden, tokens, allowed, valid)
+    arrays = (None if x is None else array_of(x, name) for name, x in zip(names, given, strict=True))
+    unembedding, hidden, tokens, allowed, valid = arrays  # pyright: ignore[reportAssignmentType]
+    check_tokens(unembedding, hidden, tokens, allowed, valid)
+    check.one_of(("token", "sequence"), by=by)
+    size = (
+        _CHUNK.get(jax.default_backend(), _CHUNK_ELSEWHERE)
+        if chunk_size is None
+        else check.whole(chunk_size=chunk_size)
+    )
+    ref_unembedding, ref_hidden = _detached_reference(reference, unembedding, tokens)
+    extras = _checked_extras(extras, tokens)
+    real = jnp.ones(tokens.shape, bool) if valid is None else valid
+    hidden, ids = Tokens.of(unembedding, hidden, tokens, valid)
+    scales = Scales.of(temperature, soft_cap, accumulator_dtype(widest(unembedding.dtype, hidden.dtype)))
+    rows = _Rows(hidden, ids, _filled(ref_hidden, real, by), _filled(extras, real, by), real)
+    rows = jax.tree.map(partial(_row_axes, tokens.shape, by), rows)
+
+    operands = [jnp.dtype(x.dtype if compute_dtype is None else compute_dtype) for x in (unembedding, hidden)]
+    softmax = partial(_softmax, allowed, entropy, precision_of_logits(precision, *operands))
+    shared = _Shared(unembedding, scales, ref_unembedding)
+    example = jax.tree.map(lambda x: x[0, 0], rows)
+    numbers = jax.eval_shape(softmax, shared, example)
+    _check_scalar(jax.eval_shape(term, numbers, *example.extras))
+    term, captured = jax.closure_convert(term, numbers, *example.extras)
+
+    def of_row(shared: _Shared, row: _Rows) -> tuple[jax.Array, TokenNumbers]:
+        numbers = jax.tree.map(lambda x: jnp.where(row.valid, x, jnp.zeros_like(x)), softmax(shared, row))
+        value = term(numbers, *row.extras, *shared.captured)
+        return jnp.where(jnp.any(row.valid), value, jnp.zeros_like(value)), numbers
+
+    size = max(size // math.prod(example.tokens.shape), 1)
+    value, numbers = _sum(of_row, size, operands, shared._replace(captured=captured), rows)
+    return TokenSum(value, jax.tree.map(lambda x: x.reshape(tokens.shape), numbers))
+
+
+class _Shared(NamedTuple):
+    """What rows share."""
+
+    unembedding: Any
+    scales: Scales
+    reference: Any
+    captured: Any = ()
+
+
+class _Rows(NamedTuple):
+    """What is each row's own, a token or a sequence of them; leading axes `(N, R)`."""
+
+    hidden: Any
+    tokens: Any
+    reference: Any
+    extras: Any
+    valid: Any
+
+
+def _softmax(allowed: Any, entropy: bool, precision: Any, shared: _Shared, row: _Rows) -> TokenNumbers:
+    def logits(unembedding: Any, hidden: Any, scales: Scales) -> jax.Array:
+        return logits_of(unembedding, hidden, scales, allowed, precision)
+
+    log_reference = None
+    if shared.reference is not None:
+        log_reference = jax.nn.log_softmax(logits(shared.reference, row.reference, lax.stop_gradient(shared.scales)))
+    return numbers_of(entropy, logits(shared.unembedding, row.hidden, shared.scales), row.tokens, log_reference)
+
+
+def _sum(of_row: Any, size: int, operands: Any, shared: _Shared, rows: _Rows) -> tuple[jax.Array, TokenNumbers]:
+    """The sum and the numbers of all rows; the gradient, where one is asked for, is taken with them."""
+
+    def taken(moves: Any, shared: _Shared, rows: _Rows) -> tuple[Any, TokenNumbers, Any]:
+        sums, numbers, of_rows = by_shard(partial(_one_pass, of_row, size, operands, moves), shared, rows)
+        return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), numbers, of_rows
+
+    @jax.custom_jvp
+    def total(shared: _Shared, rows: _Rows) -> tuple[jax.Array, TokenNumbers]:
+        (value, _), numbers, _ = taken(jax.tree.map(lambda _: False, (shared, rows)), shared, rows)
+        return value, numbers
+
+    @partial(total.defjvp, symbolic_zeros=True)
+    def rule(primals: Any, tangents: Any) -> Any:
+        moves = jax.tree.map(lambda _, t: not is_zero(t), primals, tangents)
+        (value, of_shared), numbers, of_rows = taken(moves, *primals)
+        gradient = jax.tree.leaves((of_shared, of_rows))
+        directions = jax.tree.leaves(those_that(moves, tangents))
+        terms = [jnp.sum(g.astype(d.dtype) * d, dtype=value.dtype) for g, d in zip(gradient, directions, strict=True)]
+        return (value, numbers), (sum(terms, jnp.zeros_like(value)), jax.tree.map(jnp.zeros_like, numbers))
+
+    return total(shared, rows)
+
+
+def _one_pass(of_row: Any, size: int, operands: Any, moves: Any, shared: _Shared, rows: _Rows) -> tuple[Any, Any, Any]:
+    """Chunk by chunk: the sum and its gradient in what moves of the shared, the numbers, and the gradient in what moves of the rows.
+
+    Half precision is widened within a chunk only, so that its gradient comes out, and is summed, in float32.
+    """
+    shape, dtype = rows.valid.shape[:2], shared.scales.temperature.dtype
+    shared = shared._replace(unembedding=shared.unembedding.astype(operands[0]))
+    rows = rows._replace(hidden=rows.hidden.astype(operands[1]))
+
+    def add(total: Any, chunk: _Rows) -> tuple[Any, Any]:
+        def value(moving: Any) -> tuple[jax.Array, TokenNumbers]:
+            values, numbers = jax.vmap(of_row, (None, 0))(*put_back(moving, (shared, chunk)))
+            return jnp.sum(values, dtype=dtype), numbers
+
+        wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), those_that(moves, (shared, chunk)))
+        (found, numbers), (of_shared, of_chunk) = jax.value_and_grad(value, has_aux=True)(wide)
+        return jax.tree.map(jnp.add, total, (found, of_shared)), (numbers, of_chunk)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), those_that(moves[0], shared))
+    start = jnp.zeros((), dtype), zeros
+    total, per_row = lax.scan(jax.checkpoint(add, prevent_cse=False), start, _fold(size, rows))
+    return jax.tree.map(lambda x: x[None], total), *jax.tree.map(partial(_unfold, shape), per_row)
+
+
+def _fold(size: int, rows: _Rows) -> _Rows:
+    """Rows in chunks of at most `size`, as equal as they come; the last row is repeated to fill them, and does not count."""
+    num = math.prod(rows.valid.shape[:2])
+    chunks = -(-num // size)
+    missing = -num % chunks
+
+    def fold(x: jax.Array, *, counts: bool = True) -> jax.Array:
+        x = x.reshape((num, *x.shape[2:]))
+        if missing:
+            last = x[-1:] if counts else jnp.zeros_like(x[-1:])
+            x = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
+        return x.reshape((chunks, -1, *x.shape[1:]))
+
+    return jax.tree.map(fold, rows)._replace(valid=fold(rows.valid, counts=False))
+
+
+def _unfold(shape: tuple[int, ...], y: jax.Array) -> jax.Array:
+    return y.reshape((-1, *y.shape[2:]))[: math.prod(shape)].reshape((*shape, *y.shape[2:]))
+
+
+def _row_axes(shape: tuple[int, ...], by: str, x: jax.Array) -> jax.Array:
+    """Leading axes `(N, R)` of rows: N the first axis of the tokens, over which they may be spread on several devices."""
+    rows = shape if by == "token" else shape[:-1]
+    first, *rest = rows or (1,)
+    return x.reshape((first, math.prod(rest), *x.shape[len(rows) :]))
+
+
+def _filled(extras: Any, valid: jax.Array, by: str) -> Any:
+    """What stands beside tokens that do not count: another token's, for single ones; zeros within a sequence, ones where all of it is padding."""
+    if by == "token":
+        return fill_steps(extras, valid)
+    some = jnp.any(valid, axis=-1, keepdims=True)
+
+    def fill(x: jax.Array) -> jax.Array:
+        rest = jnp.where(expand(some, x), jnp.zeros_like(x), jnp.ones_like(x))
+        return jnp.where(expand(valid, x), x, rest)
+
+    return jax.tree.map(fill, extras)
+
+
+def _detached_reference(reference: Any, unembedding: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
+    if reference is None:
+        return None, None
+    if not isinstance(reference, tuple | list) or len(reference) != 2:
+        raise TypeError(f"reference: expected a pair (unembedding, hidden), received {type(reference).__name__}.")
+    rows, hidden = (array_of(x, f"reference[{i}]") for i, x in enumerate(reference))
+    kind(jnp.floating, **{"reference[0]": rows, "reference[1]": hidden})
+    if rows.ndim != 2 or rows.shape[0] != unembedding.shape[0]:
+        expected = f"expected shape ({unembedding.shape[0]}, D), as many tokens as the unembedding has"
+        raise ValueError(f"reference[0]: {expected}, received {rows.shape}.")
+    check.shape((*tokens.shape, rows.shape[1]), **{"reference[1]": hidden})
+    return lax.stop_gradient((rows, hidden))
+
+
+def _checked_extras(extras: tuple[Any, ...], tokens: jax.Array) -> tuple[Any, ...]:
+    def leaf(x: Any, name: str) -> jax.Array:
+        x = array_of(x, name)
+        if x.shape[: tokens.ndim] != tokens.shape:
+            raise ValueError(
+                f"{name}: expected the leading axes of the tokens, {tokens.shape}, received shape {x.shape}."
+            )
+        return x
+
+    return tuple(named_leaf_by_leaf(leaf, extra, f"extras[{i}]") for i, extra in enumerate(extras))
+
+
+def _check_scalar(value: Any) -> None:
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        received = f"shape {value.shape} of {value.dtype}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f"term: expected it to return one real number, received {received}.")
