@@ -15,20 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_leaf_by_leaf, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_leaf_by_leaf
 from logderiv._core.blocks import fill_steps
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, put_back, those_that
-from logderiv.likelihood.logits import (
-    Scales,
-    TokenNumbers,
-    Tokens,
-    check_tokens,
-    kind,
-    logits_of,
-    numbers_of,
-    precision_of_logits,
-)
+from logderiv.likelihood.logits import Arithmetic, Scales, TokenNumbers, Tokens, check_tokens, kind, numbers_of, scaled
 
 # Tokens in a chunk: on a CPU a few hundred, of which a product with the vocabulary reaches its full rate; elsewhere what keeps the additions to the
 # unembedding's gradient rare. `benchmarks/token_speed` measures both.
@@ -133,25 +124,30 @@ def token_sum(
     extras = _checked_extras(extras, tokens)
     real = jnp.ones(tokens.shape, bool) if valid is None else valid
     hidden, ids = Tokens.of(unembedding, hidden, tokens, valid)
-    scales = Scales.of(temperature, soft_cap, accumulator_dtype(widest(unembedding.dtype, hidden.dtype)))
     rows = _Rows(hidden, ids, _filled(ref_hidden, real, by), _filled(extras, real, by), real)
     rows = jax.tree.map(partial(_row_axes, tokens.shape, by), rows)
 
-    operands = [jnp.dtype(x.dtype if compute_dtype is None else compute_dtype) for x in (unembedding, hidden)]
-    softmax = partial(_softmax, allowed, entropy, precision_of_logits(precision, *operands))
+    arithmetic = Arithmetic.of(
+        precision, *(x.dtype if compute_dtype is None else compute_dtype for x in (unembedding, hidden))
+    )
+    scales = Scales.of(temperature, soft_cap, arithmetic.sums)
     shared = _Shared(unembedding, scales, ref_unembedding)
+    softmax = partial(_softmax, allowed, entropy)
     example = jax.tree.map(lambda x: x[0, 0], rows)
-    numbers = jax.eval_shape(softmax, shared, example)
+    products = jnp.zeros((*example.tokens.shape, unembedding.shape[0]), arithmetic.sums)
+    numbers = jax.eval_shape(softmax, scales, products, None if reference is None else products, example)
     _check_scalar(jax.eval_shape(term, numbers, *example.extras))
     term, captured = jax.closure_convert(term, numbers, *example.extras)
 
-    def of_row(shared: _Shared, row: _Rows) -> tuple[jax.Array, TokenNumbers]:
-        numbers = jax.tree.map(lambda x: jnp.where(row.valid, x, jnp.zeros_like(x)), softmax(shared, row))
-        value = term(numbers, *row.extras, *shared.captured)
+    def of_row(
+        scales: Scales, captured: Any, row: _Rows, products: Any, ref_products: Any
+    ) -> tuple[jax.Array, TokenNumbers]:
+        numbers = softmax(scales, products, ref_products, row)
+        value = term(numbers, *row.extras, *captured).astype(arithmetic.sums)
         return jnp.where(jnp.any(row.valid), value, jnp.zeros_like(value)), numbers
 
     size = max(size // math.prod(example.tokens.shape), 1)
-    value, numbers = _sum(of_row, size, operands, shared._replace(captured=captured), rows)
+    value, numbers = _sum(of_row, size, arithmetic, shared._replace(captured=captured), rows)
     return TokenSum(value, jax.tree.map(lambda x: x.reshape(tokens.shape), numbers))
 
 
@@ -174,21 +170,21 @@ class _Rows(NamedTuple):
     valid: Any
 
 
-def _softmax(allowed: Any, entropy: bool, precision: Any, shared: _Shared, row: _Rows) -> TokenNumbers:
-    def logits(unembedding: Any, hidden: Any, scales: Scales) -> jax.Array:
-        return logits_of(unembedding, hidden, scales, allowed, precision)
-
+def _softmax(allowed: Any, entropy: bool, scales: Scales, products: Any, ref_products: Any, row: _Rows) -> TokenNumbers:
     log_reference = None
-    if shared.reference is not None:
-        log_reference = jax.nn.log_softmax(logits(shared.reference, row.reference, lax.stop_gradient(shared.scales)))
-    return numbers_of(entropy, logits(shared.unembedding, row.hidden, shared.scales), row.tokens, log_reference)
+    if ref_products is not None:
+        log_reference = jax.nn.log_softmax(scaled(ref_products, lax.stop_gradient(scales), allowed))
+    numbers = numbers_of(entropy, scaled(products, scales, allowed), row.tokens, log_reference)
+    return jax.tree.map(lambda x: jnp.where(row.valid, x, jnp.zeros_like(x)), numbers)
 
 
-def _sum(of_row: Any, size: int, operands: Any, shared: _Shared, rows: _Rows) -> tuple[jax.Array, TokenNumbers]:
+def _sum(
+    of_row: Any, size: int, arithmetic: Arithmetic, shared: _Shared, rows: _Rows
+) -> tuple[jax.Array, TokenNumbers]:
     """The sum and the numbers of all rows; the gradient, where one is asked for, is taken with them."""
 
     def taken(moves: Any, shared: _Shared, rows: _Rows) -> tuple[Any, TokenNumbers, Any]:
-        sums, numbers, of_rows = by_shard(partial(_one_pass, of_row, size, operands, moves), shared, rows)
+        sums, numbers, of_rows = by_shard(partial(_one_pass, of_row, size, arithmetic, moves), shared, rows)
         return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums), numbers, of_rows
 
     @jax.custom_jvp
@@ -208,26 +204,49 @@ def _sum(of_row: Any, size: int, operands: Any, shared: _Shared, rows: _Rows) ->
     return total(shared, rows)
 
 
-def _one_pass(of_row: Any, size: int, operands: Any, moves: Any, shared: _Shared, rows: _Rows) -> tuple[Any, Any, Any]:
+def _one_pass(
+    of_row: Any, size: int, arithmetic: Arithmetic, moves: Any, shared: _Shared, rows: _Rows
+) -> tuple[Any, Any, Any]:
     """Chunk by chunk: the sum and its gradient in what moves of the shared, the numbers, and the gradient in what moves of the rows.
 
-    Half precision is widened within a chunk only, so that its gradient comes out, and is summed, in float32.
+    The gradient of a chunk is written out, not transposed: then its derivatives by the products are rounded once, and sums of half precision are in float32.
     """
-    shape, dtype = rows.valid.shape[:2], shared.scales.temperature.dtype
-    shared = shared._replace(unembedding=shared.unembedding.astype(operands[0]))
-    rows = rows._replace(hidden=rows.hidden.astype(operands[1]))
+    shape, (shared_moves, rows_move) = rows.valid.shape[:2], moves
+    unembedding = shared.unembedding.astype(arithmetic.operands)
 
     def add(total: Any, chunk: _Rows) -> tuple[Any, Any]:
-        def value(moving: Any) -> tuple[jax.Array, TokenNumbers]:
-            values, numbers = jax.vmap(of_row, (None, 0))(*put_back(moving, (shared, chunk)))
-            return jnp.sum(values, dtype=dtype), numbers
+        hidden = chunk.hidden.reshape((-1, chunk.hidden.shape[-1]))
+        products = arithmetic.product(hidden, unembedding)
+        of_tokens = (*chunk.tokens.shape, products.shape[-1])
+        ref_products = None
+        if shared.reference is not None:
+            ref_hidden = chunk.reference.reshape((-1, chunk.reference.shape[-1]))
+            ref_products = arithmetic.product(ref_hidden, shared.reference).reshape(of_tokens)
 
-        wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), those_that(moves, (shared, chunk)))
-        (found, numbers), (of_shared, of_chunk) = jax.value_and_grad(value, has_aux=True)(wide)
+        def value(wide: Any, extras: Any, products: jax.Array) -> tuple[jax.Array, TokenNumbers]:
+            scales, captured = put_back(wide, (shared.scales, shared.captured))
+            row = chunk._replace(extras=put_back(extras, chunk.extras))
+            of_rows = jax.vmap(partial(of_row, scales, captured))
+            values, numbers = of_rows(row, products.reshape(of_tokens), ref_products)
+            return jnp.sum(values), numbers
+
+        wide = those_that((shared_moves.scales, shared_moves.captured), (shared.scales, shared.captured))
+        wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), wide)
+        extras = those_that(rows_move.extras, chunk.extras)
+        slope = jax.value_and_grad(value, (0, 1, 2), has_aux=True)
+        (found, numbers), (of_wide, of_extras, d_products) = slope(wide, extras, products)
+        d_unembedding, d_hidden = None, None
+        if shared_moves.unembedding:
+            d_unembedding = arithmetic.product(d_products, hidden, (0, 0))
+        if rows_move.hidden:
+            d_hidden = arithmetic.product(d_products, unembedding, (1, 0)).reshape(chunk.hidden.shape)
+            d_hidden = d_hidden.astype(chunk.hidden.dtype)
+        of_shared = _Shared(d_unembedding, of_wide[0], None, of_wide[1])
+        of_chunk = _Rows(d_hidden, None, None, of_extras, None)
         return jax.tree.map(jnp.add, total, (found, of_shared)), (numbers, of_chunk)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), those_that(moves[0], shared))
-    start = jnp.zeros((), dtype), zeros
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), those_that(shared_moves, shared))
+    start = jnp.zeros((), arithmetic.sums), zeros
     total, per_row = lax.scan(jax.checkpoint(add, prevent_cse=False), start, _fold(size, rows))
     return jax.tree.map(lambda x: x[None], total), *jax.tree.map(partial(_unfold, shape), per_row)
 

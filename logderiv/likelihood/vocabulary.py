@@ -17,20 +17,20 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, array_of, widest
+from logderiv._core.arrays import array_of
 from logderiv._core.blocks import map_rows
 from logderiv._core.tangents import is_zero, jvp_of_moving
 from logderiv.distributions import Categorical
 from logderiv.distributions.interop import check_range
 from logderiv.likelihood.logits import (
+    Arithmetic,
     Scales,
     TokenNumbers,
     Tokens,
     check_tokens,
     chosen,
     kind,
-    logits_of,
-    precision_of_logits,
+    scaled,
     slopes,
 )
 
@@ -133,17 +133,17 @@ def token_log_probs(
     check_tokens(unembedding, hidden, tokens, allowed, valid)
     _check_support(unembedding, tokens, valid, support)
     hidden, tokens = Tokens.of(unembedding, hidden, tokens, valid)
-    precision = precision_of_logits(precision, unembedding.dtype, hidden.dtype)
-    scales = Scales.of(temperature, soft_cap, accumulator_dtype(widest(unembedding.dtype, hidden.dtype)))
-    hidden = hidden.astype(scales.temperature.dtype)  # in which its gradient is summed
+    arithmetic = Arithmetic.of(precision, unembedding.dtype, hidden.dtype)
+    scales = Scales.of(temperature, soft_cap, arithmetic.sums)
+    hidden = hidden.astype(arithmetic.sums)  # as its gradient is: each block adds to it
     if support is None:
         size = _block_size(tokens.size, unembedding.shape[0], block_size)
         rows = hidden.reshape((-1, hidden.shape[-1]))
-        sums = _over_vocabulary(size, entropy, precision, unembedding, rows, scales, tokens.reshape(-1), allowed)
+        sums = _over_vocabulary(size, entropy, arithmetic, unembedding, rows, scales, tokens.reshape(-1), allowed)
         log_probs, entropies = sums.log_prob, sums.entropy
     else:
         support = support if valid is None else jnp.where(valid[..., None], support, -1)
-        of_places = partial(_over_support, block_size, precision)
+        of_places = partial(_over_support, block_size, arithmetic)
         log_probs, entropies = of_places(unembedding, hidden, scales, tokens, allowed, support)
 
     def result(values: jax.Array) -> jax.Array:
@@ -155,14 +155,21 @@ def token_log_probs(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _over_vocabulary(
-    size: int, with_entropy: bool, precision: Any, unembedding: Any, hidden: Any, scales: Any, tokens: Any, allowed: Any
+    size: int,
+    with_entropy: bool,
+    arithmetic: Arithmetic,
+    unembedding: Any,
+    hidden: Any,
+    scales: Any,
+    tokens: Any,
+    allowed: Any,
 ) -> TokenNumbers:
     """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
 
     def add(carry: Any, block: Any) -> tuple[Any, None]:
         peak, total, moment, found = carry
         rows, start, open_ = block
-        logits = logits_of(rows, hidden, scales, open_, precision)
+        logits = scaled(arithmetic.product(hidden, rows), scales, open_)
         new = jnp.maximum(peak, jnp.max(logits, axis=1))
         shifted, shrink = logits - new[:, None], jnp.exp(peak - new)
         weights = jnp.exp(shifted)
@@ -186,7 +193,7 @@ def _over_vocabulary(
 
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
 def _tangents(
-    size: int, with_entropy: bool, precision: Any, primals: Any, tangents: Any
+    size: int, with_entropy: bool, arithmetic: Arithmetic, primals: Any, tangents: Any
 ) -> tuple[TokenNumbers, TokenNumbers]:
     """The blocks in turn, for the tangents.
 
@@ -194,14 +201,20 @@ def _tangents(
     adds to that of the hidden states.
     """
     unembedding, hidden, scales, tokens, allowed = primals
-    numbers = _over_vocabulary(size, with_entropy, precision, *primals)
+    numbers = _over_vocabulary(size, with_entropy, arithmetic, *primals)
     d_unembedding, d_hidden, d_scales = tangents[:3]
 
     @partial(jax.checkpoint, prevent_cse=False)
     def tangent_of_block(block: Any, d_rows: jax.Array | None) -> TokenNumbers:
         rows, start, open_ = block
-        of_block = partial(logits_of, open_=open_, precision=precision)
-        logits, d_logits = jvp_of_moving(of_block, (rows, hidden, scales), (d_rows, d_hidden, d_scales))
+        products, d_products = arithmetic.product(hidden, rows), None
+        if not is_zero(d_hidden):
+            d_products = arithmetic.product(d_hidden, rows, rounded=True)
+        if d_rows is not None:
+            along = arithmetic.product(hidden, d_rows, rounded=True)
+            d_products = along if d_products is None else d_products + along
+        of_block = partial(scaled, open_=open_)
+        logits, d_logits = jvp_of_moving(of_block, (products, scales), (d_products, d_scales))
         logs = logits - numbers.log_normalizer[:, None]
         return slopes(logs, jnp.exp(logs), chosen(tokens, start, size), numbers, None, d_logits)
 
@@ -217,7 +230,7 @@ def _tangents(
 
 def _over_support(
     size: int | None,
-    precision: Any,
+    arithmetic: Arithmetic,
     unembedding: Any,
     hidden: Any,
     scales: Any,
@@ -233,7 +246,7 @@ def _over_support(
     def of_place(shared: Any, place: Any) -> tuple[jax.Array, jax.Array]:
         (unembedding, scales), (hidden, token, ids, kept) = shared, place
         possible = kept | ~jnp.any(kept)  # where nothing is kept nothing is used
-        logits = logits_of(unembedding[ids], hidden, scales, possible, precision)
+        logits = scaled(arithmetic.product(hidden, unembedding[ids]), scales, possible)
         distribution, here = Categorical(logits), kept & (ids == token)
         of_token = distribution.log_prob(jnp.argmax(jnp.where(jnp.any(here), here, possible)))
         return jnp.where(jnp.any(here), of_token, -jnp.inf), distribution.entropy()
