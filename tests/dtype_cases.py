@@ -234,6 +234,13 @@ LIKELIHOOD = {
         actions=[0, 1, 0],
         weights=[100.2, 0.37, 120.9],
     ),
+    "token_sum": case(
+        lambda unembedding, hidden, tokens: ld.token_sum(lambda t: t.log_prob, unembedding, hidden, tokens).value,
+        ("tokens",),
+        unembedding=TABLE,
+        hidden=TABLE,
+        tokens=[0, 1],
+    ),
     "token_log_probs": case(
         lambda unembedding, hidden, tokens: ld.token_log_probs(unembedding, hidden, tokens).log_probs,
         ("tokens",),
@@ -295,6 +302,8 @@ APART = [
         "Case",
         "Comparison",
         "TokenLogProbs",
+        "TokenNumbers",
+        "TokenSum",
     ),
     *("FunctionPolicy", "PolicyWrapper", "StepPolicy", "Emitting", "Event", "Filtered", "GaussianMoments"),
     *("HiddenProcess", "MarkovChainPolicy", "MasterEquationValue", "Population", "Position", "Previous", "Process"),

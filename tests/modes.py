@@ -187,6 +187,7 @@ TRACED = {
         lambda params, step, distribution: distribution.log_prob(step.action), PARAMS, POLICY, draws()
     ),
     "likelihood.token_log_probs": of(ld.token_log_probs, jnp.ones((5, 4)), jnp.ones((3, 4)), SERIES),
+    "likelihood.token_sum": of(ld.token_sum, lambda t: t.log_prob, jnp.ones((5, 4)), jnp.ones((3, 4)), SERIES),
     "likelihood.visit_counts": of(likelihood.visit_counts, SERIES, SERIES, ONES, (2, 2)),
     "policies.normal_head": of(policies.normal_head, TWO),
     "policies.tanh_normal_head": of(policies.tanh_normal_head, TWO),

@@ -161,17 +161,31 @@ def estimates(mesh):
 
 def blocks(mesh):
     """Gradients through loops over blocks and over time, with the mesh in use and without: numbers, communication."""
-    taus = spread(worlds.batch(jax.random.key(0), (16, 24)), mesh)
-    found = {}
+    taus = worlds.batch(jax.random.key(0), (16, 24))
+    cases: dict[str, Any] = {}
     for name, policy in {"rows": ld.MLP(2, hidden=(3,)), "steps": ld.GRU(2, hidden=2)}.items():
         params = policy.init(jax.random.key(1), jnp.zeros(4))
-        grads = jax.jit(jax.grad(lambda p, t, policy=policy: jnp.sum(ld.log_factors(p, policy, t, block_size=8))))
-        plain = grads.lower(params, taus).compile()
+        cases[name] = lambda p, t, policy=policy: jnp.sum(ld.log_factors(p, policy, t, block_size=8)), params, taus
+    unembedding = jax.random.normal(jax.random.key(2), (5, 4))
+    cases["tokens"] = (
+        lambda p, t: ld.token_sum(score, p, t.observations, t.actions, chunk_size=8).value,
+        unembedding,
+        taus,
+    )
+    found = {}
+    for name, (function, params, batch) in cases.items():
+        grads, batch = jax.jit(jax.grad(function)), spread(batch, mesh)
+        plain = grads.lower(params, batch).compile()
         with jax.set_mesh(mesh):
-            meshed = grads.lower(params, taus).compile()
-            numbers = meshed(params, taus)
-        found[name] = {"plain": (plain(params, taus), communication(plain)), "mesh": (numbers, communication(meshed))}
+            meshed = grads.lower(params, batch).compile()
+            numbers = meshed(params, batch)
+        found[name] = {"plain": (plain(params, batch), communication(plain)), "mesh": (numbers, communication(meshed))}
     return found
+
+
+def score(token):
+    """The term whose sum is the log-probability of all tokens."""
+    return token.log_prob
 
 
 def errors(mesh):

@@ -88,12 +88,12 @@ class Arithmetic(NamedTuple):
     """How hidden states and unembedding are multiplied.
 
     Attributes:
-        operands: The dtype of both sides of a product: bfloat16 where both are, else that of the sums.
+        operands: The dtype of both sides of a product: bfloat16 where both are, else that of the sums, on a CPU always.
         sums: The dtype in which products are summed and everything else is computed, float32 at least.
         precision: Of the products.
 
-    The product of two numbers in bfloat16 is exact in float32, and a device that multiplies bfloat16 takes it at its full rate. A CPU does not: there
-    the operands are widened. Those of float16 are exact in TF32, whose range is that of float32, so that no derivative is too small for it.
+    The product of two numbers in bfloat16 is exact in float32, and a device that multiplies bfloat16 takes it at its full rate; a CPU takes float32
+    faster. Those of float16 are exact in TF32, whose range is that of float32, so that no derivative is too small for it.
     """
 
     operands: Any
@@ -105,8 +105,8 @@ class Arithmetic(NamedTuple):
         """That of products of arrays of these dtypes."""
         operands = tuple(map(jnp.dtype, operands))
         sums = accumulator_dtype(widest(*operands))
-        if set(operands) == {jnp.dtype(jnp.bfloat16)}:
-            return cls(operands[0], sums, precision_of(precision))
+        if set(operands) == {jnp.dtype(jnp.bfloat16)} and jax.default_backend() != "cpu":
+            return cls(operands[0], sums, None if precision is None else precision_of(precision))
         if precision is None and set(operands) == {jnp.dtype(jnp.float16)}:
             return cls(sums, sums, lax.Precision.DEFAULT)
         if precision is None and sums == jnp.float32 and not jax.default_matmul_precision.value and _has_tf32():
@@ -121,16 +121,10 @@ class Arithmetic(NamedTuple):
         With `rounded` the result goes through that dtype as well: then the product that JAX makes of this one by transposing it has its operands in it.
         """
         dimensions = ((axes[0] % x.ndim,), (axes[1] % y.ndim,)), ((), ())
-
-        def wide(x: jax.Array, y: jax.Array) -> jax.Array:
-            return lax.dot_general(x.astype(self.sums), y.astype(self.sums), dimensions, precision=self.precision)
-
-        def narrow(x: jax.Array, y: jax.Array) -> jax.Array:
-            x, y, out = x.astype(self.operands), y.astype(self.operands), self.operands if rounded else self.sums
-            found = lax.dot_general(x, y, dimensions, precision=self.precision, preferred_element_type=out)
-            return found.astype(self.sums)
-
-        return wide(x, y) if self.operands == self.sums else lax.platform_dependent(x, y, cpu=wide, default=narrow)
+        out = self.operands if rounded else self.sums
+        x, y = x.astype(self.operands), y.astype(self.operands)
+        found = lax.dot_general(x, y, dimensions, precision=self.precision, preferred_element_type=out)
+        return found.astype(self.sums)
 
 
 def _has_tf32() -> bool:

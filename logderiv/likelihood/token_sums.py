@@ -115,39 +115,21 @@ def token_sum(
     unembedding, hidden, tokens, allowed, valid = arrays  # pyright: ignore[reportAssignmentType]
     check_tokens(unembedding, hidden, tokens, allowed, valid)
     check.one_of(("token", "sequence"), by=by)
-    size = (
-        _CHUNK.get(jax.default_backend(), _CHUNK_ELSEWHERE)
-        if chunk_size is None
-        else check.whole(chunk_size=chunk_size)
-    )
+    operands = (unembedding.dtype, hidden.dtype) if compute_dtype is None else (_floating(compute_dtype),)
+    arithmetic = Arithmetic.of(precision, *operands)
     ref_unembedding, ref_hidden = _detached_reference(reference, unembedding, tokens)
     extras = _checked_extras(extras, tokens)
     real = jnp.ones(tokens.shape, bool) if valid is None else valid
     hidden, ids = Tokens.of(unembedding, hidden, tokens, valid)
     rows = _Rows(hidden, ids, _filled(ref_hidden, real, by), _filled(extras, real, by), real)
     rows = jax.tree.map(partial(_row_axes, tokens.shape, by), rows)
+    shared = _Shared(unembedding, Scales.of(temperature, soft_cap, arithmetic.sums), ref_unembedding)
 
-    arithmetic = Arithmetic.of(
-        precision, *(x.dtype if compute_dtype is None else compute_dtype for x in (unembedding, hidden))
-    )
-    scales = Scales.of(temperature, soft_cap, arithmetic.sums)
-    shared = _Shared(unembedding, scales, ref_unembedding)
-    softmax = partial(_softmax, allowed, entropy)
-    example = jax.tree.map(lambda x: x[0, 0], rows)
-    products = jnp.zeros((*example.tokens.shape, unembedding.shape[0]), arithmetic.sums)
-    numbers = jax.eval_shape(softmax, scales, products, None if reference is None else products, example)
-    _check_scalar(jax.eval_shape(term, numbers, *example.extras))
-    term, captured = jax.closure_convert(term, numbers, *example.extras)
-
-    def of_row(
-        scales: Scales, captured: Any, row: _Rows, products: Any, ref_products: Any
-    ) -> tuple[jax.Array, TokenNumbers]:
-        numbers = softmax(scales, products, ref_products, row)
-        value = term(numbers, *row.extras, *captured).astype(arithmetic.sums)
-        return jnp.where(jnp.any(row.valid), value, jnp.zeros_like(value)), numbers
-
-    size = max(size // math.prod(example.tokens.shape), 1)
-    value, numbers = _sum(of_row, size, arithmetic, shared._replace(captured=captured), rows)
+    of_row, captured = _row_function(term, partial(_softmax, allowed, entropy), shared, rows)
+    default = _CHUNK.get(jax.default_backend(), _CHUNK_ELSEWHERE)
+    size = default if chunk_size is None else check.whole(chunk_size=chunk_size)
+    num_rows = max(size // math.prod(rows.tokens.shape[2:]), 1)
+    value, numbers = _sum(of_row, num_rows, arithmetic, shared._replace(captured=captured), rows)
     return TokenSum(value, jax.tree.map(lambda x: x.reshape(tokens.shape), numbers))
 
 
@@ -170,10 +152,29 @@ class _Rows(NamedTuple):
     valid: Any
 
 
-def _softmax(allowed: Any, entropy: bool, scales: Scales, products: Any, ref_products: Any, row: _Rows) -> TokenNumbers:
+def _row_function(term: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tuple[Callable[..., Any], Any]:
+    """From products with the unembedding to a row's term and its numbers, and what the term closes over."""
+    example = jax.tree.map(lambda x: x[0, 0], rows)
+    products = jnp.zeros((*example.tokens.shape, shared.unembedding.shape[0]), shared.scales.temperature.dtype)
+    of_reference = None if shared.reference is None else products
+    numbers = jax.eval_shape(softmax, shared.scales, example, products, of_reference)
+    _check_scalar(jax.eval_shape(term, numbers, *example.extras))
+    term, captured = jax.closure_convert(term, numbers, *example.extras)
+
+    def of_row(
+        scales: Scales, captured: Any, row: _Rows, products: Any, of_reference: Any
+    ) -> tuple[jax.Array, TokenNumbers]:
+        numbers = softmax(scales, row, products, of_reference)
+        value = term(numbers, *row.extras, *captured).astype(products.dtype)
+        return jnp.where(jnp.any(row.valid), value, jnp.zeros_like(value)), numbers
+
+    return of_row, captured
+
+
+def _softmax(allowed: Any, entropy: bool, scales: Scales, row: _Rows, products: Any, of_reference: Any) -> TokenNumbers:
     log_reference = None
-    if ref_products is not None:
-        log_reference = jax.nn.log_softmax(scaled(ref_products, lax.stop_gradient(scales), allowed))
+    if of_reference is not None:
+        log_reference = jax.nn.log_softmax(scaled(of_reference, lax.stop_gradient(scales), allowed))
     numbers = numbers_of(entropy, scaled(products, scales, allowed), row.tokens, log_reference)
     return jax.tree.map(lambda x: jnp.where(row.valid, x, jnp.zeros_like(x)), numbers)
 
@@ -209,38 +210,33 @@ def _one_pass(
 ) -> tuple[Any, Any, Any]:
     """Chunk by chunk: the sum and its gradient in what moves of the shared, the numbers, and the gradient in what moves of the rows.
 
-    The gradient of a chunk is written out, not transposed: then its derivatives by the products are rounded once, and sums of half precision are in float32.
+    The gradient of a chunk is written out, not transposed: its derivatives by the products are rounded once, and what is shared sums it in float32.
     """
     shape, (shared_moves, rows_move) = rows.valid.shape[:2], moves
     unembedding = shared.unembedding.astype(arithmetic.operands)
+    wide = those_that((shared_moves.scales, shared_moves.captured), (shared.scales, shared.captured))
+    wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), wide)
+
+    def product(states: jax.Array, unembedding: jax.Array) -> jax.Array:
+        found = arithmetic.product(states.reshape((-1, states.shape[-1])), unembedding)
+        return found.reshape((*states.shape[:-1], -1))
+
+    def value(wide: Any, extras: Any, products: jax.Array, chunk: _Rows) -> tuple[jax.Array, TokenNumbers]:
+        scales, captured = put_back(wide, (shared.scales, shared.captured))
+        of_reference = None if shared.reference is None else product(chunk.reference, shared.reference)
+        chunk = chunk._replace(extras=put_back(extras, chunk.extras))
+        values, numbers = jax.vmap(partial(of_row, scales, captured))(chunk, products, of_reference)
+        return jnp.sum(values), numbers
 
     def add(total: Any, chunk: _Rows) -> tuple[Any, Any]:
-        hidden = chunk.hidden.reshape((-1, chunk.hidden.shape[-1]))
-        products = arithmetic.product(hidden, unembedding)
-        of_tokens = (*chunk.tokens.shape, products.shape[-1])
-        ref_products = None
-        if shared.reference is not None:
-            ref_hidden = chunk.reference.reshape((-1, chunk.reference.shape[-1]))
-            ref_products = arithmetic.product(ref_hidden, shared.reference).reshape(of_tokens)
-
-        def value(wide: Any, extras: Any, products: jax.Array) -> tuple[jax.Array, TokenNumbers]:
-            scales, captured = put_back(wide, (shared.scales, shared.captured))
-            row = chunk._replace(extras=put_back(extras, chunk.extras))
-            of_rows = jax.vmap(partial(of_row, scales, captured))
-            values, numbers = of_rows(row, products.reshape(of_tokens), ref_products)
-            return jnp.sum(values), numbers
-
-        wide = those_that((shared_moves.scales, shared_moves.captured), (shared.scales, shared.captured))
-        wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), wide)
         extras = those_that(rows_move.extras, chunk.extras)
         slope = jax.value_and_grad(value, (0, 1, 2), has_aux=True)
-        (found, numbers), (of_wide, of_extras, d_products) = slope(wide, extras, products)
-        d_unembedding, d_hidden = None, None
+        (found, numbers), (of_wide, of_extras, d) = slope(wide, extras, product(chunk.hidden, unembedding), chunk)
+        d, d_unembedding, d_hidden = d.reshape((-1, d.shape[-1])), None, None
         if shared_moves.unembedding:
-            d_unembedding = arithmetic.product(d_products, hidden, (0, 0))
+            d_unembedding = arithmetic.product(d, chunk.hidden.reshape((len(d), -1)), (0, 0))
         if rows_move.hidden:
-            d_hidden = arithmetic.product(d_products, unembedding, (1, 0)).reshape(chunk.hidden.shape)
-            d_hidden = d_hidden.astype(chunk.hidden.dtype)
+            d_hidden = arithmetic.product(d, unembedding, (1, 0)).reshape(chunk.hidden.shape).astype(chunk.hidden.dtype)
         of_shared = _Shared(d_unembedding, of_wide[0], None, of_wide[1])
         of_chunk = _Rows(d_hidden, None, None, of_extras, None)
         return jax.tree.map(jnp.add, total, (found, of_shared)), (numbers, of_chunk)
@@ -301,7 +297,7 @@ def _detached_reference(reference: Any, unembedding: jax.Array, tokens: jax.Arra
     if rows.ndim != 2 or rows.shape[0] != unembedding.shape[0]:
         expected = f"expected shape ({unembedding.shape[0]}, D), as many tokens as the unembedding has"
         raise ValueError(f"reference[0]: {expected}, received {rows.shape}.")
-    check.shape((*tokens.shape, rows.shape[1]), **{"reference[1]": hidden})
+    check.shape((*tokens.shape, rows.shape[1]), hint="", **{"reference[1]": hidden})
     return lax.stop_gradient((rows, hidden))
 
 
@@ -315,6 +311,13 @@ def _checked_extras(extras: tuple[Any, ...], tokens: jax.Array) -> tuple[Any, ..
         return x
 
     return tuple(named_leaf_by_leaf(leaf, extra, f"extras[{i}]") for i, extra in enumerate(extras))
+
+
+def _floating(dtype: Any) -> Any:
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"compute_dtype: expected a floating dtype, received {dtype}.")
+    return dtype
 
 
 def _check_scalar(value: Any) -> None:

@@ -1,0 +1,347 @@
+"""Sums over tokens with their gradient in one pass: the plain form's numbers at every order, three products, the memory of a chunk."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import logderiv as ld
+from logderiv.likelihood import TokenNumbers
+from logderiv.likelihood.logits import Arithmetic
+from tests.agreement import assert_same, value
+from tests.mostly import slow
+
+
+def normal(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+NUM, WIDTH, VOCABULARY = 7, 3, 23
+UNEMBEDDING, HIDDEN = normal(0, VOCABULARY, WIDTH), normal(1, NUM, WIDTH)
+TOKENS = jnp.array([0, 22, 7, 7, 16, 3, 9])
+WEIGHTS, OLD = normal(2, NUM), normal(3, NUM) - 3
+REFERENCE = normal(4, VOCABULARY, 2), normal(5, NUM, 2)
+ALLOWED = jnp.ones(VOCABULARY, bool).at[jnp.array([1, 2, 20])].set(False)
+MODES = (
+    value,
+    lambda f: jax.grad(f, (0, 1, 2)),
+    lambda f: lambda *args: jax.jvp(f, args, jax.tree.map(jnp.cos, args))[1],
+    lambda f: lambda *args: jax.jvp(jax.grad(f, (0, 1, 2)), args, jax.tree.map(jnp.sin, args))[1],
+)
+
+
+def clipped(token, weight, old):
+    """Everything that a term may use."""
+    ratio = jnp.exp(token.log_prob - old)
+    surrogate = jnp.minimum(ratio * weight, jnp.clip(ratio, 0.8, 1.2) * weight)
+    return surrogate + 0.1 * token.entropy - 0.3 * token.kl + 0.01 * token.log_normalizer**2
+
+
+def weighted(token, weight):
+    return weight * token.log_prob
+
+
+def numbers_of(
+    unembedding, hidden, tokens, *, temperature: Any = 1.0, soft_cap: Any = None, reference=None, allowed=None
+):
+    """All logits at once."""
+
+    def log_probs(unembedding, hidden):
+        logits = hidden @ unembedding.T
+        logits = (logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)) / temperature
+        return logits if allowed is None else jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -jnp.inf)
+
+    logits = log_probs(unembedding, hidden)
+    logs = jax.nn.log_softmax(logits)
+    probs, finite = jnp.exp(logs), jnp.where(jnp.isfinite(logs), logs, 0)
+    kl = None
+    if reference is not None:
+        other = jax.lax.stop_gradient(jax.nn.log_softmax(log_probs(*reference)))
+        kl = jnp.sum(probs * jnp.where(jnp.isfinite(other), finite - other, 0), axis=-1)
+    chosen = jnp.take_along_axis(logs, tokens[..., None], axis=-1)[..., 0]
+    return TokenNumbers(chosen, jax.nn.logsumexp(logits, axis=-1), -jnp.sum(probs * finite, axis=-1), kl)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({"soft_cap": 1.5, "temperature": 0.7, "allowed": ALLOWED}, 3),  # chunks of 3, 3 and 1
+        slow(({}, 1)),
+        slow(({"temperature": 0.7}, 40)),
+    ],
+)
+def test_values_and_derivatives_equal_the_plain_form(options, size):
+    def ours(unembedding, hidden, weights):
+        arguments = (clipped, unembedding, hidden, TOKENS, weights, OLD)
+        return ld.token_sum(*arguments, entropy=True, reference=REFERENCE, chunk_size=size, **options).value
+
+    def plain(unembedding, hidden, weights):
+        numbers = numbers_of(unembedding, hidden, TOKENS, reference=REFERENCE, **options)
+        return jnp.sum(jax.vmap(clipped)(numbers, weights, OLD))
+
+    found = assert_same(ours, plain, UNEMBEDDING, HIDDEN, WEIGHTS, modes=MODES)
+    assert min(np.linalg.norm(x) for x in jax.tree.leaves(found)) > 1e-3
+
+
+def test_a_hessian_in_both_orders_of_modes():
+    def of(hessian):
+        def total(hidden):
+            return ld.token_sum(
+                clipped, UNEMBEDDING, hidden, TOKENS, WEIGHTS, OLD, entropy=True, reference=REFERENCE
+            ).value
+
+        return hessian(total)
+
+    def plain(hidden):
+        return jnp.sum(jax.vmap(clipped)(numbers_of(UNEMBEDDING, hidden, TOKENS, reference=REFERENCE), WEIGHTS, OLD))
+
+    for hessian in (jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        assert_same(lambda h, of=of, hessian=hessian: of(hessian)(h), jax.hessian(plain), HIDDEN)
+
+
+def test_temperature_soft_cap_and_what_a_term_closes_over_are_differentiated_too():
+    def ours(temperature, soft_cap, scale):
+        def term(token, weight):
+            return scale * weight * token.log_prob
+
+        scales: Any = {"temperature": temperature, "soft_cap": soft_cap}
+        return ld.token_sum(term, UNEMBEDDING, HIDDEN, TOKENS, WEIGHTS, chunk_size=3, **scales).value
+
+    def plain(temperature, soft_cap, scale):
+        numbers = numbers_of(UNEMBEDDING, HIDDEN, TOKENS, temperature=temperature, soft_cap=soft_cap)
+        return scale * jnp.vdot(WEIGHTS, numbers.log_prob)
+
+    (slopes,) = assert_same(ours, plain, jnp.array(0.7), jnp.array(1.5), jnp.array(2.0), modes=MODES[1:2])
+    assert np.abs(slopes).min() > 1e-3
+
+
+def test_numbers_of_tokens_come_back_detached():
+    def ours(unembedding):
+        found = ld.token_sum(
+            weighted, unembedding, HIDDEN, TOKENS, WEIGHTS, entropy=True, reference=REFERENCE, chunk_size=3
+        )
+        return jnp.sum(jnp.cos(found.numbers.log_prob)), found.numbers
+
+    gradient, numbers = jax.jit(jax.grad(ours, has_aux=True))(UNEMBEDDING)
+    assert not np.any(gradient)
+    expected = numbers_of(UNEMBEDDING, HIDDEN, TOKENS, reference=REFERENCE)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-12), numbers, expected)
+
+
+VALID = jnp.array([[True, True, False, True], [True, False, False, False], [False] * 4])
+
+
+def sequence_ratio(token, old, advantage, counts):
+    """The clipped ratio of a sequence, to the power of one over its length."""
+    length = jnp.sum(counts, dtype=old.dtype)
+    ratio = jnp.exp(jnp.sum(token.log_prob - old) / length)
+    return jnp.minimum(ratio, 1.2) * advantage[0] - 0.1 * jnp.sum(token.entropy) / length
+
+
+def test_terms_of_whole_sequences_with_padding_that_may_hold_anything():
+    hidden, tokens = normal(6, 3, 4, WIDTH), jnp.arange(12).reshape(3, 4)
+    old, advantages = normal(7, 3, 4), jnp.repeat(normal(8, 3, 1), 4, axis=1)
+
+    def ours(unembedding, hidden, advantages, tokens, old):
+        extras = (old, advantages, VALID)
+        options: Any = {"by": "sequence", "valid": VALID, "entropy": True, "chunk_size": 8}  # two sequences and one
+        return ld.token_sum(sequence_ratio, unembedding, hidden, tokens, *extras, **options).value
+
+    def plain(unembedding, hidden, advantages, tokens, old):
+        numbers = jax.tree.map(lambda x: jnp.where(VALID, x, 0), numbers_of(unembedding, hidden, tokens))
+        rows = (numbers, jnp.where(VALID, old, 0), advantages, VALID)
+        return sum(sequence_ratio(*jax.tree.map(lambda x, i=i: x[i], rows)) for i in (0, 1))
+
+    arguments = (UNEMBEDDING, hidden, advantages, tokens, old)
+    modes = [MODES[1]]
+    assert_same(ours, plain, *arguments, modes=modes)
+    dirty = (
+        UNEMBEDDING,
+        jnp.where(VALID[..., None], hidden, jnp.nan),
+        jnp.where(VALID, advantages, jnp.inf),
+        jnp.where(VALID, tokens, 99),
+        jnp.where(VALID, old, jnp.nan),
+    )
+    gradient = jax.jit(modes[0](ours))
+    jax.tree.map(np.testing.assert_array_equal, gradient(*dirty), gradient(*arguments))
+
+
+def test_padding_of_single_tokens_never_matters():
+    valid = jnp.array([True, False, True, True, False, False, True])
+
+    @jax.jit
+    def ours(hidden, tokens, old):
+        def total(unembedding, hidden, weights):
+            extras = (weights, old)
+            options: Any = {"valid": valid, "entropy": True, "reference": REFERENCE, "chunk_size": 2}
+            return ld.token_sum(clipped, unembedding, hidden, tokens, *extras, **options)
+
+        def both(*args):
+            value, numbers = total(*args)
+            return value, numbers
+
+        return jax.value_and_grad(both, (0, 1, 2), has_aux=True)(UNEMBEDDING, hidden, WEIGHTS)
+
+    clean = ours(HIDDEN, TOKENS, OLD)
+    assert not np.any(clean[0][1].log_prob[~valid])
+    dirty = ours(
+        jnp.where(valid[:, None], HIDDEN, jnp.nan), jnp.where(valid, TOKENS, -3), jnp.where(valid, OLD, jnp.inf)
+    )
+    jax.tree.map(np.testing.assert_array_equal, dirty, clean)
+
+
+def test_a_token_outside_the_vocabulary_is_impossible_and_moves_nothing():
+    def total(hidden, tokens):
+        found = ld.token_sum(
+            lambda t: jnp.where(jnp.isneginf(t.log_prob), 0.0, t.log_prob), UNEMBEDDING, hidden, tokens
+        )
+        return found.value, found.numbers.log_prob
+
+    (_, logs), slopes = jax.jit(jax.value_and_grad(total, has_aux=True))(HIDDEN, TOKENS.at[2].set(VOCABULARY))
+    assert logs[2] == -jnp.inf
+    assert not np.any(slopes[2])
+    assert np.linalg.norm(slopes[1]) > 1e-3
+    with pytest.raises(ValueError, match=r"tokens: .* received 23 at index \(2,\)"):
+        ld.token_sum(weighted, UNEMBEDDING, HIDDEN, TOKENS.at[2].set(VOCABULARY), WEIGHTS)
+
+
+def multiplications(jaxpr):
+    """Of the products in a program, each as often as it is taken: over scans, and the dearest branch."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))]
+        counts = [multiplications(x) for x in inner if hasattr(x, "eqns")]
+        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
+        total += times * (max(counts, default=0) if eqn.primitive.name == "cond" else sum(counts))
+        if eqn.primitive.name == "dot_general":
+            ((axes, _), _), x = eqn.params["dimension_numbers"], eqn.invars[0].aval
+            total += eqn.outvars[0].aval.size * int(np.prod([x.shape[axis] for axis in axes]))
+    return total
+
+
+@pytest.mark.parametrize(
+    ("argnums", "reference", "products"), [((0, 1), None, 3), ((1,), None, 2), ((0,), None, 2), ((0, 1), 1, 4)]
+)
+def test_value_and_gradients_take_three_products(argnums, reference, products):
+    num, width, vocabulary = 64, 16, 128
+
+    def total(unembedding, hidden):
+        other = None if reference is None else (unembedding, hidden)
+        return ld.token_sum(
+            lambda t: t.log_prob, unembedding, hidden, jnp.zeros(num, int), reference=other, chunk_size=16
+        ).value
+
+    arguments = jnp.ones((vocabulary, width)), jnp.ones((num, width))
+    found = multiplications(jax.make_jaxpr(jax.value_and_grad(total, argnums))(*arguments).jaxpr)
+    assert found == products * num * width * vocabulary
+
+    def twin(unembedding, hidden):
+        return jnp.sum(ld.token_log_probs(unembedding, hidden, jnp.zeros(num, int), block_size=32).log_probs)
+
+    blocks = multiplications(jax.make_jaxpr(jax.value_and_grad(twin, (0, 1)))(*arguments).jaxpr)
+    assert blocks == 4 * num * width * vocabulary
+
+
+def temporary(function, *shapes):
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    analysis: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
+    return analysis.temp_size_in_bytes
+
+
+def test_memory_is_that_of_a_chunk_and_of_the_gradient_that_is_asked_for():
+    num, width, vocabulary, chunk = 2048, 64, 16384, 64
+    shapes = (vocabulary, width), (num, width), (num,)
+
+    def total(unembedding, hidden, weights):
+        return ld.token_sum(weighted, unembedding, hidden, jnp.zeros(num, jnp.int32), weights, chunk_size=chunk).value
+
+    logits, of_unembedding = 4 * chunk * vocabulary, 4 * vocabulary * width
+    held = temporary(jax.value_and_grad(total, 1), *shapes)
+    assert held < 3 * logits + 4 * 4 * num * width
+    both = temporary(jax.value_and_grad(total, (0, 1)), *shapes)
+    assert both < 3 * logits + 2 * of_unembedding + 4 * 4 * num * width
+    assert both < 4 * num * vocabulary / 4  # all logits, of which the plain form keeps one at least
+
+    def along(unembedding, hidden, weights):
+        gradient = lambda w, h: jax.grad(total, (0, 1))(w, h, weights)  # noqa: E731
+        return jax.jvp(gradient, (unembedding, hidden), (unembedding, hidden))[1]
+
+    assert temporary(along, *shapes) < 3 * both
+
+
+def test_half_precision_is_multiplied_as_such_where_a_device_does_and_rounded_once():
+    wide = Arithmetic(jnp.dtype(jnp.float32), jnp.dtype(jnp.float32), None)
+    half = Arithmetic(jnp.dtype(jnp.bfloat16), jnp.dtype(jnp.float32), None)
+    x, y = normal(0, 64, 32).astype(jnp.bfloat16), normal(1, 48, 32).astype(jnp.bfloat16)
+    np.testing.assert_allclose(half.product(x, y), wide.product(x, y), rtol=1e-5, atol=1e-5)
+    program = str(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(half.product(x, y, rounded=True))))(x.astype(jnp.float32)))
+    assert "dot_general" in program
+    assert not [line for line in program.splitlines() if "dot_general" in line and "f32[64,32] = dot" in line]
+
+
+@pytest.mark.parametrize("compute_dtype", [None, jnp.bfloat16])
+def test_gradients_of_half_precision_are_summed_in_float32(monkeypatch, compute_dtype):
+    monkeypatch.setattr(jax, "default_backend", lambda: "another")  # as a device that multiplies bfloat16
+    num, width, vocabulary = 512, 16, 64
+    given = jnp.float32 if compute_dtype else jnp.bfloat16
+    exact = [normal(i, n, width).astype(jnp.bfloat16).astype(jnp.float64) for i, n in enumerate((vocabulary, num))]
+    weights, tokens = 1 + normal(2, num).astype(jnp.float32) ** 2, jnp.zeros(num, jnp.int32)
+
+    def total(unembedding, hidden):
+        options: Any = {"chunk_size": 8, "compute_dtype": compute_dtype}
+        return ld.token_sum(weighted, unembedding, hidden, tokens, weights, **options).value
+
+    def plain(unembedding, hidden):
+        return jnp.vdot(weights.astype(jnp.float64), numbers_of(unembedding, hidden, tokens).log_prob)
+
+    expected = jax.jit(jax.grad(plain, (0, 1)))(*exact)
+    arguments = [x.astype(given) for x in exact]
+    found = jax.jit(jax.grad(total, (0, 1)))(*arguments)
+    program = str(jax.make_jaxpr(jax.grad(total, (0, 1)))(*arguments))
+    products = [line for line in program.splitlines() if "= dot_general" in line]
+    assert len(products) == 3
+    assert all("preferred_element_type=float32" in program for _ in products)
+    for ours, right in zip(found, expected, strict=True):
+        assert ours.dtype == given
+        error = np.linalg.norm(np.asarray(ours, np.float64) - right) / np.linalg.norm(right)
+        assert error < (2e-3 if compute_dtype else 2**-8)
+    summed = jax.lax.scan(lambda s, w: (s + w, None), jnp.bfloat16(0), weights.astype(jnp.bfloat16))[0]
+    assert abs(float(summed) / float(jnp.sum(weights)) - 1) > 2**-8  # a sum in bfloat16 stands still
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "change"),
+    [
+        (
+            ValueError,
+            r"extras\[0\]: expected the leading axes of the tokens, \(7,\), received shape \(6,\)",
+            {"extras": WEIGHTS[:6]},
+        ),
+        (
+            ValueError,
+            r"term: expected it to return one real number, received shape \(2,\)",
+            {"term": lambda t, w: jnp.ones(2)},
+        ),
+        (ValueError, r"term: expected it to return one real number, received NoneType", {"term": lambda t, w: None}),
+        (ValueError, r"chunk_size: expected a whole number >= 1, received 0", {"chunk_size": 0}),
+        (ValueError, r"by: expected .*token.*sequence.*, received 'batch'", {"by": "batch"}),
+        (ValueError, r"reference\[0\]: expected shape \(23, D\)", {"reference": (REFERENCE[0][:5], REFERENCE[1])}),
+        (
+            ValueError,
+            r"reference\[1\]: expected shape \(7, 2\), received \(6, 2\)",
+            {"reference": (REFERENCE[0], REFERENCE[1][:6])},
+        ),
+        (TypeError, r"reference: expected a pair \(unembedding, hidden\), received ", {"reference": REFERENCE[0]}),
+        (ValueError, r"precision: expected .*received 'exact'", {"precision": "exact"}),
+        (ValueError, r"compute_dtype: expected a floating dtype, received int8", {"compute_dtype": jnp.int8}),
+        (ValueError, r"temperature: expected a positive number, received 0", {"temperature": 0}),
+    ],
+)
+def test_bad_input_is_refused(error, message, change):
+    arguments = {"term": weighted, "extras": WEIGHTS, **change}
+    term, extras = arguments.pop("term"), arguments.pop("extras")
+    with pytest.raises(error, match=message):
+        ld.token_sum(term, UNEMBEDDING, HIDDEN, TOKENS, extras, **arguments)
