@@ -16,6 +16,11 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)  # each program runs once or twice: compiling is what costs
 
+if os.environ.get("LOGDERIV_TF32"):
+    from tests import tf32
+
+    tf32.install()
+
 gc.freeze()  # JAX collects its own garbage each time that Python does; rarely is often enough
 gc.set_threshold(100_000, 20, 50)
 

@@ -11,9 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
 EXACT = lax.Precision.HIGHEST
+HIDDEN = "not known"
+_HIDING = ("pure_callback", "io_callback", "ffi_call", "custom_call")
 _LEVELS = {name: lax.Precision(name) for name in ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")}
 _NAMES: dict[Any, Any] = _LEVELS | {
     preset.name: preset for preset in lax.DotAlgorithmPreset if preset.name != "DEFAULT"
@@ -35,7 +39,7 @@ def precision_of(precision: Any = None, name: str = "precision") -> Any:
         ValueError: Something else.
     """
     if precision is None:
-        precision = _asked_of_jax() or EXACT
+        precision = jax.default_matmul_precision.value or EXACT
     if isinstance(precision, lax.Precision | lax.DotAlgorithmPreset | lax.DotAlgorithm):
         return precision
     if not isinstance(precision, str) or precision not in _NAMES:
@@ -50,9 +54,32 @@ def exact_products() -> Iterator[None]:
 
     For products of the library alone: what a user's function traces within it would get it as well.
     """
-    with jax.default_matmul_precision(_asked_of_jax() or "highest"):
+    with jax.default_matmul_precision(jax.default_matmul_precision.value or "highest"):
         yield
 
 
-def _asked_of_jax() -> Any:
-    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+def precisions(jaxpr: Any, dtype: Any = jnp.floating) -> set[Any]:
+    """The precision of every product in a program, and in the programs within it.
+
+    Args:
+        jaxpr: From `jax.make_jaxpr`.
+        dtype: Products of other operands are left out.
+
+    Returns:
+        What JAX wrote down: one value where it is that of both operands, `None` where none was named, and `HIDDEN` where a call
+        cannot be looked into.
+    """
+    found: set[Any] = set()
+    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+        if "precision" in eqn.params and all(jnp.issubdtype(x.aval.dtype, dtype) for x in eqn.invars[:2]):
+            precision = eqn.params["precision"]
+            found.add(precision[0] if type(precision) is tuple and len({*precision}) == 1 else precision)
+        if eqn.primitive.name in _HIDING:
+            found.add(HIDDEN)
+        for inner in jax.tree.leaves(eqn.params, is_leaf=_is_program):
+            found |= precisions(inner, dtype) if _is_program(inner) else set()
+    return found
+
+
+def _is_program(x: Any) -> bool:
+    return isinstance(x, Jaxpr | ClosedJaxpr)
