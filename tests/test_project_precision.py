@@ -8,7 +8,7 @@ from jax import lax
 
 import logderiv as ld
 from logderiv import processes
-from logderiv._core.products import EXACT, HIDDEN, precision_of, precisions
+from logderiv._core.products import EXACT, Products, float32_products, precision_of, precisions
 from tests import examples, modes, tf32
 from tests.mostly import mostly_slow
 from tests.worlds import batch
@@ -30,6 +30,7 @@ def network(name="MLP", **options):
 
 def parameters(policy):
     """Large enough for every layer to matter."""
+    policy = policy if hasattr(policy, "init") else network()
     shapes, draw = jax.eval_shape(policy.init, jax.random.key(0), jnp.zeros(4)), np.random.default_rng(0)
     return jax.tree.map(lambda x: jnp.asarray(draw.normal(0, 0.5, x.shape)), shapes)
 
@@ -42,12 +43,15 @@ def plain(params, observation):
     return ld.Categorical(x @ params[-1]["weight"] + params[-1]["bias"])
 
 
+def singles(tree, dtype=jnp.float32):
+    return jax.tree.map(lambda x: x.astype(dtype) if x.dtype == float else x, tree)
+
+
 def errors(functions, *arguments):
     """The largest errors of values and gradients in float32, relative to the first function's in float64."""
 
     def found(function, dtype):
-        cast = [jax.tree.map(lambda x: x.astype(dtype) if x.dtype == float else x, x) for x in arguments]
-        return jax.tree.leaves(jax.jit(jax.value_and_grad(function))(*cast))
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(function))(*singles(arguments, dtype)))
 
     def error(a, b):
         assert a.dtype == jnp.float32
@@ -193,8 +197,54 @@ def test_products_are_found_wherever_they_stand():
     for function in (steps, branches, own, jax.jit(steps), jax.checkpoint(branches)):
         assert precisions(jax.make_jaxpr(function)(x)) == {None}
     assert precisions(jax.make_jaxpr(jax.grad(lambda x: jnp.sum(own(x))))(x)) == {EXACT}
-    assert precisions(jax.make_jaxpr(lambda x: jax.pure_callback(np.asarray, x, x))(x)) == {HIDDEN}
+    assert precisions(jax.make_jaxpr(lambda x: jax.pure_callback(np.asarray, x, x))(x)) == {Products.HIDDEN}
     assert precisions(jax.make_jaxpr(lambda x: x * x)(x)) == set() == precisions(jax.make_jaxpr(steps)(x), jnp.float32)
+
+
+def called_back(params, observation):
+    """What stands behind a callback cannot be seen."""
+    halves = jax.pure_callback(
+        lambda x: x[:2], observation[:2], lax.stop_gradient(observation), vmap_method="sequential"
+    )
+    return ld.Categorical(params[0]["bias"][:2] + halves)
+
+
+OF_POLICIES = [
+    (Products.EXACT, network()),
+    (Products.EXACT, network(precision="F32_F32_F32")),
+    (Products.SHORTENED, network(precision=LOW)),
+    (Products.UNNAMED, plain),
+    (Products.HIDDEN, called_back),
+]
+
+
+@pytest.mark.parametrize(("products", "policy"), OF_POLICIES)
+def test_comparisons_and_checks_of_scores_say_how_a_policy_takes_its_products(products, policy):
+    single = singles((parameters(policy), TAUS))
+    assert float32_products(log_prob_of(policy), *single) == products
+    assert float32_products(log_prob_of(policy), parameters(policy), TAUS) in (Products.EXACT, Products.HIDDEN)
+
+
+def test_their_reports_say_so_on_an_accelerator(monkeypatch):
+    tau, params = singles(jax.tree.map(lambda x: x[0], TAUS)), singles(parameters(network()))
+    compared = jax.jit(ld.compare)(params, ld.FunctionPolicy(plain), tau)
+    weight = params[0]["weight"][0]
+    checked = ld.testing.check_score(
+        weight,
+        jax.random.key(0),
+        lambda mean, x: ld.Normal(mean @ mean, jnp.ones(())).log_prob(x),
+        lambda mean, key: lax.stop_gradient(ld.Normal(mean @ mean, jnp.ones(())).sample(key)),
+        num_samples=9,
+        raises=False,
+    )
+    for report in (compared, checked):
+        assert report.products == Products.UNNAMED
+        assert "products name" not in str(report)
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        assert "float32 products name no precision: a GPU rounds" in str(report)
+        assert "as was asked for" in str(report._replace(products=jnp.int32(Products.SHORTENED)))
+        assert "products" not in str(report._replace(products=jnp.int32(Products.EXACT)))
+        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
