@@ -3,6 +3,7 @@
 `LOGDERIV_TF32=1 python -m pytest ...` runs any tests so; `.ci/tf32` runs those that compute in float32.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +15,7 @@ from jax import lax
 from jax._src.lax.lax import _dot_general_lower
 from jax.interpreters import mlir
 
+ALWAYS = bool(os.environ.get("LOGDERIV_TF32"))
 ROUNDED = {(lax.Precision.DEFAULT, lax.Precision.DEFAULT), (lax.Precision.HIGH, lax.Precision.HIGH)}
 ROUNDED |= {None, lax.DotAlgorithmPreset.TF32_TF32_F32}
 EXACT = lax.Precision.HIGHEST, lax.Precision.HIGHEST
@@ -40,7 +42,8 @@ def install(rule: Any = rounding) -> None:
 
 @contextmanager
 def emulated() -> Iterator[None]:
-    """Within it alone."""
+    """Within it alone, unless everything is run so."""
     install()
     yield
-    install(usual)
+    if not ALWAYS:
+        install(usual)
