@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 
 import logderiv as ld
-from logderiv import processes
+from logderiv import exact, processes
 from logderiv._core.products import EXACT, Products, float32_products, precision_of, precisions
 from tests import examples, modes, tf32
 from tests.mostly import mostly_slow
@@ -179,6 +179,34 @@ WITHOUT_ANY = (
 @pytest.mark.parametrize("name", mostly_slow(sorted(CALLS), [x for x in CALLS if not x.startswith(WITHOUT_ANY)]))
 def test_every_product_of_the_library_names_a_precision(name):
     assert None not in precisions(jax.make_jaxpr(lambda: jax.tree.leaves(CALLS[name]()))())
+
+
+class Own(processes.LinearGaussian):
+    """A model whose matrices are made by a product that names no precision."""
+
+    def matrices(self, params):
+        found = super().matrices(params)
+        return found._replace(transition=found.transition @ found.transition)
+
+
+def within_a_smoother():
+    process, _, params = examples.process("LinearGaussian")
+    return processes.fisher_score(params, Own(num_states=2, num_observed=1), jnp.ones((3, process.num_observed)))
+
+
+def within_a_value():
+    policy = ld.FunctionPolicy(lambda params, s: ld.Categorical(jax.nn.one_hot(s, 4, dtype=params.dtype) @ params))
+    return exact.fisher(jnp.ones((4, 2)), policy, ld.environments.short_corridor(horizon=3), horizon=2)
+
+
+def within_a_transfer():
+    process = processes.EulerMaruyama(lambda params, x, t: x * (params @ params), 0.5, -1.0, 0.1, 3)
+    return processes.transfer_value(jnp.ones(2), process, low=-3.0, high=3.0, num_points=9)
+
+
+@pytest.mark.parametrize("call", [within_a_smoother, within_a_value, within_a_transfer])
+def test_products_of_a_users_functions_are_left_as_they_are(call):
+    assert precisions(jax.make_jaxpr(call)()) == {None, EXACT}
 
 
 def test_products_are_found_wherever_they_stand():
