@@ -10,11 +10,16 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):  # XLA stops at a f
 import jax
 import pytest
 
+from tests import tf32
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_disable_most_optimizations", True)  # each program runs once or twice: compiling is what costs
+
+if tf32.ALWAYS:
+    tf32.install()
 
 gc.freeze()  # JAX collects its own garbage each time that Python does; rarely is often enough
 gc.set_threshold(100_000, 20, 50)

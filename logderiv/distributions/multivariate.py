@@ -10,6 +10,7 @@ from jax.scipy.linalg import solve_triangular
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike, summable
 from logderiv._core.noise import normal
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.types import Key
 
@@ -67,7 +68,8 @@ class MultivariateNormal:
         Returns:
             Shape `(n,)`.
         """
-        return self.loc + self.scale_tril @ normal(key, self.loc.shape, self.loc.dtype)
+        noise = normal(key, self.loc.shape, self.loc.dtype)
+        return self.loc + jnp.matmul(self.scale_tril, noise, precision=precision_of())
 
     def mode(self) -> jax.Array:
         """The likeliest vector, the mean.
@@ -170,7 +172,7 @@ def covariance_from(log_cholesky: jax.Array) -> jax.Array:
     """
     log_cholesky = summable(log_cholesky, "log_cholesky")
     scale = jnp.tril(log_cholesky, -1) + jnp.diag(jnp.exp(jnp.diagonal(log_cholesky)))
-    return scale @ scale.T
+    return jnp.matmul(scale, scale.T, precision=precision_of())
 
 
 def log_cholesky_of(covariance: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, alike, own_dtype, summable
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import log_sigmoid
 from logderiv.distributions.normal import Normal, event_shape, loc_and_scale, normal_terms, sum_event, with_event
@@ -171,7 +172,8 @@ def _log_slope_of_narrow(loc: jax.Array, scale: jax.Array) -> jax.Array:
         u = loc + scale * node
         return math.log(4.0) + log_sigmoid(2 * u) + log_sigmoid(-2 * u)
 
-    return jnp.tensordot(jnp.asarray(weights, loc.dtype), jax.vmap(log_slope)(jnp.asarray(nodes, loc.dtype)), axes=1)
+    slopes = jax.vmap(log_slope)(jnp.asarray(nodes, loc.dtype))
+    return jnp.tensordot(jnp.asarray(weights, loc.dtype), slopes, axes=1, precision=precision_of())
 
 
 def _log_slope_of_wide(loc: jax.Array, scale: jax.Array) -> jax.Array:
@@ -185,7 +187,8 @@ def _log_slope_of_wide(loc: jax.Array, scale: jax.Array) -> jax.Array:
     def density(u: jax.Array) -> jax.Array:
         return jnp.exp(normal_terms(u, loc, scale)) + jnp.exp(normal_terms(-u, loc, scale))
 
-    rest = jnp.tensordot(jnp.asarray(weights, loc.dtype), jax.vmap(density)(jnp.asarray(nodes, loc.dtype)), axes=1)
+    densities = jax.vmap(density)(jnp.asarray(nodes, loc.dtype))
+    rest = jnp.tensordot(jnp.asarray(weights, loc.dtype), densities, axes=1, precision=precision_of())
     x = loc / scale
     size = 2 * scale * jnp.exp(-0.5 * jnp.square(x) - HALF_LOG_2PI) + loc * jax.lax.erf(x * math.sqrt(0.5))
     return math.log(4.0) - 2 * size - rest

@@ -8,6 +8,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, check_params, expand, wide
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.exact.dynamic import evaluate
@@ -97,7 +98,9 @@ def _routes(
     value, direct = jax.value_and_grad(evaluate)(params, policy, every, horizon, discount)
     probabilities = prob(params, policy, every.trajectories)
     weights = probabilities * (every.weights * returns(every.trajectories, discount)).astype(probabilities.dtype)
-    exact = jax.tree.map(lambda s: jnp.tensordot(weights, s, axes=1), scores(every.trajectories))
+    exact = jax.tree.map(
+        lambda s: jnp.tensordot(weights, s, axes=1, precision=precision_of()), scores(every.trajectories)
+    )
 
     taus = rollout(params, jax.random.split(key, num), policy, environment, horizon=horizon)
     terms = jax.tree.map(lambda s: expand(returns(taus, discount), s) * s, scores(taus))

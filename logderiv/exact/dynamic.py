@@ -10,6 +10,7 @@ from jax import lax
 from logderiv import distributions
 from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, summable, wide
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.exact.enumeration import Listing, list_trajectories, returns
@@ -143,7 +144,8 @@ def _state_values(params: Params, policy: Any, mdp: TabularMDP, horizon: int, di
     discount = jnp.asarray(discount, table.dtype)
 
     def backup(values: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        values = jnp.where(mdp.terminal, 0, jnp.sum(table * (reward + discount * transition @ values), axis=-1))
+        later = jnp.matmul(discount * transition, values, precision=precision_of())
+        values = jnp.where(mdp.terminal, 0, jnp.sum(table * (reward + later), axis=-1))
         return values, values
 
     return lax.scan(backup, jnp.zeros(mdp.num_states, table.dtype), None, length=horizon, reverse=True)[1]
@@ -175,7 +177,8 @@ def _occupancy(params: Params, policy: Any, mdp: TabularMDP, horizon: int) -> ja
     transition, _ = live_tables(mdp, table.dtype)
 
     def advance(weights: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
-        return jnp.einsum("s,sa,sap->p", weights, table, transition), jnp.where(mdp.terminal, 0, weights)
+        reached = jnp.einsum("s,sa,sap->p", weights, table, transition, precision=precision_of())
+        return reached, jnp.where(mdp.terminal, 0, weights)
 
     return lax.scan(advance, mdp.initial.astype(table.dtype), None, length=horizon)[1]
 
@@ -221,9 +224,9 @@ def evaluate(params: Params, policy: Any, problem: TabularMDP | Listing, horizon
     if isinstance(problem, Listing):
         probabilities = prob(params, policy, problem.trajectories)
         rewards = returns(problem.trajectories, discount).astype(probabilities.dtype)
-        return (probabilities * problem.weights.astype(probabilities.dtype)) @ rewards
+        return jnp.dot(probabilities * problem.weights.astype(probabilities.dtype), rewards, precision=precision_of())
     values = _state_values(params, policy, problem, horizon, discount)[0]
-    return problem.initial.astype(values.dtype) @ values
+    return jnp.dot(problem.initial.astype(values.dtype), values, precision=precision_of())
 
 
 def _exactly(

@@ -15,6 +15,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import summable
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv.environments import _protocol, as_environment
 from logderiv.environments.tabular import TabularMDP
@@ -115,7 +116,8 @@ def list_trajectories(environment: Any, horizon: int, limit: int = LIMIT) -> Lis
 def returns(trajectories: Trajectory, discount: Any = 1.0) -> jax.Array:
     """sum_t γ^t r_t over the valid steps, shape `(*batch,)`."""
     rewards = jnp.where(trajectories.valid, trajectories.rewards, 0)
-    return rewards @ jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.shape[-1], dtype=rewards.dtype)
+    powers = jnp.asarray(discount, rewards.dtype) ** jnp.arange(rewards.shape[-1], dtype=rewards.dtype)
+    return jnp.matmul(rewards, powers, precision=precision_of())
 
 
 def readable(count: int) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, wide
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
 from logderiv.exact.enumeration import LIMIT, LONGEST
@@ -58,7 +59,7 @@ def program_value(
     probabilities, costs = _outcomes(params, program, args, choices)
     if not check.is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
-    return probabilities @ costs
+    return jnp.dot(probabilities, costs, precision=precision_of())
 
 
 def program_derivatives(
@@ -146,7 +147,10 @@ def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tupl
 
 @jit
 def _exact(params: Params, program: Program, args: Any, paths: Any, order: int) -> jax.Array:
-    return derivative(lambda params: jnp.dot(*_outcomes(params, program, args, paths)), params, order, jax.jacfwd)
+    def value(params: Params) -> jax.Array:
+        return jnp.dot(*_outcomes(params, program, args, paths), precision=precision_of())
+
+    return derivative(value, params, order, jax.jacfwd)
 
 
 def _of_runs(expectation: Expectation, params: Params, args: Any, _: None, tapes: Tape, order: int) -> jax.Array:

@@ -22,6 +22,7 @@ from jax.flatten_util import ravel_pytree
 from logderiv import distributions
 from logderiv._core import check
 from logderiv._core.arrays import check_params, summable, wide
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import reward_to_go, total_return
@@ -131,17 +132,18 @@ def _weighted_score_moments(
     rows = 2 + size * (1 if credit is reward_to_go else 2)
     end = jnp.zeros((mdp.num_states, rows, rows), dtype).at[:, 0, 0].set(1)
 
-    over_actions = jax.vmap(functools.partial(_both_sides, credit), (0, 0, None, 0))
+    over_actions, precision = jax.vmap(functools.partial(_both_sides, credit), (0, 0, None, 0)), precision_of()
 
     def backup(second: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         factor, b = inputs
-        following = jnp.einsum("sap,pij->saij", transition, second)
-        second = jnp.einsum("sa,saij->sij", table, jax.vmap(over_actions)(following, factor * reward, b, scores))
+        following = jnp.einsum("sap,pij->saij", transition, second, precision=precision)
+        following = jax.vmap(over_actions)(following, factor * reward, b, scores)
+        second = jnp.einsum("sa,saij->sij", table, following, precision=precision)
         return jnp.where(mdp.terminal[:, None, None], end, second), None
 
     factors = jnp.asarray(discount, dtype) ** jnp.arange(horizon, dtype=dtype)
     second, _ = lax.scan(backup, end, (factors, baselines.astype(dtype)), reverse=True)
-    second = jnp.einsum("s,sij->ij", mdp.initial.astype(dtype), second)
+    second = jnp.einsum("s,sij->ij", mdp.initial.astype(dtype), second, precision=precision)
     mean = second[0, -size:]
     return ScoreMoments(unravel(mean), second[-size:, -size:] - jnp.outer(mean, mean))
 
@@ -152,14 +154,14 @@ def _fisher(params: Params, policy: Any, problem: TabularMDP | Listing, horizon:
     if isinstance(problem, TabularMDP):
         weights = jnp.sum(occupancy(params, policy, problem, horizon=horizon), axis=0)
         table, scores = _choices_and_scores(params, policy, problem)
-        return jnp.einsum("s,sa,sai,saj->ij", weights, table, scores, scores)
+        return jnp.einsum("s,sa,sai,saj->ij", weights, table, scores, scores, precision=precision_of())
     flat, unravel = ravel_pytree(params)
     every = problem.trajectories
     weights = prob(params, policy, every)
     weights = weights * problem.weights.astype(weights.dtype)
     scores = jax.jacfwd(lambda flat: log_prob(unravel(flat), policy, every))(flat)
     scores = jnp.where(weights[:, None] == 0, 0, scores)  # never drawn, and its score not defined
-    return jnp.einsum("k,ki,kj->ij", weights, scores, scores)
+    return jnp.einsum("k,ki,kj->ij", weights, scores, scores, precision=precision_of())
 
 
 def _both_sides(credit: Callable, second: jax.Array, c: jax.Array, b: jax.Array, score: jax.Array) -> jax.Array:

@@ -10,6 +10,7 @@ import numpy as np
 
 from logderiv._core.arrays import check_params
 from logderiv._core.check import is_traced
+from logderiv._core.products import float32_products, said_of
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
 from logderiv.likelihood.probability import all_factors, log_prob, one_trajectory, prob, running_product, signed_log
@@ -56,6 +57,8 @@ class Comparison(NamedTuple):
         first_underflow: Number of the factor (from 0) at which the running product becomes zero without any factor
             being exactly zero; -1 if none does.
         first_overflow: Number of the factor at which the running product becomes infinite; -1 if none does.
+        products: Whether all digits of the policy's float32 products count on an accelerator, int32: 0 they do, 1 fewer were asked for, 2
+            no precision is named and the device decides, 3 not known. The report says so where the device is no CPU.
     """
 
     case: jax.Array
@@ -70,6 +73,7 @@ class Comparison(NamedTuple):
     allowed: jax.Array
     first_underflow: jax.Array
     first_overflow: jax.Array
+    products: jax.Array
 
     def __str__(self) -> str:
         if is_traced(self.case) or np.ndim(self.case):
@@ -83,6 +87,7 @@ class Comparison(NamedTuple):
             lines.append(f"  the running product becomes zero at factor {int(self.first_underflow)}")
         if self.first_overflow >= 0:
             lines.append(f"  the running product becomes infinite at factor {int(self.first_overflow)}")
+        lines += [f"  {line}" for line in said_of(self.products)]
         forms = jax.tree.leaves(self.score_form, is_leaf=_is_signed_log)
         columns = forms, jax.tree.leaves(self.score), jax.tree.leaves(self.difference)
         rows = []
@@ -145,7 +150,8 @@ def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any)
     cases = Case.ZERO_FACTOR, Case.OVERFLOW, Case.UNDERFLOW, Case.DIFFER
     case = jnp.select(conditions, list(map(jnp.int32, cases)), jnp.int32(Case.AGREE))
     forms = direct, score, score_form, difference
-    return Comparison(case, num_factors, value, logp, *forms, resolution, allowed, at_underflow, at_overflow)
+    products = float32_products(lambda params: log_prob(params, policy, trajectory), params)
+    return Comparison(case, num_factors, value, logp, *forms, resolution, allowed, at_underflow, at_overflow, products)
 
 
 def _is_signed_log(x: Any) -> bool:

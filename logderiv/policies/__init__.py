@@ -4,8 +4,9 @@ Each is a frozen dataclass, so that one rebuilt with the same fields does not re
 """
 
 from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
+from logderiv.policies.recurrent import GRU
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
-from logderiv.policies.stepwise import GRU, MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
+from logderiv.policies.stepwise import MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
 from logderiv.policies.truncated import Truncated
 from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import FunctionPolicy

@@ -3,6 +3,7 @@
 Here and in `logderiv.likelihood.steps` alone it is known what kinds of policy there are.
 """
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.arrays import array_of, as_key
+from logderiv._core.products import EXACT, precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.interop import Forced, check_distribution, num_categories
@@ -170,7 +172,7 @@ def _described(found: Any) -> str:
     return type(found).__name__
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision"))
 class MLP(Policy):
     """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
 
@@ -181,17 +183,22 @@ class MLP(Policy):
         state_independent: How many of the outputs, the last ones, are parameters by themselves instead of functions of the
             observation; zero at the start. `MLP(2 * D, head=normal_head, state_independent=D)` has one log standard deviation
             for all observations, which is what PPO is mostly used with.
+        precision: Of the products, as of `jnp.matmul`, or a name that `jax.default_matmul_precision` takes. `None` follows
+            `jax_default_matmul_precision` where that is set; otherwise float32 is taken as float32 on every device.
 
     Raises:
-        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`.
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
     """
 
     outputs: int
     hidden: tuple[int, ...] = (64,)
     head: Head = Categorical
     state_independent: int = 0
+    _: dataclasses.KW_ONLY
+    precision: Any = None
 
     def __post_init__(self) -> None:
+        precision_of(self.precision)
         object.__setattr__(self, "hidden", _widths(self.hidden))
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
@@ -222,13 +229,13 @@ class MLP(Policy):
         Returns:
             What `head` makes of the outputs.
         """
-        outputs = _forward(params, observation)
+        outputs = _forward(params, observation, self.precision)
         if self.state_independent:
             outputs = jnp.concatenate([outputs, params[-1]["state_independent"]])
         return self.head(outputs)
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision"))
 class MLPActorCritic(MLP):
     """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.ActorCritic`.
 
@@ -237,9 +244,10 @@ class MLPActorCritic(MLP):
         hidden: Widths of the hidden layers, of both.
         head: From outputs to a distribution.
         state_independent: How many of the policy's outputs, the last ones, do not depend on the observation.
+        precision: Of the products of both, as of `MLP`.
 
     Raises:
-        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`.
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -247,12 +255,12 @@ class MLPActorCritic(MLP):
     @property
     def actor(self) -> MLP:
         """The policy alone."""
-        return MLP(self.outputs, self.hidden, self.head, self.state_independent)
+        return MLP(self.outputs, self.hidden, self.head, self.state_independent, precision=self.precision)
 
     @property
     def value(self) -> "MLPValue":
         """The value, `(params, observation) -> scalar`."""
-        return MLPValue(self.hidden)
+        return MLPValue(self.hidden, precision=self.precision)
 
     def init(self, key: jax.Array, observation: Any) -> Params:
         """Parameters of both networks, `"actor"` and `"critic"`.
@@ -271,105 +279,37 @@ class MLPActorCritic(MLP):
         return super().apply(params["actor"], observation)
 
 
-@pytree(static=("hidden",))
+@pytree(static=("hidden", "precision"))
 class MLPValue:
     """The value of a state by the second of the two networks of an `MLPActorCritic`.
 
     Attributes:
         hidden: Widths of the hidden layers.
+        precision: Of the products, as of `MLP`.
 
     Raises:
-        ValueError: A width is no whole number from 1.
+        ValueError: A width is no whole number from 1; `precision` is unknown.
     """
 
     hidden: tuple[int, ...]
+    _: dataclasses.KW_ONLY
+    precision: Any = None
 
     def __post_init__(self) -> None:
+        precision_of(self.precision)
         object.__setattr__(self, "hidden", _widths(self.hidden))
 
     def __call__(self, params: Params, observation: Any) -> jax.Array:
         """The value of one state."""
-        return _forward(params["critic"], observation)[0]
+        return _forward(params["critic"], observation, self.precision)[0]
 
 
-@pytree(static=("outputs", "hidden", "head"))
-class GRU(Policy):
-    """A gated recurrent unit on flattened observations, and a linear layer from its state.
-
-        r, z = σ(W_rz x + U_rz h + b_rz)
-        n    = tanh(W_n x + b_n + r ∘ (U_n h))
-        h'   = (1 - z) ∘ n + z ∘ h
-
-    Attributes:
-        outputs: Width of the last layer.
-        hidden: Width of the carry.
-        head: From outputs to a distribution.
-
-    Raises:
-        ValueError: A width is no whole number from 1.
-
-    References:
-        Cho et al. (2014), arXiv:1406.1078, eqs. 5-8, with the reset gate after the product as in cuDNN.
-    """
-
-    outputs: int
-    hidden: int = 32
-    head: Head = Categorical
-
-    def init(self, key: jax.Array, observation: Any) -> dict[str, dict[str, jax.Array]]:
-        """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller.
-
-        Args:
-            key: Consumed.
-            observation: One observation, for its shape.
-
-        Returns:
-            Dictionaries `"input"`, `"state"` and `"output"`.
-        """
-        keys, size = jax.random.split(as_key(key), 3), flatten_observation(observation).size
-        return {
-            "input": dense_init(keys[0], size, 3 * self.hidden),
-            "state": {"weight": dense_init(keys[1], self.hidden, 3 * self.hidden)["weight"]},
-            "output": dense_init(keys[2], self.hidden, self.outputs, 0.01),
-        }
-
-    def initial_carry(self, params: Params) -> jax.Array:
-        """A zero state.
-
-        Args:
-            params: From `init`.
-
-        Returns:
-            Shape `(hidden,)`.
-        """
-        return jnp.zeros(self.hidden, params["input"]["weight"].dtype)
-
-    def apply(self, params: Params, carry: jax.Array, observation: Observation) -> tuple[Any, jax.Array]:
-        """One step.
-
-        Args:
-            params: From `init`.
-            carry: State before this observation, shape `(hidden,)`.
-            observation: One observation.
-
-        Returns:
-            The distribution, and the state after the observation.
-        """
-        x = flatten_observation(observation).astype(carry.dtype)
-        xr, xz, xn = jnp.split(dense(params["input"], x), 3)
-        hr, hz, hn = jnp.split(carry @ params["state"]["weight"], 3)
-        reset, update = jax.nn.sigmoid(xr + hr), jax.nn.sigmoid(xz + hz)
-        new = jnp.tanh(xn + reset * hn)
-        carry = new + update * (carry - new)
-        return self.head(dense(params["output"], carry)), carry
-
-
-def _forward(layers: Params, observation: Any) -> jax.Array:
+def _forward(layers: Params, observation: Any, precision: Any) -> jax.Array:
     """The outputs of a perceptron."""
     x = flatten_observation(observation).astype(layers[0]["weight"].dtype)
     for layer in layers[:-1]:
-        x = jnp.tanh(dense(layer, x))
-    return dense(layers[-1], x)
+        x = jnp.tanh(dense(layer, x, precision))
+    return dense(layers[-1], x, precision)
 
 
 def _widths(hidden: Any) -> tuple[int, ...]:
@@ -392,6 +332,7 @@ def dense_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) ->
     return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
 
-def dense(layer: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+def dense(layer: dict[str, jax.Array], x: jax.Array, precision: Any) -> jax.Array:
     """`x @ weight + bias`."""
-    return x @ layer["weight"] + layer["bias"]
+    precision = precision or jax.default_matmul_precision.value or EXACT  # as `precision_of`
+    return jnp.matmul(x, layer["weight"], precision=precision) + layer["bias"]

@@ -13,6 +13,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import integers, numbers, summable
+from logderiv._core.products import exact_products, precision_of
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions import MultivariateNormal, Normal
 from logderiv.types import FunctionPolicy, Key, Step, Trajectory, next_observations
@@ -46,7 +47,8 @@ def linear_control(params: LinearPolicyParams, observation: jax.Array) -> Normal
     params, observation = numbers(params), summable(observation, "observation")
     shape = (*params.log_std.shape, *observation.shape)
     check.fields("params.", params, hint="(m, n) from log_std and the state", gain=shape)
-    return Normal(params.gain @ observation.astype(params.gain.dtype), jnp.exp(params.log_std))
+    loc = jnp.matmul(params.gain, observation.astype(params.gain.dtype), precision=precision_of())
+    return Normal(loc, jnp.exp(params.log_std))
 
 
 class QuadraticValues(NamedTuple):
@@ -60,6 +62,7 @@ class QuadraticValues(NamedTuple):
     matrix: jax.Array
     constant: jax.Array
 
+    @exact_products()
     def at(self, time: jax.Array, state: jax.Array) -> jax.Array:
         """The value of one state.
 
@@ -147,7 +150,8 @@ class LinearQuadratic:
         state = summable(state, "state")
         action = summable(action, "action").astype(state.dtype)
         new = self._next(state, action).sample(key)
-        reward = -(state @ self.state_cost @ state + action @ self.control_cost @ action)
+        with exact_products():
+            reward = -(state @ self.state_cost @ state + action @ self.control_cost @ action)
         return Step(new, new, reward, jnp.zeros((), bool), jnp.zeros((), bool))
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
@@ -206,6 +210,7 @@ class LinearQuadratic:
         return self._quadratics(numbers(params), check.whole(horizon=horizon), discount)
 
     @jit
+    @exact_products()
     def _quadratics(self, params: LinearPolicyParams, horizon: int, discount: Any) -> QuadraticValues:
         gain, covariance = params.gain, jnp.diag(jnp.exp(2 * params.log_std))
         discount = jnp.asarray(discount, gain.dtype)
@@ -245,8 +250,11 @@ class LinearQuadratic:
         if self.initial_noise is None:
             return mean
         noise = self.initial_noise.astype(mean.dtype)
-        return mean - jnp.trace(values.matrix[0] @ noise @ noise.T)
+        with exact_products():
+            return mean - jnp.trace(values.matrix[0] @ noise @ noise.T)
 
     def _next(self, state: jax.Array, action: jax.Array) -> MultivariateNormal:
         """The distribution of x_t+1."""
-        return MultivariateNormal(self.transition @ state + self.control @ action.astype(state.dtype), self.noise)
+        with exact_products():
+            loc = self.transition @ state + self.control @ action.astype(state.dtype)
+        return MultivariateNormal(loc, self.noise)

@@ -31,6 +31,7 @@ from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import as_trajectory, refuse_complex, summable
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.normal import Normal
 from logderiv.likelihood.steps import fill_invalid, per_trajectory
@@ -257,7 +258,8 @@ def transfer_value(
     def expected(x: jax.Array, count: jax.Array, values: jax.Array) -> jax.Array:
         step = process.transition(params, process.observe((x, count)))
         density = jnp.exp(jax.vmap(step.log_prob)(grid))
-        return summable(process.running(x)).astype(x.dtype) * process.dt + density @ (weights * values)
+        later = jnp.dot(density, weights * values, precision=precision_of())
+        return summable(process.running(x)).astype(x.dtype) * process.dt + later
 
     def back(values: jax.Array, count: jax.Array) -> tuple[jax.Array, None]:
         return jax.vmap(expected, (0, None, None))(grid, count, values), None

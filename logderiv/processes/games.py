@@ -14,6 +14,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, check_params, numbers, summable, wide
+from logderiv._core.products import exact_products
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.environments.tabular import TabularMDP
@@ -187,6 +188,7 @@ class MatrixGame(Process):
 
 
 @jit
+@exact_products()
 def _value(game: MatrixGame, params: Params, horizon: int | None, discount: Any) -> jax.Array:
     table = policy_table(params, game.policy, game.mdp(0))  # (S, A_1 A_2): also the probability of the next state
     payoffs = game.payoffs.reshape(2, -1).T.astype(table.dtype)

@@ -27,6 +27,7 @@ import numpy as np
 from logderiv._core import check
 from logderiv._core.arrays import integers, set_alike, summable
 from logderiv._core.noise import exponential
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.processes.base import Process, first_component, no_reward
@@ -379,7 +380,8 @@ def master_equation_value(params: Params, process: JumpProcess, *, max_counts: S
         generator = generator.at[source, np.ravel_multi_index(tuple(target[source].T), shape)].add(rates[source, r])
     start = np.ravel_multi_index(process.initial, shape)
     row = jax.scipy.linalg.expm(generator * jnp.asarray(process.t_end, rates.dtype))[start]
-    return MasterEquationValue(row[:-1] @ f + row[-1], 1 - jnp.sum(row[:-1]))
+    value = jnp.dot(row[:-1], f, precision=precision_of()) + row[-1]
+    return MasterEquationValue(value, 1 - jnp.sum(row[:-1]))
 
 
 def _combinations(x: jax.Array, numbers: tuple[int, ...]) -> jax.Array:

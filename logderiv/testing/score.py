@@ -23,6 +23,7 @@ from jax.flatten_util import ravel_pytree
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, check_params, refuse_complex
+from logderiv._core.products import float32_products, said_of
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_entries, table
 from logderiv.diagnostics.statistics import Summary, summary
@@ -45,6 +46,7 @@ class ScoreReport(NamedTuple):
             log-probability depends on the parameters along every direction, and nothing is NaN. `"powered"`: `k` standard errors
             fit into the resolution. `"centered"`: the first identity holds. `"consistent"`: the second does.
         decided: For each of them the number that decided, that which is furthest off, and what it is held against, shape `(2,)`.
+        products: Whether all digits of the float32 products in `log_prob` count on an accelerator, as of `logderiv.likelihood.Comparison`.
     """
 
     score: Summary
@@ -53,6 +55,7 @@ class ScoreReport(NamedTuple):
     k: Any
     holds: dict[str, jax.Array]
     decided: dict[str, jax.Array]
+    products: jax.Array
 
     @property
     def passed(self) -> jax.Array:
@@ -63,6 +66,7 @@ class ScoreReport(NamedTuple):
         findings = [text.format(*self.decided[name]) for name, text in _FINDINGS.items() if not self.holds[name]]
         verdict = "\n  ".join(["FAILED:", *findings]) if findings else "passed"
         head = f"{verdict}\n{int(self.score.num_samples)} samples, k = {float(self.k):.2f} standard errors\n"
+        head += "".join(f"{line}\n" for line in said_of(self.products))
         rows = [self._worst("E[s]", self.score), self._worst("E[s s] + E[s']", self.bartlett)]
         names = ("worst of", "direction", "row", "value", "sem", "E[s s]")
         return head + table(names, "<20 >10 >6 >13.6g >11.2g >13.6g", rows)
@@ -135,8 +139,10 @@ def check_score(
     check.positive(finite=True, resolution=resolution)
     check.between(0, 30, open_left=True, k=k)
     check_params(params)
-    samples = _samples(params, as_key(key), log_prob, sample, num_samples=num_samples, block_size=block_size)
-    report = _judged(samples, resolution, familywise(k, 2 * samples[0][0].size))
+    key = as_key(key)
+    samples = _samples(params, key, log_prob, sample, num_samples=num_samples, block_size=block_size)
+    products = float32_products(log_prob, params, jax.eval_shape(sample, params, key))
+    report = _judged(samples, resolution, familywise(k, 2 * samples[0][0].size), products)
     if raises and not report.passed:
         raise AssertionError(f"check_score: {report}\n  directions: {_names(params)}")
     return report
@@ -155,7 +161,7 @@ def _samples(params: Params, key: Key, log_prob: Any, sample: Any, *, num_sample
 
 
 @jit
-def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float) -> ScoreReport:
+def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float, products: jax.Array) -> ScoreReport:
     through, first, second = samples
     terms = jnp.square(through) + second
     score, bartlett = summary(through), summary(terms)
@@ -175,7 +181,7 @@ def _judged(samples: tuple[jax.Array, ...], resolution: float, k: float) -> Scor
     holds = {name: found <= allowed for name, (found, allowed) in decided.items()}
     holds["informative"] &= (decided["informative"][1] > 0) & jnp.all(jnp.isfinite(terms))
     holds["powered"] &= jnp.isfinite(resolution)
-    return ScoreReport(score, jnp.mean(jnp.square(through), axis=0), bartlett, k, holds, decided)
+    return ScoreReport(score, jnp.mean(jnp.square(through), axis=0), bartlett, k, holds, decided, products)
 
 
 def _furthest(found: jax.Array, allowed: jax.Array) -> jax.Array:

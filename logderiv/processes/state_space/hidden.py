@@ -10,7 +10,6 @@ marginals (`fisher_score`), or from paths drawn out of the posterior (`fisher_sc
 of the filter, `jax.grad(model.log_likelihood)`.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,9 +68,6 @@ class Emitting:
         return state, self.emission(state).sample(key_emission)
 
 
-_full_precision = functools.partial(jax.default_matmul_precision, "highest")
-
-
 class Filtered(NamedTuple):
     """What a filter knows after each observation.
 
@@ -107,8 +103,7 @@ class HiddenProcess(Process):
         _sample(params, key, filtered) -> states
         _expected(params, marginals, observations, observed) -> E[log p(x, y; θ)]
 
-    The methods below take one series, `jax.vmap` for several, and their products in full precision: some accelerators shorten
-    them, and covariances cancel.
+    The methods below take one series; `jax.vmap` for several.
 
     Attributes:
         reward: Function of `(x_t, y_t)`.
@@ -158,8 +153,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: Shapes disagree, or there is no observation.
         """
-        with _full_precision():
-            return self._filter(params, *self.fill(observations, observed))
+        return self._filter(params, *self.fill(observations, observed))
 
     @jit
     def smooth(self, params: Any, observations: Any, *, observed: Any = None) -> Any:
@@ -176,8 +170,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: Shapes disagree, or there is no observation.
         """
-        with _full_precision():
-            return self._smooth(params, self.filter(params, observations, observed=observed).states)
+        return self._smooth(params, self.filter(params, observations, observed=observed).states)
 
     @jit
     def expected_log_joint(self, params: Any, posterior: Any, observations: Any, *, observed: Any = None) -> jax.Array:
@@ -195,8 +188,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: Shapes disagree, or there is no observation.
         """
-        with _full_precision():
-            return self._expected(params, posterior, *self.fill(observations, observed))
+        return self._expected(params, posterior, *self.fill(observations, observed))
 
     @jit
     def sample_states(self, params: Any, key: Key, observations: Any, *, observed: Any = None) -> Any:
@@ -214,8 +206,7 @@ class HiddenProcess(Process):
         Raises:
             ValueError: Shapes disagree, or there is no observation.
         """
-        with _full_precision():
-            return self._sample(params, as_key(key), self.filter(params, observations, observed=observed).states)
+        return self._sample(params, as_key(key), self.filter(params, observations, observed=observed).states)
 
     def fill(self, observations: Any, observed: Any) -> tuple[Any, jax.Array]:
         """Observations that are safe where they are missing, and the mask in full.

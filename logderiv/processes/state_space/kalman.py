@@ -19,6 +19,7 @@ from jax import lax
 from jax.scipy.linalg import cho_solve
 
 from logderiv._core.noise import normal
+from logderiv._core.products import exact_products
 from logderiv.distributions.multivariate import PartlyObserved, mask_covariance
 from logderiv.processes.base import GaussianMoments
 from logderiv.processes.state_space.hidden import Filtered, Smoothed, backwards
@@ -45,6 +46,7 @@ class StateSpaceMatrices(NamedTuple):
     observation_covariance: jax.Array
 
 
+@exact_products()
 def kalman_filter(model: StateSpaceMatrices, observations: jax.Array, observed: jax.Array) -> Filtered:
     """Filtered states and the increments of the log-likelihood.
 
@@ -72,6 +74,7 @@ def kalman_filter(model: StateSpaceMatrices, observations: jax.Array, observed: 
     return lax.scan(step, start, (observations.astype(start.mean.dtype), observed))[1]
 
 
+@exact_products()
 def kalman_smoother(model: StateSpaceMatrices, filtered: GaussianMoments) -> Smoothed:
     """Smoothed states and the covariances of neighbors, backwards from what the filter gave."""
 
@@ -83,6 +86,7 @@ def kalman_smoother(model: StateSpaceMatrices, filtered: GaussianMoments) -> Smo
     return Smoothed(*backwards(step, jax.tree.map(lambda x: x[-1], filtered), filtered))
 
 
+@exact_products()
 def sample_posterior(model: StateSpaceMatrices, key: Key, filtered: GaussianMoments) -> jax.Array:
     """One path from the posterior, shape `(T, n)`, backwards from what the filter gave; `key` is consumed."""
 

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 
 from logderiv._core import check
 from logderiv._core.arrays import HALF_LOG_2PI, expand, numbers, summable
+from logderiv._core.products import exact_products, precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from
 from logderiv.distributions.multivariate import mask_covariance
@@ -70,7 +71,8 @@ class StateSpaceModel(HiddenProcess):
     def transition(self, params: Any, observation: Previous) -> Emitting:
         model, observed = self._matrices(params), observation.observed
         previous = observation.state.astype(model.transition.dtype)
-        loc = jnp.where(observation.start, model.initial_mean, model.transition @ previous)
+        moved = jnp.matmul(model.transition, previous, precision=precision_of())
+        loc = jnp.where(observation.start, model.initial_mean, moved)
         covariance = jnp.where(observation.start, model.initial_covariance, model.state_covariance)
         state = MultivariateNormal(loc, jnp.linalg.cholesky(covariance))
         return Emitting(state, Partial(_emission, model.design, model.observation_covariance, observed), observed)
@@ -85,28 +87,7 @@ class StateSpaceModel(HiddenProcess):
         return kalman.sample_posterior(self._matrices(params), key, filtered)
 
     def _expected(self, params: Any, posterior: Smoothed, observations: jax.Array, seen: jax.Array) -> jax.Array:
-        model, (means, covariances) = self._matrices(params), posterior.states
-        length, size = means.shape
-        start = means[0] - model.initial_mean
-        moves = means[1:] - means[:-1] @ model.transition.T
-        moved = model.transition @ posterior.pairs  # Cov(F x_t, x_{t+1})
-        spread = model.transition @ covariances[:-1] @ model.transition.T
-        spread += covariances[1:] - moved - jnp.swapaxes(moved, 1, 2)
-
-        def emission(y: jax.Array, mean: jax.Array, covariance: jax.Array, seen: jax.Array) -> jax.Array:
-            design = jnp.where(seen[:, None], model.design, 0)
-            residual = jnp.where(seen, y - design @ mean, 0)
-            noise = mask_covariance(model.observation_covariance, seen)
-            squares = jnp.outer(residual, residual) + design @ covariance @ design.T
-            return _expected_log_density(noise, squares, 1, jnp.sum(seen, dtype=y.dtype))
-
-        emitted = jax.vmap(emission)(observations.astype(means.dtype), means, covariances, seen)
-        squares = moves.T @ moves + jnp.sum(spread, axis=0)
-        return (
-            _expected_log_density(model.initial_covariance, jnp.outer(start, start) + covariances[0], 1, size)
-            + _expected_log_density(model.state_covariance, squares, length - 1, (length - 1) * size)
-            + jnp.sum(emitted)
-        )
+        return _expected_log_joint(self._matrices(params), posterior, observations, seen)
 
     def fill(self, observations: jax.Array, observed: Any) -> tuple[jax.Array, jax.Array]:
         """Observations with zeros where they are missing, and the mask.
@@ -225,7 +206,35 @@ class LocalLevel(StateSpaceModel):
 
 
 def _emission(design: jax.Array, covariance: jax.Array, observed: jax.Array, state: jax.Array) -> PartlyObserved:
-    return PartlyObserved(design @ state, covariance, observed)
+    return PartlyObserved(jnp.matmul(design, state, precision=precision_of()), covariance, observed)
+
+
+@exact_products()
+def _expected_log_joint(
+    model: StateSpaceMatrices, posterior: Smoothed, observations: jax.Array, seen: jax.Array
+) -> jax.Array:
+    means, covariances = posterior.states
+    length, size = means.shape
+    start = means[0] - model.initial_mean
+    moves = means[1:] - means[:-1] @ model.transition.T
+    moved = model.transition @ posterior.pairs  # Cov(F x_t, x_{t+1})
+    spread = model.transition @ covariances[:-1] @ model.transition.T
+    spread += covariances[1:] - moved - jnp.swapaxes(moved, 1, 2)
+
+    def emission(y: jax.Array, mean: jax.Array, covariance: jax.Array, seen: jax.Array) -> jax.Array:
+        design = jnp.where(seen[:, None], model.design, 0)
+        residual = jnp.where(seen, y - design @ mean, 0)
+        noise = mask_covariance(model.observation_covariance, seen)
+        squares = jnp.outer(residual, residual) + design @ covariance @ design.T
+        return _expected_log_density(noise, squares, 1, jnp.sum(seen, dtype=y.dtype))
+
+    emitted = jax.vmap(emission)(observations.astype(means.dtype), means, covariances, seen)
+    squares = moves.T @ moves + jnp.sum(spread, axis=0)
+    return (
+        _expected_log_density(model.initial_covariance, jnp.outer(start, start) + covariances[0], 1, size)
+        + _expected_log_density(model.state_covariance, squares, length - 1, (length - 1) * size)
+        + jnp.sum(emitted)
+    )
 
 
 def _expected_log_density(covariance: jax.Array, squares: jax.Array, count: int, size: int | jax.Array) -> jax.Array:
