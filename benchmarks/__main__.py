@@ -69,7 +69,7 @@ def main(arguments: list[str]) -> int:
     if (
         options.platform
     ):  # read when JAX is imported, here and in further processes; "gpu" would ask for every kind of GPU
-        kind = {"gpu": "cuda"}.get(options.platform, options.platform)
+        kind = "cuda" if options.platform == "gpu" else options.platform
         os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys((kind, "cpu")))
     if len(names) == 1:
         return _run_here(names[0], options.quick)

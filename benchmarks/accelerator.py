@@ -103,17 +103,16 @@ def likelihood(sizes: Sizes, limits: Mapping[str, float]) -> list[dict[str, Any]
     functions = {OURS: peers.ours(likelihood_speed.MLP), VECTORIZED: peers.vectorized, **peers.libraries()[0]}
     for length, num in within(sizes.seconds[1], sizes.points):
         params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(length, num)
-        calls: dict[Any, harness.Compiled] = {}
-        for products in ("highest", None):
-            with jax.default_matmul_precision(products):
-                calls |= {(name, products): peers.compiled(f, params, taus) for name, f in functions.items()}
-        seconds = harness.interleaved_medians(calls, sizes.repeats)
+        as_they_come = {f"{name}, default": peers.compiled(f, params, taus) for name, f in functions.items()}
+        with jax.default_matmul_precision("highest"):
+            calls = {name: peers.compiled(f, params, taus) for name, f in functions.items()}
+        seconds = harness.interleaved_medians(calls | as_they_come, sizes.repeats)
         least = limit_seconds(limits, length * num)
-        for name in functions:
-            call, time_ = calls[name, "highest"], seconds[name, "highest"]
-            row = {"at": f"{length}, {num}", "form": name, "ms": 1e3 * time_, "of limit": least / time_}
-            row |= {"over vectorized": time_ / seconds[VECTORIZED, "highest"], "default ms": 1e3 * seconds[name, None]}
-            row |= {"temporary MiB": (call.temp_bytes or 0) / 2**20, "compile s": call.compile_seconds}
+        for name, call in calls.items():
+            row = {"at": f"{length}, {num}", "form": name, "ms": 1e3 * seconds[name], "of limit": least / seconds[name]}
+            row |= {"over vectorized": seconds[name] / seconds[VECTORIZED]}
+            row |= {"default ms": 1e3 * seconds[f"{name}, default"], "compile s": call.compile_seconds}
+            row |= {"temporary MiB": (call.temp_bytes or 0) / 2**20}
             rows.append(told(row | {"limit ms": 1e3 * least, "limit MiB": BYTES_A_ROW * length * num / 2**20}))
     return rows
 

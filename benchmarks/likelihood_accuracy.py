@@ -157,8 +157,8 @@ def exact_mlp(params: Any, tau: ld.Trajectory) -> tuple[float, list[dict[str, np
         return math.fsum(logs[np.arange(len(x)), actions]), *terms
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        total, *grads = (sum(terms) for terms in zip(*pool.map(chunk, range(0, taken.size, 1 << 16)), strict=True))
-    return total, [{"weight": weight, "bias": bias} for weight, bias in (grads[:2], grads[2:])]
+        sums: list[Any] = [sum(terms) for terms in zip(*pool.map(chunk, range(0, taken.size, 1 << 16)), strict=True)]
+    return sums[0], [{"weight": weight, "bias": bias} for weight, bias in (sums[1:3], sums[3:])]
 
 
 def one_action(policy: Any, length: int) -> tuple[Any, ld.Trajectory]:
