@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help=f"which to run; none means the main job, {MAIN_JOB}")
     parser.add_argument("--all", action="store_true", help=f"run all but {', '.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
-    parser.add_argument("--platform", help="cpu, gpu or tpu: run on that accelerator instead of JAX's own choice")
+    parser.add_argument("--platform", help="cpu, gpu (NVIDIA's), rocm or tpu: run there instead of where JAX would")
     parser.add_argument("--list", action="store_true", help="only list them")
     options = parser.parse_args(arguments)
 
@@ -66,8 +66,11 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         print(f"cannot write to {RESULTS}: {error.strerror}; name another: LOGDERIV_RESULTS=FOLDER", file=sys.stderr)
         return 2
-    if options.platform:
-        os.environ["JAX_PLATFORMS"] = options.platform  # read when JAX is imported, here and in further processes
+    if (
+        options.platform
+    ):  # read when JAX is imported, here and in further processes; "gpu" would ask for every kind of GPU
+        kind = "cuda" if options.platform == "gpu" else options.platform
+        os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys((kind, "cpu")))
     if len(names) == 1:
         return _run_here(names[0], options.quick)
     return _conclude([_run_alone(name, known[name], options.quick) for name in names])

@@ -188,20 +188,26 @@ def variance_and_sem(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
 @functools.cache
 def machine_floor() -> dict[str, float]:
     """What this machine does on its own: a float32 matrix product, a copy, and an elementwise exponential."""
-    vector = jnp.linspace(-1, 0, 1 << 22, dtype=jnp.float32)
-    # a negation reads and writes everything; a plain copy might be elided
-    seconds = interleaved_medians({"copy": compile_call(jnp.negative, vector), "exp": compile_call(jnp.exp, vector)})
+    call = compile_call(jnp.exp, jnp.linspace(-1, 0, 1 << 22, dtype=jnp.float32))
     return {
         "matmul_float32_gflop_per_s": matmul_gflops(1024, 1024, 1024),
-        "copy_gb_per_s": 2e-9 * vector.nbytes / seconds["copy"],
-        "exp_float32_giga_per_s": 1e-9 * vector.size / seconds["exp"],
+        "copy_gb_per_s": copy_gb_per_s(1 << 22),
+        "exp_float32_giga_per_s": 1e-9 * (1 << 22) / interleaved_medians({"exp": call})["exp"],
     }
 
 
 @functools.cache
-def matmul_gflops(m: int, k: int, n: int) -> float:
-    """What this machine does in float32 on an `(m, k)` by `(k, n)` product, 1e9 operations a second."""
-    call = compile_call(jnp.matmul, jnp.ones((m, k), jnp.float32), jnp.ones((k, n), jnp.float32))
+def copy_gb_per_s(size: int) -> float:
+    """What this machine copies, bytes read and written, of `size` float32 numbers; of a negation, since a copy might be elided."""
+    call = compile_call(jnp.negative, jnp.ones(size, jnp.float32))
+    return 8e-9 * size / interleaved_medians({"copy": call})["copy"]
+
+
+@functools.cache
+def matmul_gflops(m: int, k: int, n: int, dtype: str = "float32", precision: str | None = None) -> float:
+    """What this machine does on an `(m, k)` by `(k, n)` product, 1e9 operations a second; numbers at random draw full power."""
+    a, b = (jax.random.normal(jax.random.key(0), shape, dtype) for shape in ((m, k), (k, n)))
+    call = compile_call(functools.partial(jnp.matmul, precision=precision), a, b)
     return 2e-9 * m * k * n / interleaved_medians({"matmul": call})["matmul"]
 
 

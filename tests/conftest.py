@@ -68,6 +68,12 @@ def standard_promotion():
 
 
 @pytest.fixture
+def blocks_of_a_cpu(monkeypatch):
+    """Default blocks as on a CPU, wherever the test runs: an accelerator's hold all of what a test computes."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+
+
+@pytest.fixture
 def nans_are_errors():
     """A program that ends with a NaN is a mistake, also where nothing was measured."""
     with jax.debug_nans(True):

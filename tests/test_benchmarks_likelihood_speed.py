@@ -38,15 +38,14 @@ def test_the_kernel_in_c_and_the_reference_in_numpy_give_that_value_and_gradient
     wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), (params, taus.observations))
     expected = value_and_gradient(peers.vectorized, wide[0], taus._replace(observations=wide[1]))
     np.testing.assert_allclose(value, expected[0], rtol=1e-12)
-    flat = [expected[1][i][k] for i in (0, 1) for k in ("weight", "bias")]
-    for got, want in zip(grads, flat, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10)
+    jax.tree.map(lambda got, want: np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-10), grads, expected[1])
     run = peers.kernel_call(params, taus)
     if run is None:
         pytest.skip("no C compiler")
     kernel_value, out = run()
     np.testing.assert_allclose(kernel_value, value, rtol=1e-6)
-    pieces = [grads[0].ravel(), grads[1], grads[2][:, 1], grads[3][1:]]
+    first, last = grads
+    pieces = [first["weight"].ravel(), first["bias"], last["weight"][:, 1], last["bias"][1:]]
     np.testing.assert_allclose(out, np.concatenate(pieces), rtol=1e-4, atol=1e-3)
 
 

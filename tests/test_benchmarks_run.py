@@ -8,7 +8,15 @@ import pytest
 
 import logderiv as ld
 from benchmarks import __main__ as command
-from benchmarks import estimator_frontier, harness, jump_processes, prisoners_dilemma, tasks, training_speed
+from benchmarks import (
+    accelerator,
+    estimator_frontier,
+    harness,
+    jump_processes,
+    prisoners_dilemma,
+    tasks,
+    training_speed,
+)
 from tests.mostly import mostly_slow
 from tests.test_benchmarks_harness import corridor
 from tests.test_benchmarks_objectives import TINY as TINY_TABLE
@@ -20,6 +28,9 @@ MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
 SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_seconds": 1.0}
 # Where a quick run is still more than a test should take.
 SMALLER = {
+    "accelerator": {
+        "QUICK": accelerator.Sizes(64, 8, {"MLP 4-64-2": [50], "GRU 16": [9]}, ((50, 1),), 1, {2: 1}, (9, 9, 9))
+    },
     "estimator_frontier": {
         "QUICK": ("total return", estimator_frontier.PATHWISE),
         "SIZES": {"quick": ((2,), 64)},

@@ -125,6 +125,7 @@ def test_contributions_average_to_the_estimate_and_equal_a_loop(name):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-14), got, want)
 
 
+@pytest.mark.usefixtures("blocks_of_a_cpu")
 def test_streamed_moments_never_hold_all_gradients():
     policy = ld.MLP(2, hidden=(256,))
     params = jax.tree.map(lambda x: x.astype(jnp.float32), policy.init(jax.random.key(0), jnp.zeros(4)))

@@ -89,6 +89,7 @@ def test_padding_changes_no_product(policy, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, *(run(fill(taus, kind)) for kind in ("NaN", "largest")))
 
 
+@pytest.mark.usefixtures("blocks_of_a_cpu")
 def test_memory_is_not_that_of_all_scores():
     policy = ld.MLP(2, hidden=(512,))
     params = cast(policy.init(jax.random.key(0), jnp.zeros(4)), jnp.float32)

@@ -108,6 +108,7 @@ def test_padding_never_matters_within_a_support():
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
+@pytest.mark.usefixtures("blocks_of_a_cpu")
 def test_memory_within_a_support_is_that_of_a_block():
     num, width, vocabulary, kept = 4096, 64, 4096, 256
 

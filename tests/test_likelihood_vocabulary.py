@@ -231,6 +231,7 @@ def temporary_bytes(function, num, width, vocabulary):
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.usefixtures("blocks_of_a_cpu")
 def test_memory_is_that_of_a_block():
     num, width, vocabulary = 2048, 64, 50257
     limit = num * vocabulary * 4 / 10
@@ -248,6 +249,7 @@ def test_a_held_unembedding_costs_no_product():
     assert (products((0, 1)), products(1), products(0)) == (4, 3, 3)
 
 
+@pytest.mark.usefixtures("blocks_of_a_cpu")
 @pytest.mark.parametrize(
     ("tokens", "vocabulary", "block"),
     [

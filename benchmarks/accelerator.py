@@ -1,0 +1,222 @@
+r"""How near to what the device allows are likelihood and training, and how exact is float32 there?
+
+One run, most important first, each part within a time of its own, results printed as they come: on a GPU five minutes in all. The device's limits: a copy, and products by dtype
+and precision. Exactness: log P and the worst leaf of its gradient in float32 with one action only, so that no errors cancel, against float64 on the CPU. Likelihood: value and
+gradient of the mean log P, MLP 4-64-2, beside the vectorized form and the installed libraries; everybody's products are exact ("highest"), times as they come by default
+beside. Training: PPO on CartPole-v1 with exact products. A limit is the longer of reading the inputs once and doing the operations at the measured rates; what keeps activations in
+memory, as all forms do here, stays far below it.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import logderiv as ld
+from benchmarks import harness, likelihood_speed, peers, training_speed
+from benchmarks import likelihood_accuracy as accuracy
+from benchmarks.harness import Bound, Report, Table, at_least, at_most
+from benchmarks.rl_peers import Settings
+
+OURS, VECTORIZED = "logderiv", "vectorized"
+POLICIES = {"MLP 4-64-2": accuracy.MLP, "GRU 16": accuracy.GRU}
+PRODUCTS = {"bfloat16": ("bfloat16", None), "float32": ("float32", None), "float32, highest": ("float32", "highest")}
+BYTES_A_ROW = 4 * 4 + 4  # four observations and an action
+OPERATIONS_A_ROW = 2 * (2 * (4 * 64 + 64 * 2) + 64 * 2)  # forwards, in the weights, in the hidden units
+
+
+class Sizes(NamedTuple):
+    """What is measured.
+
+    Attributes:
+        copy: Numbers that are copied.
+        product: Rows and columns of the products' operands.
+        lengths: Of trajectories whose errors are measured, by policy.
+        points: `(T, B)` of the likelihoods.
+        repeats: Calls whose median is a time.
+        updates: Of one call of PPO, by number of environments.
+        seconds: After which nothing more is begun: of exactness, likelihood and training.
+    """
+
+    copy: int
+    product: int
+    lengths: Mapping[str, Sequence[int]]
+    points: Sequence[tuple[int, int]]
+    repeats: int
+    updates: Mapping[int, int]
+    seconds: tuple[float, float, float]
+
+
+_LENGTHS = {"MLP 4-64-2": [10**n for n in range(3, 8)], "GRU 16": [10**3, 10**4, 10**5]}
+_POINTS = ((10**7, 1), (10**6, 1), (1024, 1024), (65536, 16))
+DEVICE = Sizes(1 << 28, 8192, _LENGTHS, _POINTS, 30, {16384: 5, 1024: 20, 4096: 5, 64: 20}, (80, 60, 120))
+CPU = Sizes(1 << 24, 1024, _LENGTHS, ((65536, 1), (1024, 64)), 15, {64: 8, 1024: 1}, (120, 60, 120))
+QUICK = Sizes(1 << 22, 1024, {"MLP 4-64-2": [1000, 10**5], "GRU 16": [1000]}, CPU.points, 3, {64: 1}, (60, 30, 60))
+
+
+def limits_of_device(sizes: Sizes) -> dict[str, float]:
+    """The rate of a copy in GB/s, read and written, and of products in TFLOP/s."""
+    shape = (sizes.product,) * 3
+    rates = {name: 1e-3 * harness.matmul_gflops(*shape, *how) for name, how in PRODUCTS.items()}
+    return told({"copy": harness.copy_gb_per_s(sizes.copy)} | rates)
+
+
+def limit_seconds(limits: Mapping[str, float], rows: int) -> float:
+    """What value and gradient of so many rows take at least: reading them once, or the exact products."""
+    return max(1e-9 * BYTES_A_ROW * rows / limits["copy"], 1e-12 * OPERATIONS_A_ROW * rows / limits["float32, highest"])
+
+
+def exactness(sizes: Sizes) -> list[dict[str, Any]]:
+    """Relative errors with one action only: the library's, and those of everything at once with the device's own products."""
+    rows = []
+    points = [(name, length) for name, lengths in sizes.lengths.items() for length in lengths]
+    for name, length in within(sizes.seconds[0], points):
+        policy, (params, tau) = POLICIES[name], accuracy.one_action(POLICIES[name], length)
+        exact = accuracy.exact_mlp(params, tau) if policy is accuracy.MLP else _by_scan(policy, params, tau)
+        value, gradient = accuracy.errors(ld.log_prob, policy, params, tau, exact)
+        row = {"policy": name, "T": length, "value": value, "gradient": gradient}
+        if policy is accuracy.MLP:
+            row["plain value"], row["plain gradient"] = accuracy.errors(_vectorized, policy, params, tau, exact)
+        rows.append(told(row))
+    return rows
+
+
+def _vectorized(params: Any, _: Any, tau: ld.Trajectory) -> jax.Array:
+    return peers.vectorized(params, jax.tree.map(lambda x: x[None], tau))
+
+
+def _by_scan(policy: Any, params: Any, tau: ld.Trajectory) -> tuple[float, Any]:
+    """Log P and its gradient in float64 on the CPU, step by step."""
+    with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
+        arrays = jax.tree.map(np.asarray, (params, tau))
+        params, tau = jax.tree.map(lambda x: x.astype(np.float64) if x.dtype == np.float32 else x, arrays)
+        function = jax.value_and_grad(lambda params, tau: accuracy.plain_log_prob(params, policy, tau))
+        value, gradient = jax.device_get(jax.jit(function)(params, tau))
+    return float(value), gradient
+
+
+def likelihood(sizes: Sizes, limits: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Every form at every point: milliseconds with exact and with default products, beside the limit and the vectorized form."""
+    rows = []
+    functions = {OURS: peers.ours(likelihood_speed.MLP), VECTORIZED: peers.vectorized, **peers.libraries()[0]}
+    for length, num in within(sizes.seconds[1], sizes.points):
+        params, taus = likelihood_speed.parameters(), likelihood_speed.trajectories(length, num)
+        as_they_come = {f"{name}, default": peers.compiled(f, params, taus) for name, f in functions.items()}
+        with jax.default_matmul_precision("highest"):
+            calls = {name: peers.compiled(f, params, taus) for name, f in functions.items()}
+        seconds = harness.interleaved_medians(calls | as_they_come, sizes.repeats)
+        least = limit_seconds(limits, length * num)
+        for name, call in calls.items():
+            row = {"at": f"{length}, {num}", "form": name, "ms": 1e3 * seconds[name], "of limit": least / seconds[name]}
+            row |= {"over vectorized": seconds[name] / seconds[VECTORIZED]}
+            row |= {"default ms": 1e3 * seconds[f"{name}, default"], "compile s": call.compile_seconds}
+            row |= {"temporary MiB": (call.temp_bytes or 0) / 2**20}
+            rows.append(told(row | {"limit ms": 1e3 * least, "limit MiB": BYTES_A_ROW * length * num / 2**20}))
+    return rows
+
+
+def training(sizes: Sizes, limits: Mapping[str, float]) -> list[dict[str, Any]]:
+    """PPO with each number of environments: steps a second beside those of the operations' limit and of the peers."""
+    rows = []
+    for num, updates in within(sizes.seconds[2], list(sizes.updates.items())):
+        settings = Settings(num_environments=num)
+        with jax.default_matmul_precision("highest"):
+            found = training_speed.throughput(settings, num_updates=updates, repeats=min(sizes.repeats, 7))
+        most = 1e12 * limits["float32, highest"] / operations_a_step(settings)
+        for name, row in found.items():
+            rate = row["steps_per_s"]
+            ratios = {"of limit": rate / most, "ours over": found[OURS]["steps_per_s"] / rate}
+            rows.append(told({"environments": num, "form": name} | dict(row) | ratios))
+    return rows
+
+
+def operations_a_step(settings: Settings) -> float:
+    """Of PPO's two networks 4-64-64-x: once forwards to collect, and in each epoch forwards and, twice that, backwards."""
+    weights = sum(4 * 64 + 64 * 64 + 64 * outputs for outputs in (2, 1))
+    return 2 * weights * (1 + 3 * settings.epochs)
+
+
+def within(seconds: float, items: Sequence[Any]) -> Iterator[Any]:
+    """The items, up to one that would not be done in time if it took as long as the longest before it."""
+    start, longest = time.perf_counter(), 0.0
+    for position, item in enumerate(items):
+        begun = time.perf_counter()
+        if begun + longest > start + seconds:
+            print(f"  {seconds:g} s are not enough for {', '.join(map(str, items[position:]))}", flush=True)
+            return
+        yield item
+        longest = max(longest, time.perf_counter() - begun)
+
+
+def told(row: dict[str, Any]) -> dict[str, Any]:
+    """The row, printed as soon as it is known: whoever stops the run has what was measured until then."""
+    cells = (f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+    print(f"  {', '.join(cells)}", flush=True)
+    return row
+
+
+def main(quick: bool) -> Report:
+    sizes = QUICK if quick else CPU if jax.default_backend() == "cpu" else DEVICE
+    limits = limits_of_device(sizes)
+    errors = exactness(sizes)
+    likelihoods, trained = likelihood(sizes, limits), training(sizes, limits)
+    bounds = [
+        at_most(f"error of the {what}, {row['policy']}, T = {row['T']:.0e}", row[what], 2e-6)
+        for row in errors
+        for what in ("value", "gradient")
+    ]
+    numbers = {"limits": limits, "exactness": errors, "likelihood": likelihoods, "training": trained}
+    return Report(
+        _tables(**numbers), bounds, numbers, timings=likelihood_bounds(likelihoods) + training_bounds(trained)
+    )
+
+
+def likelihood_bounds(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
+    """Times beside the vectorized form at each point, memory at the one that needs most."""
+    ours, vectorized = ([row for row in rows if row["form"] == name] for name in (OURS, VECTORIZED))
+    bounds = [at_most(f"time over the vectorized form's, T, B = {r['at']}", r["over vectorized"], 1.1) for r in ours]
+    if ours:
+        one, other = (max(row["temporary MiB"] for row in found) for found in (ours, vectorized))
+        bounds.append(at_most("temporary memory over the vectorized form's, where that is largest", one / other, 0.25))
+    return bounds
+
+
+def training_bounds(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
+    """PPO is no slower than a peer."""
+    others = [row for row in rows if row["form"] != OURS]
+    return [
+        at_least(f"PPO steps/s over {r['form']}, {r['environments']} environments", r["ours over"], 1.0) for r in others
+    ]
+
+
+def _tables(limits: Any, exactness: Any, likelihood: Any, training: Any) -> list[Table]:
+    tables = [
+        Table(
+            "The device",
+            " | ".join(["copy GB/s", *(f"{name} TFLOP/s" for name in PRODUCTS)]),
+            harness.cells(limits, ".4g"),
+            [limits],
+        ),
+        Table(
+            "Relative errors in float32, one action only: the library, then everything at once with the device's own products",
+            "policy | T | log P | gradient | plain log P | plain gradient",
+            "{r[policy]} | {r[T]} | " + harness.cells(("value", "gradient", "plain value", "plain gradient"), ".1e"),
+            exactness,
+        ),
+        Table(
+            "Value and gradient of the mean log P, exact products; beside, with the device's own",
+            "T, B | form | ms | of limit | over vectorized | default ms | temporary MiB | compile s | limit ms | limit MiB",
+            "{r[at]} | {r[form]} | {r[ms]:.3f} | {r[of limit]:.3f} | {r[over vectorized]:.2f} | {r[default ms]:.3f}"
+            " | {r[temporary MiB]:.1f} | {r[compile s]:.1f} | {r[limit ms]:.3f} | {r[limit MiB]:.1f}",
+            likelihood,
+        ),
+        Table(
+            "PPO on CartPole-v1, 128 steps, 4 epochs of 4 minibatches, exact products",
+            "environments | form | steps/s | of limit | logderiv over it | compile s",
+            "{r[environments]} | {r[form]} | {r[steps_per_s]:.0f} | {r[of limit]:.3f} | {r[ours over]:.2f} | {r[compile_s]:.1f}",
+            training,
+        ),
+    ]
+    return [table for table in tables if table.rows]
