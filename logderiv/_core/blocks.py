@@ -27,13 +27,14 @@ from logderiv._core.arrays import accumulator_dtype
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
 
-# Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere blocks
-# only bound the memory and a device wants many rows at once; that number is *unmeasured*.
+# Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere a device wants all rows at once, and blocks
+# only bound the memory of what is kept between the way forward and back: to `_BYTES`, or to a part of what the device has in all. Never to what is free:
+# the same program in every run.
 _ROWS = {"cpu": 512}
-_ROWS_ELSEWHERE = 65536
+_BYTES, _PART = 1 << 30, 32
 # On a CPU, rows of which XLA spreads a layer of 64 over the cores, as it does not for 512. Training an actor and a critic
 # by minibatches is 1.4 to 1.5 times as fast with these (`benchmarks/training_speed`, 2 cores).
-_WIDE = 2048
+_WIDE = {"cpu": 2048}
 
 Function = Callable[[Any, Any], Any]  # of what rows share, and of a row
 
@@ -90,14 +91,28 @@ class Layout(NamedTuple):
         return y.reshape((self.together * self.turns, self.outer * self.inner * self.steps, *y.shape[5:]))
 
 
-def block_size_or_default(block_size: int | None) -> int:
-    """Rows in a block: as asked, or the backend's default."""
-    return _ROWS.get(jax.default_backend(), _ROWS_ELSEWHERE) if block_size is None else block_size
+def rows_in_block(function: Function, params: Any, inputs: Any, block_size: int | None = None) -> int:
+    """Rows in a block of `inputs`, leading axes `(N, T)`: as asked, a CPU's, or as many as fit into the bytes that a block may take."""
+    if block_size is None:
+        block_size = _ROWS.get(jax.default_backend())
+    if block_size is not None:
+        return block_size
+
+    def kept(num: int) -> int:
+        rows = jax.tree.map(lambda x: jnp.broadcast_to(x[0, 0], (num, *x.shape[2:])), inputs)
+        shapes = jax.eval_shape(
+            lambda params: jax.vjp(lambda p: jax.vmap(function, (None, 0))(p, rows), params)[1], params
+        )
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+    capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", _PART * _BYTES)
+    return max(min(_BYTES, capacity // _PART) // max(kept(2) - kept(1), 1), 1)
 
 
-def wide_block_size() -> int:
-    """Rows in a block that keeps all cores busy, where the whole batch would fill the memory."""
-    return max(_WIDE, block_size_or_default(None))
+def wide_block_size(times: int = 1) -> int | None:
+    """Rows in a block that keeps all cores of a CPU busy, where the whole batch would fill the memory; `None` elsewhere."""
+    size = _WIDE.get(jax.default_backend())
+    return size and times * size
 
 
 def map_rows(function: Function, params: Any, inputs: Any, *, block_size: int | None = None) -> Any:
@@ -115,7 +130,7 @@ def map_rows(function: Function, params: Any, inputs: Any, *, block_size: int | 
     Gradients: flow through `params` and `inputs`, at any order; each block is recomputed on the way back.
     """
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
-    block_size = block_size_or_default(block_size)
+    block_size = rows_in_block(function, params, inputs, block_size)
     if num * length <= block_size:
         flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
         values = jax.vmap(function, (None, 0))(params, flat)
@@ -150,7 +165,8 @@ def sum_rows(
     Returns:
         A scalar, in float32 at least.
     """
-    block_size, inputs = block_size_or_default(block_size), fill_steps(inputs, valid)
+    inputs = fill_steps(inputs, valid)
+    block_size = rows_in_block(function, params, inputs, block_size)
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
@@ -182,12 +198,14 @@ def sum_rows(
 
 def fill_steps(tree: Any, valid: jax.Array) -> Any:
     """What stands in invalid steps, replaced by that of the first valid step on the last axis of `valid`, or by ones."""
-    first = jnp.argmax(valid, axis=-1, keepdims=True)
-    some = jnp.any(valid, axis=-1, keepdims=True)
+    length = valid.shape[-1]
+    steps = jnp.where(valid, lax.broadcasted_iota(jnp.int32, valid.shape, valid.ndim - 1), length)
+    first = jnp.min(steps, axis=-1, keepdims=True)
+    some, first = first < length, jnp.minimum(first, length - 1)
 
     def fill(x: Any) -> jax.Array:
         x, trailing = jnp.asarray(x), (..., *(None,) * (jnp.ndim(x) - valid.ndim))
-        source = x if valid.shape[-1] == 1 else jnp.take_along_axis(x, first[trailing], axis=valid.ndim - 1)
+        source = x if length == 1 else jnp.take_along_axis(x, first[trailing], axis=valid.ndim - 1)
         source = jnp.where(some[trailing], source, jnp.ones((), x.dtype))
         return jnp.where(valid[trailing], x, source)
 

@@ -160,7 +160,7 @@ def value_of_each(function: ValueFunction, value_params: Params, observations: A
     grid = shape[0], math.prod(shape[1:])
     rows = jax.tree.map(lambda x: x.reshape((*grid, *x.shape[len(shape) :])), fill_steps(observations, valid))
     # One network forwards: large blocks cost little memory.
-    values = map_rows(function, value_params, rows, block_size=4 * wide_block_size())
+    values = map_rows(function, value_params, rows, block_size=wide_block_size(4))
     if values.shape != grid:
         hint = "a scalar for one observation; squeeze its last axis"
         check.shape(grid, hint=hint, **{"values of the value function": values})

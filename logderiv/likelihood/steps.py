@@ -36,7 +36,7 @@ from logderiv._core.arrays import (
     summable,
     unbroken,
 )
-from logderiv._core.blocks import block_size_or_default, fill_steps, map_rows, map_trajectories, scan_steps, sum_rows
+from logderiv._core.blocks import fill_steps, map_rows, map_trajectories, rows_in_block, scan_steps, sum_rows
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
@@ -201,7 +201,7 @@ def _over_steps(
         values = scan_steps(visit, params, policy.start(params), fill_steps(rows, mask), mask, total=summed)
     elif reduce == "all":
         values = total(*of_shape(first, valid.size // max(first, 1)))
-    elif reduce == "time" and _fits_one_pass(params, steps, num, length, block_size):
+    elif reduce == "time" and _fits_one_pass(alone, params, of_shape(num, length)[0], block_size):
         values = map_trajectories(lambda x: total(*x), of_shape(num, 1, length))
     else:
         rows = fill_steps(*of_shape(num, length))
@@ -238,14 +238,15 @@ def _count(
     return counted(states, actions, weights)
 
 
-def _fits_one_pass(params: Params, steps: TimeStep, num: int, length: int, block_size: int | None) -> bool:
+def _fits_one_pass(function: Any, params: Params, rows: tuple[TimeStep, Any], block_size: int | None) -> bool:
     """Whether a pass over a trajectory at a time, which holds a gradient for each of them, is the cheaper one.
 
     Not where trajectories do not fill a block, nor where a gradient is larger than the trajectory it belongs to.
     """
-    if num == 1 or length <= block_size_or_default(block_size):
+    num, length = jax.tree.leaves(rows)[0].shape[:2]
+    if num == 1 or length <= rows_in_block(function, params, rows, block_size):
         return num == 1
-    return num * optax.tree.size(params) <= optax.tree.size(steps[:2])  # observations and actions
+    return num * optax.tree.size(params) <= optax.tree.size(rows[0][:2])  # observations and actions
 
 
 def _of_sequences(term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, rows: Any) -> jax.Array:
