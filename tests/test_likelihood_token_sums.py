@@ -86,6 +86,57 @@ def test_values_and_derivatives_equal_the_plain_form(options, size):
     assert min(np.linalg.norm(x) for x in jax.tree.leaves(found)) > 1e-3
 
 
+@pytest.mark.parametrize("size", [5, slow(40)])
+def test_log_probabilities_of_single_tokens_come_with_the_divergence_too(size):
+    """In blocks of the vocabulary, the last of which is filled up."""
+    options: Any = {"soft_cap": 1.5, "temperature": 0.7, "allowed": ALLOWED, "reference": REFERENCE}
+
+    def total(log_probs, kl):
+        return jnp.vdot(WEIGHTS, log_probs * kl + jnp.sin(kl))
+
+    def ours(unembedding, hidden):
+        found = ld.token_log_probs(unembedding, hidden, TOKENS, block_size=size, **options)
+        return total(found.log_probs, found.kl)
+
+    def plain(unembedding, hidden):
+        found = numbers_of(unembedding, hidden, TOKENS, **options)
+        return total(found.log_prob, found.kl)
+
+    found = assert_same(ours, plain, UNEMBEDDING, HIDDEN, modes=[value, partial(jax.grad, argnums=(0, 1)), jax.hessian])
+    assert min(np.linalg.norm(x) for x in jax.tree.leaves(found)) > 1e-3
+    dirty = UNEMBEDDING, HIDDEN.at[2].set(jnp.nan), TOKENS
+    valid, reference = jnp.arange(NUM) != 2, (REFERENCE[0], REFERENCE[1].at[2].set(jnp.nan))
+    masked = ld.token_log_probs(*dirty, valid=valid, reference=reference, block_size=size)
+    clean = ld.token_log_probs(UNEMBEDDING, HIDDEN, TOKENS, valid=valid, reference=REFERENCE, block_size=size)
+    jax.tree.map(np.testing.assert_array_equal, masked, clean)
+    with pytest.raises(ValueError, match=r"reference: .* expected none with a support"):
+        ld.token_log_probs(UNEMBEDDING, HIDDEN, TOKENS, reference=REFERENCE, support=TOKENS[:, None])
+
+
+@pytest.mark.parametrize("given", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_log_probabilities_of_half_precision_on_a_device_that_multiplies_it(monkeypatch, given):
+    """The operands are rounded once on the way back; values are those of exact products."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "another")
+    exact = [normal(i, n, 16).astype(given).astype(jnp.float64) for i, n in enumerate((64, 256))]
+    weights, tokens = normal(2, 256), jax.random.randint(jax.random.key(3), (256,), 0, 64)
+
+    def pulled(function, *arguments):
+        values, pull = jax.vjp(function, *arguments)
+        return values, *pull(weights.astype(values.dtype))
+
+    def ours(unembedding, hidden):
+        return ld.token_log_probs(unembedding, hidden, tokens, block_size=8).log_probs
+
+    right = jax.jit(partial(pulled, lambda w, h: numbers_of(w, h, tokens).log_prob))(*exact)
+    found = jax.jit(partial(pulled, ours))(*(x.astype(given) for x in exact))
+    errors = [
+        np.linalg.norm(np.asarray(a, np.float64) - b) / np.linalg.norm(b) for a, b in zip(found, right, strict=True)
+    ]
+    assert errors[0] < 1e-6
+    assert max(errors[1:]) < (1e-5 if given == jnp.float32 else 2**-8)
+    assert [x.dtype for x in found[1:]] == [given, given]
+
+
 def test_a_hessian_in_both_orders_of_modes():
     def of(hessian):
         def total(hidden):

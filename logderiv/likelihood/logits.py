@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, expand, summable, widen, widest
+from logderiv._core.arrays import accumulator_dtype, array_of, expand, summable, widen, widest
 from logderiv._core.products import precision_of
 from logderiv.distributions.interop import check_range
 
@@ -41,27 +41,40 @@ class TokenNumbers(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Hidden states and tokens that may be trusted: an impossible token is -1, and padding is token 0 at a hidden state of zeros."""
+    """Arrays that may be trusted: an impossible token is -1, and padding is token 0 at a hidden state of zeros."""
 
+    unembedding: jax.Array
     hidden: jax.Array
     tokens: jax.Array
+    allowed: jax.Array | None
+    valid: jax.Array | None
 
     @classmethod
-    def of(cls, unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, valid: jax.Array | None) -> "Tokens":
+    def of(cls, unembedding: Any, hidden: Any, tokens: Any, allowed: Any, valid: Any) -> "Tokens":
         """As they are given, checked to be inside of the vocabulary wherever they have values.
 
         Raises:
-            ValueError: A valid token is outside the vocabulary.
+            ValueError: Shapes disagree; nothing is allowed; a valid token is outside the vocabulary.
+            TypeError: A dtype is of the wrong kind.
         """
-        vocabulary = unembedding.shape[0]
-        check_range(vocabulary, tokens, np.ones(tokens.shape, bool) if valid is None else valid, "tokens")
+        given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens, "allowed": allowed, "valid": valid}
+        given = cls(*(None if x is None else array_of(x, name) for name, x in given.items()))  # pyright: ignore[reportArgumentType]
+        _check(*given)
+        vocabulary, tokens, valid = len(given.unembedding), given.tokens, given.valid
+        check_range(vocabulary, tokens, given.real, "tokens")
         tokens = widen(tokens)
         inside = (tokens >= 0) & (tokens < vocabulary)
         tokens = jnp.where(inside, tokens.astype(jnp.int32), -1)
+        hidden = given.hidden
         if valid is not None:
             tokens = jnp.where(valid, tokens, 0)
             hidden = jnp.where(expand(valid, hidden), hidden, jnp.zeros_like(hidden))
-        return cls(hidden, tokens)
+        return given._replace(hidden=hidden, tokens=tokens)
+
+    @property
+    def real(self) -> Any:
+        """Which tokens are valid."""
+        return np.ones(self.tokens.shape, bool) if self.valid is None else self.valid
 
 
 class Scales(NamedTuple):
@@ -202,8 +215,7 @@ def chosen(tokens: jax.Array, start: Any, size: int) -> jax.Array:
     return (tokens - start)[..., None] == lax.broadcasted_iota(jnp.int32, (*tokens.shape, size), tokens.ndim)
 
 
-def check_tokens(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
-    """Raise `TypeError` or `ValueError`, naming the argument, where kinds or shapes disagree."""
+def _check(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, allowed: Any, valid: Any) -> None:
     kind(jnp.floating, unembedding=unembedding, hidden=hidden)
     kind(jnp.integer, tokens=tokens)
     kind(jnp.bool_, allowed=allowed, valid=valid)
@@ -223,3 +235,23 @@ def kind(expected: Any, **arrays: Any) -> None:
     for name, array in arrays.items():
         if array is not None and not jnp.issubdtype(jnp.result_type(array), expected):
             raise TypeError(f"{name}: expected dtype {expected.__name__}, received {jnp.result_type(array)}.")
+
+
+def detached_reference(reference: Any, unembedding: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
+    """The unembedding and the hidden states of a reference, of which nothing moves; `None` twice without one.
+
+    Raises:
+        TypeError: Not a pair, or not of floating point.
+        ValueError: It has another vocabulary, or other places.
+    """
+    if reference is None:
+        return None, None
+    if not isinstance(reference, tuple | list) or len(reference) != 2:
+        raise TypeError(f"reference: expected a pair (unembedding, hidden), received {type(reference).__name__}.")
+    rows, hidden = (array_of(x, f"reference[{i}]") for i, x in enumerate(reference))
+    kind(jnp.floating, **{"reference[0]": rows, "reference[1]": hidden})
+    if rows.ndim != 2 or rows.shape[0] != unembedding.shape[0]:
+        expected = f"expected shape ({unembedding.shape[0]}, D), as many tokens as the unembedding has"
+        raise ValueError(f"reference[0]: {expected}, received {rows.shape}.")
+    check.shape((*tokens.shape, rows.shape[1]), hint="", **{"reference[1]": hidden})
+    return lax.stop_gradient((rows, hidden))

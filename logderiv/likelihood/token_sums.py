@@ -19,7 +19,7 @@ from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_lea
 from logderiv._core.blocks import fill_steps
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, put_back, those_that
-from logderiv.likelihood.logits import Arithmetic, Scales, TokenNumbers, Tokens, check_tokens, kind, numbers_of, scaled
+from logderiv.likelihood.logits import Arithmetic, Scales, TokenNumbers, Tokens, detached_reference, numbers_of, scaled
 
 # Tokens in a chunk: on a CPU a few hundred, of which a product with the vocabulary reaches its full rate. Elsewhere what keeps the additions to the
 # unembedding's gradient rare: on an H100, D 4096 and V 128 256 in bfloat16, 2048 of 8192 tokens take 1.09 of the time of optax's loss of all logits, of 32 768
@@ -110,28 +110,23 @@ def token_sum(
         >>> round(float(found.value), 4)  # -2 log 8
         -4.1589
     """
-    names = ("unembedding", "hidden", "tokens", "allowed", "valid")
-    given = (unembedding, hidden, tokens, allowed, valid)
-    arrays = (None if x is None else array_of(x, name) for name, x in zip(names, given, strict=True))
-    unembedding, hidden, tokens, allowed, valid = arrays  # pyright: ignore[reportAssignmentType]
-    check_tokens(unembedding, hidden, tokens, allowed, valid)
+    given = Tokens.of(unembedding, hidden, tokens, allowed, valid)
     check.one_of(("token", "sequence"), by=by)
-    operands = (unembedding.dtype, hidden.dtype) if compute_dtype is None else (_floating(compute_dtype),)
+    operands = (given.unembedding.dtype, given.hidden.dtype) if compute_dtype is None else (_floating(compute_dtype),)
     arithmetic = Arithmetic.of(precision, *operands)
-    ref_unembedding, ref_hidden = _detached_reference(reference, unembedding, tokens)
-    extras = _checked_extras(extras, tokens)
-    real = jnp.ones(tokens.shape, bool) if valid is None else valid
-    hidden, ids = Tokens.of(unembedding, hidden, tokens, valid)
-    rows = _Rows(hidden, ids, _filled(ref_hidden, real, by), _filled(extras, real, by), real)
-    rows = jax.tree.map(partial(_row_axes, tokens.shape, by), rows)
-    shared = _Shared(unembedding, Scales.of(temperature, soft_cap, arithmetic.sums), ref_unembedding)
+    ref_unembedding, ref_hidden = detached_reference(reference, given.unembedding, given.tokens)
+    real, shape = jnp.asarray(given.real), given.tokens.shape
+    ref_hidden, extras = _filled((ref_hidden, _checked_extras(extras, shape)), real, by)
+    rows = _Rows(given.hidden, given.tokens, ref_hidden, extras, real)
+    rows = jax.tree.map(partial(_row_axes, shape, by), rows)
+    shared = _Shared(given.unembedding, Scales.of(temperature, soft_cap, arithmetic.sums), ref_unembedding)
 
-    of_row, captured = _row_function(term, partial(_softmax, allowed, entropy), shared, rows)
+    of_row, captured = _row_function(term, partial(_softmax, given.allowed, entropy), shared, rows)
     default = _CHUNK.get(jax.default_backend(), _CHUNK_ELSEWHERE)
     size = default if chunk_size is None else check.whole(chunk_size=chunk_size)
     num_rows = max(size // math.prod(rows.tokens.shape[2:]), 1)
     value, numbers = _sum(of_row, num_rows, arithmetic, shared._replace(captured=captured), rows)
-    return TokenSum(value, jax.tree.map(lambda x: x.reshape(tokens.shape), numbers))
+    return TokenSum(value, jax.tree.map(lambda x: x.reshape(shape), numbers))
 
 
 class _Shared(NamedTuple):
@@ -288,27 +283,11 @@ def _filled(extras: Any, valid: jax.Array, by: str) -> Any:
     return jax.tree.map(fill, extras)
 
 
-def _detached_reference(reference: Any, unembedding: jax.Array, tokens: jax.Array) -> tuple[Any, Any]:
-    if reference is None:
-        return None, None
-    if not isinstance(reference, tuple | list) or len(reference) != 2:
-        raise TypeError(f"reference: expected a pair (unembedding, hidden), received {type(reference).__name__}.")
-    rows, hidden = (array_of(x, f"reference[{i}]") for i, x in enumerate(reference))
-    kind(jnp.floating, **{"reference[0]": rows, "reference[1]": hidden})
-    if rows.ndim != 2 or rows.shape[0] != unembedding.shape[0]:
-        expected = f"expected shape ({unembedding.shape[0]}, D), as many tokens as the unembedding has"
-        raise ValueError(f"reference[0]: {expected}, received {rows.shape}.")
-    check.shape((*tokens.shape, rows.shape[1]), hint="", **{"reference[1]": hidden})
-    return lax.stop_gradient((rows, hidden))
-
-
-def _checked_extras(extras: tuple[Any, ...], tokens: jax.Array) -> tuple[Any, ...]:
+def _checked_extras(extras: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     def leaf(x: Any, name: str) -> jax.Array:
         x = array_of(x, name)
-        if x.shape[: tokens.ndim] != tokens.shape:
-            raise ValueError(
-                f"{name}: expected the leading axes of the tokens, {tokens.shape}, received shape {x.shape}."
-            )
+        if x.shape[: len(shape)] != shape:
+            raise ValueError(f"{name}: expected the leading axes of the tokens, {shape}, received shape {x.shape}.")
         return x
 
     return tuple(named_leaf_by_leaf(leaf, extra, f"extras[{i}]") for i, extra in enumerate(extras))

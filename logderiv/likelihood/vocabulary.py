@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
 from logderiv._core import check
@@ -27,8 +26,8 @@ from logderiv.likelihood.logits import (
     Scales,
     TokenNumbers,
     Tokens,
-    check_tokens,
     chosen,
+    detached_reference,
     kind,
     scaled,
     slopes,
@@ -48,10 +47,12 @@ class TokenLogProbs(NamedTuple):
     Attributes:
         log_probs: Log-probability of each token; 0 where invalid.
         entropy: Entropy of the distribution that it was drawn from, in nats; 0 where invalid. `None` unless asked for.
+        kl: Divergence of that distribution from the reference's, in nats; 0 where invalid. `None` without one.
     """
 
     log_probs: jax.Array
     entropy: jax.Array | None = None
+    kl: jax.Array | None = None
 
 
 def token_log_probs(
@@ -64,6 +65,7 @@ def token_log_probs(
     allowed: jax.Array | None = None,
     support: jax.Array | None = None,
     valid: jax.Array | None = None,
+    reference: tuple[jax.Array, jax.Array] | None = None,
     entropy: bool = False,
     precision: Any = None,
     block_size: int | None = None,
@@ -98,6 +100,8 @@ def token_log_probs(
         support: Tokens that could be drawn, each at most once, other ones for each place: what a truncated sampler kept; -1 for
             padding. Only their logits are taken, a block of places at a time. Shape `(*batch, T, K)`, integers.
         valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
+        reference: Unembedding and hidden states, shapes `(V, D')` and `(*batch, T, D')`, of the softmax from which the divergence over the whole
+            vocabulary is taken, at the same temperature, soft-cap and allowed tokens; detached. Not with a support.
         entropy: Whether to take the entropy as well; it costs no matrix product.
         precision: Of the products: JAX's `Precision`, a `DotAlgorithmPreset`, or a name of one. `None` follows `jax_default_matmul_precision` where
             that is set; else what comes in float32 is multiplied in float32 on every device, and half precision at its own rate, with sums in float32
@@ -127,31 +131,38 @@ def token_log_probs(
         Milakov & Gimelshein (2018), arXiv:1805.02867, algorithm 3, for the running sum; Gemma Team (2024), arXiv:2408.00118,
         section 2, for the soft-cap.
     """
-    given = {"unembedding": unembedding, "hidden": hidden, "tokens": tokens}
-    given |= {"allowed": allowed, "valid": valid, "support": support}
-    arrays = {name: None if x is None else array_of(x, name) for name, x in given.items()}
-    unembedding, hidden, tokens, allowed, valid, support = arrays.values()  # pyright: ignore[reportAssignmentType]
-    check_tokens(unembedding, hidden, tokens, allowed, valid)
-    _check_support(unembedding, tokens, valid, support)
-    hidden, tokens = Tokens.of(unembedding, hidden, tokens, valid)
-    arithmetic = Arithmetic.of(precision, unembedding.dtype, hidden.dtype)
+    given = Tokens.of(unembedding, hidden, tokens, allowed, valid)
+    arithmetic = Arithmetic.of(precision, given.unembedding.dtype, given.hidden.dtype)
     scales = Scales.of(temperature, soft_cap, arithmetic.sums)
-    hidden = hidden.astype(arithmetic.sums)  # as its gradient is: each block adds to it
+    given = given._replace(hidden=given.hidden.astype(arithmetic.sums))  # as its gradient is: each block adds to it
     if support is None:
-        size = _block_size(tokens.size, unembedding.shape[0], block_size)
-        rows = hidden.reshape((-1, hidden.shape[-1]))
-        sums = _over_vocabulary(size, entropy, arithmetic, unembedding, rows, scales, tokens.reshape(-1), allowed)
-        log_probs, entropies = sums.log_prob, sums.entropy
+        numbers = _of_vocabulary(block_size, entropy, arithmetic, given, scales, reference)
+    elif reference is None:
+        numbers = _of_support(block_size, arithmetic, given, scales, support)
     else:
-        support = support if valid is None else jnp.where(valid[..., None], support, -1)
-        of_places = partial(_over_support, block_size, arithmetic)
-        log_probs, entropies = of_places(unembedding, hidden, scales, tokens, allowed, support)
+        raise ValueError("reference: its divergence is that of the whole vocabulary; expected none with a support.")
 
     def result(values: jax.Array) -> jax.Array:
-        values = values.reshape(tokens.shape)
-        return values if valid is None else jnp.where(valid, values, jnp.zeros_like(values))
+        values = values.reshape(given.tokens.shape)
+        return values if valid is None else jnp.where(given.real, values, jnp.zeros_like(values))
 
-    return TokenLogProbs(result(log_probs), result(entropies) if entropy else None)
+    numbers = jax.tree.map(result, numbers)
+    return TokenLogProbs(numbers.log_prob, numbers.entropy if entropy else None, numbers.kl)
+
+
+def _of_vocabulary(
+    size: int | None, entropy: bool, arithmetic: Arithmetic, given: Tokens, scales: Scales, reference: Any
+) -> TokenNumbers:
+    """All tokens with the whole vocabulary."""
+    ref_unembedding, ref_hidden = detached_reference(reference, given.unembedding, given.tokens)
+    size = _block_size(given.tokens.size, len(given.unembedding), size)
+    over_vocabulary = partial(_over_vocabulary, size, entropy, arithmetic)
+    rows, ids, of_reference = given.hidden.reshape((-1, given.hidden.shape[-1])), given.tokens.reshape(-1), None
+    if reference is not None:
+        ref_hidden = jnp.where(given.real[..., None], ref_hidden, jnp.zeros_like(ref_hidden)).reshape((len(rows), -1))
+        alone = over_vocabulary(ref_unembedding, ref_hidden, lax.stop_gradient(scales), ids, given.allowed, None)
+        of_reference = ref_unembedding, ref_hidden, alone.log_normalizer
+    return over_vocabulary(given.unembedding, rows, scales, ids, given.allowed, of_reference)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
@@ -164,12 +175,13 @@ def _over_vocabulary(
     scales: Any,
     tokens: Any,
     allowed: Any,
+    reference: Any,
 ) -> TokenNumbers:
     """The blocks of the vocabulary in turn, with the running maximum `peak` and sums relative to it."""
 
     def add(carry: Any, block: Any) -> tuple[Any, None]:
-        peak, total, moment, found = carry
-        rows, start, open_ = block
+        peak, total, moment, gap, found = carry
+        (rows, start, open_), ref_rows = block
         logits = scaled(arithmetic.product(hidden, rows), scales, open_)
         new = jnp.maximum(peak, jnp.max(logits, axis=1))
         shifted, shrink = logits - new[:, None], jnp.exp(peak - new)
@@ -177,19 +189,24 @@ def _over_vocabulary(
         if with_entropy:  # sum of weights * (logit - peak), moved to the new peak
             moment = shrink * (moment + (peak - new) * total)
             moment += jnp.sum(weights * jnp.where(weights > 0, shifted, 0), axis=1)
+        if reference is not None:  # sum of weights * (logit - log q)
+            excess = logits - _log_reference(arithmetic, scales, reference, ref_rows, open_)
+            gap = shrink * gap + jnp.sum(weights * jnp.where(weights > 0, excess, 0), axis=1)
         total = shrink * total + jnp.sum(weights, axis=1)
         local = tokens - start
         here = jnp.take_along_axis(logits, jnp.clip(local, 0, size - 1)[:, None], axis=1)[:, 0]
         found = jnp.where((local >= 0) & (local < size), here, found)
-        return (new, total, moment, found), None
+        return (new, total, moment, gap, found), None
 
     zeros = jnp.zeros(tokens.shape, hidden.dtype)
     lowest = jnp.full_like(zeros, jnp.finfo(hidden.dtype).min)  # finite: a block may allow nothing
-    start = (lowest, zeros, zeros, jnp.full_like(zeros, -jnp.inf))
-    (peak, total, moment, found), _ = lax.scan(add, start, _blocks(size, unembedding, allowed))
+    start = (lowest, zeros, zeros, zeros, jnp.full_like(zeros, -jnp.inf))
+    blocks = _blocks(size, unembedding, allowed), _rows_of(size, reference)
+    (peak, total, moment, gap, found), _ = lax.scan(add, start, blocks)
     log_total = jnp.log(total)
     entropy = log_total - moment / total if with_entropy else None
-    return TokenNumbers((found - peak) - log_total, peak + log_total, entropy)
+    kl = None if reference is None else gap / total - (peak + log_total)
+    return TokenNumbers((found - peak) - log_total, peak + log_total, entropy, kl)
 
 
 @partial(_over_vocabulary.defjvp, symbolic_zeros=True)
@@ -201,12 +218,12 @@ def _tangents(
     A block is recomputed when its part is transposed: on the way back each block gives its rows of the unembedding's gradient and
     adds to that of the hidden states.
     """
-    unembedding, hidden, scales, tokens, allowed = primals
+    unembedding, hidden, scales, tokens, allowed, reference = primals
     numbers = _over_vocabulary(size, with_entropy, arithmetic, *primals)
     d_unembedding, d_hidden, d_scales = tangents[:3]
 
     @partial(jax.checkpoint, prevent_cse=False)
-    def tangent_of_block(block: Any, d_rows: jax.Array | None) -> TokenNumbers:
+    def tangent_of_block(block: Any, ref_rows: Any, d_rows: Any) -> TokenNumbers:
         rows, start, open_ = block
         products, d_products = arithmetic.product(hidden, rows), None
         if not is_zero(d_hidden):
@@ -217,32 +234,42 @@ def _tangents(
         of_block = partial(scaled, open_=open_)
         logits, d_logits = jvp_of_moving(of_block, (products, scales), (d_products, d_scales))
         logs = logits - numbers.log_normalizer[:, None]
-        return slopes(logs, jnp.exp(logs), chosen(tokens, start, size), numbers, None, d_logits)
+        log_reference = None
+        if reference is not None:
+            log_reference = _log_reference(arithmetic, scales, reference, ref_rows, open_)
+        return slopes(logs, jnp.exp(logs), chosen(tokens, start, size), numbers, log_reference, d_logits)
 
     def add(carry: TokenNumbers, x: Any) -> tuple[TokenNumbers, None]:
         return jax.tree.map(jnp.add, carry, tangent_of_block(*x)), None
 
     d_blocks = None if is_zero(d_unembedding) else _blocks(size, d_unembedding, None)[0]
-    blocks = _blocks(size, unembedding, allowed)
-    d_numbers, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, numbers), (blocks, d_blocks))
+    blocks = _blocks(size, unembedding, allowed), _rows_of(size, reference), d_blocks
+    d_numbers, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, numbers), blocks)
     possible = numbers.log_prob > -jnp.inf
     return numbers, d_numbers._replace(log_prob=jnp.where(possible, d_numbers.log_prob, 0))
 
 
-def _over_support(
-    size: int | None,
-    arithmetic: Arithmetic,
-    unembedding: Any,
-    hidden: Any,
-    scales: Any,
-    tokens: Any,
-    allowed: Any,
-    support: Any,
-) -> tuple[jax.Array, Any]:
+def _rows_of(size: int, reference: Any) -> Any:
+    return None if reference is None else _blocks(size, reference[0], None)[0]
+
+
+def _log_reference(arithmetic: Arithmetic, scales: Any, reference: Any, rows: Any, open_: Any) -> jax.Array:
+    """Log-probabilities of the reference in a block of its unembedding's rows."""
+    _, hidden, log_normalizer = reference
+    logits = scaled(arithmetic.product(hidden, rows), lax.stop_gradient(scales), open_)
+    return logits - log_normalizer[:, None]
+
+
+def _of_support(
+    size: int | None, arithmetic: Arithmetic, given: Tokens, scales: Scales, support: jax.Array
+) -> TokenNumbers:
     """Each place with its own rows of the unembedding, a block of places at a time."""
-    kept = (support >= 0) & (support < unembedding.shape[0])
+    vocabulary, (*batch, width) = len(given.unembedding), given.hidden.shape
+    support = array_of(support, "support")
+    _check_support(vocabulary, given, support)
+    kept = (support >= 0) & (support < vocabulary) & given.real[..., None]
     support = jnp.where(kept, support, 0).astype(jnp.int32)
-    kept = kept if allowed is None else kept & allowed[support]
+    kept = kept if given.allowed is None else kept & given.allowed[support]
 
     def of_place(shared: Any, place: Any) -> tuple[jax.Array, jax.Array]:
         (unembedding, scales), (hidden, token, ids, kept) = shared, place
@@ -252,12 +279,13 @@ def _over_support(
         of_token = distribution.log_prob(jnp.argmax(jnp.where(jnp.any(here), here, possible)))
         return jnp.where(jnp.any(here), of_token, -jnp.inf), distribution.entropy()
 
-    *batch, num_kept = support.shape
     shape = (batch[0], math.prod(batch[1:])) if batch else (1, 1)  # the first axis is the one that may be sharded
-    places = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[len(batch) :])), (hidden, tokens, support, kept))
+    places = given.hidden, given.tokens, support, kept
+    places = jax.tree.map(lambda x: x.reshape((*shape, *x.shape[len(batch) :])), places)
     numbers, _ = _BLOCK.get(jax.default_backend(), _BLOCK_ELSEWHERE)
-    size = max(numbers // (num_kept * hidden.shape[-1]), 1) if size is None else check.whole(block_size=size)
-    return map_rows(of_place, (unembedding, scales), places, block_size=size)
+    size = max(numbers // (support.shape[-1] * width), 1) if size is None else check.whole(block_size=size)
+    log_probs, entropies = map_rows(of_place, (given.unembedding, scales), places, block_size=size)
+    return TokenNumbers(log_probs, None, entropies)
 
 
 def _blocks(size: int, unembedding: jax.Array, allowed: jax.Array | None) -> tuple[Any, Any, Any]:
@@ -282,13 +310,11 @@ def _block_size(num_tokens: int, vocabulary: int, size: int | None) -> int:
     return min(divisors, key=lambda d: max(d / target, target / d), default=target)
 
 
-def _check_support(unembedding: jax.Array, tokens: jax.Array, valid: Any, support: Any) -> None:
+def _check_support(vocabulary: int, given: Tokens, support: jax.Array) -> None:
     kind(jnp.integer, support=support)
-    if support is None:
-        return
-    if support.shape[:-1] != tokens.shape or support.shape[-1:] in ((), (0,)):
+    shape = given.tokens.shape
+    if support.shape[:-1] != shape or support.shape[-1:] in ((), (0,)):
         raise ValueError(
-            f"support: expected shape {(*tokens.shape, 'K')}, that of the tokens and K ids, received {support.shape}."
+            f"support: expected shape {(*shape, 'K')}, that of the tokens and K ids, received {support.shape}."
         )
-    real = np.ones(tokens.shape, bool) if valid is None else valid
-    check_range(unembedding.shape[0], jnp.where(support == -1, 0, support), real, "support")
+    check_range(vocabulary, jnp.where(support == -1, 0, support), given.real, "support")
