@@ -302,6 +302,7 @@ APART = [
         "Case",
         "Comparison",
         "TokenLogProbs",
+        "HiddenStates",
         "TokenNumbers",
         "TokenSum",
     ),

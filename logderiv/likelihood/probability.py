@@ -17,7 +17,8 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_params, summable, unbroken, wide, widest
 from logderiv._core.pytrees import jit
-from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, per_trajectory, weighted_log_factor
+from logderiv.likelihood.sequences import per_trajectory
+from logderiv.likelihood.steps import factor, fill_invalid, log_factor, over_steps, weighted_log_factor
 from logderiv.types import Params, SignedLog, Trajectory
 
 

@@ -8,14 +8,13 @@ are, and takes the cheapest of these routes:
 | tabular | in blocks of rows | log-factors, weighted or not, by counting how often each entry of the table was chosen |
 | memoryless | in blocks of rows | value and gradient in one pass over the rows |
 | with memory | in checkpointed segments of time | segment by segment |
-| of whole sequences | once per trajectory | of the steps |
+| of whole sequences | once per trajectory | of the steps; by hidden states, value and gradient in one pass over the tokens |
 
 Invalid steps never matter: their inputs are replaced by those of a valid step before policy and term see them, their results by
 zero. Use the batch axes rather than `jax.vmap`, which hides the batch from the choice of the blocks and costs 1.3
 to 4 times the time on a CPU.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -40,8 +39,9 @@ from logderiv._core.blocks import fill_steps, map_rows, map_trajectories, rows_i
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
+from logderiv.likelihood.sequences import of_sequences, per_trajectory
 from logderiv.policies.stepwise import StepPolicy, as_policy, shapes_of_one
-from logderiv.types import FunctionPolicy, Params, TimeStep, Trajectory
+from logderiv.types import Params, TimeStep, Trajectory
 
 Term = Callable[..., jax.Array]
 
@@ -167,13 +167,6 @@ def fill_invalid(trajectory: Trajectory) -> Trajectory:
     return trajectory._replace(observations=observations, actions=actions, final_observation=final)
 
 
-def per_trajectory(function: Callable[..., Any], num_axes: int) -> Callable[..., Any]:
-    """`function`, written for one trajectory, over leading batch axes."""
-    for _ in range(num_axes):
-        function = jax.vmap(function)
-    return function
-
-
 @jit
 def _over_steps(
     term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, extras: Any, reduce: Any, block_size: Any
@@ -195,7 +188,8 @@ def _over_steps(
     total, summed = partial(sum_rows, alone, params, block_size=block_size), reduce is not None
     if policy.takes_sequences:
         rows = fill_steps((steps, extras), valid)
-        values, summed = _of_sequences(term, params, policy, trajectory, rows), False
+        model = policy.policy.log_factors
+        values, summed = of_sequences(partial(_visit, term), params, model, fill_invalid(trajectory), rows, reduce)
     elif policy.has_memory:
         rows, mask = of_shape(num, length)
         values = scan_steps(visit, params, policy.start(params), fill_steps(rows, mask), mask, total=summed)
@@ -210,7 +204,8 @@ def _over_steps(
         values = values.reshape(valid.shape)
         values = jnp.where(valid, values, jnp.zeros_like(values))
     if policy.sees_time:
-        values = values.reshape((*batch, 1 if summed else length)) * unbroken(valid, values.dtype)
+        whole = unbroken(valid, values.dtype)
+        values = values.reshape((*batch, 1 if summed else length)) * whole if values.ndim else values * jnp.prod(whole)
     if reduce is None:
         return values
     if not summed:
@@ -247,41 +242,6 @@ def _fits_one_pass(function: Any, params: Params, rows: tuple[TimeStep, Any], bl
     if num == 1 or length <= rows_in_block(function, params, rows, block_size):
         return num == 1
     return num * optax.tree.size(params) <= optax.tree.size(rows[0][:2])  # observations and actions
-
-
-def _of_sequences(term: Term, params: Params, policy: StepPolicy, trajectory: Trajectory, rows: Any) -> jax.Array:
-    """The term of every step of a policy that takes trajectories as a whole."""
-
-    def log_factors(tau: Trajectory) -> jax.Array:
-        values = policy.policy.log_factors(params, tau)
-        hint = "(T,) of one trajectory: one log-probability per step, event axes summed"
-        check.shape(tau.valid.shape, hint=hint, **{"policy.log_factors": values})
-        return values
-
-    def one(log: jax.Array, row: Any) -> jax.Array:
-        return _visit(term, StepPolicy(FunctionPolicy(lambda *_: _KnownFactor(log))), params, (), row)[1]
-
-    num_axes = trajectory.valid.ndim
-    return per_trajectory(one, num_axes)(per_trajectory(log_factors, num_axes - 1)(fill_invalid(trajectory)), rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _KnownFactor:
-    """The distribution of a step of which only the log-probability of its action is known."""
-
-    log: jax.Array
-
-    def log_prob(self, action: Any) -> jax.Array:
-        del action  # the step's own
-        return self.log
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("entropy", "sample", "mode", "mean", "contains"):
-            raise TypeError(
-                f"policy: one with log_factors of its own does not give its {name}, only the log-probability of the action that was "
-                "taken; leave log_factors out to have its steps taken one by one."
-            )
-        raise AttributeError(name)
 
 
 def _visit(term: Term, policy: StepPolicy, params: Params, carry: Any, row: Any) -> tuple[Any, jax.Array]:

@@ -34,7 +34,8 @@ from logderiv._core.arrays import as_trajectory, refuse_complex, summable
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.normal import Normal
-from logderiv.likelihood.steps import fill_invalid, per_trajectory
+from logderiv.likelihood.sequences import per_trajectory
+from logderiv.likelihood.steps import fill_invalid
 from logderiv.processes.base import Process, first_component, no_reward
 from logderiv.types import Params, State, Trajectory
 
