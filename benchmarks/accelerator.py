@@ -5,6 +5,12 @@ and precision. Exactness: log P and the worst leaf of its gradient in float32 wi
 gradient of the mean log P, MLP 4-64-2, beside the vectorized form and the installed libraries; everybody's products are exact ("highest"), times as they come by default
 beside. Training: PPO on CartPole-v1 with exact products. A limit is the longer of reading the inputs once and doing the operations at the measured rates; what keeps activations in
 memory, as all forms do here, stays far below it.
+
+Finding (one H100 80GB, jax 0.11.2; a copy 2.18 TB/s, products of 8192^3 in bfloat16 620, float32 349 by default and 50 exact TFLOP/s): log P errs by 2e-8 to 7e-8 and its gradient by
+5e-8 to 5e-7 from 10^3 to 10^7 steps, where products as they come by default make it 9e-6 and 3e-4. Likelihoods take 0.99 of the vectorized form's time at (10^6, 1), (1024, 1024) and
+(65 536, 16), where they are one block, and 1.12 in blocks at 10^7 steps, with 0.27 of its memory; since then a block is three quarters of what it was, which was not measured. All forms
+are at 2 to 3 % of the limit: the activations go through memory. PPO with 16 384 environments makes 45 M steps a second, 0.90 of PureJaxRL's style; fewer environments and the GRU were not
+reached in the time there was.
 """
 
 import time

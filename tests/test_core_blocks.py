@@ -1,13 +1,14 @@
 """Blocks of rows: every layout gives the plain result, in value and at every order of derivative."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from logderiv._core.blocks import Layout, map_rows, scan_steps, sum_rows
+from logderiv._core.blocks import Layout, map_rows, rows_in_block, scan_steps, sum_rows
 from tests.agreement import assert_same, value
 from tests.mostly import slow
 
@@ -40,6 +41,27 @@ def test_a_long_trajectory_is_cut_in_two_levels_of_about_the_square_root():
     assert shape.together == shape.turns == 1
     assert 100 < shape.outer < 200
     assert 100 < shape.inner < 200
+
+
+def test_off_a_cpu_a_block_is_as_many_rows_as_fit_into_a_part_of_the_memory_that_there_is(monkeypatch):
+    """Whatever is free: the same program in every run. Parameters are kept once, not with each row."""
+    assert rows_in_block(_row, PARAMS, _inputs(2, 3)) == 512
+    monkeypatch.setattr(jax, "default_backend", lambda: "another")
+
+    def rows(limit, width=1, shape=(2, 3)):
+        stats = {"bytes_limit": limit, "bytes_in_use": limit // 2}
+        monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
+        weights = jnp.ones((width, 2))
+        return rows_in_block(lambda w, x: jnp.sum(jnp.tanh(x @ w)), weights, jnp.ones((*shape, width)))
+
+    small = rows(32_000_000)
+    assert 1e6 / 200 < small < 1e6 / 16  # a row keeps itself and two slopes, in float64, perhaps with copies
+    assert rows(32_000_000, shape=(7, 50)) == small
+    assert abs(rows(64_000_000) / small - 2) < 1e-3
+    assert rows(32_000_000, width=100) < small / 10
+    assert rows(10**15) == rows(10**14)
+    assert rows(32) == 1
+    assert rows_in_block(_row, PARAMS, _inputs(2, 3), 17) == 17
 
 
 @pytest.mark.parametrize(

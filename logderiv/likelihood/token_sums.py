@@ -64,7 +64,8 @@ def token_sum(
     A weighted log-probability, a clipped ratio, a term of divergence or entropy: any differentiable function of one token's log-probability, normalizer,
     entropy and divergence from a reference. Value and gradients take three matrix products, two where the unembedding is held, and one more with a reference.
     Memory is that of the logits of one chunk, and that of the unembedding's gradient in float32 where it is asked for: it is returned where the
-    unembedding is float32. What no sum of terms gives, such as a ratio of two sums, goes through `token_log_probs`.
+    unembedding is float32. Where a mesh is in use each device goes through chunks of its own batch, with a whole unembedding, and they meet once.
+    What no sum of terms gives, such as a ratio of two sums, goes through `token_log_probs`.
 
         def term(token, weight):
             return weight * token.log_prob
