@@ -9,16 +9,10 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.likelihood import TokenNumbers
 from logderiv.likelihood.logits import Arithmetic
 from tests.agreement import assert_same, value
-from tests.mostly import mostly_slow, slow
-from tests.worlds import trajectory
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
-
+from tests.mostly import slow
+from tests.plain_tokens import multiplications, normal, numbers_of
 
 NUM, WIDTH, VOCABULARY = 7, 3, 23
 UNEMBEDDING, HIDDEN = normal(0, VOCABULARY, WIDTH), normal(1, NUM, WIDTH)
@@ -43,27 +37,6 @@ def clipped(token, weight, old):
 
 def weighted(token, weight):
     return weight * token.log_prob
-
-
-def numbers_of(
-    unembedding, hidden, tokens, *, temperature: Any = 1.0, soft_cap: Any = None, reference=None, allowed=None
-):
-    """All logits at once."""
-
-    def log_probs(unembedding, hidden):
-        logits = hidden @ unembedding.T
-        logits = (logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)) / temperature
-        return logits if allowed is None else jnp.where(jnp.broadcast_to(allowed, logits.shape), logits, -jnp.inf)
-
-    logits = log_probs(unembedding, hidden)
-    logs = jax.nn.log_softmax(logits)
-    probs, finite = jnp.exp(logs), jnp.where(jnp.isfinite(logs), logs, 0)
-    kl = None
-    if reference is not None:
-        other = jax.lax.stop_gradient(jax.nn.log_softmax(log_probs(*reference)))
-        kl = jnp.sum(probs * jnp.where(jnp.isfinite(other), finite - other, 0), axis=-1)
-    chosen = jnp.take_along_axis(logs, tokens[..., None], axis=-1)[..., 0]
-    return TokenNumbers(chosen, jax.nn.logsumexp(logits, axis=-1), -jnp.sum(probs * finite, axis=-1), kl)
 
 
 @pytest.mark.parametrize(
@@ -260,20 +233,6 @@ def test_a_token_outside_the_vocabulary_is_impossible_and_moves_nothing():
         ld.token_sum(weighted, UNEMBEDDING, HIDDEN, TOKENS.at[2].set(VOCABULARY), WEIGHTS)
 
 
-def multiplications(jaxpr):
-    """Of the products in a program, each as often as it is taken: over scans, and the dearest branch."""
-    total = 0
-    for eqn in jaxpr.eqns:
-        inner = [getattr(x, "jaxpr", x) for x in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, "eqns"))]
-        counts = [multiplications(x) for x in inner if hasattr(x, "eqns")]
-        times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
-        total += times * (max(counts, default=0) if eqn.primitive.name == "cond" else sum(counts))
-        if eqn.primitive.name == "dot_general":
-            ((axes, _), _), x = eqn.params["dimension_numbers"], eqn.invars[0].aval
-            total += eqn.outvars[0].aval.size * int(np.prod([x.shape[axis] for axis in axes]))
-    return total
-
-
 @pytest.mark.parametrize(
     ("argnums", "reference", "products"), [((0, 1), None, 3), ((1,), None, 2), ((0,), None, 2), ((0, 1), 1, 4)]
 )
@@ -363,77 +322,6 @@ def test_gradients_of_half_precision_are_summed_in_float32(monkeypatch, compute_
         assert error < (2e-3 if compute_dtype else 2**-8)
     summed = jax.lax.scan(lambda s, w: (s + w, None), jnp.bfloat16(0), weights.astype(jnp.bfloat16))[0]
     assert abs(float(summed) / float(jnp.sum(weights)) - 1) > 2**-8  # a sum in bfloat16 stands still
-
-
-def answers(num=4, length=6):
-    """Answers of several lengths, a reward at the end of each, garbage after it; the hidden state of a step has seen the tokens before it."""
-    tokens, lengths = (
-        jax.random.randint(jax.random.key(1), (num, length), 0, VOCABULARY),
-        jnp.array([[6], [3], [1], [4]]),
-    )
-    steps = jnp.arange(length)[None]
-    valid = steps < lengths
-    return trajectory(
-        observations=jnp.where(valid, jnp.roll(tokens, 1, axis=1).at[:, 0].set(0), -5),
-        actions=jnp.where(valid, tokens, 99),
-        rewards=jnp.where(valid, jnp.where(steps == lengths - 1, normal(9, num, 1), 0), jnp.nan),
-        discounts=jnp.where(valid & (steps != lengths - 1), 1.0, 0.0),
-        valid=valid,
-    )
-
-
-def states(params, tau):
-    return jnp.tanh(jnp.cumsum(params["embedding"][tau.observations], axis=0) @ params["mix"])
-
-
-def never_step_by_step(params, observation):
-    raise NotImplementedError
-
-
-def at_once(params, tau):
-    return numbers_of(params["embedding"], states(params, tau), tau.actions).log_prob
-
-
-BY_STATES = ld.likelihood.HiddenStates(states, lambda params: params["embedding"])
-ESTIMATORS = {"RLOO": ld.RLOO(), "GRPO": ld.GRPO(group_size=4, clip=0.2), "DrGRPO": ld.estimators.DrGRPO(group_size=2)}
-
-
-@pytest.mark.parametrize("name", mostly_slow(ESTIMATORS, ("GRPO",)))
-def test_a_policy_of_hidden_states_gives_every_estimator_what_its_log_factors_would(name):
-    params = {"embedding": normal(10, VOCABULARY, WIDTH), "mix": normal(11, WIDTH, WIDTH)}
-    taus, estimator = answers(), ESTIMATORS[name]
-
-    def of(log_factors):
-        policy = ld.FunctionPolicy(never_step_by_step, log_factors=log_factors)
-
-        def everything(params):
-            factors = ld.log_factors(params, policy, taus)
-            drawn = taus._replace(behavior_log_probs=jax.lax.stop_gradient(factors) + 0.05)
-            estimate = estimator.estimate(params, estimator.init(params), policy, drawn)[0].grads
-            return factors, ld.log_prob(params, policy, taus), estimate
-
-        return everything
-
-    found = assert_same(of(BY_STATES), of(at_once), params)
-    assert min(np.linalg.norm(x) for x in jax.tree.leaves(found)) > 1e-3
-
-
-def test_an_estimate_of_a_policy_of_hidden_states_takes_three_products_with_the_vocabulary():
-    params = {"embedding": jnp.ones((512, 8)), "mix": jnp.ones((8, 8))}
-    taus = answers()
-    taus = taus._replace(actions=jnp.where(taus.valid, taus.actions, 0))
-
-    def products(log_factors):
-        policy = ld.FunctionPolicy(never_step_by_step, log_factors=log_factors)
-
-        def estimate(params):
-            estimator = ld.RLOO()
-            return estimator.estimate(params, estimator.init(params), policy, taus)[0].grads
-
-        return multiplications(jax.make_jaxpr(estimate)(params).jaxpr) / (taus.valid.size * 512 * 8)
-
-    assert 3 <= products(BY_STATES) < 3.2  # the rest are the network's own
-    assert 4 <= products(lambda params, tau: BY_STATES(params, tau)) < 4.2
 
 
 @pytest.mark.parametrize(
