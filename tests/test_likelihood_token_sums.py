@@ -127,6 +127,26 @@ def test_a_hessian_in_both_orders_of_modes():
         assert_same(lambda h, of=of, hessian=hessian: of(hessian)(h), jax.hessian(plain), HIDDEN)
 
 
+def test_a_batch_of_models_by_vmap_is_one_after_the_other():
+    stacked = jnp.stack([UNEMBEDDING, 2 * UNEMBEDDING]), jnp.stack([HIDDEN, HIDDEN[::-1]])
+
+    def gradient(unembedding, hidden):
+        def total(unembedding, hidden):
+            return ld.token_sum(weighted, unembedding, hidden, TOKENS, WEIGHTS, chunk_size=3).value
+
+        return jax.grad(total, (0, 1))(unembedding, hidden)
+
+    assert_same(jax.vmap(gradient), lambda *args: jax.lax.map(lambda x: gradient(*x), args), *stacked)
+
+
+def test_no_token_and_no_sequence_are_refused():
+    for tokens, hidden, by in ((TOKENS[:0], HIDDEN[:0], "token"), (TOKENS[0], HIDDEN[0], "sequence")):
+        with pytest.raises(ValueError, match=f"tokens: expected at least one {by}, received shape"):
+            ld.token_sum(
+                weighted, UNEMBEDDING, hidden, tokens, WEIGHTS[: len(hidden)] if tokens.ndim else WEIGHTS[0], by=by
+            )
+
+
 def test_temperature_soft_cap_and_what_a_term_closes_over_are_differentiated_too():
     def ours(temperature, soft_cap, scale):
         def term(token, weight):
@@ -346,6 +366,7 @@ def test_gradients_of_half_precision_are_summed_in_float32(monkeypatch, compute_
             r"reference\[1\]: expected shape \(7, 2\), received \(6, 2\)",
             {"reference": (REFERENCE[0], REFERENCE[1][:6])},
         ),
+        (ValueError, r"reference\[1\]: .*received \(7, 2, 1\)", {"reference": (REFERENCE[0], REFERENCE[1][..., None])}),
         (TypeError, r"reference: expected a pair \(unembedding, hidden\), received ", {"reference": REFERENCE[0]}),
         (ValueError, r"precision: expected .*received 'exact'", {"precision": "exact"}),
         (ValueError, r"compute_dtype: expected a floating dtype, received int8", {"compute_dtype": jnp.int8}),

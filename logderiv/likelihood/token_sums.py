@@ -89,7 +89,7 @@ def token_sum(
             is the reference; detached.
         entropy: Whether numbers hold the entropy.
         compute_dtype: The dtype in which unembedding and hidden states are multiplied; `None` for their own. With float32 weights and bfloat16 here the
-            gradient is float32, rounded nowhere.
+            gradient is float32, rounded nowhere. On a CPU, which multiplies float32 faster, the weights are not rounded either.
         precision: As in `token_log_probs`.
         chunk_size: Tokens in a chunk; `None` for the backend's default. Speed and memory only.
 
@@ -97,7 +97,7 @@ def token_sum(
         `TokenSum`.
 
     Raises:
-        ValueError: Shapes disagree; temperature, soft-cap or chunk size is not positive; a reference of another vocabulary; an unknown `by`; a term that is
+        ValueError: Shapes disagree; temperature, soft-cap or chunk size is not positive; a reference of another vocabulary; an unknown `by`; no token; a term that is
             no scalar; or, outside `jax.jit`, a valid token outside the vocabulary. Inside it such a token has log-probability `-inf`, with no gradient.
         TypeError: A dtype is of the wrong kind.
 
@@ -113,6 +113,8 @@ def token_sum(
     """
     given = Tokens.of(unembedding, hidden, tokens, allowed, valid)
     check.one_of(("token", "sequence"), by=by)
+    if not given.tokens.size or (by == "sequence" and not given.tokens.ndim):
+        raise ValueError(f"tokens: expected at least one {by}, received shape {given.tokens.shape}.")
     operands = (given.unembedding.dtype, given.hidden.dtype) if compute_dtype is None else (_floating(compute_dtype),)
     arithmetic = Arithmetic.of(precision, *operands)
     ref_unembedding, ref_hidden = detached_reference(reference, given.unembedding, given.tokens)
