@@ -59,6 +59,7 @@ def test_off_a_cpu_a_block_is_as_many_rows_as_fit_into_a_part_of_the_memory_that
     assert rows(32_000_000, shape=(7, 50)) == small
     assert abs(rows(64_000_000) / small - 2) < 1e-3
     assert rows(32_000_000, width=100) < small / 10
+    assert rows(32_000_000, shape=(0, 3)) == small
     assert rows(10**15) == rows(10**14)
     assert rows(32) == 1
     assert rows_in_block(_row, PARAMS, _inputs(2, 3), 17) == 17

@@ -83,3 +83,29 @@ def test_an_estimate_of_a_policy_of_hidden_states_takes_three_products_with_the_
 
     assert 3 <= products(BY_STATES) < 3.2  # the rest are the network's own
     assert 4 <= products(lambda params, tau: BY_STATES(params, tau)) < 4.2
+
+
+def test_temperature_and_soft_cap_are_those_of_the_tokens_that_were_drawn():
+    params, taus = {"embedding": normal(10, VOCABULARY, WIDTH), "mix": normal(11, WIDTH, WIDTH)}, answers()
+    options = {"temperature": 0.7, "soft_cap": 1.5}
+    model = ld.likelihood.HiddenStates(states, lambda params: params["embedding"], **options)
+
+    def plain(params, tau):
+        return numbers_of(params["embedding"], states(params, tau), tau.actions, **options).log_prob
+
+    def of(log_factors):
+        policy = ld.FunctionPolicy(never_step_by_step, log_factors=log_factors)
+        return lambda params: jnp.sum(ld.log_prob(params, policy, taus))
+
+    assert_same(of(model), of(plain), params, modes=[jax.value_and_grad])
+    one = jax.tree.map(lambda x: x[1], taus)
+    np.testing.assert_allclose(model(params, one)[one.valid], plain(params, one)[one.valid], rtol=1e-12)
+
+
+def test_a_token_outside_the_vocabulary_is_named_and_no_trajectory_has_no_gradient():
+    params, taus = {"embedding": normal(10, VOCABULARY, WIDTH), "mix": normal(11, WIDTH, WIDTH)}, answers()
+    policy = ld.FunctionPolicy(never_step_by_step, log_factors=BY_STATES)
+    with pytest.raises(ValueError, match=r"received 23 at index \(0, 2\)"):
+        ld.log_prob(params, policy, taus._replace(actions=taus.actions.at[0, 2].set(VOCABULARY)))
+    empty = jax.tree.map(lambda x: x[:0], taus)
+    assert ld.log_prob(params, policy, empty).shape == (0,)

@@ -238,6 +238,85 @@ def test_padding_of_single_tokens_never_matters():
     jax.tree.map(np.testing.assert_array_equal, dirty, clean)
 
 
+def over_entropy(token, factor):
+    """Infinite where the numbers of a token are 0."""
+    return factor * token.log_prob / token.entropy
+
+
+@pytest.mark.parametrize("valid", [None, jnp.arange(NUM) < 4, jnp.zeros(NUM, bool)], ids=["all", "some", "none"])
+def test_terms_that_are_infinite_at_zeros_have_finite_derivatives_whatever_the_chunks_are(valid):
+    """Neither the rows that fill the last chunk nor padding are evaluated at numbers that no token has."""
+    real = jnp.ones(NUM, bool) if valid is None else valid
+
+    def ours(size):
+        def total(scale, factors):
+            term = lambda token, factor: scale * over_entropy(token, factor)  # noqa: E731
+            options: Any = {"valid": valid, "entropy": True, "chunk_size": size}
+            return ld.token_sum(term, UNEMBEDDING, HIDDEN, TOKENS, factors, **options).value
+
+        return total
+
+    def plain(scale, factors):
+        values = jax.vmap(over_entropy)(numbers_of(UNEMBEDDING, HIDDEN, TOKENS), factors)
+        return scale * jnp.sum(values, where=real)
+
+    for size in (3, 7):
+        assert_same(ours(size), plain, jnp.array(2.0), WEIGHTS, modes=[partial(jax.value_and_grad, argnums=(0, 1))])
+
+
+def test_ratios_that_overflow_beside_numbers_of_zero_stay_finite():
+    unembedding, old = jnp.zeros((VOCABULARY, WIDTH)).at[1].set(20.0), jnp.full(NUM, -2000.0)
+    tokens = jnp.zeros(NUM, int)  # their log-probability is far below that of a token whose numbers are 0
+
+    def total(scale):
+        term = lambda token, old: scale * jnp.exp(token.log_prob - old - 1940)  # noqa: E731
+        return ld.token_sum(
+            term, unembedding, 1 + 0 * HIDDEN, tokens, old, valid=jnp.arange(NUM) < 4, chunk_size=3
+        ).value
+
+    value, slope = jax.value_and_grad(total)(jnp.array(2.0))
+    assert slope == value / 2 == 4.0 * np.exp(2000 - 1940 - 60)
+
+
+def test_python_numbers_are_captured_and_returned():
+    slope = jax.grad(lambda b: ld.token_sum(lambda t: b * t.log_prob, UNEMBEDDING, HIDDEN, TOKENS).value)(2.0)
+    np.testing.assert_allclose(slope, jnp.sum(numbers_of(UNEMBEDDING, HIDDEN, TOKENS).log_prob), rtol=1e-12)
+    assert ld.token_sum(lambda t: 1.5, UNEMBEDDING, HIDDEN, TOKENS).value == 1.5 * NUM
+
+
+@pytest.mark.parametrize("given", [jnp.float32, jnp.bfloat16])
+def test_an_unembedding_in_fewer_digits_than_the_hidden_states(given):
+    narrow = UNEMBEDDING.astype(given)
+
+    def ours(unembedding):
+        return ld.token_sum(weighted, unembedding, HIDDEN, TOKENS, WEIGHTS, chunk_size=3).value
+
+    def plain(unembedding):
+        return jnp.vdot(WEIGHTS, numbers_of(unembedding, HIDDEN, TOKENS).log_prob)
+
+    found, right = jax.jit(jax.grad(ours))(narrow), jax.jit(jax.grad(plain))(narrow.astype(float))
+    np.testing.assert_allclose(found.astype(float), right, rtol=0.01, atol=1e-2 * np.abs(right).max())
+    assert found.dtype == given
+
+
+def test_a_mean_in_float16_does_not_overflow_before_it_is_divided():
+    num = 20000
+    arguments = jnp.zeros((4, 1), jnp.float16), jnp.full((num, 1), 8, jnp.float16)
+
+    def mean(unembedding, hidden):
+        return ld.token_sum(lambda t: t.log_prob, unembedding, hidden, jnp.zeros(num, jnp.int32)).value / num
+
+    found = jax.jit(jax.grad(mean))(*arguments)
+    np.testing.assert_allclose(found[:, 0].astype(float), [6, -2, -2, -2], rtol=1e-3)
+
+
+def test_a_single_token_without_an_axis():
+    found = ld.token_sum(weighted, UNEMBEDDING, HIDDEN[0], TOKENS[0], WEIGHTS[0])
+    expected = numbers_of(UNEMBEDDING, HIDDEN[0], TOKENS[0])
+    np.testing.assert_allclose(found.value, WEIGHTS[0] * expected.log_prob, rtol=1e-12)
+    assert found.numbers.log_prob.shape == ()
+
+
 def test_a_token_outside_the_vocabulary_is_impossible_and_moves_nothing():
     def total(hidden, tokens):
         found = ld.token_sum(
@@ -357,6 +436,8 @@ def test_gradients_of_half_precision_are_summed_in_float32(monkeypatch, compute_
             r"term: expected it to return one real number, received shape \(2,\)",
             {"term": lambda t, w: jnp.ones(2)},
         ),
+        (TypeError, r"term: expected a function, received ArrayImpl", {"term": WEIGHTS}),
+        (TypeError, r"compute_dtype: expected a floating dtype, received 'foo'", {"compute_dtype": "foo"}),
         (ValueError, r"term: expected it to return one real number, received NoneType", {"term": lambda t, w: None}),
         (ValueError, r"chunk_size: expected a whole number >= 1, received 0", {"chunk_size": 0}),
         (ValueError, r"by: expected .*token.*sequence.*, received 'batch'", {"by": "batch"}),

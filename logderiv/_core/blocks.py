@@ -92,17 +92,16 @@ class Layout(NamedTuple):
 
 
 def rows_in_block(function: Function, params: Any, inputs: Any, block_size: int | None = None) -> int:
-    """Rows in a block of `inputs`, leading axes `(N, T)`: as asked, a CPU's, or as many as fit into the bytes that a block may take."""
+    """Rows in a block of `inputs`, leading axes `(N, T)`: what was asked for; on a CPU its own number; elsewhere what fits into the bytes of a block."""
     if block_size is None:
         block_size = _ROWS.get(jax.default_backend())
     if block_size is not None:
         return block_size
 
     def kept(num: int) -> int:
-        rows = jax.tree.map(lambda x: jnp.broadcast_to(x[0, 0], (num, *x.shape[2:])), inputs)
-        shapes = jax.eval_shape(
-            lambda params: jax.vjp(lambda p: jax.vmap(function, (None, 0))(p, rows), params)[1], params
-        )
+        rows = jax.tree.map(lambda x: jax.ShapeDtypeStruct((num, *x.shape[2:]), x.dtype), inputs)
+        every = jax.vmap(function, (None, 0))
+        shapes = jax.eval_shape(lambda params, rows: jax.vjp(lambda p: every(p, rows), params)[1], params, rows)
         return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
     capacity = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit", _PART * _BYTES)
@@ -190,7 +189,7 @@ def sum_rows(
 
         sums = by_shard(partial(_sum_blocks, of_moving, block_size), values, primals[1:])
         value, gradient = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-        terms = jax.tree.map(lambda g, d: jnp.sum(g.astype(d.dtype) * d, dtype=value.dtype), gradient, directions)
+        terms = jax.tree.map(lambda g, d: jnp.sum(g * d.astype(g.dtype), dtype=value.dtype), gradient, directions)
         return value, sum(jax.tree.leaves(terms), jnp.zeros_like(value))
 
     return total((params, captured), inputs, valid)

@@ -1,7 +1,6 @@
 """Derivative rules that are taken only in what moves: of most arguments the tangent is known to be zero."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ def is_zero(tangent: Any) -> bool:
 
 def those_that(moves: Any, tree: Any) -> Any:
     """The leaves of `tree` at which `moves` is true, with `None` for the others."""
-    return jax.tree.map(lambda moves, x: x if moves else None, moves, tree)
+    return jax.tree.map(lambda moves, x: x if moves else None, moves, tree, is_leaf=_is_none)
 
 
 def put_back(values: Any, tree: Any) -> Any:
@@ -27,8 +26,7 @@ def put_back(values: Any, tree: Any) -> Any:
 def moving(primals: Any, tangents: Any) -> tuple[Any, Any, Callable[[Any], Any]]:
     """The leaves that have a tangent, and these tangents, with `None` for the others; and how to put the others back among values."""
     moves = jax.tree.map(lambda t: not is_zero(t), tangents, is_leaf=_is_none)
-    of = partial(jax.tree.map, lambda moves, x: x if moves else None, moves, is_leaf=_is_none)
-    return of(primals), of(tangents), lambda values: put_back(values, primals)
+    return those_that(moves, primals), those_that(moves, tangents), lambda values: put_back(values, primals)
 
 
 def jvp_of_moving(function: Callable[..., Any], primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> Any:

@@ -131,7 +131,7 @@ class Arithmetic(NamedTuple):
     ) -> jax.Array:
         """One axis of each contracted, the last unless it is said otherwise; operands are rounded to their dtype.
 
-        With `rounded` the result goes through that dtype as well: then the product that JAX makes of this one by transposing it has its operands in it.
+        With `rounded` the result is rounded to that dtype too. What is differentiated backwards needs it: JAX then multiplies in that dtype on the way back.
         """
         dimensions = ((axes[0] % x.ndim,), (axes[1] % y.ndim,)), ((), ())
         out = self.operands if rounded else self.sums
@@ -164,9 +164,7 @@ def numbers_of(with_entropy: bool, logits: jax.Array, tokens: jax.Array, log_ref
 def _tangents(with_entropy: bool, primals: Any, tangents: Any) -> tuple[TokenNumbers, TokenNumbers]:
     logits, tokens, log_reference = primals
     numbers, logs, probs = _numbers(with_entropy, *primals)
-    d_numbers = slopes(logs, probs, chosen(tokens, 0, logits.shape[-1]), numbers, log_reference, tangents[0])
-    possible = numbers.log_prob > -jnp.inf
-    return numbers, d_numbers._replace(log_prob=jnp.where(possible, d_numbers.log_prob, 0))
+    return numbers, slopes(logs, probs, chosen(tokens, 0, logits.shape[-1]), numbers, log_reference, tangents[0])
 
 
 def _numbers(with_entropy: bool, logits: Any, tokens: Any, log_reference: Any) -> tuple[TokenNumbers, Any, Any]:
@@ -188,7 +186,7 @@ def _numbers(with_entropy: bool, logits: Any, tokens: Any, log_reference: Any) -
 def slopes(
     logs: Any, probs: Any, here: jax.Array, of_token: TokenNumbers, log_reference: Any, d_logits: jax.Array
 ) -> TokenNumbers:
-    """Derivatives of a token's numbers along those of its logits, the last axis; each is one product and one sum.
+    """Derivatives of a token's numbers along those of its logits, the last axis; each is one product and one sum, 0 of an impossible token.
 
     Args:
         logs: Log-probabilities of the vocabulary, or of a part of it.
@@ -207,7 +205,8 @@ def slopes(
         d_entropy = along(-probs * (jnp.where(probs > 0, logs, 0) + of_token.entropy[..., None]))
     if of_token.kl is not None:
         d_kl = along(probs * (jnp.where(probs > 0, logs - log_reference, 0) - of_token.kl[..., None]))
-    return TokenNumbers(along(here.astype(probs.dtype) - probs), along(probs), d_entropy, d_kl)
+    d_log_prob = jnp.where(of_token.log_prob > -jnp.inf, along(here.astype(probs.dtype) - probs), 0)
+    return TokenNumbers(d_log_prob, along(probs), d_entropy, d_kl)
 
 
 def chosen(tokens: jax.Array, start: Any, size: int) -> jax.Array:

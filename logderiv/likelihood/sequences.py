@@ -47,10 +47,11 @@ def of_sequences(
 
     if isinstance(model, HiddenStates):
         hidden = per_trajectory(partial(model.hidden, params), num_axes - 1)(trajectory)
-        tokens = model.unembedding(params), hidden, trajectory.actions
-        if reduce == "all":
-            return token_sum(lambda token, row: one(token.log_prob, row), *tokens, rows, valid=valid).value, True
-        logs = token_log_probs(*tokens, valid=valid).log_probs
+        tokens, scales = (model.unembedding(params), hidden, trajectory.actions), model.scales
+        if reduce == "all" and valid.size:
+            found = token_sum(lambda token, row: one(token.log_prob, row), *tokens, rows, valid=valid, **scales)
+            return found.value, True
+        logs = token_log_probs(*tokens, valid=valid, **scales).log_probs
     else:
         logs = per_trajectory(log_factors, num_axes - 1)(trajectory)
     return per_trajectory(one, num_axes)(logs, rows), False
@@ -61,15 +62,24 @@ class HiddenStates:
     """Log-factors of a model of tokens by its hidden states: `FunctionPolicy(step, log_factors=HiddenStates(hidden, unembedding))`.
 
     Log-probabilities are then those of `token_log_probs`, and what sums over the steps of a batch, as estimators of the first order do, takes value and
-    gradient in one pass, by `token_sum`.
+    gradient in one pass, by `token_sum`. As with any `log_factors`, every valid step is one that the model chose: a prompt belongs into the observations.
 
     Attributes:
         hidden: `(params, trajectory) -> (T, D)` for one trajectory: that of step t has seen the tokens before t.
         unembedding: `(params) -> (V, D)`.
+        temperature: At which the tokens are drawn, > 0.
+        soft_cap: That of the logits, > 0; `None` for none.
     """
 
     hidden: Callable[[Params, Trajectory], jax.Array]
     unembedding: Callable[[Params], jax.Array]
+    temperature: float = 1.0
+    soft_cap: float | None = None
+
+    @property
+    def scales(self) -> dict[str, Any]:
+        """What `token_log_probs` and `token_sum` are told beside hidden states and unembedding."""
+        return {"temperature": self.temperature, "soft_cap": self.soft_cap}
 
     def __call__(self, params: Params, trajectory: Trajectory) -> jax.Array:
         """The log-probability of each token of one trajectory.
@@ -81,8 +91,8 @@ class HiddenStates:
         Returns:
             Shape `(T,)`.
         """
-        hidden = self.hidden(params, trajectory)
-        return token_log_probs(self.unembedding(params), hidden, trajectory.actions).log_probs
+        arrays = self.unembedding(params), self.hidden(params, trajectory), trajectory.actions
+        return token_log_probs(*arrays, valid=trajectory.valid, **self.scales).log_probs
 
 
 @dataclasses.dataclass(frozen=True)

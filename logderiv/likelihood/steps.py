@@ -39,7 +39,7 @@ from logderiv._core.blocks import fill_steps, map_rows, map_trajectories, rows_i
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
-from logderiv.likelihood.sequences import of_sequences, per_trajectory
+from logderiv.likelihood.sequences import HiddenStates, of_sequences, per_trajectory
 from logderiv.policies.stepwise import StepPolicy, as_policy, shapes_of_one
 from logderiv.types import Params, TimeStep, Trajectory
 
@@ -150,9 +150,13 @@ def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: 
     if policy.sees_time:
         unbroken(valid, jnp.float32)
     known = len(actions) == 1 and not any(isinstance(x, Tracer) for x in (*actions, valid))
-    if known and not policy.takes_sequences and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
+    if known and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
         of_one_step = shapes_of_one((trajectories.observations, trajectories.actions), jnp.ndim(valid))
-        interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
+        model = policy.policy.log_factors if policy.takes_sequences else None
+        if isinstance(model, HiddenStates):
+            interop.check_range(jax.eval_shape(model.unembedding, params).shape[0], actions[0], valid)
+        elif model is None:
+            interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
     return policy, trajectories
 
 

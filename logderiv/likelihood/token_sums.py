@@ -33,7 +33,7 @@ class TokenSum(NamedTuple):
 
     Attributes:
         value: The sum, a scalar in float32 at least.
-        numbers: Those of every token, shape of the tokens, detached; 0 where invalid.
+        numbers: Those of every token, shape of the tokens; 0 where invalid. No gradient flows through them.
     """
 
     value: Any
@@ -41,7 +41,7 @@ class TokenSum(NamedTuple):
 
 
 def token_sum(
-    term: Callable[..., jax.Array],
+    term: Callable[..., Any],
     unembedding: jax.Array,
     hidden: jax.Array,
     tokens: jax.Array,
@@ -63,8 +63,8 @@ def token_sum(
 
     A weighted log-probability, a clipped ratio, a term of divergence or entropy: any differentiable function of one token's log-probability, normalizer,
     entropy and divergence from a reference. Value and gradients take three matrix products, two where the unembedding is held, and one more with a reference.
-    Memory is that of the logits of one chunk, and that of the unembedding's gradient in float32 where it is asked for: it is returned where the
-    unembedding is float32. Where a mesh is in use each device goes through chunks of its own batch, with a whole unembedding, and they meet once.
+    Memory is that of the logits of one chunk, and that of the unembedding's gradient in float32, if it is asked for and the unembedding is of half precision
+    (else it is what is returned). Where a mesh is in use each device goes through chunks of its own batch, with a whole unembedding, and they meet once.
     What no sum of terms gives, such as a ratio of two sums, goes through `token_log_probs`.
 
         def term(token, weight):
@@ -74,13 +74,13 @@ def token_sum(
 
     Args:
         term: From one token's `logderiv.likelihood.TokenNumbers` and what belongs to it in `extras` to a scalar. It may close over arrays that are being
-            differentiated.
+            differentiated. Of tokens that do not count it is not used, but evaluated at another token that does.
         unembedding: One row for each token of the vocabulary, shape `(V, D)`.
         hidden: Shape `(*batch, T, D)`, or any other leading axes.
         tokens: Integers in `0 .. V - 1`, shape `(*batch, T)`.
         *extras: Arrays, or pytrees of them, with the leading axes of the tokens. They may be differentiated as well.
-        by: `"token"`, or `"sequence"`: then `term` gets the numbers of one sequence, vectors along the last axis of the tokens (0 where invalid), and chunks
-            are whole sequences. For a ratio of the sequence, or a divisor by its length.
+        by: `"token"`, or `"sequence"`: then `term` gets the numbers and the extras of one sequence, vectors along the last axis of the tokens, 0 where invalid,
+            and chunks are whole sequences. For a ratio of the sequence; for a divisor by its length pass `valid` as one of the extras.
         temperature: τ > 0, a scalar.
         soft_cap: c > 0, a scalar; `None` for none.
         allowed: False for tokens that are never drawn. Shape `(V,)`, bool.
@@ -113,15 +113,17 @@ def token_sum(
     """
     given = Tokens.of(unembedding, hidden, tokens, allowed, valid)
     check.one_of(("token", "sequence"), by=by)
+    if not callable(term):
+        raise TypeError(f"term: expected a function, received {type(term).__name__}.")
     if not given.tokens.size or (by == "sequence" and not given.tokens.ndim):
         raise ValueError(f"tokens: expected at least one {by}, received shape {given.tokens.shape}.")
     operands = (given.unembedding.dtype, given.hidden.dtype) if compute_dtype is None else (_floating(compute_dtype),)
     arithmetic = Arithmetic.of(precision, *operands)
     ref_unembedding, ref_hidden = detached_reference(reference, given.unembedding, given.tokens)
-    real, shape = jnp.asarray(given.real), given.tokens.shape
-    ref_hidden, extras = _filled((ref_hidden, _checked_extras(extras, shape)), real, by)
-    rows = _Rows(given.hidden, given.tokens, ref_hidden, extras, real)
+    shape, extras = given.tokens.shape, _checked_extras(extras, given.tokens.shape)
+    rows = _filled(by, given, ref_hidden, extras)
     rows = jax.tree.map(partial(_row_axes, shape, by), rows)
+    rows = rows._replace(counts=jnp.any(rows.counts.reshape((*rows.counts.shape[:2], -1)), axis=-1))
     shared = _Shared(given.unembedding, Scales.of(temperature, soft_cap, arithmetic.sums), ref_unembedding)
 
     of_row, captured = _row_function(term, partial(_softmax, given.allowed, entropy), shared, rows)
@@ -129,7 +131,7 @@ def token_sum(
     size = default if chunk_size is None else check.whole(chunk_size=chunk_size)
     num_rows = max(size // math.prod(rows.tokens.shape[2:]), 1)
     value, numbers = _sum(of_row, num_rows, arithmetic, shared._replace(captured=captured), rows)
-    return TokenSum(value, jax.tree.map(lambda x: x.reshape(shape), numbers))
+    return TokenSum(value, jax.tree.map(lambda x: jnp.where(given.real, x.reshape(shape), 0), numbers))
 
 
 class _Shared(NamedTuple):
@@ -142,13 +144,17 @@ class _Shared(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """What is each row's own, a token or a sequence of them; leading axes `(N, R)`."""
+    """What is each row's own, a token or a sequence of them; leading axes `(N, R)`.
+
+    The term of a row is shown the numbers of the tokens in `shown`, 0 of others; `counts` says whether the row's term does.
+    """
 
     hidden: Any
     tokens: Any
     reference: Any
     extras: Any
-    valid: Any
+    shown: Any
+    counts: Any
 
 
 def _row_function(term: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tuple[Callable[..., Any], Any]:
@@ -159,13 +165,14 @@ def _row_function(term: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tupl
     numbers = jax.eval_shape(softmax, shared.scales, example, products, of_reference)
     _check_scalar(jax.eval_shape(term, numbers, *example.extras))
     term, captured = jax.closure_convert(term, numbers, *example.extras)
+    captured = jax.tree.map(jnp.asarray, captured)
 
     def of_row(
         scales: Scales, captured: Any, row: _Rows, products: Any, of_reference: Any
     ) -> tuple[jax.Array, TokenNumbers]:
         numbers = softmax(scales, row, products, of_reference)
-        value = term(numbers, *row.extras, *captured).astype(products.dtype)
-        return jnp.where(jnp.any(row.valid), value, jnp.zeros_like(value)), numbers
+        value = jnp.asarray(term(numbers, *row.extras, *captured)).astype(products.dtype)
+        return jnp.where(row.counts, value, jnp.zeros_like(value)), numbers
 
     return of_row, captured
 
@@ -175,7 +182,7 @@ def _softmax(allowed: Any, entropy: bool, scales: Scales, row: _Rows, products: 
     if of_reference is not None:
         log_reference = jax.nn.log_softmax(scaled(of_reference, lax.stop_gradient(scales), allowed))
     numbers = numbers_of(entropy, scaled(products, scales, allowed), row.tokens, log_reference)
-    return jax.tree.map(lambda x: jnp.where(row.valid, x, jnp.zeros_like(x)), numbers)
+    return jax.tree.map(lambda x: jnp.where(row.shown, x, jnp.zeros_like(x)), numbers)
 
 
 def _sum(
@@ -198,7 +205,7 @@ def _sum(
         (value, of_shared), numbers, of_rows = taken(moves, *primals)
         gradient = jax.tree.leaves((of_shared, of_rows))
         directions = jax.tree.leaves(those_that(moves, tangents))
-        terms = [jnp.sum(g.astype(d.dtype) * d, dtype=value.dtype) for g, d in zip(gradient, directions, strict=True)]
+        terms = [jnp.sum(g * d.astype(g.dtype), dtype=value.dtype) for g, d in zip(gradient, directions, strict=True)]
         return (value, numbers), (sum(terms, jnp.zeros_like(value)), jax.tree.map(jnp.zeros_like, numbers))
 
     return total(shared, rows)
@@ -209,9 +216,10 @@ def _one_pass(
 ) -> tuple[Any, Any, Any]:
     """Chunk by chunk: the sum and its gradient in what moves of the shared, the numbers, and the gradient in what moves of the rows.
 
-    The gradient of a chunk is written out, not transposed: its derivatives by the products are rounded once, and what is shared sums it in float32.
+    The gradient of a chunk is written out, not transposed: its derivatives by the products are rounded once, and what is shared sums it in float32. That of
+    hidden states in bfloat16 is kept in it, whose range is that of float32.
     """
-    shape, (shared_moves, rows_move) = rows.valid.shape[:2], moves
+    shape, (shared_moves, rows_move) = rows.counts.shape, moves
     unembedding = shared.unembedding.astype(arithmetic.operands)
     wide = those_that((shared_moves.scales, shared_moves.captured), (shared.scales, shared.captured))
     wide = jax.tree.map(lambda x: x.astype(accumulator_dtype(x.dtype)), wide)
@@ -235,12 +243,16 @@ def _one_pass(
         if shared_moves.unembedding:
             d_unembedding = arithmetic.product(d, chunk.hidden.reshape((len(d), -1)), (0, 0))
         if rows_move.hidden:
-            d_hidden = arithmetic.product(d, unembedding, (1, 0)).reshape(chunk.hidden.shape).astype(chunk.hidden.dtype)
+            d_hidden = arithmetic.product(d, unembedding, (1, 0)).reshape(chunk.hidden.shape)
+            d_hidden = d_hidden.astype(jnp.bfloat16) if chunk.hidden.dtype == jnp.bfloat16 else d_hidden
         of_shared = _Shared(d_unembedding, of_wide[0], None, of_wide[1])
-        of_chunk = _Rows(d_hidden, None, None, of_extras, None)
+        of_chunk = _Rows(d_hidden, None, None, of_extras, None, None)
         return jax.tree.map(jnp.add, total, (found, of_shared)), (numbers, of_chunk)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), those_that(shared_moves, shared))
+    moving = those_that(shared_moves, shared)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), moving)
+    if shared_moves.unembedding:
+        zeros = zeros._replace(unembedding=jnp.zeros(unembedding.shape, arithmetic.sums))
     start = jnp.zeros((), arithmetic.sums), zeros
     total, per_row = lax.scan(jax.checkpoint(add, prevent_cse=False), start, _fold(size, rows))
     return jax.tree.map(lambda x: x[None], total), *jax.tree.map(partial(_unfold, shape), per_row)
@@ -248,18 +260,18 @@ def _one_pass(
 
 def _fold(size: int, rows: _Rows) -> _Rows:
     """Rows in chunks of at most `size`, as equal as they come; the last row is repeated to fill them, and does not count."""
-    num = math.prod(rows.valid.shape[:2])
+    num = rows.counts.size
     chunks = -(-num // size)
     missing = -num % chunks
 
-    def fold(x: jax.Array, *, counts: bool = True) -> jax.Array:
+    def fold(x: jax.Array, *, fill: Any = None) -> jax.Array:
         x = x.reshape((num, *x.shape[2:]))
         if missing:
-            last = x[-1:] if counts else jnp.zeros_like(x[-1:])
+            last = x[-1:] if fill is None else jnp.full_like(x[-1:], fill)
             x = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
         return x.reshape((chunks, -1, *x.shape[1:]))
 
-    return jax.tree.map(fold, rows)._replace(valid=fold(rows.valid, counts=False))
+    return jax.tree.map(fold, rows)._replace(counts=fold(rows.counts, fill=False))
 
 
 def _unfold(shape: tuple[int, ...], y: jax.Array) -> jax.Array:
@@ -273,17 +285,27 @@ def _row_axes(shape: tuple[int, ...], by: str, x: jax.Array) -> jax.Array:
     return x.reshape((first, math.prod(rest), *x.shape[len(rows) :]))
 
 
-def _filled(extras: Any, valid: jax.Array, by: str) -> Any:
-    """What stands beside tokens that do not count: another token's, for single ones; zeros within a sequence, ones where all of it is padding."""
-    if by == "token":
-        return fill_steps(extras, valid)
-    some = jnp.any(valid, axis=-1, keepdims=True)
+def _filled(by: str, given: Tokens, ref_hidden: Any, extras: Any) -> _Rows:
+    """Rows whose terms are finite, whatever stands in padding: then a term that does not count has no NaN for a derivative either.
+
+    A single token that does not count becomes one that does, with all that is its own. Within a sequence its extras are 0. Where no token counts, hidden
+    states are 0, the token is one that is allowed, and extras are 1.
+    """
+    valid, own = jnp.asarray(given.real), (given.hidden, ref_hidden, extras)
+    possible = 0 if given.allowed is None else jnp.argmax(given.allowed).astype(jnp.int32)
+    tokens, axis = jnp.where(valid, given.tokens, possible), max(valid.ndim - 1, 0)
+    some = jnp.any(valid, axis=axis, keepdims=True) if valid.ndim else valid
+    if by == "token" and valid.ndim:
+        hidden, ref_hidden, extras = fill_steps(own, valid)
+        tokens = jnp.where(some, fill_steps(tokens, valid), possible)
+        return _Rows(hidden, tokens, ref_hidden, extras, jnp.ones_like(valid), valid)
 
     def fill(x: jax.Array) -> jax.Array:
         rest = jnp.where(expand(some, x), jnp.zeros_like(x), jnp.ones_like(x))
         return jnp.where(expand(valid, x), x, rest)
 
-    return jax.tree.map(fill, extras)
+    _, ref_hidden, extras = jax.tree.map(fill, own)
+    return _Rows(given.hidden, tokens, ref_hidden, extras, valid | ~some, valid)
 
 
 def _checked_extras(extras: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
@@ -297,7 +319,10 @@ def _checked_extras(extras: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[An
 
 
 def _floating(dtype: Any) -> Any:
-    dtype = jnp.dtype(dtype)
+    try:
+        dtype = jax.dtypes.canonicalize_dtype(dtype)
+    except TypeError as error:
+        raise TypeError(f"compute_dtype: expected a floating dtype, received {dtype!r}.") from error
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"compute_dtype: expected a floating dtype, received {dtype}.")
     return dtype

@@ -245,8 +245,7 @@ def _tangents(
     d_blocks = None if is_zero(d_unembedding) else _blocks(size, d_unembedding, None)[0]
     blocks = _blocks(size, unembedding, allowed), _rows_of(size, reference), d_blocks
     d_numbers, _ = lax.scan(add, jax.tree.map(jnp.zeros_like, numbers), blocks)
-    possible = numbers.log_prob > -jnp.inf
-    return numbers, d_numbers._replace(log_prob=jnp.where(possible, d_numbers.log_prob, 0))
+    return numbers, d_numbers
 
 
 def _rows_of(size: int, reference: Any) -> Any:
