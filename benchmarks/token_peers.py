@@ -118,6 +118,14 @@ def measure(arguments: Sequence[jax.Array], *, repeats: int) -> dict[str, dict[s
     return {name: row | ({"seconds": seconds[name]} if name in seconds else {}) for name, row in rows.items()}
 
 
+def release() -> None:
+    """Give back what PyTorch keeps of the device's memory."""
+    if has_cuda():
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 def _peak_of_cuda(run: Callable[[], Any]) -> int:
     import torch
 
