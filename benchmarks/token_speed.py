@@ -1,22 +1,48 @@
 r"""What do log-probabilities of tokens cost at a vocabulary of 50 000 to 130 000, in time and in memory?
 
-Value and both gradients (hidden states and unembedding) of a weighted sum of log-probabilities of N = 2048 tokens, D = 256, float32. Candidates run
-interleaved in one process; peak resident memory is that of one call in a process of its own. The floor is what the four products take at this
-machine's rate for such blocks, with two exponentials for each number; the plain form needs three products. Errors are against float64.
+Value and both gradients (hidden states and unembedding) of a weighted sum of the log-probabilities of N tokens, and of a sum of clipped ratios. Memory is
+beyond inputs and outputs: XLA's plan; of PyTorch, timed before JAX takes the device's memory, its allocator's peak; on a CPU also the peak of resident
+memory of one call in a process of its own. Beside a time stands that of three products at the rate that this machine has for the library's products.
+Errors are norms against float64 on the same inputs; half precision rounds gradients once, at the end ("float32 weights": nowhere). Float32 products are exact in every form.
 
-Finding (2 CPU cores, jax 0.10.2, torch 2.13): blocks of the vocabulary take 0.81 of the plain form's time at V = 50 257 and 0.53 at 128 256 (one core:
-0.76 and 0.34), with 17 and 20 MiB where it takes 1178 and 3006; they reach 0.8 of the floor. Optax's cross-entropy, which keeps fewer copies of the
-logits, takes 0.88 and 0.62 of the plain form's time and 785 and 2004 MiB; torch 1.9 and 1.5. Cutting the tokens instead costs 1.5 to 1.7 times the
-plain form's time: each chunk reads and adds to a whole gradient of the unembedding. With bfloat16 inputs log-probabilities keep seven digits, where
-the plain form keeps two or three.
+Finding, on 2 CPU cores with other work beside it (a load of 4 to 6, under which ratios vary by a quarter from run to run; jax 0.10.2, D 256): at (N
+2048, V 50 257) and (1024, 128 256) `token_sum` takes, of the time of `token_log_probs`, 0.61 to 0.76 and 0.71 to 0.83 in float32, 0.64 to 0.82 and
+0.72 to 0.81 in bfloat16; of the plain form's 0.77 and 0.69, 0.59 and 0.76. Chunks of tokens, checkpointed, take 1.4 to 1.7 of the plain form's: each
+reads and adds to a whole gradient of the unembedding. In float32 MiB are 99 and 251 for `token_sum`, 17 and 11 for `token_log_probs`, 1178 and 1503
+for the plain form, 785 and 1002 for optax's; bfloat16 adds two copies of the unembedding in float32 to `token_sum` (its gradient, and what a CPU
+multiplies) and one to `token_log_probs`. Errors at V 32 000: log-probabilities 4e-8 to 5e-8 in float32, bfloat16 and float16 alike, gradients 5e-7,
+of bfloat16 2e-3 (one rounding; 5e-7 from float32 weights), of float16 2e-4; logits of standard deviation 8: 2e-7 and 2e-6; with a common mean of 8:
+2e-7 and 4.5e-6, where the plain form loses the gradient in the hidden states of bfloat16 to 1.4e-2. In float16 the plain form's log-probabilities are
+right to 2e-5, and to 1.5e-4 there.
+
+Finding, on an H100 80GB (jax 0.11.2; copy 2.2 to 2.4 TB/s, products of 8192^3 in bfloat16 607 to 653 TFLOP/s, in float32 by default 347, `highest` 49, TF32_TF32_F32_X3 110,
+BF16_BF16_F32_X6 96), bfloat16, D 4096, V 128 256, milliseconds (temporary GiB):
+
+    N 8192                                     value and gradients   forward
+    plain log-softmax                             41.0  (7.83)        13.6
+    optax cross-entropy                           39.7  (5.87)
+    token_sum                                     43.2  (2.49)        15.0    1.96 of them the float32 gradient of the unembedding
+    token_sum with an entropy                     47.6  (3.44)
+    token_sum, float32 weights, bfloat16 products 43.0  (2.46)
+    token_log_probs, blocks of 8016 rows          63.0  (0.80)        17.2    (120 when operands were cast to float32 first)
+                               16 032             60.6  (1.35)        16.3
+                               32 064             57.8  (2.45)        15.3
+    torch eager                                   51.6 (11.8)
+    Liger fused cross-entropy                     64.4  (1.10)
+    Liger GRPO                                   488.7  (3.99)
+    N 32 768
+    optax 168.5 (23.5), token_sum 170.6 (2.49), Liger 168.0 (1.47, accumulates in half precision), torch eager 216
+
+Float32, N 4096, D 2048, V 50 257: token_log_probs 54.2 (three TF32 products for each), `highest` 89.2, the plain form at `highest` 51.4. Errors of log-probabilities,
+d unembedding and d hidden there (N 512, D 1024, V 50 257): 3.6e-8, 1.6e-7, 2.9e-7 (2.5e-5, 2.9e-4, 3.0e-4 when products were XLA's default), in `highest` 6.4e-8, 4.1e-7,
+2.0e-6; with logits of standard deviation 8 in `highest` 3.5e-7, 3.9e-6, 3.9e-6. So a loss that is a sum takes the time of all logits at once in a third of their memory, and single
+log-probabilities half as much again in a tenth.
 """
 
-import importlib.util
 import math
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,206 +51,336 @@ import optax
 from jax import lax
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks import harness, token_peers
 from benchmarks.harness import Bound, Report, Table, at_most
+from logderiv.likelihood.logits import Arithmetic
 
-WIDTH = 256
-SIZES = ((2048, 32000), (2048, 50257), (2048, 128256))
-QUICK_SIZES = ((256, 50257),)
-CHUNK = 256
-OURS, PLAIN = "logderiv", "plain log-softmax"
+
+class Size(NamedTuple):
+    """N tokens, D features, V tokens in the vocabulary, and the dtype of hidden states and unembedding."""
+
+    num: int
+    width: int
+    vocabulary: int
+    dtype: str = "float32"
+
+
+_PLACES = ((2048, 256, 32000), (2048, 256, 50257), (2048, 256, 128256), (1024, 256, 128256))
+CPU_SIZES = tuple(Size(*place, dtype) for place in _PLACES for dtype in ("float32", "bfloat16"))
+GPU_SIZES = (
+    Size(8192, 4096, 128256, "bfloat16"),
+    Size(32768, 4096, 128256, "bfloat16"),
+    Size(4096, 2048, 50257),
+)
+QUICK_SIZES = (Size(128, 256, 50257),)
+LARGEST_ERROR_SIZE = 256  # tokens
+COMMON = "a common mean"
+# Standard deviation of the logits, and that of what all logits of a token share.
+KINDS = {"standard deviation 1": (1, 0), "standard deviation 8": (8, 0), COMMON: (1, 8)}
+DTYPES = ("float32", "bfloat16", "float16")
+
+SUM, CLIPPED, LOG_PROBS = "ld.token_sum", "ld.token_sum, clipped ratio", "ld.token_log_probs"
+PLAIN, OPTAX, CHUNKED = "plain log-softmax", "optax cross-entropy", "plain, chunks of tokens, checkpointed"
+FROM_FLOAT32 = "ld.token_sum, float32 weights"
+Form = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def inputs(
+    size: Size, *, deviation: float = 1.0, mean: float = 0.0
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Unembedding, hidden states, tokens and weights; the logits' standard deviation, and that of what those of a token share."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    unembedding = jax.random.normal(keys[0], (size.vocabulary, size.width), jnp.float32)
+    unembedding += mean / deviation * jax.random.normal(keys[4], (1, size.width), jnp.float32)
+    hidden = deviation * jax.random.normal(keys[1], (size.num, size.width), jnp.float32)
+    tokens = jax.random.randint(keys[2], (size.num,), 0, size.vocabulary, jnp.int32)
+    weights = jax.random.normal(keys[3], (size.num,), jnp.float32)
+    return (unembedding / math.sqrt(size.width)).astype(size.dtype), hidden.astype(size.dtype), tokens, weights
 
 
 def plain(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
     """What one would write first."""
-    log_probs = jax.nn.log_softmax(hidden @ unembedding.T)
+    log_probs = jax.nn.log_softmax(_logits(unembedding, hidden))
     return jnp.take_along_axis(log_probs, tokens[:, None], axis=1)[:, 0]
 
 
 def chunked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The plain form of `CHUNK` tokens at a time, recomputed on the way back."""
+    """The plain form of a few tokens at a time, recomputed on the way back."""
     one = jax.checkpoint(lambda x: plain(unembedding, *x))
-    chunk = min(CHUNK, tokens.size)
+    chunk = min(256 if jax.default_backend() == "cpu" else 1024, tokens.size)
     parts = (hidden.reshape(-1, chunk, hidden.shape[1]), tokens.reshape(-1, chunk))
     return lax.map(one, parts).reshape(-1)
 
 
 def cross_entropy(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
     """Optax's loss of all logits."""
-    return -optax.softmax_cross_entropy_with_integer_labels(hidden @ unembedding.T, tokens)
+    return -optax.softmax_cross_entropy_with_integer_labels(_logits(unembedding, hidden), tokens)
 
 
-def blocked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The library."""
+def _logits(unembedding: jax.Array, hidden: jax.Array) -> jax.Array:
+    """In float32 at least; a float32 product is exact on every device, as the library's is."""
+    precision = "highest" if hidden.dtype == jnp.float32 else None
+    logits = jnp.matmul(hidden, unembedding.T, precision=precision)
+    return logits if logits.dtype == jnp.float64 else logits.astype(jnp.float32)
+
+
+def _blocked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
     return ld.token_log_probs(unembedding, hidden, tokens).log_probs
 
 
-FORMS: dict[str, Callable[..., jax.Array]] = {
-    OURS: blocked,
-    PLAIN: plain,
-    "plain, chunks of 256 tokens, checkpointed": chunked,
-    "optax cross-entropy": cross_entropy,
+def _weighted(log_probs: Callable[..., jax.Array]) -> Form:
+    def form(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> Any:
+        found = log_probs(unembedding, hidden, tokens)
+        return jnp.vdot(weights.astype(found.dtype), found), found
+
+    return form
+
+
+def _summed(term: Callable[..., jax.Array], compute_dtype: Any = None) -> Form:
+    def form(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> Any:
+        found = ld.token_sum(term, unembedding, hidden, tokens, weights, compute_dtype=compute_dtype)
+        return found.value, found.numbers.log_prob
+
+    return form
+
+
+def weighted(token: Any, weight: jax.Array) -> jax.Array:
+    """The term of the weighted sum."""
+    return weight * token.log_prob
+
+
+def clipped(token: Any, weight: jax.Array) -> jax.Array:
+    """The term of PPO and GRPO."""
+    ratio = jnp.exp(token.log_prob - token_peers.OLD_LOG_PROB)
+    return jnp.minimum(ratio * weight, jnp.clip(ratio, 0.8, 1.2) * weight)
+
+
+FORMS: dict[str, Form] = {
+    SUM: _summed(weighted),
+    CLIPPED: _summed(clipped),
+    LOG_PROBS: _weighted(_blocked),
+    PLAIN: _weighted(plain),
+    OPTAX: _weighted(cross_entropy),
+    CHUNKED: _weighted(chunked),
 }
-TORCH, HAS_TORCH = "torch cross-entropy", importlib.util.find_spec("torch") is not None
 
 
-def inputs(num: int, vocabulary: int) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Unembedding, hidden states, tokens and weights: logits of standard deviation 1."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    unembedding = jax.random.normal(keys[0], (vocabulary, WIDTH), jnp.float32) / math.sqrt(WIDTH)
-    hidden = jax.random.normal(keys[1], (num, WIDTH), jnp.float32)
-    tokens = jax.random.randint(keys[2], (num,), 0, vocabulary, jnp.int32)
-    return unembedding, hidden, tokens, jax.random.normal(keys[3], (num,), jnp.float32)
+def value_and_gradients(form: Form) -> Callable[..., Any]:
+    """Value and log-probabilities, and the gradients in the unembedding and the hidden states."""
+    return jax.value_and_grad(form, (0, 1), has_aux=True)
 
 
-def value_and_gradients(form: Callable[..., jax.Array]) -> Callable[..., Any]:
-    """Of the weighted sum, in the unembedding and the hidden states."""
-
-    def value(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> jax.Array:
-        return jnp.vdot(weights, form(unembedding, hidden, tokens))
-
-    return jax.value_and_grad(value, (0, 1))
-
-
-def prepare(name: str, num: int, vocabulary: int) -> Callable[[], Any]:
+def prepare(name: str, *size: Any) -> Callable[[], Any]:
     """The call of one candidate, ready to run; `harness.peak_rss` calls it in a process of its own."""
-    if name == TORCH:
-        return _torch_call(num, vocabulary)
-    return harness.compile_call(value_and_gradients(FORMS[name]), *inputs(num, vocabulary)).run
+    arguments = inputs(Size(*size))
+    if name == token_peers.TORCH:
+        return token_peers.calls(*arguments)[name]
+    return harness.compile_call(value_and_gradients(FORMS[name]), *arguments).run
 
 
-def _torch_call(num: int, vocabulary: int) -> Callable[[], Any]:
-    import torch
+def measure(
+    size: Size, others: Mapping[str, dict[str, Any]], *, repeats: int, resident: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Seconds, compile seconds, memory beyond inputs and outputs in MiB, and errors, for every candidate, beside what is known of the others.
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    unembedding, hidden, tokens, weights = (torch.from_numpy(np.array(x)) for x in inputs(num, vocabulary))
-    tokens = tokens.long()
-
-    def run() -> Any:
-        leaves = unembedding.requires_grad_(), hidden.requires_grad_()
-        log_probs = -torch.nn.functional.cross_entropy(leaves[1] @ leaves[0].T, tokens, reduction="none")
-        return torch.autograd.grad(torch.dot(weights, log_probs), leaves)
-
-    return run
-
-
-def measure(num: int, vocabulary: int, *, repeats: int, resident: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Seconds, compile seconds and memory beyond inputs and outputs in MiB, for every candidate."""
-    arguments = inputs(num, vocabulary)
-    calls = {n: harness.compile_call(value_and_gradients(form), *arguments) for n, form in FORMS.items()}
-    runs: dict[str, Callable[[], Any]] = calls | ({TORCH: _torch_call(num, vocabulary)} if HAS_TORCH else {})
-    seconds = harness.interleaved_medians(runs, repeats)
-    outputs = 4 * WIDTH * (num + vocabulary)
-    rows = {}
-    for name in runs:
-        peak, call = None, calls.get(name)
+    Memory is what XLA plans for a program. What a process of its own takes on a CPU is measured of those named `resident`.
+    """
+    arguments, rows, calls = inputs(size), {}, {}
+    for name, form in FORMS.items():
+        try:
+            calls[name] = call = harness.compile_call(value_and_gradients(form), *arguments)
+            if jax.default_backend() != "cpu":
+                call()
+        except RuntimeError as error:
+            if not harness.is_out_of_memory(error):
+                raise
+            rows[name] = {"failed": "out of memory"}
+            calls.pop(name, None)
+        else:
+            temp = None if call.temp_bytes is None else call.temp_bytes / 2**20
+            rows[name] = {"compile_seconds": call.compile_seconds, "temp_mib": temp}
+    timed = {"seconds": calls}
+    if jax.default_backend() != "cpu":
+        timed["forward"] = {n: harness.compile_call(lambda *x, form=FORMS[n]: form(*x)[0], *arguments) for n in calls}
+    for key, runs in timed.items():
+        for name, seconds in harness.interleaved_medians(runs, repeats).items():
+            rows[name][key] = seconds
+    small = size._replace(num=min(size.num, LARGEST_ERROR_SIZE))
+    for name, found in errors(small, [n for n in (SUM, LOG_PROBS, PLAIN, OPTAX) if n in calls]).items():
+        rows[name] |= {"log_prob_error": found["log_probs"], "worst": max(found["d_unembedding"], found["d_hidden"])}
+    rows |= {name: dict(row) for name, row in others.items()}
+    outputs = sum(x.nbytes for x in arguments[:2])
+    for name in rows:
         if name in resident and jax.default_backend() == "cpu":
-            peak = (harness.peak_rss("benchmarks.token_speed:prepare", name, num, vocabulary) - outputs) / 2**20
-        temp = call.temp_bytes / 2**20 if call and call.temp_bytes is not None else None
-        rows[name] = {"seconds": seconds[name], "compile_seconds": call and call.compile_seconds}
-        rows[name] |= {"temp_mib": temp, "resident_mib": peak}
+            peak = harness.peak_rss("benchmarks.token_speed:prepare", name, *size)
+            rows[name]["resident_mib"] = (peak - outputs) / 2**20
     return rows
 
 
-def floor_seconds(num: int, vocabulary: int) -> float:
-    """Four products at the best rate of any shape tried, and two exponentials in cache for each number."""
-    block = min(512, vocabulary)
-    shapes = ((1024, 1024, 1024), (num, WIDTH, block), (num, block, WIDTH), (block, num, WIDTH))
-    rate = max(harness.matmul_gflops(*shape) for shape in shapes)
-    call = harness.compile_call(jnp.exp, jnp.zeros(1 << 18, jnp.float32))
-    exponential = harness.interleaved_medians({"exp": call}, 51)["exp"] / (1 << 18)
-    return num * vocabulary * (8e-9 * WIDTH / rate + 2 * exponential)
-
-
-def errors(num: int, vocabulary: int) -> dict[str, dict[str, float]]:
+def errors(size: Size, names: Sequence[str], **kind: float) -> dict[str, dict[str, float]]:
     """Relative errors (norms) of log-probabilities and both gradients against float64 on the same inputs."""
-    single = inputs(num, vocabulary)
+    given = inputs(size, **kind)
+    with jax.enable_x64(True):
+        wide = (x.astype(jnp.float64) for x in given[:2])
+        exact = jax.device_get(_everything(FORMS[PLAIN])(*wide, *given[2:]))
     found = {}
-    for dtype in (jnp.float32, jnp.bfloat16):
-        unembedding, hidden = (x.astype(dtype) for x in single[:2])
-        with jax.enable_x64(True):
-            wide = (x.astype(jnp.float64) for x in (unembedding, hidden))
-            exact = jax.device_get(_everything(plain)(*wide, *single[2:]))
-        for name, form in ((OURS, blocked), (PLAIN, plain)):
-            ours = jax.device_get(_everything(form)(unembedding, hidden, *single[2:]))
-            found[f"{name}, {jnp.dtype(dtype).name}"] = {
-                quantity: float(np.linalg.norm(np.asarray(x, np.float64) - e) / np.linalg.norm(e))
-                for quantity, x, e in zip(("log_probs", "d_unembedding", "d_hidden"), ours, exact, strict=True)
-            }
+    for name in names:
+        form, arguments = FORMS.get(name), given
+        if form is None:  # half precision in the products alone: gradients are rounded nowhere
+            form = _summed(weighted, given[0].dtype)
+            arguments = (*(x.astype(jnp.float32) for x in given[:2]), *given[2:])
+        ours = jax.device_get(_everything(form)(*arguments))
+        found[name] = {
+            quantity: float(np.linalg.norm(np.asarray(x, np.float64) - e) / np.linalg.norm(e))
+            for quantity, x, e in zip(("log_probs", "d_unembedding", "d_hidden"), ours, exact, strict=True)
+        }
     return found
 
 
-def _everything(form: Callable[..., jax.Array]) -> Callable[..., Any]:
+def _everything(form: Form) -> Callable[..., Any]:
     @jax.jit
-    def run(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array, weights: jax.Array) -> Any:
-        log_probs, pull = jax.vjp(lambda w, h: form(w, h, tokens), unembedding, hidden)
-        return log_probs, *pull(weights.astype(log_probs.dtype))
+    def run(*arguments: jax.Array) -> Any:
+        (_, log_probs), gradients = value_and_gradients(form)(*arguments)
+        return log_probs, *gradients
 
     return run
 
 
-def _timings(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> list[Bound]:
-    limits = {"temp_mib": ("temporary memory", 0.1), "resident_mib": ("peak resident memory", 0.1)}
-    limits |= {"seconds": ("time", 1.05)}
+def all_errors(size: Size, kinds: Sequence[str]) -> list[dict[str, Any]]:
+    """Those of the library and the plain form, for every kind of logits and every dtype."""
+    rows = []
+    for kind in kinds:
+        for dtype in DTYPES:
+            names = [SUM, *([FROM_FLOAT32] if dtype != "float32" else []), LOG_PROBS, PLAIN]
+            deviation, mean = KINDS[kind]
+            for name, found in errors(size._replace(dtype=dtype), names, deviation=deviation, mean=mean).items():
+                rows.append({"form": name, "dtype": dtype, "kind": kind} | found)
+    return rows
+
+
+def product_rate(size: Size) -> float:
+    """Matrix products as the library takes them, 1e9 operations a second: the best of large ones and of those of blocks."""
+    how = Arithmetic.of(None, size.dtype, size.dtype)
+    block = min(512, size.vocabulary)
+    of_blocks = [(size.num, size.width, block), (size.num, block, size.width), (block, size.num, size.width)]
+    shapes = [(1024, 1024, 1024), *of_blocks]
+    if jax.default_backend() != "cpu":
+        shapes = [(8192, 8192, 8192)]
+    return max(harness.matmul_gflops(*shape, jnp.dtype(how.operands).name, how.precision) for shape in shapes)
+
+
+Measured = Mapping[Size, Mapping[str, Mapping[str, Any]]]
+
+
+def timing_bounds(measured: Measured, backend: str) -> list[Bound]:
+    """On times and memory, of those candidates that were measured."""
+    if backend == "cpu":
+        ratios = [
+            (LOG_PROBS, "seconds", (PLAIN,), 1.05),
+            (LOG_PROBS, "temp_mib", (PLAIN,), 0.1),
+            (LOG_PROBS, "resident_mib", (PLAIN,), 0.1),
+            (SUM, "seconds", (LOG_PROBS,), 0.85),
+        ]
+    else:
+        ratios = [
+            (LOG_PROBS, "seconds", (PLAIN,), 1.5),
+            (LOG_PROBS, "forward", (PLAIN,), 1.2),
+            (SUM, "seconds", (PLAIN, OPTAX), 1.2),
+        ]
     bounds = []
-    for (num, vocabulary), rows in measured.items():
-        for key, (quantity, limit) in limits.items():
-            ours, theirs = rows[OURS][key], rows[PLAIN][key]
-            if ours is not None and theirs is not None:
-                name = f"{quantity} over {PLAIN}'s, N = {num}, V = {vocabulary}"
-                bounds.append(at_most(name, ours / theirs, limit))
+    for size, rows in measured.items():
+        at = ", ".join(map(str, size))
+        for ours, key, theirs, limit in ratios:
+            mine, others = rows[ours].get(key), [rows[name][key] for name in theirs if rows[name].get(key) is not None]
+            if mine is not None and others:
+                bounds.append(
+                    at_most(f"{key} of {ours} over that of {' or '.join(theirs)}, {at}", mine / min(others), limit)
+                )
+        # A chunk's logits, and in float32 the gradient of the unembedding, on a CPU the unembedding itself, too.
+        chunks, copies = (3 * 256 * size.vocabulary * 4 / 2**20, 2) if backend == "cpu" else (1536, 1)
+        limits = {SUM: chunks + copies * 4 * size.vocabulary * size.width / 2**20}
+        for name, limit in (limits | ({} if backend == "cpu" else {LOG_PROBS: 1024})).items():
+            if rows[name].get("temp_mib") is not None:
+                bounds.append(at_most(f"temporary MiB of {name}, {at}", rows[name]["temp_mib"], limit))
     return bounds
 
 
-def _error_bounds(found: dict[str, dict[str, float]]) -> list[Bound]:
-    limits = {"float32": (1e-6, 1e-5), "bfloat16": (1e-6, 2**-8)}  # half precision rounds gradients once, at the end
+def _error_bounds(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
+    """Half precision rounds gradients once, at the end; where a device rounds derivatives of the logits, too, what all rows share does not cancel."""
+    limits = {"float32": (1e-6, 1e-5), "bfloat16": (1e-6, 2**-8)}
     return [
-        at_most(f"error of {quantity}, {dtype}", error, limits[dtype][quantity != "log_probs"])
-        for dtype in limits
-        for quantity, error in found[f"{OURS}, {dtype}"].items()
+        at_most(
+            f"error of {quantity}, {row['form']}, {row['dtype']}, {row['kind']}",
+            row[quantity],
+            limits[row["dtype"]][i > 0],
+        )
+        for row in rows
+        for i, quantity in enumerate(("log_probs", "d_unembedding", "d_hidden"))
+        if row["form"] != PLAIN and row["dtype"] in limits
+        if row["dtype"] == "float32" or row["kind"] != COMMON
     ]
 
 
 def main(quick: bool) -> Report:
-    sizes, repeats, resident = (QUICK_SIZES, 2, (OURS, PLAIN)) if quick else (SIZES, 5, (*FORMS, TORCH))
-    measured = {size: measure(*size, repeats=repeats, resident=resident) for size in sizes}
-    floors = {size: floor_seconds(*size) for size in sizes}
-    found = errors(64 if quick else 256, sizes[0][1])
-    tables = [_table(*size, rows, floors[size]) for size, rows in measured.items()]
+    backend = jax.default_backend()
+    sizes, repeats = (QUICK_SIZES, 2) if quick else (CPU_SIZES, 5) if backend == "cpu" else (GPU_SIZES, 5)
+    resident = () if quick else (SUM, LOG_PROBS, PLAIN, OPTAX, token_peers.TORCH)
+    others = {size: token_peers.measure(inputs(size), repeats=repeats) for size in sizes}
+    token_peers.release()
+    measured = {size: measure(size, others[size], repeats=repeats, resident=resident) for size in sizes}
+    rates = {size: product_rate(size) for size in sizes}
+    errors_of, kinds = Size(256, 256, 32000) if backend == "cpu" else Size(512, 1024, 50257), list(KINDS)
+    if quick:
+        errors_of, kinds = Size(32, 256, 8000), kinds[:1]
+    found = all_errors(errors_of, kinds)
+    tables = [_table(size, rows, rates[size]) for size, rows in measured.items()]
+    left_out = token_peers.available()[1]
     tables.append(
         Table(
-            f"Relative errors against float64, V = {sizes[0][1]}",
-            "form, inputs | log-probabilities | d unembedding | d hidden",
-            "{r[form]} | " + harness.cells(("log_probs", "d_unembedding", "d_hidden"), ".1e"),
-            [{"form": name} | row for name, row in found.items()],
-            "" if HAS_TORCH else "not installed, left out: torch",
+            f"Relative errors against float64, N = {errors_of.num}, D = {errors_of.width}, V = {errors_of.vocabulary}",
+            "logits, dtype, form | log-probabilities | d unembedding | d hidden",
+            "{r[kind]}, {r[dtype]}, {r[form]} | " + harness.cells(("log_probs", "d_unembedding", "d_hidden"), ".1e"),
+            found,
+            f"not installed, left out: {', '.join(left_out)}" if left_out else "",
         )
     )
-    sizes = [{"num": n, "vocabulary": v, "floor_seconds": floors[n, v], "forms": f} for (n, v), f in measured.items()]
-    numbers, draw = {"sizes": sizes, "errors": found}, partial(_draw, measured)
-    return Report(tables, _error_bounds(found), numbers, draw, _timings(measured))
+    numbers = [size._asdict() | {"product_gflops": rates[size], "forms": forms} for size, forms in measured.items()]
+    bounds, timings = _error_bounds(found), timing_bounds(measured, backend)
+    return Report(tables, bounds, {"sizes": numbers, "errors": found}, partial(_draw, measured), timings)
 
 
-def _table(num: int, vocabulary: int, rows: dict[str, dict[str, Any]], floor: float) -> Table:
-    plain, seconds = rows[PLAIN]["seconds"], {name: row["seconds"] for name, row in rows.items()}
-    derived = {n: {"form": n, "ms": 1e3 * s, "ratio": s / plain, "floor": floor / s} for n, s in seconds.items()}
+def _table(size: Size, rows: Mapping[str, Mapping[str, Any]], rate: float) -> Table:
+    least = 6e-9 * size.num * size.width * size.vocabulary / rate
+    first = rows[PLAIN].get("seconds", math.nan)
+    derived = {}
+    for name, row in rows.items():
+        seconds, forward = row.get("seconds", math.nan), row.get("forward", math.nan)
+        derived[name] = {"form": name, "ms": 1e3 * seconds, "forward ms": 1e3 * forward}
+        derived[name] |= {"over plain": seconds / first, "of products": least / seconds}
+    failed = [f"{name}: {row['failed']}" for name, row in rows.items() if "failed" in row]
+    products = f"the machine's own products, {rate:.0f} GFLOP/s here: three take {1e3 * least:.0f} ms"
     return Table(
-        f"Value and both gradients, N = {num}, D = {WIDTH}, V = {vocabulary}, medians of interleaved runs",
-        "form | ms | over plain | floor over time | compile s | temporary MiB | resident MiB",
-        "{r[form]} | {r[ms]:.0f} | {r[ratio]:.2f} | {r[floor]:.2f} | {r[compile_seconds]:.2f}"
-        " | {r[temp_mib]:.0f} | {r[resident_mib]:.0f}",
-        [derived[name] | row for name, row in rows.items()],
-        f"floor {1e3 * floor:.0f} ms: four products and two exponentials; the three products of the plain form need less",
+        f"Value and both gradients, {size.dtype}, N = {size.num}, D = {size.width}, V = {size.vocabulary}, medians",
+        "form | ms | forward ms | over plain | three products over it | temporary MiB | resident MiB"
+        " | error log p | of gradients | compile s",
+        "{r[form]} | {r[ms]:.1f} | {r[forward ms]:.1f} | {r[over plain]:.2f} | {r[of products]:.2f}"
+        " | {r[temp_mib]:.0f} | {r[resident_mib]:.0f} | {r[log_prob_error]:.1e} | {r[worst]:.1e} | {r[compile_seconds]:.1f}",
+        [derived[name] | dict(row) for name, row in rows.items()],
+        "\n".join([f"{products}; errors of at most {LARGEST_ERROR_SIZE} tokens", *failed]),
     )
 
 
-def _draw(measured: dict[tuple[int, int], dict[str, dict[str, Any]]]) -> Any:
-    figure, (left, right) = harness.new_figure(ncols=2, figsize=(10, 4))
-    vocabularies = [v for _, v in measured]
-    for name in next(iter(measured.values())):
-        for ax, key, scale in ((left, "seconds", 1e6), (right, "temp_mib", 2**10)):
-            values = [scale * (rows[name][key] or math.nan) / n for (n, _), rows in measured.items()]
-            ax.plot(vocabularies, values, "o-", label=name)
-    left.set(xlabel="vocabulary", ylabel="microseconds per token", ylim=(0, None), xticks=vocabularies)
-    right.set(xlabel="vocabulary", ylabel="temporary KiB per token", yscale="log", xticks=vocabularies)
+def _draw(measured: Measured) -> Any:
+    figure, axes = harness.new_figure(ncols=2, figsize=(12, 4.5))
+    labels = [f"{size.num}, {size.vocabulary}\n{size.dtype}" for size in measured]
+    names = list(dict.fromkeys(name for rows in measured.values() for name in rows))
+    for name in names:
+        for ax, key, scale in zip(axes, ("seconds", "temp_mib"), (1e6, 2**10), strict=True):
+            found = [rows.get(name, {}).get(key) for rows in measured.values()]
+            values = [math.nan if x is None else scale * x / size.num for x, size in zip(found, measured, strict=True)]
+            ax.plot(labels, values, "o-", label=name)
+    axes[0].set(ylabel="microseconds per token", ylim=(0, None))
+    axes[1].set(ylabel="temporary KiB per token", yscale="log")
+    for ax in axes:
+        ax.tick_params(axis="x", labelsize=7)
     return figure

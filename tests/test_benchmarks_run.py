@@ -15,6 +15,7 @@ from benchmarks import (
     jump_processes,
     prisoners_dilemma,
     tasks,
+    token_speed,
     training_speed,
 )
 from tests.mostly import mostly_slow
@@ -56,7 +57,7 @@ SMALLER = {
         "NET": ld.MLP(2, hidden=(5, 4)),
         "recurrent_memory": lambda lengths: [MEMORY | {"T": t} for t in lengths],
     },
-    "token_speed": {"QUICK_SIZES": ((8, 48),)},
+    "token_speed": {"QUICK_SIZES": (token_speed.Size(8, 6, 48),)},
     "training_speed": {
         "SIZES": (2,),
         "LEARNING": TINY,
