@@ -33,7 +33,7 @@ BF16_BF16_F32_X6 96), bfloat16, D 4096, V 128 256, milliseconds (temporary GiB):
     N 32 768
     optax 168.5 (23.5), token_sum 170.6 (2.49), Liger 168.0 (1.47, accumulates in half precision), torch eager 216
 
-Float32, N 4096, D 2048, V 50 257: token_log_probs 54.2 (three TF32 products for each), `highest` 89.2, the plain form at `highest` 51.4. Errors of log-probabilities,
+Float32, N 4096, D 2048, V 50 257: token_log_probs 54.2 with three TF32 products for each (six in bfloat16, now the default, not timed), `highest` 89.2, the plain form at `highest` 51.4. Errors of log-probabilities,
 d unembedding and d hidden there (N 512, D 1024, V 50 257): 3.6e-8, 1.6e-7, 2.9e-7 (2.5e-5, 2.9e-4, 3.0e-4 when products were XLA's default), in `highest` 6.4e-8, 4.1e-7,
 2.0e-6; with logits of standard deviation 8 in `highest` 3.5e-7, 3.9e-6, 3.9e-6. So a loss that is a sum takes the time of all logits at once in a third of their memory, and single
 log-probabilities half as much again in a tenth.
