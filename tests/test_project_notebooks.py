@@ -24,6 +24,7 @@ each_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.ste
 def _fresh_kernel(monkeypatch, tmp_path):
     """The kernel inherits the environment: this tree, JAX on the CPU with its default types, no user's profile or figure backend."""
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOKS.parent))
+    monkeypatch.setenv("LOGDERIV_SHORT", "true")  # a notebook that trains for minutes trains for seconds
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")  # compiling is what costs
     startup = tmp_path / "ipython/profile_default/startup"

@@ -129,7 +129,7 @@ def _of_advantages(
 def _of_steps(params: Params, policies: Policies, tau: Trajectory) -> dict[str, jax.Array]:
     """Entropy of each step, and its divergence from the reference, over the full vocabulary."""
 
-    def logs(params: Params, action: int) -> jax.Array:
+    def logs(params: Params, action: jax.Array) -> jax.Array:
         def term(params: Params, step: TimeStep, distribution: Any) -> jax.Array:
             del params
             chosen = distribution.distribution if isinstance(distribution, Forced) else distribution
@@ -137,12 +137,13 @@ def _of_steps(params: Params, policies: Policies, tau: Trajectory) -> dict[str, 
 
         return over_steps(term, params, policies.policy, tau)
 
-    every = range(policies.num_actions)
-    own = jnp.stack([logs(params, action) for action in every])
+    of_every = jax.vmap(logs, (None, 0))  # the policy itself is taken once
+    every = jnp.arange(policies.num_actions)
+    own = of_every(params, every)
     chances, own = jnp.exp(own), jnp.where(own == -jnp.inf, 0, own)
     found = {"step_entropy": -jnp.sum(chances * own, axis=0)}
     if policies.reference is not None:
-        reference = jnp.stack([logs(policies.reference, action) for action in every])
+        reference = of_every(policies.reference, every)
         apart = jnp.where(chances > 0, own - jax.lax.stop_gradient(reference), 0)
         found["step_kl"] = jnp.sum(chances * apart, axis=0)
     return found
