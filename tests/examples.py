@@ -32,14 +32,16 @@ def two_actions(environment: Any) -> Example:
 
 @functools.cache
 def process(name: str) -> Example:
-    """An example of a class of `logderiv.processes`."""
-    return PROCESSES[name]()
+    """An example of a class of `logderiv.processes`, of arrays also where it is first asked for within a program that is traced."""
+    with jax.ensure_compile_time_eval():
+        return PROCESSES[name]()
 
 
 @functools.cache
 def environment(name: str) -> Example:
-    """An example of a class of `logderiv.environments`."""
-    return ENVIRONMENTS[name]()
+    """An example of a class of `logderiv.environments`, as `process`."""
+    with jax.ensure_compile_time_eval():
+        return ENVIRONMENTS[name]()
 
 
 class Fake(SimpleNamespace):

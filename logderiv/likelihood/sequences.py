@@ -69,12 +69,18 @@ class HiddenStates:
         unembedding: `(params) -> (V, D)`.
         temperature: At which the tokens are drawn, > 0.
         soft_cap: That of the logits, > 0; `None` for none.
+
+    Raises:
+        ValueError: Temperature or soft-cap is not positive.
     """
 
     hidden: Callable[[Params, Trajectory], jax.Array]
     unembedding: Callable[[Params], jax.Array]
     temperature: float = 1.0
     soft_cap: float | None = None
+
+    def __post_init__(self) -> None:
+        check.positive(**{name: x for name, x in self.scales.items() if x is not None or name == "temperature"})
 
     @property
     def scales(self) -> dict[str, Any]:
