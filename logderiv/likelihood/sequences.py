@@ -80,7 +80,9 @@ class HiddenStates:
     soft_cap: float | None = None
 
     def __post_init__(self) -> None:
-        check.positive(**{name: x for name, x in self.scales.items() if x is not None or name == "temperature"})
+        check.positive(temperature=self.temperature)
+        if self.soft_cap is not None:
+            check.positive(soft_cap=self.soft_cap)
 
     @property
     def scales(self) -> dict[str, Any]:
