@@ -178,11 +178,6 @@ def interleaved_medians(runs: Mapping[str, Callable[[], Any]], repeats: int = 7)
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether a device had too little memory, by XLA's words or PyTorch's."""
-    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()
-
-
 def variance_and_sem(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Variance along the last axis, and its standard error by the fourth moment."""
     variance = jnp.var(samples, axis=-1, ddof=1)

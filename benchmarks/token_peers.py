@@ -113,7 +113,7 @@ def measure(arguments: Sequence[jax.Array], *, repeats: int) -> dict[str, dict[s
         try:
             rows[name] = {"temp_mib": (_peak_of_cuda(run) - outputs) / 2**20} if has_cuda() else {}
         except Exception as error:  # whatever it is, the others go on
-            rows[name] = {"failed": "out of memory" if harness.is_out_of_memory(error) else type(error).__name__}
+            rows[name] = {"failed": "out of memory" if is_out_of_memory(error) else type(error).__name__}
     seconds = harness.interleaved_medians({n: run for n, run in runs.items() if "failed" not in rows[n]}, repeats)
     return {name: row | ({"seconds": seconds[name]} if name in seconds else {}) for name, row in rows.items()}
 
@@ -134,3 +134,8 @@ def _peak_of_cuda(run: Callable[[], Any]) -> int:
     before = torch.cuda.memory_allocated()
     run()
     return torch.cuda.max_memory_allocated() - before
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device had too little memory, by XLA's words or PyTorch's."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "out of memory" in str(error).lower()

@@ -192,7 +192,7 @@ def measure(
             if jax.default_backend() != "cpu":
                 call()
         except RuntimeError as error:
-            if not harness.is_out_of_memory(error):
+            if not token_peers.is_out_of_memory(error):
                 raise
             rows[name] = {"failed": "out of memory"}
             calls.pop(name, None)
