@@ -46,3 +46,10 @@ def multiplications(jaxpr):
             ((axes, _), _), x = eqn.params["dimension_numbers"], eqn.invars[0].aval
             total += eqn.outvars[0].aval.size * int(np.prod([x.shape[axis] for axis in axes]))
     return total
+
+
+def temporary_bytes(function, *arguments):
+    """What a program of float32 arrays of these shapes, or of what is given by its dtype too, takes beyond its inputs and outputs."""
+    given = [jax.ShapeDtypeStruct(x, jnp.float32) if isinstance(x, tuple) else x for x in arguments]
+    analysis: Any = jax.jit(function).lower(*given).compile().memory_analysis()
+    return analysis.temp_size_in_bytes

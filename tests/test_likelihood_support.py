@@ -1,7 +1,6 @@
 """Token log-probabilities within the tokens that a truncated sampler kept: the plain form's numbers, in bounded memory."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from tests.plain_tokens import temporary_bytes
 
 from .test_likelihood_vocabulary import (
     ALLOWED,
@@ -116,11 +116,8 @@ def test_memory_within_a_support_is_that_of_a_block():
         def value(unembedding, hidden, tokens, support):
             return jnp.sum(function(unembedding, hidden, tokens, support=support))
 
-        shapes = ((vocabulary, width), (num, width), (num,), (num, kept))
-        kinds = (jnp.float32, jnp.float32, jnp.int32, jnp.int32)
-        lowered = jax.jit(jax.grad(value, (0, 1))).lower(*map(jax.ShapeDtypeStruct, shapes, kinds))
-        analysis: Any = lowered.compile().memory_analysis()
-        return analysis.temp_size_in_bytes
+        integers = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((num,), (num, kept))]
+        return temporary_bytes(jax.grad(value, (0, 1)), (vocabulary, width), (num, width), *integers)
 
     def plain(unembedding, hidden, tokens, support):
         logits = jnp.einsum("nd,nkd->nk", hidden, unembedding[support])

@@ -11,7 +11,7 @@ import pytest
 import logderiv as ld
 from tests.agreement import assert_same, value
 from tests.mostly import slow
-from tests.plain_tokens import multiplications, normal, numbers_of
+from tests.plain_tokens import multiplications, normal, numbers_of, temporary_bytes
 
 NUM, WIDTH, VOCABULARY = 7, 3, 23
 UNEMBEDDING, HIDDEN = normal(0, VOCABULARY, WIDTH), normal(1, NUM, WIDTH)
@@ -251,12 +251,6 @@ def test_value_and_gradients_take_three_products(argnums, reference, products):
     assert blocks == 4 * num * width * vocabulary
 
 
-def temporary(function, *shapes):
-    arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    analysis: Any = jax.jit(function).lower(*arguments).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
-
-
 def test_memory_is_that_of_a_chunk_and_of_the_gradient_that_is_asked_for():
     num, width, vocabulary, chunk = 2048, 64, 16384, 64
     shapes = (vocabulary, width), (num, width), (num,)
@@ -265,9 +259,9 @@ def test_memory_is_that_of_a_chunk_and_of_the_gradient_that_is_asked_for():
         return ld.token_sum(weighted, unembedding, hidden, jnp.zeros(num, jnp.int32), weights, chunk_size=chunk).value
 
     logits, of_unembedding = 4 * chunk * vocabulary, 4 * vocabulary * width
-    held = temporary(jax.value_and_grad(total, 1), *shapes)
+    held = temporary_bytes(jax.value_and_grad(total, 1), *shapes)
     assert held < 3 * logits + 4 * 4 * num * width
-    both = temporary(jax.value_and_grad(total, (0, 1)), *shapes)
+    both = temporary_bytes(jax.value_and_grad(total, (0, 1)), *shapes)
     assert both < 3 * logits + 2 * of_unembedding + 4 * 4 * num * width
     assert both < 4 * num * vocabulary / 4  # all logits, of which the plain form keeps one at least
 
@@ -276,7 +270,7 @@ def test_memory_is_that_of_a_chunk_and_of_the_gradient_that_is_asked_for():
         return jax.jvp(gradient, (unembedding, hidden), (unembedding, hidden))[1]
 
     if jax.default_backend() == "cpu":  # a GPU's compiler keeps a copy of the logits more
-        assert temporary(along, *shapes) < 3 * both
+        assert temporary_bytes(along, *shapes) < 3 * both
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import logderiv as ld
 from logderiv.likelihood.vocabulary import _block_size
 from tests.agreement import assert_same, value
 from tests.mostly import slow
+from tests.plain_tokens import temporary_bytes
 from tests.worlds import trajectory
 
 
@@ -219,24 +220,20 @@ def test_half_precision_inputs_are_accumulated_in_single_precision():
     assert error(twin[1], exact[1][1]) > 1.5 * rounding[1]
 
 
-def temporary_bytes(function, num, width, vocabulary):
-    shapes = (vocabulary, width), (num, width), (num,), (num,)
-    dtypes = jnp.float32, jnp.float32, jnp.int32, jnp.float32
-
+def bytes_of(function, num, width, vocabulary):
     def value(unembedding, hidden, tokens, weights):
         return jnp.vdot(weights, function(unembedding, hidden, tokens).log_probs)
 
-    arguments = map(jax.ShapeDtypeStruct, shapes, dtypes)
-    analysis: Any = jax.jit(jax.value_and_grad(value, (0, 1))).lower(*arguments).compile().memory_analysis()
-    return analysis.temp_size_in_bytes
+    tokens = jax.ShapeDtypeStruct((num,), jnp.int32)
+    return temporary_bytes(jax.value_and_grad(value, (0, 1)), (vocabulary, width), (num, width), tokens, (num,))
 
 
 @pytest.mark.usefixtures("blocks_of_a_cpu")
 def test_memory_is_that_of_a_block():
     num, width, vocabulary = 2048, 64, 50257
     limit = num * vocabulary * 4 / 10
-    assert temporary_bytes(ld.token_log_probs, num, width, vocabulary) < limit / 2
-    assert temporary_bytes(reference, num, width, vocabulary) > 10 * limit  # the twin holds all logits at least once
+    assert bytes_of(ld.token_log_probs, num, width, vocabulary) < limit / 2
+    assert bytes_of(reference, num, width, vocabulary) > 10 * limit  # the twin holds all logits at least once
 
 
 def test_a_held_unembedding_costs_no_product():

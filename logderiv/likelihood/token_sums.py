@@ -16,7 +16,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_leaf_by_leaf
-from logderiv._core.blocks import fill_steps
+from logderiv._core.blocks import Layout, fill_steps
 from logderiv._core.sharding import by_shard
 from logderiv._core.tangents import is_zero, put_back, those_that
 from logderiv.likelihood.logits import Arithmetic, Scales, TokenNumbers, Tokens, detached_reference, numbers_of, scaled
@@ -254,28 +254,16 @@ def _one_pass(
     if shared_moves.unembedding:
         zeros = zeros._replace(unembedding=jnp.zeros(unembedding.shape, arithmetic.sums))
     start = jnp.zeros((), arithmetic.sums), zeros
-    total, per_row = lax.scan(jax.checkpoint(add, prevent_cse=False), start, _fold(size, rows))
-    return jax.tree.map(lambda x: x[None], total), *jax.tree.map(partial(_unfold, shape), per_row)
-
-
-def _fold(size: int, rows: _Rows) -> _Rows:
-    """Rows in chunks of at most `size`, as equal as they come; the last row is repeated to fill them, and does not count."""
     num = rows.counts.size
     chunks = -(-num // size)
-    missing = -num % chunks
-
-    def fold(x: jax.Array, *, fill: Any = None) -> jax.Array:
-        x = x.reshape((num, *x.shape[2:]))
-        if missing:
-            last = x[-1:] if fill is None else jnp.full_like(x[-1:], fill)
-            x = jnp.concatenate([x, jnp.broadcast_to(last, (missing, *x.shape[1:]))])
-        return x.reshape((chunks, -1, *x.shape[1:]))
-
-    return jax.tree.map(fold, rows)._replace(counts=fold(rows.counts, fill=False))
-
-
-def _unfold(shape: tuple[int, ...], y: jax.Array) -> jax.Array:
-    return y.reshape((-1, *y.shape[2:]))[: math.prod(shape)].reshape((*shape, *y.shape[2:]))
+    layout = Layout(1, 1, chunks, 1, -(-num // chunks))  # the last row is repeated to fill it, and does not count
+    rows = jax.tree.map(lambda x: x.reshape((1, num, *x.shape[2:])), rows)
+    folded = layout.fold(rows)._replace(counts=layout.fold(rows.counts, fill=False))
+    folded = jax.tree.map(lambda x: x[:, 0], folded)
+    total, per_row = lax.scan(jax.checkpoint(add, prevent_cse=False), start, folded)
+    per_row = layout.unfold(jax.tree.map(lambda y: y[:, None], per_row), num)
+    per_row = jax.tree.map(lambda y: y.reshape((*shape, *y.shape[2:])), per_row)
+    return jax.tree.map(lambda x: x[None], total), *per_row
 
 
 def _row_axes(shape: tuple[int, ...], by: str, x: jax.Array) -> jax.Array:
