@@ -125,6 +125,16 @@ def test_the_one_pass_gradient_of_half_precision_is_added_up_in_float32():
     assert abs(float(gradient(jnp.bfloat16(1))) / exact - 1) < 2**-8
 
 
+def test_a_mean_of_half_precision_does_not_overflow_before_it_is_divided():
+    num = 20000
+    inputs, valid = jnp.full((1, num, 1), 8, jnp.float16), jnp.ones((1, num), bool)
+
+    def mean(weight):
+        return sum_rows(lambda weight, x: jnp.sum(weight * x), weight, inputs, valid, block_size=64) / num
+
+    assert jax.jit(jax.grad(mean))(jnp.ones(1, jnp.float16)) == 8  # the sum's, 160 000, is beyond what float16 holds
+
+
 def test_the_one_pass_sum_takes_parameters_that_are_no_floats():
     """A step counter or a mask among the parameters, as `jax.grad` of the other ones meets it."""
     inputs, valid = _inputs(1, 40), jnp.ones((1, 40), bool)
