@@ -21,8 +21,8 @@ from jax.extend.core import Primitive, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import batching, mlir
 
 _MODEL: ContextVar[Any] = ContextVar("logderiv_model", default=None)
-_JAX = str(Path(jax.__file__).resolve().parent)
-_LIBRARY = str(Path(__file__).resolve().parent.parent)
+_JAX = str(Path(jax.__file__).parent)
+_LIBRARY = str(Path(__file__).parent.parent)
 
 _mark = Primitive("logderiv_mark")
 _mark.multiple_results = True

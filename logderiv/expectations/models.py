@@ -67,11 +67,10 @@ class Site:
 
     def refusal(self, name: str) -> TypeError:
         """That the call stands in this function of JAX."""
-        where = name.rpartition(":")[2]
+        where = name.rpartition(":")[2].lstrip("_")
         where = f"{where} (or lax.map with batch_size)" if where == "vmap" else where
-        return TypeError(
-            f"{self.place}: logderiv.{self.call} inside {where}, which cannot hand it on; {_REMEDIES[name]}."
-        )
+        told = f"logderiv.{self.call} inside {where}, which cannot hand it on; {_REMEDIES[name]}."
+        return TypeError(f"{self.place}: {told}" if self.place else told)
 
 
 class _Scope:
