@@ -95,7 +95,7 @@ class Model:
                 try:
                     return function(*args)
                 finally:
-                    scope.open, self.pays = False, scope.pays
+                    scope.open, scope.refs, self.pays = False, [], scope.pays  # JAX keeps sites, and with them the scope
 
         self._staged = Staged(on_refs, leaves)
         for name, site in enclosed(self._staged.jaxpr):
