@@ -45,7 +45,7 @@ SIZES = {True: (2, 4), False: (2, 4, 8, 16)}  # answers to a prompt
 ENUMERATED = (
     4  # up to so many answers every group is listed, beyond the library's sums are taken; where one number is shown
 )
-STATES = 2**19  # of those sums, at most
+STATES = 2**20  # of those sums, at most
 KINDS = {True: ("bigram",), False: tuple(token_groups.KINDS)}
 ROUNDS = {True: 2, False: 8}  # of the search for the worst case
 QUICK = ("trl_grpo", "trl_dr_grpo", "trl_rloo")
@@ -139,10 +139,12 @@ class Row:
         return [getattr(x, field) for x in found if math.isfinite(x.cosine)]
 
     def __getitem__(self, key: str) -> float:
-        """For tables: "angle, G = 2" is the largest of all worlds, "gain, G = 2" and the others the median."""
+        """For tables: "angle, G = 2" is the largest of all worlds, "gain, G = 2" and the others the median; NaN where one is missing."""
         field, _, column = key.partition(", ")
         found = self.of(column, field)
-        return math.nan if not found else max(found) if field == "angle" else median(found)
+        if not found or column in self.missing:
+            return math.nan
+        return max(found) if field == "angle" else median(found)
 
     def numbers(self) -> dict[str, Any]:
         """All of it, to save."""

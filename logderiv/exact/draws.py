@@ -63,7 +63,7 @@ def _paths(law: tuple[jax.Array, jax.Array], choices: np.ndarray) -> _Paths:
     """The sequences that happen; of those that differ in choices not made, the one with zeros counts."""
     log_probs, used = (np.asarray(x) for x in law)
     happens = np.all(used | (choices == 0), axis=1) & np.all(log_probs > -np.inf, axis=1)
-    return _Paths(choices[happens], np.asarray(log_probs[happens], np.float64))
+    return _Paths(choices[happens], np.asarray(log_probs[happens, :-1], np.float64))
 
 
 def _equal(a: _Paths, b: _Paths) -> bool:

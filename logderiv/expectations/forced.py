@@ -16,6 +16,8 @@ from logderiv.distributions.basic import Categorical
 from logderiv.distributions.finite import outcome, outcomes_of
 from logderiv.expectations.sources import Given
 
+HALF = 0.5  # each pair of outcomes is met twice: either is drawn, and the other one made instead
+
 
 @pytree
 class World:
@@ -115,7 +117,7 @@ class Detour:
             picked=jnp.where(pick, self.position, self.picked),
             made=jnp.where(pick, made, self.made),
             slot=jnp.where(pick, slot, self.slot),
-            other=self.other + jnp.where(here, 0.5 * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
+            other=self.other + jnp.where(here, HALF * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
         )
         return source, changed, outcome(distribution, jnp.where(here, instead, made))
 

@@ -144,8 +144,9 @@ class Model:
 
     @property
     def sites(self) -> list[Site]:
-        """Every line that makes a choice, in the order of the first visit."""
-        return list({site.place: site for site in marks(self._staged.jaxpr) if site.method}.values())
+        """Every line that makes a choice, in the order of the first visit; one that makes choices of several kinds several times."""
+        found = [site for site in marks(self._staged.jaxpr) if site.method]
+        return list({(x.place, x.distribution, x.method, x.num_outcomes): x for x in reversed(found)}.values())[::-1]
 
     def worlds(self, limit: int) -> int:
         """How many worlds its enumerated choices have together.

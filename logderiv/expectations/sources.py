@@ -59,7 +59,7 @@ class Given:
     Attributes:
         choices: Numbers of outcomes; -1 stands behind the last one. Shape `(num_choices,)`.
         used: Which of them have been made. Shape `(num_choices,)`.
-        log_probs: Of those that were made, else 0. Shape `(num_choices,)`.
+        log_probs: Of those that were made, else 0; the last one is of choices that stand behind the list. Shape `(num_choices + 1,)`.
         position: Of the next one. Shape `()`.
         second: The list of a second run, where one choice is made otherwise; or `None`.
         stride: Parts that run side by side take turns, so that the list need not know how many choices each makes; static.
@@ -76,8 +76,10 @@ class Given:
     def of(cls, choices: Any, second: Any = None) -> "Given":
         """A source for each row of choices, shape `(..., num_choices)`."""
         choices = jnp.asarray(choices)
-        unused, position = jnp.zeros(choices.shape, bool), jnp.zeros(choices.shape[:-1], jnp.int32)
-        return cls(choices, unused, jnp.zeros(choices.shape), position, second)
+        rows, num = choices.shape[:-1], choices.shape[-1]
+        return cls(
+            choices, jnp.zeros(choices.shape, bool), jnp.zeros((*rows, num + 1)), jnp.zeros(rows, jnp.int32), second
+        )
 
     def choose(self, distribution: Any, where: Any = True) -> tuple["Given", Any]:
         """Make one choice: the source to go on with, and its value."""
@@ -85,9 +87,10 @@ class Given:
         if value is None:
             raise _cannot_list(f"a sample of {type(distribution).__name__}")
         log_prob = summable(distributions.log_probs(distribution, value)).astype(self.log_probs.dtype)
-        position = jnp.where(where, self.position, self.choices.shape[0])  # behind the list: dropped
+        behind = self.choices.shape[0]
+        position = jnp.where(where, jnp.minimum(self.position, behind), behind)
         used = self.used.at[position].set(True, mode="drop")
-        log_probs = self.log_probs.at[position].set(log_prob, mode="drop")
+        log_probs = self.log_probs.at[position].add(jnp.where(where, log_prob, 0))
         next_one = jnp.where(where, self.position + self.stride, self.position)
         return dataclasses.replace(self, used=used, log_probs=log_probs, position=next_one), value
 
