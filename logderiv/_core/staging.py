@@ -1,7 +1,7 @@
 """Functions that read and write JAX's references, made pure; and marks in what JAX has traced of them.
 
 The one module that uses what JAX does not promise to keep: `discharge_state`, which turns a function of references into a pure
-one, `extend_axis_env_nd`, a fresh name that keeps JAX from reusing traces of an earlier call, and primitives with rules of their own.
+one, the names of axes, of which a fresh one keeps JAX from reusing an older trace, and primitives with rules of their own.
 """
 
 import inspect
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src.core import extend_axis_env_nd
+from jax._src.core import extend_axis_env_nd, trace_ctx
 from jax._src.state.discharge import discharge_state
 from jax.extend.core import Primitive, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import batching, mlir
@@ -85,11 +85,49 @@ class Staged:
                 "model, or carry its value."
             )
         self.jaxpr = closed.jaxpr
-        self._run, self._structure = jaxpr_as_fun(discharge_state(closed)), jax.tree.structure(like)
+        pure = discharge_state(closed.replace(jaxpr=_sealed(closed.jaxpr)))
+        self._run, self._structure = jaxpr_as_fun(pure), jax.tree.structure(like)
 
     def __call__(self, leaves: list[Any]) -> tuple[Any, list[Any]]:
         """The output, and what stands in the references at the end."""
         return jax.tree.unflatten(self._structure, self._run(*leaves))
+
+
+def forget_traces() -> None:
+    """Keep JAX from reusing, in the rest of a staged function, what it has traced before: what it traces again can be refused."""
+    trace_ctx.set_axis_env(trace_ctx.axis_env.extend_pure([(object(), 1)]))
+
+
+def _sealed(jaxpr: Any) -> Any:
+    """A trace whose functions with derivative rules of their own are each compiled apart.
+
+    `discharge_state` replaces them by their bodies, so that their rules are lost, wherever it looks; it does not look into a `jit`
+    without references.
+    """
+    return jaxpr.replace(eqns=[_sealed_equation(eqn) for eqn in jaxpr.eqns])
+
+
+def _sealed_equation(eqn: Any) -> Any:
+    if eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call"):
+
+        def call(*xs: Any) -> Any:
+            return eqn.primitive.bind(*xs, **eqn.primitive.get_bind_params(eqn.params))
+
+        likes = [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in eqn.invars]
+        (apart,) = jax.make_jaxpr(jax.jit(call))(*likes).jaxpr.eqns
+        return apart.replace(invars=eqn.invars, outvars=eqn.outvars)
+    if not eqn.effects:  # nothing to be discharged
+        return eqn
+    return eqn.replace(params={name: _with_sealed(x) for name, x in eqn.params.items()})
+
+
+def _with_sealed(x: Any) -> Any:
+    """A parameter of an equation, with every trace in it sealed."""
+    if hasattr(x, "jaxpr"):
+        return x.replace(jaxpr=_sealed(x.jaxpr))
+    if hasattr(x, "eqns"):
+        return _sealed(x)
+    return type(x)(map(_with_sealed, x)) if type(x) in (tuple, list) else x
 
 
 def marks(jaxpr: Any) -> Iterator[Any]:

@@ -137,7 +137,9 @@ class Detour:
         position, other = jnp.max(parts.position - turns), self.other + jnp.sum(parts.other)
         joined = dataclasses.replace(self, chance=self.chance + jnp.sum(parts.chance), position=position, other=other)
         if isinstance(source, Given):
-            made, slot = (x + jnp.sum(y - x) for x, y in ((self.made, parts.made), (self.slot, parts.slot)))
+            made, slot = (
+                x + jnp.sum(y - x, dtype=x.dtype) for x, y in ((self.made, parts.made), (self.slot, parts.slot))
+            )
             return source, dataclasses.replace(joined, made=made, slot=slot)
         source, keys = source.keys(1)
         chances = jnp.concatenate([self.chance[None], parts.chance])

@@ -17,7 +17,18 @@ import jax
 from jax.core import Tracer
 
 from logderiv._core.pytrees import pytree
-from logderiv._core.staging import Staged, current, enclosed, entered, frames, log_worlds, mark, marks, place_of
+from logderiv._core.staging import (
+    Staged,
+    current,
+    enclosed,
+    entered,
+    forget_traces,
+    frames,
+    log_worlds,
+    mark,
+    marks,
+    place_of,
+)
 from logderiv.expectations.methods import once_differentiable
 from logderiv.expectations.tape import Tape
 
@@ -192,6 +203,7 @@ def turn(call: str, move: Callable[[Tape], tuple[Tape, Any]], **about: Any) -> A
     for ref, old, new in zip(scope.refs, before, jax.tree.leaves(tape), strict=True):
         if new is not old:
             ref[...] = new
+    forget_traces()  # a jitted function that has made a choice is looked into again where none may be made
     return output
 
 
