@@ -1,0 +1,107 @@
+"""Models with plain calls against loops in Python over every path: every derivative, in every mode, by listing and by real keys."""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import logderiv as ld
+from logderiv.exact import paths
+
+from . import models_by_hand, models_of_our_own, models_truth
+from .models import PUBLISHED
+from .models_of_our_own import OUR_OWN
+from .mostly import mostly_slow
+
+MODELS = PUBLISHED | OUR_OWN
+MODES = {"forward": jax.jacfwd, "reverse": jax.jacrev}
+
+
+def case_of(name):
+    if name == "foreign":
+        pytest.importorskip("numpyro")
+    return MODELS[name]
+
+
+def twin(name):
+    return models_of_our_own.TWINS[name] if name in OUR_OWN else getattr(models_by_hand, name)
+
+
+def by_hand(name):
+    case = MODELS[name]
+    return models_by_hand.derivatives(twin(name), ravel_pytree(case.params)[0], case.direction)
+
+
+def truth(name):
+    """Value, gradient, Hessian and third derivative along the direction."""
+    if name in OUR_OWN:
+        return by_hand(name)
+    known = models_truth.PUBLISHED[name]
+    return known.value, np.array(known.gradient), known.hessian, known.third
+
+
+def assert_close(found, expected, scale=1e-12):
+    np.testing.assert_allclose(found, expected, rtol=0, atol=scale)
+
+
+@pytest.mark.parametrize("name", mostly_slow(PUBLISHED, ("prepaid", "twice")))
+def test_the_twins_in_python_have_the_published_derivatives(name):
+    for found, expected in zip(by_hand(name), truth(name), strict=True):
+        assert_close(found, expected, 5e-14)
+
+
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ("crowd", "menu", "cellar", "padded", "named")))
+def test_value_and_three_derivatives_are_exact(name):
+    case = case_of(name)
+    objective = ld.expectation(case.model)
+    found = ld.exact.program_derivatives(case.params, objective, *case.extras, order=3, **case.sizes)
+    for moments, expected in zip(found, truth(name), strict=True):
+        assert np.max(np.abs(expected)) > 1e-2
+        for third in (moments.mean, moments.exact):
+            for _ in range(np.ndim(third) - np.ndim(expected)):
+                third = third @ np.array(case.direction)
+            assert_close(third, expected)
+
+
+def over_paths(case, derivatives):
+    """E of a pytree of derivatives of the estimate, over every path, each in the modes that a user takes."""
+    objective, theta = ld.expectation(case.model), ravel_pytree(case.params)[0]
+    unravel = ravel_pytree(case.params)[1]
+    every = np.array(list(itertools.product(range(case.num_outcomes), repeat=case.num_choices)), np.int32)
+    chances = paths._outcomes(case.params, objective.program, case.extras, every)[0]
+
+    def of_path(tape):
+        return derivatives(lambda theta: objective.on_tapes(unravel(theta), tape, *case.extras))(theta)
+
+    found = jax.jit(jax.vmap(of_path))(paths._tapes(every[:, None]))
+    kept = np.asarray(chances) > 0
+    return jax.tree.map(lambda x: np.tensordot(chances[kept], x[kept], 1), found)
+
+
+def in_modes(reverse=True):
+    """A gradient in both modes, and a Hessian in all four mixes of them."""
+    modes = MODES if reverse else {"forward": jax.jacfwd}
+
+    def derivatives(function):
+        def at(theta):
+            first = {name: mode(function)(theta) for name, mode in modes.items()}
+            mixes = itertools.product(modes, modes)
+            return first | {mix: modes[mix[0]](modes[mix[1]](function))(theta) for mix in mixes}
+
+        return at
+
+    return derivatives
+
+
+@pytest.mark.parametrize("name", mostly_slow(MODELS, ("fresh", "verdict")))
+def test_every_mode_has_the_same_derivatives(name):
+    case = case_of(name)
+    _, gradient, hessian, _ = truth(name)
+    found = over_paths(case, in_modes(case.reverse))
+    assert len(found) == (6 if case.reverse else 2)
+    for mode, values in found.items():
+        assert_close(values, hessian if isinstance(mode, tuple) else gradient)
