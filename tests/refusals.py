@@ -1,4 +1,4 @@
-"""What a model may not do: the table, and what its rows are made of; each row fails at the line that ends in `# here`."""
+"""Tables of what a model may not do, and what their rows are made of; each fails at the line that ends in `# here`."""
 
 from typing import Any
 
@@ -6,18 +6,18 @@ import jax
 
 import logderiv as ld
 
-Row = tuple[Any, str]
-REFUSED: dict[str, Row] = {}
 
+class Table(dict[str, tuple[Any, str]]):
+    """Models, and words of the remedy."""
 
-def refused(words: str) -> Any:
-    """A row: the model, and words of the remedy."""
+    def refused(self, words: str) -> Any:
+        """A row."""
 
-    def add(model: Any) -> Any:
-        REFUSED[model.__name__] = model, words
-        return model
+        def add(model: Any) -> Any:
+            self[model.__name__] = model, words
+            return model
 
-    return add
+        return add
 
 
 def coin(logit: Any) -> jax.Array:

@@ -7,9 +7,11 @@ from jax import lax
 
 import logderiv as ld
 
-from .refusals import coin, refused
+from .refusals import Table, coin
 
 ROWS = np.arange(3.0)
+TABLE = Table()
+refused = TABLE.refused
 
 
 # Conditions of loops: JAX drops what they write.

@@ -9,9 +9,11 @@ from jax import lax
 
 import logderiv as ld
 
-from .refusals import refused
+from .refusals import Table
 
 ROWS = np.arange(3.0)
+TABLE = Table()
+refused = TABLE.refused
 PLATE, DIFFERENTIATE = r"ld\.plate", r"differentiate .*expectation"
 
 
@@ -123,7 +125,10 @@ def a_pmap(theta):
 
 @refused(r"ld\.plate|shard_map")
 def a_shard_map(theta):
-    mesh, spec = jax.make_mesh((1,), ("rows",)), jax.sharding.PartitionSpec("rows")
+    mesh, spec = (
+        jax.make_mesh((1,), ("rows",), axis_types=(jax.sharding.AxisType.Auto,)),
+        jax.sharding.PartitionSpec("rows"),
+    )
 
     @functools.partial(jax.shard_map, mesh=mesh, in_specs=spec, out_specs=spec)
     def rows(x):
