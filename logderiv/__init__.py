@@ -28,7 +28,7 @@ from logderiv import (
 from logderiv.distributions import Bernoulli, Categorical, Forced, Normal, TanhNormal, masked
 from logderiv.distributions.tanh_normal import normal_head
 from logderiv.estimators import A2C, GRPO, PPO, RLOO, ActorCritic, Estimator, PPOActorCritic, ScoreFunction
-from logderiv.expectations import Tape, bounded_while_loop, expectation
+from logderiv.expectations import Tape, bounded_while_loop, cost, expectation, expected, key, plate, sample, score
 from logderiv.likelihood import (
     compare,
     grad_prob,
@@ -82,6 +82,7 @@ __all__ = [
     "bounded_while_loop",
     "collect",
     "compare",
+    "cost",
     "diagnostics",
     "distributions",
     "environments",
@@ -90,8 +91,10 @@ __all__ = [
     "exact",
     "expectation",
     "expectations",
+    "expected",
     "grad_prob",
     "importance",
+    "key",
     "likelihood",
     "log_factors",
     "log_prob",
@@ -101,13 +104,16 @@ __all__ = [
     "natural_gradient",
     "normal_head",
     "objectives",
+    "plate",
     "plots",
     "policies",
     "prob",
     "processes",
     "reporting",
     "rollout",
+    "sample",
     "sampling",
+    "score",
     "shared_softmax",
     "start_streams",
     "tabular_softmax",

@@ -15,8 +15,9 @@ from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
 from logderiv.exact.enumeration import LIMIT, LONGEST
 from logderiv.exact.estimators import Moments, bias_and_covariance, derivative, ensemble
-from logderiv.expectations.programs import Expectation, Program
-from logderiv.expectations.tape import Given, Tape, check_tape
+from logderiv.expectations.programs import Expectation, Program, end_of
+from logderiv.expectations.sources import Given
+from logderiv.expectations.tape import Tape
 from logderiv.types import Params
 
 
@@ -127,7 +128,7 @@ def _sequences(num_choices: int, num_outcomes: int, limit: int) -> np.ndarray:
 def _tapes(choices: Any, *, peers: str | None = None, box: Callable[[jax.Array], jax.Array] = box) -> Tape:
     """Tapes whose choices are given, one for each row."""
     zeros = jnp.zeros(choices.shape[:-1])
-    return Tape(Given.of(choices), zeros, zeros, peers, box)
+    return Tape(Given.of(choices), zeros, zeros, peers=peers, box=box)
 
 
 @jit
@@ -135,9 +136,8 @@ def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tupl
     """Probability and cost of each sequence of choices; of those that differ in choices not made, the one with zeros counts."""
 
     def one(tape: Tape) -> tuple[jax.Array, jax.Array, Any]:
-        end = program(params, tape, *args)
-        check_tape(end, "the program")
-        return end.log_prob, end.total, end.source
+        end = end_of(program, params, tape, args)
+        return end.source.log_prob, end.total, end.source
 
     params = wide(params)
     log_probs, costs, source = jax.vmap(one)(_tapes(choices, box=jnp.ones_like))
@@ -154,7 +154,7 @@ def _exact(params: Params, program: Program, args: Any, paths: Any, order: int) 
 
 
 def _of_runs(expectation: Expectation, params: Params, args: Any, _: None, tapes: Tape, order: int) -> jax.Array:
-    return derivative(lambda params: expectation.on_tapes(params, tapes, *args), params, order, jax.jacfwd).ravel()
+    return derivative(lambda params: expectation.on_tapes(params, tapes, *args).mean, params, order, jax.jacfwd).ravel()
 
 
 def _check_sum(probabilities: np.ndarray) -> None:

@@ -32,6 +32,7 @@ References:
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -41,14 +42,17 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, refuse_complex
-from logderiv._core.pytrees import pytree
-from logderiv.expectations.tape import SAMPLES, Tape, check_tape, others_mean
+from logderiv._core.pytrees import jit, pytree
+from logderiv._core.staging import entered
+from logderiv.expectations.forced import Detour, World
+from logderiv.expectations.models import Model, Site, is_program
+from logderiv.expectations.tape import SAMPLES, Tape, check_tape, settled
 from logderiv.types import Key, Params
 
-Program = Callable[..., Tape]
+Program = Callable[..., Any]
 
 
-@pytree(static=("program", "num_samples", "baseline"))
+@pytree(static=("program", "num_samples", "baseline", "has_aux", "max_worlds"))
 class Expectation:
     """The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
 
@@ -95,17 +99,23 @@ class Expectation:
     _: dataclasses.KW_ONLY
     num_samples: int = 1
     baseline: Literal["leave_one_out"] | None = None
+    has_aux: bool = False
+    max_worlds: int = 4096
 
     def __post_init__(self) -> None:
         if self.baseline not in (None, "leave_one_out"):
             raise ValueError(
                 f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
-                "runs or a value of the state is given at the choice: tape.sample(distribution, baseline=...)."
+                "runs or a value of the state is given at the choice: sample(distribution, baseline=...)."
             )
         if self.baseline is not None:
             check.whole(at_least=2, num_samples=self.num_samples)
+        if self.has_aux and is_program(self.program):
+            raise ValueError(
+                "has_aux: expected with a model of plain calls, received with a program that takes its tape."
+            )
 
-    def __call__(self, params: Params, key: Key, *args: Any) -> jax.Array:
+    def __call__(self, params: Params, key: Key, *args: Any) -> Any:
         """The mean cost of `num_samples` runs.
 
         Args:
@@ -114,45 +124,164 @@ class Expectation:
             *args: Further arguments of the program.
 
         Returns:
-            A scalar.
+            A scalar; with `has_aux` `(scalar, aux)`, what the model returns beside its cost, stacked over the runs.
+
+        Raises:
+            TypeError: The program does not return its tape, or a parameter or a cost is no real number.
+            ValueError: The program uses a tape twice.
+        """
+        runs = self.runs(params, key, *args)
+        mean = jnp.mean(runs.values)
+        return (mean, runs.aux) if self.has_aux else mean
+
+    def runs(self, params: Params, key: Key, *args: Any) -> "Runs":
+        """The single runs that `__call__` takes the mean of.
+
+        Args:
+            params: Parameters of the program.
+            key: Consumed.
+            *args: Further arguments of the program.
+
+        Returns:
+            `Runs`: the cost of each, with its derivatives, a standard error, and what the model returns beside it.
 
         Raises:
             TypeError: The program does not return its tape, or a parameter or a cost is no real number.
             ValueError: The program uses a tape twice.
         """
         refuse_complex(params=params)
-        keys = jax.random.split(as_key(key), self.num_samples)
-        return self.on_tapes(params, jax.vmap(lambda key: Tape.start(key, peers=self.peers))(keys), *args)
+        return _runs(self, params, as_key(key), args)
+
+    def sites(self, params: Params, *args: Any) -> list[Site]:
+        """Every line of a model that makes a choice: its place, distribution, method, number of outcomes and order.
+
+        Args:
+            params: Parameters of the model.
+            *args: Further arguments of the model.
+
+        Returns:
+            A list of `Site`, in the order of the first visit. Nothing is run.
+
+        Raises:
+            TypeError: The expectation is of a program that takes its tape, whose choices are not known.
+        """
+        if is_program(self.program):
+            raise TypeError(
+                "sites: expected an expectation of a model of plain calls, received one of a program that takes its tape."
+            )
+        found: list[Site] = []
+
+        def trace() -> None:
+            tape = dataclasses.replace(Tape._of(jax.random.key(0), None), world=World.of(0), detour=Detour.start())
+            found.extend(Model(lambda: self.program(params, *args), tape).sites)
+
+        jax.eval_shape(trace)
+        return found
 
     @property
     def peers(self) -> str | None:
         """The axis that the baseline is taken over."""
         return None if self.baseline is None else SAMPLES
 
-    def on_tapes(self, params: Params, tapes: Tape, *args: Any) -> jax.Array:
-        """The mean cost of runs on given tapes.
+    def on_tapes(self, params: Params, tapes: Tape, *args: Any, world: Any = None) -> "Runs":
+        """Runs on given tapes.
 
         Args:
             params: Parameters of the program.
             tapes: Tapes without choices and costs, one for each run, stacked.
             *args: Further arguments of the program.
+            world: Number of the only world of the enumerated choices to run in; `None` for the sum over all.
 
         Returns:
-            A scalar.
+            `Runs`.
 
         Raises:
             TypeError: The program does not return its tape.
             ValueError: The program uses a tape twice.
         """
 
-        def run(tape: Tape) -> jax.Array:
-            end = self.program(params, tape, *args)
-            check_tape(end, "the program")
-            if end.peers is None:
-                return end.total
-            return end.total + others_mean(end.total) * (1 - end.box(end.log_prob))
+        def run(tape: Tape) -> Runs:
+            if is_program(self.program):
+                return Runs(settled(end_of(self.program, params, tape, args)), None)
+            return self._of_model(lambda: self.program(params, *args), tape, world)
 
-        return jnp.mean(jax.vmap(run, axis_name=SAMPLES)(tapes))
+        return jax.vmap(run, axis_name=SAMPLES)(tapes)
+
+    def _of_model(self, function: Callable[[], Any], tape: Tape, world: Any) -> "Runs":
+        """One run of a model: in each world, and where a choice is made by the alternative path a second time."""
+        detour = Detour.start() if tape.detour is None else tape.detour
+        tape = dataclasses.replace(tape, world=World.of(0), detour=detour)
+        model = Model(function, tape)
+        value, aux = self._over_worlds(model, tape, world)
+        return Runs(model.limited(value), aux)
+
+    def _over_worlds(self, model: Model, tape: Tape, world: Any) -> tuple[jax.Array, Any]:
+        number = model.worlds(self.max_worlds)
+        again = [site for site in model.sites if site.method == "alternative"]
+        if number == 1:
+            return (self._and_again if again else self._once)(model, tape)
+        if again:
+            raise ValueError(
+                f"{again[0].place}: method='alternative' in a model that enumerates another choice; enumerate none, or both."
+            )
+        if self.has_aux:
+            raise ValueError("has_aux: expected in a model that enumerates no choice; it would be that of many worlds.")
+
+        def one(number: Any) -> jax.Array:
+            end, _ = model.ended(dataclasses.replace(tape, world=World.of(number)), False)
+            return end.world.final() * settled(end)
+
+        return jnp.sum(jax.vmap(one)(jnp.arange(number))) if world is None else one(world), None
+
+    def _once(self, model: Model, tape: Tape) -> tuple[jax.Array, Any]:
+        end, aux = model.ended(tape, self.has_aux)
+        return settled(end), aux
+
+    def _and_again(self, model: Model, tape: Tape) -> tuple[jax.Array, Any]:
+        first, aux = model.ended(tape, self.has_aux)
+        second, _ = model.ended(dataclasses.replace(tape, detour=first.detour.again()), self.has_aux)
+        difference = lax.stop_gradient(first.detour.chance * (second.total - first.total))
+        other = second.detour.other
+        return settled(first) + difference * (other - lax.stop_gradient(other)), aux
+
+
+@pytree
+class Runs:
+    """Single runs of an expectation.
+
+    Attributes:
+        values: Cost of each, with its derivatives. Shape `(N,)`.
+        aux: What the model returns beside its cost, stacked; `None` without `has_aux`.
+    """
+
+    values: jax.Array
+    aux: Any
+
+    @property
+    def mean(self) -> jax.Array:
+        """What the expectation returns."""
+        return jnp.mean(self.values)
+
+    @property
+    def standard_error(self) -> jax.Array:
+        """Of the mean's value: the costs' standard deviation over √N. Of its derivatives, take those of `values` without a baseline."""
+        return jnp.std(self.values, ddof=1) / math.sqrt(self.values.shape[0])
+
+
+@jit
+def _runs(expectation: Expectation, params: Params, key: Key, args: tuple[Any, ...]) -> Runs:
+    keys = jax.random.split(key, expectation.num_samples)
+    return expectation.on_tapes(params, jax.vmap(lambda key: Tape._of(key, expectation.peers))(keys), *args)
+
+
+def end_of(program: Program, params: Params, tape: Tape, args: tuple[Any, ...], has_aux: bool = False) -> Tape:
+    """The tape at the end of one run of a program, or of a model."""
+    if not is_program(program):
+        return Model(lambda: program(params, *args), tape).ended(tape, has_aux)[0]
+    with entered(None):
+        end = program(params, tape, *args)
+    check_tape(end, "the program")
+    return end
 
 
 expectation = Expectation  # written like the function that its instances are made to be

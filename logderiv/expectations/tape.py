@@ -13,99 +13,16 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import as_key, scalar_cost, summable
+from logderiv._core.arrays import as_key, as_mask, expand, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
+from logderiv._core.staging import inside_a_model
 from logderiv.estimators.surrogates import box
+from logderiv.expectations.forced import Detour, World
+from logderiv.expectations.sources import Given, Keys
 from logderiv.types import Key
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
-
-
-@pytree
-class Keys:
-    """Random choices.
-
-    Attributes:
-        bits: Of a key, since a `lax.cond` under `jax.vmap` must not see the key itself.
-    """
-
-    bits: KeyBits
-
-    def choose(self, distribution: Any) -> tuple["Keys", Any]:
-        """Make one choice: the source to go on with, and the detached value."""
-        rest, keys = self.keys(1)
-        # Detached before as well as after: the sampler need not have a derivative.
-        made = jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, distribution)
-        return rest, lax.stop_gradient(distributions.sample(made, keys[0]))
-
-    def keys(self, num: int, purpose: str = "") -> tuple["Keys", jax.Array]:
-        """Take `num` keys: the source to go on with, and the keys."""
-        del purpose
-        keys = jax.random.split(self.bits.keys(), num + 1)
-        return Keys(KeyBits.of(keys[0])), keys[1:]
-
-    def fork(self, num: int) -> tuple["Keys", "Keys"]:
-        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
-        rest, keys = self.keys(num)
-        return rest, Keys(KeyBits.of(keys))
-
-    def join(self, parts: "Keys") -> "Keys":
-        """The source after parts, stacked, that have run side by side."""
-        del parts
-        return self
-
-
-@pytree(static=("stride",))
-class Given:
-    """Choices from a list: the next one is `choices[position]`, and the one after it `stride` further on.
-
-    Attributes:
-        choices: Integers; -1 stands behind the last one. Shape `(num_choices,)`.
-        used: Which of them have been made. Shape `(num_choices,)`.
-        position: Of the next one. Shape `()`.
-        stride: Parts that run side by side take turns, so that the list need not know how many choices each makes; static.
-    """
-
-    choices: jax.Array
-    used: jax.Array
-    position: jax.Array
-    stride: int = 1
-
-    @classmethod
-    def of(cls, choices: Any) -> "Given":
-        """A source for each row of choices, shape `(..., num_choices)`."""
-        choices = jnp.asarray(choices)
-        return cls(choices, jnp.zeros(choices.shape, bool), jnp.zeros(choices.shape[:-1], jnp.int32))
-
-    def choose(self, distribution: Any) -> tuple["Given", Any]:
-        """Make one choice: the source to go on with, and its value."""
-        like = jax.eval_shape(lambda key: distributions.sample(distribution, key), jax.random.key(0))
-        single = isinstance(like, jax.ShapeDtypeStruct) and like.shape == ()
-        if not (single and (jnp.issubdtype(like.dtype, jnp.integer) or like.dtype == jnp.bool_)):
-            raise _cannot_list(f"a sample of {type(distribution).__name__}: {like}")
-        value = self.choices.at[self.position].get(mode="fill", fill_value=-1).astype(like.dtype)
-        used = self.used.at[self.position].set(True, mode="drop")
-        return dataclasses.replace(self, used=used, position=self.position + self.stride), value
-
-    def keys(self, num: int, purpose: str) -> tuple["Given", jax.Array]:
-        """Raise `TypeError` with the purpose that keys were for."""
-        del num
-        raise _cannot_list(purpose)
-
-    def fork(self, num: int) -> tuple["Given", "Given"]:
-        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
-        choices, used = (jnp.broadcast_to(x, (num, *x.shape)) for x in (self.choices, self.used))
-        return self, Given(choices, used, self.position + self._turns(num), self.stride * num)
-
-    def join(self, parts: "Given") -> "Given":
-        """The source after parts, stacked, that have run side by side."""
-        num = parts.position.shape[0]
-        longest = jnp.max(parts.position - self._turns(num))  # of the part with most choices
-        return dataclasses.replace(self, used=self.used | jnp.any(parts.used, axis=0), position=longest)
-
-    def _turns(self, num: int) -> jax.Array:
-        return self.stride * jnp.arange(num, dtype=jnp.int32)
 
 
 @pytree(static=("peers", "box"), eq=False, visit=lambda tape: tape._hand_on())
@@ -122,6 +39,8 @@ class Tape:
         source: Where choices come from.
         log_prob: Sum of the log-probabilities of the scored choices so far. Shape `()`.
         total: Costs so far; their sum in value, the surrogate in its derivatives. Shape `()`.
+        world: Of enumerated choices, which outcomes are made; `None` where none can be enumerated.
+        detour: Of choices by the alternative path, which one is made otherwise; `None` where none can be.
         peers: Axis of the other samples of the expectation, where each choice has them as its baseline; static.
         box: What a cost is multiplied by, a function of `log_prob` whose value is 1; static. `jax.numpy.ones_like` leaves the
             costs alone: no score, and no baseline.
@@ -130,6 +49,8 @@ class Tape:
     source: Keys | Given
     log_prob: jax.Array
     total: jax.Array
+    world: World | None = None
+    detour: Detour | None = None
     peers: str | None = None
     box: Callable[[jax.Array], jax.Array] = box
 
@@ -148,32 +69,48 @@ class Tape:
             The tape.
 
         Raises:
-            TypeError: `key` is no key.
+            TypeError: `key` is no key, or the call stands in a model, whose tape is there already.
             ValueError: It is several.
         """
-        return cls(Keys(KeyBits.of(as_key(key))), jnp.zeros(()), jnp.zeros(()), peers)
+        if inside_a_model():
+            raise TypeError(
+                "Tape.start: called inside a model of plain calls, which has a tape of its own; use logderiv.sample and cost."
+            )
+        return cls._of(key, peers)
 
-    def sample(self, distribution: Any, *, baseline: Any = 0.0) -> tuple[Self, Any]:
+    @classmethod
+    def _of(cls, key: Key, peers: str | None) -> Self:
+        return cls(Keys(KeyBits.of(as_key(key))), jnp.zeros(()), jnp.zeros(()), peers=peers)
+
+    def sample(self, distribution: Any, *, baseline: Any = 0.0, where: Any = None) -> tuple[Self, Any]:
         """Make a choice, and score it.
 
         Args:
             distribution: Of this library, distrax, TFP or numpyro. One with batch axes makes independent choices at once.
             baseline: What the rest of the program is thought to cost, a scalar. It is detached, and may depend on everything
                 before this choice: any such number leaves every derivative unbiased.
+            where: False for padding: 0 is drawn, nothing is scored, and whatever stands in `distribution` there has no
+                influence, NaN neither. A boolean, or one for each of the choices that are made at once.
 
         Returns:
             `(tape, value)`.
 
         Raises:
             ValueError: The tape is spent, or was split by a plain `jax.vmap`; the baseline is not a scalar.
-            TypeError: `distribution` has no `log_prob`.
+            TypeError: `distribution` has no `log_prob`; `where` is not boolean.
 
         Gradients: the value is detached; `distribution` receives the score.
         """
         distributions.check_distribution(distribution)
         self._use()
-        source, value = self.source.choose(distribution)
-        return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
+        if where is None:
+            source, value = self.source.choose(distribution)
+            return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
+        where = as_mask(where, "where")
+        distribution = distributions.padded(distribution, where)
+        source, value = self.source.choose(distribution, where)
+        tape = dataclasses.replace(self, source=source)._score(distribution, value, baseline, where)
+        return tape, jax.tree.map(lambda x: jnp.where(expand(where, x), x, jnp.zeros_like(x)), value)
 
     def sample_pathwise(self, distribution: Any) -> tuple[Self, Any]:
         """Make a choice whose value carries the derivative: through the sampler (reparameterized), and no score.
@@ -275,23 +212,32 @@ class Tape:
         """
         num = check.rows("xs", xs, at_least=0)
         self._use()
-        (rest, sources), zeros = self.source.fork(num), jnp.zeros(num, self.total.dtype)
+        rest, tapes, outputs = self._side_by_side(function, xs, num)
+        return rest._join(tapes), outputs
+
+    def _side_by_side(self, function: Any, xs: Any, num: int) -> tuple[Self, Self, Any]:
+        """The tape to go on with, those of the parts, stacked, and their outputs."""
+        rest, sources = self.source.fork(num)
+        detours, zeros = None if self.detour is None else self.detour.fork(num), jnp.zeros(num, self.total.dtype)
+        worlds = jax.tree.map(lambda x: jnp.broadcast_to(x, num), self.world)
 
         def part(tape: Self, x: Any) -> tuple[Self, Any]:
             tape, output = function(tape, x)
             check_tape(tape, "the function of a plate, as the first of a pair")
             return dataclasses.replace(tape), output
 
-        tapes, outputs = jax.vmap(part)(dataclasses.replace(self, source=sources, log_prob=zeros, total=zeros), xs)
-        return self._join(rest, tapes), outputs
+        tapes = dataclasses.replace(self, source=sources, log_prob=zeros, total=zeros, world=worlds, detour=detours)
+        tapes, outputs = jax.vmap(part)(tapes, xs)
+        return dataclasses.replace(self, source=rest), tapes, outputs
 
     def _keys(self, num: int, purpose: str) -> tuple[Self, jax.Array]:
         self._use()
         source, keys = self.source.keys(num, purpose)
         return dataclasses.replace(self, source=source), keys
 
-    def _score(self, distribution: Any, value: Any, baseline: Any) -> Self:
+    def _score(self, distribution: Any, value: Any, baseline: Any, where: Any = None) -> Self:
         logs = distributions.log_probs(distribution, value)
+        logs = logs if where is None else jnp.where(where, logs, jnp.zeros_like(logs))
         log_prob = self.log_prob + jnp.sum(summable(logs)).astype(self.log_prob.dtype)
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
         if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
@@ -299,7 +245,7 @@ class Tape:
         control = lax.stop_gradient(expected) * (self.box(self.log_prob) - self.box(log_prob))
         return dataclasses.replace(self, log_prob=log_prob, total=self.total + control)
 
-    def _join(self, source: Any, tapes: Self) -> Self:
+    def _join(self, tapes: Self) -> Self:
         """Take parts in that have started from nothing: a box of a sum is a product of boxes."""
         totals = tapes.total
         if self.peers is not None:  # the others' cost so far, seen by a part: before the plate, and in its other parts
@@ -307,8 +253,15 @@ class Tape:
             elsewhere = others_mean(self.total) + jnp.sum(costs) - costs
             totals = totals - elsewhere * (1 - self.box(tapes.log_prob))
         log_prob = self.log_prob + jnp.sum(tapes.log_prob)
-        total = self.total + self.box(self.log_prob) * jnp.sum(totals)
-        return dataclasses.replace(self, source=source.join(tapes.source), log_prob=log_prob, total=total)
+        return dataclasses.replace(self._take_in(tapes, totals), log_prob=log_prob)
+
+    def _take_in(self, tapes: Self, totals: jax.Array) -> Self:
+        """What parts have cost, and where their sources and detours stand."""
+        total, source = self.total + self.box(self.log_prob) * jnp.sum(totals), self.source.join(tapes.source)
+        detour = self.detour
+        if tapes.detour is not None:
+            source, detour = detour.join(source, tapes.detour)
+        return dataclasses.replace(self, source=source, total=total, detour=detour)
 
     def _use(self) -> None:
         """Spend the tape of one run."""
@@ -333,6 +286,13 @@ class Tape:
         if not self._handed_on:
             self._spend()
             object.__setattr__(self, "_handed_on", True)
+
+
+def settled(tape: Tape) -> jax.Array:
+    """The total at the end of a run, where the others' whole cost is what its choices had as their baseline."""
+    if tape.peers is None:
+        return tape.total
+    return tape.total + others_mean(tape.total) * (1 - tape.box(tape.log_prob))
 
 
 def others_mean(values: jax.Array) -> jax.Array:
@@ -361,9 +321,3 @@ def _check_reparameterized(distribution: Any, x: Any) -> None:
             f"{type(distribution).__name__}, whose samples are discrete or not reparameterized: the pathwise gradient would be "
             "zero or undefined. Use logderiv.expectations.gradients_score or logderiv.expectations.gradients_measure_valued."
         )
-
-
-def _cannot_list(what: str) -> TypeError:
-    return TypeError(
-        f"program: expected every choice to be one integer from tape.sample, so that its paths can be listed; received {what}."
-    )

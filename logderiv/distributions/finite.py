@@ -1,0 +1,163 @@
+"""Choices with finitely many outcomes: one-hot vectors, and the outcomes of any such distribution by number."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from logderiv._core.arrays import array_of, expand, summable
+from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Bernoulli, Categorical, fit, log_softmax, softmax
+from logderiv.distributions.interop import num_categories, sample
+
+
+@pytree
+class OneHotCategorical:
+    """p(e_a) = exp(ℓ_a) / Σ_b exp(ℓ_b) for the unit vectors e_0, ..., e_{A-1}: a `Categorical` whose outcomes are floating point.
+
+    Costs can be differentiated in such an outcome, which the biased methods of `logderiv.sample` do.
+
+    Attributes:
+        logits: Shape `(..., A)`, float32 at least; `-inf` masks an outcome.
+
+    Raises:
+        ValueError: `logits` have no last axis, or no outcome in it.
+        TypeError: `logits` are no real numbers.
+    """
+
+    logits: jax.Array
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "logits", Categorical(self.logits).logits)
+
+    def log_prob(self, action: jax.Array) -> jax.Array:
+        """Log-probability of a unit vector.
+
+        Args:
+            action: Shape `(..., A)`, broadcast against `logits`.
+
+        Returns:
+            log p(action), `-inf` for what is no unit vector. The broadcast shape without its last axis.
+
+        Raises:
+            TypeError: `action` is no real number.
+            ValueError: `action` has a shape that does not fit.
+        """
+        return self._of_index(log_softmax(self.logits), action, -jnp.inf)
+
+    def prob(self, action: jax.Array) -> jax.Array:
+        """Probability of a unit vector.
+
+        Args:
+            action: Shape `(..., A)`, broadcast against `logits`.
+
+        Returns:
+            p(action), 0 for what is no unit vector. The broadcast shape without its last axis.
+
+        Raises:
+            TypeError: `action` is no real number.
+            ValueError: `action` has a shape that does not fit.
+        """
+        return self._of_index(softmax(self.logits), action, 0.0)
+
+    def sample(self, key: jax.Array) -> jax.Array:
+        """Draw a unit vector.
+
+        Args:
+            key: One key. Consumed.
+
+        Returns:
+            Shape and dtype of `logits`.
+        """
+        return self._unit(Categorical(self.logits).sample(key))
+
+    def entropy(self) -> jax.Array:
+        """-Σ_a p(e_a) log p(e_a), masked outcomes contributing 0.
+
+        Returns:
+            In nats, shape of the leading axes of `logits`.
+        """
+        return Categorical(self.logits).entropy()
+
+    def mode(self) -> jax.Array:
+        """The likeliest unit vector.
+
+        Returns:
+            Shape and dtype of `logits`.
+        """
+        return self._unit(Categorical(self.logits).mode())
+
+    def _unit(self, index: jax.Array) -> jax.Array:
+        return jax.nn.one_hot(index, self.logits.shape[-1], dtype=self.logits.dtype)
+
+    def _of_index(self, table: jax.Array, action: Any, outside: float) -> jax.Array:
+        action = summable(array_of(action, "action"), "action")
+        shape = fit(table.shape, action=action)
+        action, table = jnp.broadcast_to(action, shape), jnp.broadcast_to(table, shape)
+        unit = jnp.all((action == 0) | (action == 1), axis=-1) & (jnp.sum(action, axis=-1) == 1)
+        chosen = jnp.sum(jnp.where(action == 1, table, 0), axis=-1)
+        return jnp.where(unit, chosen, outside)
+
+
+def outcome(distribution: Any, index: jax.Array) -> jax.Array | None:
+    """The outcome of this number of a single choice; `None` where outcomes have no numbers.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        index: An integer; one that is out of range gives an outcome of probability 0.
+
+    Returns:
+        Of the shape and dtype of a draw: the integer itself, or a unit vector.
+    """
+    like = jax.eval_shape(partial(sample, distribution), jax.random.key(0))
+    if isinstance(distribution, OneHotCategorical) and like.ndim == 1:
+        return distribution._unit(index)
+    single = isinstance(like, jax.ShapeDtypeStruct) and like.shape == ()
+    if single and (jnp.issubdtype(like.dtype, jnp.integer) or like.dtype == jnp.bool_):
+        return index.astype(like.dtype)
+    return None
+
+
+def num_outcomes(distribution: Any) -> int | None:
+    """How many outcomes a single choice has; `None` where they cannot be counted, or for several choices at once.
+
+    Args:
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+
+    Returns:
+        The number of outcomes `0, 1, ...`, or of unit vectors.
+    """
+    value = outcome(distribution, jnp.zeros((), jnp.int32))
+    if value is None:
+        return None
+    if isinstance(distribution, OneHotCategorical):
+        return distribution.logits.shape[-1]
+    if isinstance(distribution, Bernoulli) or "Bernoulli" in type(distribution).__name__:
+        return 2
+    return num_categories(distribution, value)
+
+
+def padded(distribution: Any, where: jax.Array) -> Any:
+    """The distribution with 1 for every parameter where `where` is false, so that nothing of the padding has a derivative.
+
+    Args:
+        distribution: A pytree of parameters, whose leading axes are those of `where`.
+        where: Shape `(...)`, boolean; false for padding.
+
+    Returns:
+        The same kind of distribution.
+
+    Raises:
+        ValueError: A parameter has not these leading axes.
+    """
+
+    def one(x: Any) -> Any:
+        x = jnp.asarray(x)
+        if x.shape[: where.ndim] != where.shape:
+            raise ValueError(
+                f"where: expected the leading axes of every parameter, {x.shape}, received shape {where.shape}."
+            )
+        return jnp.where(expand(where, x), x, jnp.ones_like(x))
+
+    return jax.tree.map(one, distribution)

@@ -1,0 +1,142 @@
+"""Programs that run again with forced outcomes: of enumerated choices every one, of one choice by the alternative path another one.
+
+Running code cannot be resumed at a choice, so the whole program runs again, on the same keys.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv import distributions
+from logderiv._core.pytrees import pytree
+from logderiv.distributions.basic import Categorical
+from logderiv.expectations.sources import Given
+
+
+@pytree
+class World:
+    """The outcomes of all enumerated choices together, as the digits of one number; each digit has the base of its choice.
+
+    Attributes:
+        rest: What is left of the number; a run that ends with another one than 0 has been counted already. Shape `()`.
+        weight: Product of the probabilities of the outcomes so far; it carries their derivatives. Shape `()`.
+    """
+
+    rest: jax.Array
+    weight: jax.Array
+
+    @classmethod
+    def of(cls, number: Any) -> "World":
+        """The world of this number."""
+        return cls(jnp.asarray(number, jnp.int32), jnp.ones(()))
+
+    def choose(self, distribution: Any) -> tuple["World", jax.Array]:
+        """The world to go on with, and the outcome that it prescribes."""
+        base = distributions.num_outcomes(distribution)
+        value = distributions.outcome(distribution, self.rest % base)
+        prob = distributions.prob(distribution, value).astype(self.weight.dtype)
+        return World(self.rest // base, self.weight * prob), value
+
+    def of_part(self, index: jax.Array, worlds: int) -> "World":
+        """That of one of several parts, each one of so many."""
+        return World(self.rest // worlds**index % worlds, jnp.ones_like(self.weight))
+
+    def after(self, num: int, worlds: int, parts: "World") -> "World":
+        """The world after so many parts, stacked."""
+        return World(self.rest // worlds**num, self.weight * jnp.prod(parts.final()))
+
+    def final(self) -> jax.Array:
+        """The weight at the end; 0 where the number has digits left."""
+        return jnp.where(self.rest == 0, self.weight, 0)
+
+
+@pytree(static=("stride",))
+class Detour:
+    """The alternative path: of all choices of this method one is picked, and made otherwise in a second run.
+
+    A run passes choices i = 1, ..., n with outcomes xᵢ. Each is picked with a chance in proportion to qᵢ = 1 - p(xᵢ), in one pass
+    (reservoir sampling); the second run makes another outcome there, a ~ p(a) / qᵢ.
+
+    Attributes:
+        chance: Σ qᵢ so far. Shape `()`.
+        picked: The choice that is picked so far. Shape `()`.
+        made: Number of the outcome that was made there. Shape `()`.
+        position: Of the next choice. Shape `()`.
+        other: Half of log p(a) - log p(x) at the picked choice, in the second run; it carries the derivative. Shape `()`.
+        second: Whether this is the second run. Shape `()`.
+        stride: Parts that run side by side take turns with positions; static.
+    """
+
+    chance: jax.Array
+    picked: jax.Array
+    made: jax.Array
+    position: jax.Array
+    other: jax.Array
+    second: jax.Array
+    stride: int = 1
+
+    @classmethod
+    def start(cls, picked: Any = -1) -> "Detour":
+        """Of a first run; where choices are given, so is the one that is picked."""
+        zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
+        return cls(zero, jnp.asarray(picked, jnp.int32), none, none, zero, jnp.zeros((), bool))
+
+    def again(self) -> "Detour":
+        """Of the second run."""
+        return dataclasses.replace(Detour.start(self.picked), made=self.made, second=jnp.ones((), bool))
+
+    def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", jax.Array]:
+        """The source and the detour to go on with, and the outcome."""
+        numbers = jnp.arange(distributions.num_outcomes(distribution), dtype=jnp.int32)
+        logs = jax.vmap(lambda a: distributions.log_probs(distribution, distributions.outcome(distribution, a)))(
+            numbers
+        )
+        fixed = lax.stop_gradient(logs)
+        source, made = source.choose(Categorical(fixed))
+        chance = -jnp.expm1(fixed[made]).astype(self.chance.dtype)
+        if isinstance(source, Given):
+            pick, instead = self.position == self.picked, made  # the list says what is made otherwise, too
+        else:
+            source, keys = source.keys(2)
+            pick = jax.random.uniform(keys[0], dtype=chance.dtype) * (self.chance + chance) < chance
+            others = Categorical(jnp.where(numbers == made, -jnp.inf, fixed))
+            instead = others.sample(keys[1])
+        here = self.second & (self.position == self.picked)
+        changed = dataclasses.replace(
+            self,
+            chance=self.chance + chance,
+            position=self.position + self.stride,
+            picked=jnp.where(pick & ~self.second, self.position, self.picked),
+            made=jnp.where(pick & ~self.second, made, self.made),
+            other=self.other + jnp.where(here, 0.5 * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
+        )
+        return source, changed, distributions.outcome(distribution, jnp.where(here, instead, made))
+
+    def fork(self, num: int) -> "Detour":
+        """Those of `num` parts, stacked."""
+        turns = self.stride * jnp.arange(num, dtype=jnp.int32)
+        rows = jax.tree.map(lambda x: jnp.broadcast_to(x, num), self)
+        zeros = jnp.zeros(num, self.chance.dtype)
+        return dataclasses.replace(
+            rows, chance=zeros, other=zeros, position=self.position + turns, stride=self.stride * num
+        )
+
+    def join(self, source: Any, parts: "Detour") -> tuple[Any, "Detour"]:
+        """The source and the detour after parts, stacked: one of their picks, or the one before them, by their chances."""
+        num = parts.chance.shape[0]
+        turns = self.stride * jnp.arange(num, dtype=jnp.int32)
+        position, other = jnp.max(parts.position - turns), self.other + jnp.sum(parts.other)
+        joined = dataclasses.replace(self, chance=self.chance + jnp.sum(parts.chance), position=position, other=other)
+        if isinstance(source, Given):
+            return source, dataclasses.replace(joined, made=self.made + jnp.sum(parts.made - self.made))
+        source, keys = source.keys(1)
+        chances = jnp.concatenate([self.chance[None], parts.chance])
+        row = Categorical(jnp.where(jnp.sum(chances) > 0, jnp.log(chances), 0)).sample(keys[0])
+        picked, made = (
+            jnp.concatenate([x[None], y])[row] for x, y in ((self.picked, parts.picked), (self.made, parts.made))
+        )
+        picked, made = jnp.where(self.second, self.picked, picked), jnp.where(self.second, self.made, made)
+        return source, dataclasses.replace(joined, picked=picked, made=made)

@@ -1,0 +1,145 @@
+"""How derivatives pass through one choice: the methods of `logderiv.sample`."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv import distributions
+from logderiv.distributions.basic import softmax
+from logderiv.distributions.finite import OneHotCategorical
+from logderiv.expectations.sources import detached
+from logderiv.expectations.tape import Tape
+
+Choose = Callable[..., tuple[Tape, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """One way of making a choice.
+
+    Attributes:
+        choose: `(tape, distribution, **options) -> (tape, value)`.
+        order: The highest derivative that it gives; `None` for any.
+        takes: What a distribution must be: `"any"`, `"finite"` or `"one-hot"`.
+        reruns: Whether the number of outcomes is a number of runs.
+    """
+
+    choose: Choose
+    order: int | None = None
+    takes: str = "any"
+    reruns: bool = False
+
+    def about(self, name: str, distribution: Any) -> dict[str, Any]:
+        """Number of outcomes and order of one choice.
+
+        Raises:
+            TypeError: The distribution does not fit.
+        """
+        if self.takes == "one-hot" and not isinstance(distribution, OneHotCategorical):
+            raise TypeError(
+                f"{name}: expected a logderiv.distributions.OneHotCategorical, whose outcomes are floating point, received "
+                f"{type(distribution).__name__}."
+            )
+        num = outcomes_of(name, distribution) if self.takes != "any" else 1
+        return {"num_outcomes": num if self.reruns else 1, "order": self.order}
+
+
+def outcomes_of(name: str, distribution: Any) -> int:
+    """How many outcomes a single choice has.
+
+    Raises:
+        TypeError: They cannot be counted, or these are several choices.
+    """
+    num = distributions.num_outcomes(distribution)
+    if num is None:
+        raise TypeError(
+            f"{name}: expected one choice with finitely many outcomes (a Bernoulli, a Categorical or a OneHotCategorical without batch "
+            f"axes), received {type(distribution).__name__}; several choices are made by logderiv.plate."
+        )
+    return num
+
+
+def enumerated(tape: Tape, distribution: Any) -> tuple[Tape, Any]:
+    """The outcome that the run's world prescribes; drawn where there is none."""
+    if tape.world is None:
+        return tape.sample(distribution)
+    tape._use()
+    world, value = tape.world.choose(distribution)
+    return dataclasses.replace(tape, world=world), value
+
+
+def alternative(tape: Tape, distribution: Any) -> tuple[Tape, Any]:
+    """A draw, or in the second run of the picked choice another outcome; drawn where there is no second run."""
+    if tape.detour is None:
+        return tape.sample(distribution)
+    tape._use()
+    source, detour, value = tape.detour.choose(tape.source, distribution)
+    return dataclasses.replace(tape, source=source, detour=detour), value
+
+
+def straight_through(tape: Tape, distribution: OneHotCategorical) -> tuple[Tape, Any]:
+    """A unit vector D with the derivative of the mean: D + π - detached π. Bengio et al. (2013), arXiv:1308.3432; from memory."""
+    return _surrogate(tape, distribution, lambda logits, _: softmax(logits))
+
+
+def reinmax(tape: Tape, distribution: OneHotCategorical) -> tuple[Tape, Any]:
+    """A unit vector D with the derivative of 2 π₁ - π / 2, where π₁ has the mean of π and D as its value.
+
+    Liu et al. (2023), arXiv:2304.08612, algorithm 2, at temperature 1: second order (Heun's method) where the straight-through
+    form is of first order (Euler's); from memory.
+    """
+
+    def mean(logits: jax.Array, unit: jax.Array) -> jax.Array:
+        fixed = lax.stop_gradient(logits)
+        middle = jnp.log((unit + softmax(fixed)) / 2)
+        return 2 * softmax(middle + (logits - fixed)) - softmax(logits) / 2
+
+    return _surrogate(tape, distribution, mean)
+
+
+def _surrogate(tape: Tape, distribution: OneHotCategorical, mean: Callable[..., jax.Array]) -> tuple[Tape, Any]:
+    if tape.world is None:
+        return tape.sample(distribution)
+    tape._use()
+    source, unit = tape.source.choose(detached(distribution))
+    live = mean(distribution.logits, unit)
+    return dataclasses.replace(tape, source=source), unit + (live - lax.stop_gradient(live))
+
+
+def once_differentiable(value: jax.Array, reason: str) -> jax.Array:
+    """The same value with the same first derivative; a second one raises, in both modes."""
+
+    @jax.custom_jvp
+    def factor(value: jax.Array) -> jax.Array:
+        return jnp.ones_like(value)
+
+    @factor.defjvp
+    def _(*_: Any) -> Any:
+        raise ValueError(
+            f"{reason} gives the first derivative only, and an expectation has the least order of its choices; take 'score', 'pathwise' "
+            "or 'enumerate' for higher ones."
+        )
+
+    @jax.custom_jvp
+    def same(value: jax.Array) -> jax.Array:
+        return value
+
+    @same.defjvp
+    def _(primals: Any, tangents: Any) -> Any:  # the factor is 1, and known where the first derivative is linear
+        return primals[0], tangents[0] * factor(primals[0])
+
+    return same(value)
+
+
+METHODS: dict[str, Method] = {
+    "score": Method(Tape.sample),
+    "pathwise": Method(Tape.sample_pathwise),
+    "enumerate": Method(enumerated, takes="finite", reruns=True),
+    "alternative": Method(alternative, order=1, takes="finite"),
+    "straight_through_biased": Method(straight_through, order=1, takes="one-hot"),
+    "reinmax_biased": Method(reinmax, order=1, takes="one-hot"),
+}

@@ -1,0 +1,116 @@
+"""Where a tape's choices come from: from random keys, or from a list of all paths."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from logderiv import distributions
+from logderiv._core.arrays import summable
+from logderiv._core.keys import KeyBits
+from logderiv._core.pytrees import pytree
+
+
+@pytree
+class Keys:
+    """Random choices.
+
+    Attributes:
+        bits: Of a key, since a `lax.cond` under `jax.vmap` must not see the key itself.
+    """
+
+    bits: KeyBits
+
+    def choose(self, distribution: Any, where: Any = True) -> tuple["Keys", Any]:
+        """Make one choice: the source to go on with, and the detached value."""
+        del where
+        rest, keys = self.keys(1)
+        # Detached before as well as after: the sampler need not have a derivative.
+        return rest, lax.stop_gradient(distributions.sample(detached(distribution), keys[0]))
+
+    def keys(self, num: int, purpose: str = "") -> tuple["Keys", jax.Array]:
+        """Take `num` keys: the source to go on with, and the keys."""
+        del purpose
+        keys = jax.random.split(self.bits.keys(), num + 1)
+        return Keys(KeyBits.of(keys[0])), keys[1:]
+
+    def fork(self, num: int) -> tuple["Keys", "Keys"]:
+        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
+        rest, keys = self.keys(num)
+        return rest, Keys(KeyBits.of(keys))
+
+    def join(self, parts: "Keys") -> "Keys":
+        """The source after parts, stacked, that have run side by side."""
+        del parts
+        return self
+
+
+@pytree(static=("stride",))
+class Given:
+    """Choices from a list: the next one is `choices[position]`, and the one after it `stride` further on.
+
+    Attributes:
+        choices: Numbers of outcomes; -1 stands behind the last one. Shape `(num_choices,)`.
+        used: Which of them have been made. Shape `(num_choices,)`.
+        position: Of the next one. Shape `()`.
+        log_prob: Sum of the log-probabilities of those that were made. Shape `()`.
+        stride: Parts that run side by side take turns, so that the list need not know how many choices each makes; static.
+    """
+
+    choices: jax.Array
+    used: jax.Array
+    position: jax.Array
+    log_prob: jax.Array
+    stride: int = 1
+
+    @classmethod
+    def of(cls, choices: Any) -> "Given":
+        """A source for each row of choices, shape `(..., num_choices)`."""
+        choices = jnp.asarray(choices)
+        rows = choices.shape[:-1]
+        return cls(choices, jnp.zeros(choices.shape, bool), jnp.zeros(rows, jnp.int32), jnp.zeros(rows))
+
+    def choose(self, distribution: Any, where: Any = True) -> tuple["Given", Any]:
+        """Make one choice: the source to go on with, and its value."""
+        value = distributions.outcome(distribution, self.choices.at[self.position].get(mode="fill", fill_value=-1))
+        if value is None:
+            raise _cannot_list(f"a sample of {type(distribution).__name__}")
+        used = self.used.at[self.position].set(True, mode="drop")
+        log_prob = self.log_prob + summable(distributions.log_probs(distribution, value)).astype(self.log_prob.dtype)
+        made = dataclasses.replace(self, used=used, position=self.position + self.stride, log_prob=log_prob)
+        return jax.tree.map(lambda x, y: jnp.where(where, x, y), made, self), value
+
+    def keys(self, num: int, purpose: str) -> tuple["Given", jax.Array]:
+        """Raise `TypeError` with the purpose that keys were for."""
+        del num
+        raise _cannot_list(purpose)
+
+    def fork(self, num: int) -> tuple["Given", "Given"]:
+        """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
+        choices, used = (jnp.broadcast_to(x, (num, *x.shape)) for x in (self.choices, self.used))
+        zeros = jnp.zeros(num, self.log_prob.dtype)
+        return self, Given(choices, used, self.position + self._turns(num), zeros, self.stride * num)
+
+    def join(self, parts: "Given") -> "Given":
+        """The source after parts, stacked, that have run side by side."""
+        num = parts.position.shape[0]
+        longest = jnp.max(parts.position - self._turns(num))  # of the part with most choices
+        used, log_prob = self.used | jnp.any(parts.used, axis=0), self.log_prob + jnp.sum(parts.log_prob)
+        return dataclasses.replace(self, used=used, position=longest, log_prob=log_prob)
+
+    def _turns(self, num: int) -> jax.Array:
+        return self.stride * jnp.arange(num, dtype=jnp.int32)
+
+
+def detached(tree: Any) -> Any:
+    """The same tree without derivatives; what is no array stays as it is."""
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _cannot_list(what: str) -> TypeError:
+    return TypeError(
+        f"program: expected every choice to be one of finitely many outcomes, from tape.sample or logderiv.sample, so that its paths "
+        f"can be listed; received {what}."
+    )
