@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
@@ -77,7 +78,7 @@ def over_paths(case, derivatives):
     chances = paths._outcomes(case.params, objective.program, case.extras, every)[0]
 
     def of_path(tape):
-        return derivatives(lambda theta: objective.on_tapes(unravel(theta), tape, *case.extras))(theta)
+        return derivatives(lambda theta: objective.on_tapes(unravel(theta), tape, *case.extras).mean)(theta)
 
     found = jax.jit(jax.vmap(of_path))(paths._tapes(every[:, None]))
     kept = np.asarray(chances) > 0
@@ -108,3 +109,51 @@ def test_every_mode_has_the_same_derivatives(name, case):
     assert len(found) == (6 if case.reverse else 2)
     for mode, values in found.items():
         assert_close(values, hessian if " of " in mode else gradient)
+
+
+@pytest.mark.parametrize("name", mostly_slow(["detour", "menu", "vault", "queue"], ("detour",)))
+def test_leave_one_out_is_exact_too(name, case):
+    """Also where one branch has choices of more outcomes than another: what is not drawn has no part in it."""
+    objective = ld.expectation(case.model, num_samples=2, baseline="leave_one_out")
+    found = ld.exact.program_derivatives(case.params, objective, order=1 if name == "vault" else 2, **case.sizes)
+    for moments, expected in zip(found, truth(name), strict=False):
+        assert_close(moments.mean, expected)
+
+
+def samples(case, number):
+    """Value, gradient, and the Hessian's diagonal of single runs, from keys."""
+    objective, theta = ld.expectation(lambda theta: case.model(theta)), case.params  # traced anew at each call
+
+    def of(key):
+        def frozen(theta):
+            return objective(theta, jax.random.clone(key))
+
+        value, gradient = jax.value_and_grad(frozen)(theta)
+        return {"value": value, "gradient": gradient, "curvature": jnp.diagonal(jax.hessian(frozen)(theta))}
+
+    return jax.jit(jax.vmap(of))(jax.random.split(jax.random.key(11), number))
+
+
+def exact(name):
+    value, gradient, hessian, _ = truth(name)
+    return {"value": value, "gradient": gradient, "curvature": np.diagonal(hessian)}
+
+
+RESOLUTION = {"value": 0.3, "gradient": 0.5, "curvature": 1.0}
+
+
+def reused(source, num, purpose=""):
+    """As `Keys.keys`, but the source to go on with is the one that was given: every choice has the first one's key."""
+    return source, jax.random.split(source.bits.keys(), num + 1)[1:]
+
+
+@pytest.mark.parametrize("name", mostly_slow(["urn", "crowd", "cellar", "estate", "queue"], ("urn",)))
+def test_real_keys_have_the_derivatives_too_and_a_key_that_is_used_twice_has_not(name, monkeypatch):
+    case = MODELS[name]
+    for bad in (False, True):
+        if bad:
+            monkeypatch.setattr(type(ld.Tape.start(jax.random.key(0)).source), "keys", reused)
+        found = samples(case, 20_000)
+        report = ld.testing.assert_unbiased(found, exact(name), resolution=RESOLUTION, k=4.0, raises=False)
+        assert bad or bool(report.passed), report
+        assert bool(report.holds["centered"]) != bad, report

@@ -14,12 +14,12 @@ from jax.experimental import io_callback
 
 import logderiv as ld
 
-from . import refusals_of_calls, refusals_of_transformations
+from . import refusals_of_arguments, refusals_of_calls, refusals_of_transformations
 from .refusals import coin, jitted
 
 POINT: Any = 0.3
 ROWS = np.arange(3.0)
-REFUSED = refusals_of_transformations.TABLE | refusals_of_calls.TABLE
+REFUSED = refusals_of_transformations.TABLE | refusals_of_calls.TABLE | refusals_of_arguments.TABLE
 ALLOWED: dict[str, tuple[Any, Any]] = {}
 
 
@@ -144,7 +144,7 @@ def test_a_vmap_of_a_jitted_function_that_was_used_before():
     for run in (value, slope, listed):
         with pytest.raises((TypeError, ValueError)) as caught:
             run(model)
-        assert_told(caught, jitted, r"ld\.plate")
+        assert_told(caught, jitted, r"(ld|logderiv)\.plate")
     assert float(listed(lambda theta: ld.cost(jitted(theta)))) == pytest.approx(1 / (1 + np.exp(-POINT)), rel=1e-12)
 
 
@@ -176,14 +176,14 @@ def _compiled():
 def test_outside_of_an_expectation(call):
     with pytest.raises(TypeError) as caught:
         call()
-    assert_told(caught, call, r"ld\.expectation")
+    assert_told(caught, call, r"(ld|logderiv)\.expectation")
 
 
 def test_a_jitted_function_is_refused_outside_also_where_a_model_has_traced_it():
     for _ in range(2):
         with pytest.raises(TypeError) as caught:
             jitted(POINT)
-        assert_told(caught, jitted, r"ld\.expectation")
+        assert_told(caught, jitted, r"(ld|logderiv)\.expectation")
         value(lambda theta: ld.cost(jitted(theta)))
 
 
@@ -207,4 +207,22 @@ def test_a_callback(callback):
 
     with pytest.raises((TypeError, ValueError, jax.errors.JaxRuntimeError)) as caught:
         value(model)
-    assert_told(caught, model, r"ld\.expectation|callback")
+    assert_told(caught, model, r"(ld|logderiv)\.expectation|callback")
+
+
+@pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize(("method", "distribution"), [("alternative", ld.Bernoulli), ("reinmax_biased", None)])
+def test_a_derivative_beyond_the_order_of_a_method(mode, method, distribution):
+    def model(logit):
+        if distribution is None:
+            choice = ld.distributions.OneHotCategorical(jnp.stack([logit, 0 * logit]))
+            ld.cost(ld.sample(choice, method=method)[0])  # here
+        else:
+            ld.cost(ld.sample(distribution(logit), method=method).astype(float))  # here
+
+    objective = ld.expectation(model)
+    assert np.isfinite(jax.grad(objective)(POINT, jax.random.key(0)))
+    for first in (jax.grad, jax.jacfwd):
+        with pytest.raises(ValueError, match="enumerate") as caught:
+            mode(first(objective))(POINT, jax.random.key(0))
+        assert_told(caught, model, "first derivative only")
