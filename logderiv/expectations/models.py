@@ -18,7 +18,8 @@ line.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -27,7 +28,8 @@ import jax.numpy as jnp
 from logderiv import distributions
 from logderiv._core import check
 from logderiv._core.staging import Staged, current, enclosed, entered, frames, log_worlds, mark, marks
-from logderiv.expectations.methods import METHODS, once_differentiable, outcomes_of
+from logderiv.distributions.finite import outcomes_of
+from logderiv.expectations.methods import METHODS, once_differentiable
 from logderiv.expectations.tape import Tape, settled
 
 LIMIT = 2**20  # worlds that can be told apart
@@ -397,6 +399,17 @@ def _turn(call: str, move: Callable[[Tape], tuple[Tape, Any]], **about: Any) -> 
 
 
 _ENTRANCE: Any = Staged.__init__.__code__
+
+
+@contextmanager
+def closed_to(name: str) -> Iterator[None]:
+    """Refuse choices and costs while a function of this name runs."""
+    scope = current() or _Scope([], None)
+    before, scope.closed_to = scope.closed_to, name
+    try:
+        yield
+    finally:
+        scope.closed_to = before
 
 
 def is_program(function: Callable[..., Any]) -> bool:

@@ -45,7 +45,7 @@ from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.staging import entered
 from logderiv.expectations.forced import Detour, World
-from logderiv.expectations.models import Model, Site, is_program
+from logderiv.expectations.models import Model, Site, closed_to, is_program
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, settled
 from logderiv.types import Key, Params
 
@@ -169,14 +169,32 @@ class Expectation:
             raise TypeError(
                 "sites: expected an expectation of a model of plain calls, received one of a program that takes its tape."
             )
-        found: list[Site] = []
+        return self._traced(params, args).sites
+
+    def num_worlds(self, params: Params, *args: Any) -> int:
+        """How many runs one sample takes: the product of the numbers of outcomes over all visits of enumerated choices.
+
+        Args:
+            params: Parameters of the model.
+            *args: Further arguments of the model.
+
+        Returns:
+            A whole number; 1 where nothing is enumerated. Nothing is run.
+
+        Raises:
+            ValueError: More than `max_worlds`, or no bound.
+        """
+        return 1 if is_program(self.program) else self._traced(params, args).worlds(self.max_worlds)
+
+    def _traced(self, params: Params, args: tuple[Any, ...]) -> Model:
+        found: list[Model] = []
 
         def trace() -> None:
             tape = dataclasses.replace(Tape._of(jax.random.key(0), None), world=World.of(0), detour=Detour.start())
-            found.extend(Model(lambda: self.program(params, *args), tape).sites)
+            found.append(Model(lambda: self.program(params, *args), tape))
 
         jax.eval_shape(trace)
-        return found
+        return found[0]
 
     @property
     def peers(self) -> str | None:
@@ -239,7 +257,8 @@ class Expectation:
 
     def _and_again(self, model: Model, tape: Tape) -> tuple[jax.Array, Any]:
         first, aux = model.ended(tape, self.has_aux)
-        second, _ = model.ended(dataclasses.replace(tape, detour=first.detour.again()), self.has_aux)
+        again = dataclasses.replace(tape, source=tape.source.again(), detour=first.detour.again())
+        second, _ = model.ended(again, self.has_aux)
         difference = lax.stop_gradient(first.detour.chance * (second.total - first.total))
         other = second.detour.other
         return settled(first) + difference * (other - lax.stop_gradient(other)), aux
@@ -312,8 +331,12 @@ def bounded_while_loop(
     """
     max_steps = check.whole(max_steps=max_steps)
 
+    def goes_on(carry: Any) -> Any:
+        with closed_to("bounded_while_loop condition"):
+            return cond_fun(carry)
+
     def step(carry: Any, _: None) -> tuple[Any, None]:
-        return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None
+        return lax.cond(goes_on(carry), body_fun, lambda carry: carry, carry), None
 
     carry, _ = lax.scan(step, init, None, length=max_steps)
-    return carry, ~jnp.asarray(cond_fun(carry))
+    return carry, ~jnp.asarray(goes_on(carry))
