@@ -15,9 +15,12 @@ Twin = Callable[[Any, Callable[..., int], Callable[..., int]], Any]
 
 def expected_cost(twin: Twin, theta: Any) -> Any:
     """The sum of probability times cost over all paths, depth first: each is forced up to its last new choice, then takes zeros."""
-    total, waiting = 0.0, [()]
+    total: Any = 0.0
+    waiting: list[tuple[int, ...]] = [()]
     while waiting:
-        forced, made, chances = waiting.pop(), [], []
+        forced = waiting.pop()
+        made: list[int] = []
+        chances: list[Any] = []
 
         def pick(*logits: Any, forced=forced, made=made, chances=chances) -> int:
             if len(made) >= len(forced):

@@ -7,14 +7,14 @@ import jax
 import logderiv as ld
 
 
-class Table(dict[str, tuple[Any, str]]):
-    """Models, and words of the remedy."""
+class Table(dict[str, tuple[Any, str, bool]]):
+    """Models, words of the remedy, and whether the exact value of the model is refused, too."""
 
-    def refused(self, words: str) -> Any:
+    def refused(self, words: str, *, listed: bool = True) -> Any:
         """A row."""
 
         def add(model: Any) -> Any:
-            self[model.__name__] = model, words
+            self[model.__name__] = model, words, listed
             return model
 
         return add

@@ -64,7 +64,9 @@ def assert_told(caught, function, words):
 @pytest.mark.parametrize("run", [value, slope, listed])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_a_model_may_not_do_is_refused_at_its_line(name, run):
-    model, words = REFUSED[name]
+    model, words, in_lists = REFUSED[name]
+    if run is listed and not in_lists:
+        pytest.skip("the exact value draws nothing and reruns nothing")
     with pytest.raises((TypeError, ValueError)) as caught:
         run(model)
     assert_told(caught, model, words)
