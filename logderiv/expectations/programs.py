@@ -191,7 +191,7 @@ class Expectation:
 
         def trace() -> None:
             tape = dataclasses.replace(Tape._of(jax.random.key(0), None), world=World.of(0), detour=Detour.start())
-            found.append(Model(lambda: self.program(params, *args), tape))
+            found.append(Model(self.program, (params, *args), tape))
 
         jax.eval_shape(trace)
         return found[0]
@@ -221,15 +221,15 @@ class Expectation:
         def run(tape: Tape) -> Runs:
             if is_program(self.program):
                 return Runs(settled(end_of(self.program, params, tape, args)), None)
-            return self._of_model(lambda: self.program(params, *args), tape, world)
+            return self._of_model((params, *args), tape, world)
 
         return jax.vmap(run, axis_name=SAMPLES)(tapes)
 
-    def _of_model(self, function: Callable[[], Any], tape: Tape, world: Any) -> "Runs":
+    def _of_model(self, args: tuple[Any, ...], tape: Tape, world: Any) -> "Runs":
         """One run of a model: in each world, and where a choice is made by the alternative path a second time."""
         detour = Detour.start() if tape.detour is None else tape.detour
         tape = dataclasses.replace(tape, world=World.of(0), detour=detour)
-        model = Model(function, tape)
+        model = Model(self.program, args, tape)
         value, aux = self._over_worlds(model, tape, world)
         return Runs(model.limited(value), aux)
 
@@ -296,7 +296,7 @@ def _runs(expectation: Expectation, params: Params, key: Key, args: tuple[Any, .
 def end_of(program: Program, params: Params, tape: Tape, args: tuple[Any, ...], has_aux: bool = False) -> Tape:
     """The tape at the end of one run of a program, or of a model."""
     if not is_program(program):
-        return Model(lambda: program(params, *args), tape).ended(tape, has_aux)[0]
+        return Model(program, (params, *args), tape).ended(tape, has_aux)[0]
     with entered(None):
         end = program(params, tape, *args)
     check_tape(end, "the program")

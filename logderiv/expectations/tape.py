@@ -16,7 +16,7 @@ from logderiv._core import check
 from logderiv._core.arrays import as_key, as_mask, expand, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
-from logderiv._core.staging import inside_a_model
+from logderiv._core.staging import frames, inside_a_model
 from logderiv.estimators.surrogates import box
 from logderiv.expectations.sources import Keys
 from logderiv.types import Key
@@ -73,7 +73,8 @@ class Tape:
         """
         if inside_a_model():
             raise TypeError(
-                "Tape.start: called inside a model of plain calls, which has a tape of its own; use logderiv.sample and cost."
+                f"{frames()[0]}: Tape.start inside a model of plain calls, which has a tape of its own; use logderiv.sample and "
+                "logderiv.cost."
             )
         return cls._of(key, peers)
 
