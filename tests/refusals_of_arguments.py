@@ -1,5 +1,7 @@
 """Arguments and methods that a choice may not have, each at the line that ends in `# here`."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
