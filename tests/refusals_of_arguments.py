@@ -23,7 +23,7 @@ def an_unknown_method(theta):
     ld.cost(ld.sample(ld.Bernoulli(theta), method="reinforce"))  # here
 
 
-@refused("score")
+@refused("score", listed=False)
 def a_pathwise_choice_of_a_coin(theta):
     ld.cost(ld.sample(ld.Bernoulli(theta), method="pathwise"))  # here
 

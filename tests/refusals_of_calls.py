@@ -146,7 +146,7 @@ def a_cost_of_a_vector(theta):
 
 @refused("real number")
 def a_complex_cost(theta):
-    ld.cost(theta * 1j)  # here
+    ld.cost(jnp.asarray(theta).astype(complex))  # here
 
 
 @refused(r"(ld|logderiv)\.sample")

@@ -66,7 +66,7 @@ def assert_told(caught, function, words):
 def test_what_a_model_may_not_do_is_refused_at_its_line(name, run):
     model, words, in_lists = REFUSED[name]
     if run is listed and not in_lists:
-        pytest.skip("the exact value draws nothing and reruns nothing")
+        pytest.skip("the exact value makes no such choice, and reruns nothing")
     with pytest.raises((TypeError, ValueError)) as caught:
         run(model)
     assert_told(caught, model, words)
