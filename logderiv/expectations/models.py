@@ -14,7 +14,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import jax
+from jax.core import Tracer
 
+from logderiv._core.pytrees import pytree
 from logderiv._core.staging import Staged, current, enclosed, entered, frames, log_worlds, mark, marks, place_of
 from logderiv.expectations.methods import once_differentiable
 from logderiv.expectations.tape import Tape
@@ -38,7 +40,7 @@ for _name in ("shard_map:shard_map", "shard_map:_shard_map", "pmap:pmap", "api:p
     _REMEDIES[_name] = "shard the samples of the expectation instead: its keys and params"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@pytree(static=("place", "call", "distribution", "method", "num_outcomes", "order", "scope"), eq=False)
 class Site:
     """One line of a model that makes a choice, or another call of the library there.
 
@@ -49,7 +51,7 @@ class Site:
         method: How the choice is made; empty where there is none.
         num_outcomes: How many outcomes the choice is enumerated over; 1 where it is not.
         order: The highest derivative that the method gives; `None` for any.
-        scope: The run of the model that it was traced in.
+        scope: The run of the model that it was traced in; not printed.
     """
 
     place: str
@@ -63,9 +65,9 @@ class Site:
     def on_vmap(self) -> None:
         """Refuse the call where the model itself maps over it."""
         if self.scope.open:
-            raise self.refusal("api:vmap")
+            raise self._refusal("api:vmap")
 
-    def refusal(self, name: str) -> TypeError:
+    def _refusal(self, name: str) -> TypeError:
         """That the call stands in this function of JAX."""
         where = name.rpartition(":")[2].lstrip("_")
         where = f"{where} (or lax.map with batch_size)" if where == "vmap" else where
@@ -95,12 +97,16 @@ class Model:
                 try:
                     return function(*args)
                 finally:
-                    scope.open, self.pays = False, scope.pays
+                    scope.open, scope.refs, self.pays = (
+                        False,
+                        [],
+                        scope.pays,
+                    )  # JAX keeps sites, and with them the scope
 
         self._staged = Staged(on_refs, leaves)
         for name, site in enclosed(self._staged.jaxpr):
             if name in _REMEDIES:
-                raise site.refusal(name)
+                raise site._refusal(name)
 
     def __call__(self, tape: Tape) -> tuple[Tape, Any]:
         """The tape at the end, and the output."""
@@ -203,7 +209,7 @@ def called(function: F) -> F:
                 )
             for name in (*reversed(names), scope.closed_to):
                 if name in _REMEDIES:
-                    raise Site("", function.__name__).refusal(name)
+                    raise Site("", function.__name__)._refusal(name)
             if args and isinstance(args[0], str):
                 raise TypeError(
                     f"{function.__name__}: expected a distribution, received the name {args[0]!r}; choices of a model have no names here, "
@@ -234,3 +240,16 @@ def is_program(function: Callable[..., Any]) -> bool:
         return "tape" in inspect.signature(function).parameters
     except (TypeError, ValueError):
         return False
+
+
+def closes_over_tracers(function: Callable[..., Any]) -> bool:
+    """Whether a function refers to values of a transformation that it was made in."""
+    cells = getattr(function, "__closure__", None) or ()
+    return any(isinstance(x, Tracer) for cell in cells for x in jax.tree.leaves(_contents(cell)))
+
+
+def _contents(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not yet filled: a function that refers to itself
+        return None
