@@ -249,3 +249,46 @@ def test_a_model_may_close_over_what_an_outer_function_traces():
     found, expected = slopes(True), slopes(False)
     np.testing.assert_allclose(found, expected, rtol=1e-13)
     assert np.min(np.abs(expected)) > 1e-2
+
+
+@jax.custom_jvp
+def steep(x):
+    """x, with a derivative of 7 by its own rule."""
+    return x
+
+
+@jax.custom_vjp
+def steep_in_reverse(x):
+    return x
+
+
+steep.defjvp(lambda x, t: (steep(*x), 7 * t[0]))
+steep_in_reverse.defvjp(lambda x: (x, None), lambda _, g: (7 * g,))
+
+NESTS: dict[str, Any] = {  # around `rule`, beside a choice that has no influence
+    "alone": lambda rule, theta, choice: rule(theta) + choice(),
+    "jit": lambda rule, theta, choice: jax.jit(lambda x: rule(x) + choice())(theta),
+    "checkpoint": lambda rule, theta, choice: jax.checkpoint(lambda x: rule(x) + choice())(theta),
+    "scan": lambda rule, theta, choice: lax.scan(lambda x, _: (rule(x) + choice(), None), theta, length=1)[0],
+    "scan in scan": lambda rule, theta, choice: lax.scan(
+        lambda x, _: (NESTS["scan"](rule, x, choice), None), theta, length=1
+    )[0],
+    "cond": lambda rule, theta, choice: lax.cond(choice() < 1, lambda x: rule(x) + choice(), lambda x: x, theta),
+    "plate": lambda rule, theta, choice: ld.plate(lambda x: rule(theta * x) + choice())(jnp.ones(1)).sum(),
+    "bounded_while_loop": lambda rule, theta, choice: ld.bounded_while_loop(
+        lambda carry: carry[1], lambda carry: (rule(carry[0]) + choice(), False), (theta, True), max_steps=1
+    )[0][0],
+}
+
+
+@pytest.mark.parametrize("rule", [steep, steep_in_reverse])
+@pytest.mark.parametrize("nest", NESTS)
+def test_derivative_rules_of_the_functions_that_a_model_calls_hold(nest, rule):
+    """JAX's `discharge_state` drops them by default, in silence: 1 for 7."""
+
+    def model(theta):
+        ld.cost(NESTS[nest](rule, theta, lambda: 0.0 * ld.sample(ld.Bernoulli(jnp.zeros(()))).astype(float)))
+
+    sizes: Any = {"num_choices": 2, "num_outcomes": 2}
+    found = ld.exact.program_derivatives(jnp.array(0.3), ld.expectation(model), order=1, modes=("reverse",), **sizes)
+    np.testing.assert_allclose(found[1].mean, 7.0, rtol=1e-12)

@@ -137,16 +137,52 @@ def test_what_stands_beside_it_is_right(name):
     assert np.all(np.isfinite([value(model), jax.jit(jax.jacfwd(ld.expectation(model)))(POINT, jax.random.key(1))]))
 
 
-def test_a_vmap_of_a_jitted_function_that_was_used_before():
-    def model(theta):
-        ld.cost(jitted(theta))
-        ld.cost(jax.vmap(jitted)(theta * ROWS).sum())
+def _by_a_rule(theta):
+    same = jax.custom_jvp(lambda x: x * jitted(POINT))
+    same.defjvp(lambda x, t: (same(*x), t[0]))
+    return same(theta)
 
-    value(lambda theta: ld.cost(jitted(theta)))
+
+def _by_a_root(theta):
+    return lax.custom_root(lambda x: x - jitted(POINT), theta, lambda f, x: x - f(x), lambda g, y: y / g(1.0))
+
+
+def _by_a_solve(theta):
+    return lax.custom_linear_solve(lambda x: x * (1 + jitted(POINT)), theta, lambda _, b: b / 2, symmetric=True)
+
+
+def _within(loop, **options):
+    return lambda theta: loop(lambda x: (x < 3.0) & (jitted(theta) > 0), lambda x: x + 1, 0.0, **options)
+
+
+CACHED: dict[str, Any] = {  # a jitted function that the model has called before: JAX does not look into it again
+    "vmap": (r"(ld|logderiv)\.plate", lambda theta: jax.vmap(jitted)(theta * ROWS)),
+    "vmap of none": (r"(ld|logderiv)\.plate", lambda theta: jax.vmap(lambda x: x * jitted(theta))(ROWS)),
+    "map in batches": (r"(ld|logderiv)\.plate", lambda theta: lax.map(lambda x: x * jitted(theta), ROWS, batch_size=2)),
+    "grad": ("expectation", lambda theta: jax.grad(jitted)(theta)),
+    "grad of none": ("expectation", lambda theta: jax.grad(lambda x: x * jitted(theta))(theta)),
+    "jvp of none": ("expectation", lambda theta: jax.jvp(lambda x: x * jitted(theta), (2.0,), (1.0,))),
+    "associative scan": (r"lax\.scan", lambda theta: lax.associative_scan(lambda a, b: a + b * jitted(theta), ROWS)),
+    "while_loop": ("body", _within(lax.while_loop)),
+    "bounded_while_loop": ("body", _within(ld.bounded_while_loop, max_steps=3)),
+    "custom_jvp": ("custom_jvp", _by_a_rule),
+    "custom_root": ("custom_root", _by_a_root),
+    "custom_linear_solve": ("custom_linear_solve", _by_a_solve),
+}
+
+
+@pytest.mark.parametrize("name", CACHED)
+def test_a_jitted_function_that_was_used_before_is_refused_as_a_new_one(name):
+    words, use = CACHED[name]
+
+    def model(theta):
+        ld.cost(jitted(POINT) + jitted(theta))
+        use(theta)
+
     for run in (value, slope, listed):
         with pytest.raises((TypeError, ValueError)) as caught:
             run(model)
-        assert_told(caught, jitted, r"(ld|logderiv)\.plate")
+        assert_told(caught, jitted, words)
     assert float(listed(lambda theta: ld.cost(jitted(theta)))) == pytest.approx(1 / (1 + np.exp(-POINT)), rel=1e-12)
 
 
