@@ -289,6 +289,6 @@ def test_derivative_rules_of_the_functions_that_a_model_calls_hold(nest, rule):
     def model(theta):
         ld.cost(NESTS[nest](rule, theta, lambda: 0.0 * ld.sample(ld.Bernoulli(jnp.zeros(()))).astype(float)))
 
-    sizes: Any = {"num_choices": 2, "num_outcomes": 2}
-    found = ld.exact.program_derivatives(jnp.array(0.3), ld.expectation(model), order=1, modes=("reverse",), **sizes)
-    np.testing.assert_allclose(found[1].mean, 7.0, rtol=1e-12)
+    modes = (jax.grad, jax.jacfwd) if rule is steep else (jax.grad,)
+    slopes = [jax.jit(mode(ld.expectation(model)))(0.3, jax.random.key(0)) for mode in modes]
+    np.testing.assert_allclose(slopes, 7.0, rtol=1e-12)
