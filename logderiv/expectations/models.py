@@ -144,8 +144,9 @@ class Model:
 
     @property
     def sites(self) -> list[Site]:
-        """Every line that makes a choice, in the order of the first visit."""
-        return list({site.place: site for site in marks(self._staged.jaxpr) if site.method}.values())
+        """Every line that makes a choice, in the order of the first visit; once for each method and distribution there."""
+        found = [site for site in marks(self._staged.jaxpr) if site.method]
+        return list({(site.place, site.method, site.distribution, site.num_outcomes): site for site in found}.values())
 
     def worlds(self, limit: int) -> int:
         """How many worlds its enumerated choices have together.
