@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from logderiv import distributions
 from logderiv._core import check
 from logderiv._core.staging import current
-from logderiv.distributions.finite import outcomes_of
+from logderiv.distributions.finite import outcome, outcomes_of
 from logderiv.expectations.methods import METHODS
 from logderiv.expectations.models import LIMIT, Model, called, turn
 from logderiv.expectations.tape import Tape, settled
@@ -191,7 +191,7 @@ def expected(distribution: Any, function: Callable[[Any], Any]) -> None:
     Gradients: flow through p and the costs, at any order.
     """
     num = outcomes_of("expected", distribution)
-    outcomes = jax.vmap(lambda i: distributions.outcome(distribution, i))(jnp.arange(num, dtype=jnp.int32))
+    outcomes = jax.vmap(lambda i: outcome(distribution, i))(jnp.arange(num, dtype=jnp.int32))
 
     def pay(model: Model, tape: Tape, output: Any) -> tuple[Tape, Any]:
         tape = model.paid(tape, output)

@@ -13,7 +13,7 @@ from jax import lax
 from logderiv import distributions
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
-from logderiv.distributions.finite import outcomes_of
+from logderiv.distributions.finite import outcome, outcomes_of
 from logderiv.expectations.sources import Given
 
 
@@ -37,7 +37,7 @@ class World:
     def choose(self, distribution: Any) -> tuple["World", Any]:
         """The world to go on with, and the outcome that it prescribes."""
         base = outcomes_of("sample(method='enumerate')", distribution)
-        value = distributions.outcome(distribution, self.rest % base)
+        value = outcome(distribution, self.rest % base)
         prob = distributions.prob(distribution, value).astype(self.weight.dtype)
         return World(self.rest // base, self.weight * prob), value
 
@@ -94,9 +94,7 @@ class Detour:
     def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", Any]:
         """The source and the detour to go on with, and the outcome."""
         numbers = jnp.arange(outcomes_of("sample(method='alternative')", distribution), dtype=jnp.int32)
-        logs = jax.vmap(lambda a: distributions.log_probs(distribution, distributions.outcome(distribution, a)))(
-            numbers
-        )
+        logs = jax.vmap(lambda a: distributions.log_probs(distribution, outcome(distribution, a)))(numbers)
         fixed = lax.stop_gradient(logs)
         slot = source.position if isinstance(source, Given) else self.slot
         source, made = source.choose(Categorical(fixed))
@@ -119,7 +117,7 @@ class Detour:
             slot=jnp.where(pick, slot, self.slot),
             other=self.other + jnp.where(here, 0.5 * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
         )
-        return source, changed, distributions.outcome(distribution, jnp.where(here, instead, made))
+        return source, changed, outcome(distribution, jnp.where(here, instead, made))
 
     def fork(self, num: int) -> "Detour":
         """Those of `num` parts, stacked."""

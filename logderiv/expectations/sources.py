@@ -11,6 +11,7 @@ from logderiv import distributions
 from logderiv._core.arrays import summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
+from logderiv.distributions.finite import outcome
 
 
 @pytree
@@ -80,7 +81,7 @@ class Given:
 
     def choose(self, distribution: Any, where: Any = True) -> tuple["Given", Any]:
         """Make one choice: the source to go on with, and its value."""
-        value = distributions.outcome(distribution, self.choices.at[self.position].get(mode="fill", fill_value=-1))
+        value = outcome(distribution, self.choices.at[self.position].get(mode="fill", fill_value=-1))
         if value is None:
             raise _cannot_list(f"a sample of {type(distribution).__name__}")
         log_prob = summable(distributions.log_probs(distribution, value)).astype(self.log_probs.dtype)

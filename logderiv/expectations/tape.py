@@ -17,6 +17,7 @@ from logderiv._core.arrays import as_key, as_mask, expand, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv._core.staging import frames, inside_a_model
+from logderiv.distributions.finite import padded
 from logderiv.estimators.surrogates import box
 from logderiv.expectations.sources import Keys
 from logderiv.types import Key
@@ -107,7 +108,7 @@ class Tape:
             source, value = self.source.choose(distribution)
             return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
         where = as_mask(where, "where")
-        distribution = distributions.padded(distribution, where)
+        distribution = padded(distribution, where)
         source, value = self.source.choose(distribution, where)
         tape = dataclasses.replace(self, source=source)._score(distribution, value, baseline, where)
         return tape, jax.tree.map(lambda x: jnp.where(expand(where, x), x, jnp.zeros_like(x)), value)
