@@ -351,3 +351,17 @@ def test_an_incomplete_list_of_paths_is_refused():
         objective = ld.expectation(program, num_samples=num_samples)
         with pytest.raises(ValueError, match=message):
             ld.exact.program_derivatives(POINT, objective, order=order, num_choices=2, num_outcomes=3)
+
+
+def test_two_methods_on_one_line_are_two_sites():
+    """A helper that takes the method; a site found by its line alone lost the first one, and half of the slope."""
+
+    def draw(logit, method):
+        return ld.sample(ld.Bernoulli(logit), method=method)
+
+    objective = ld.expectation(lambda logit: draw(logit, "alternative") * draw(logit, "score"))
+    assert [(site.method, site.order) for site in objective.sites(POINT)] == [("alternative", 1), ("score", None)]
+    slope = ld.exact.program_derivatives(jnp.asarray(POINT), objective, order=1, num_choices=2, num_outcomes=2)[1]
+    np.testing.assert_allclose(slope.mean, slope.exact, rtol=1e-12)
+    with pytest.raises(ValueError, match="alternative' gives the first derivative only"):
+        jax.grad(jax.grad(objective))(POINT, jax.random.key(0))
