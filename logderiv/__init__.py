@@ -27,7 +27,17 @@ from logderiv import (
 )
 from logderiv.distributions import Bernoulli, Categorical, Forced, Normal, TanhNormal, masked
 from logderiv.distributions.tanh_normal import normal_head
-from logderiv.estimators import A2C, GRPO, PPO, RLOO, ActorCritic, Estimator, PPOActorCritic, ScoreFunction
+from logderiv.estimators import (
+    A2C,
+    GRPO,
+    PPO,
+    RLOO,
+    ActorCritic,
+    Estimator,
+    PPOActorCritic,
+    ScoreFunction,
+    gradient_from_samples,
+)
 from logderiv.expectations import Tape, bounded_while_loop, cost, expectation, expected, key, plate, sample, score
 from logderiv.likelihood import (
     compare,
@@ -93,6 +103,7 @@ __all__ = [
     "expectations",
     "expected",
     "grad_prob",
+    "gradient_from_samples",
     "importance",
     "key",
     "likelihood",

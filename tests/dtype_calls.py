@@ -93,6 +93,20 @@ def by_log_prob(make: Callable[..., Any], action: Any, whole: bool = False, **pa
     return case(call, ("action",) if whole else (), {"action": r"action|\bx\b"}, action=action, **parameters)
 
 
+def from_samples(**numbers: Any) -> Case:
+    """The gradient from three draws of a Normal, with these further numbers."""
+
+    def call(params: Any, samples: Any, values: Any, **numbers: Any) -> Any:
+        def log_prob(mean: Any, x: Any) -> Any:
+            return ld.Normal(mean, 0.9).log_prob(x)
+
+        samples = samples if isinstance(samples, list) else jnp.asarray(samples)
+        found = ld.gradient_from_samples(params, log_prob, samples, values, normalized="baseline" in numbers, **numbers)
+        return list(found)
+
+    return case(call, params=0.37, samples=ROW, values=ROW, **numbers)
+
+
 def flip(params: Any, tape: ld.Tape) -> ld.Tape:
     tape, x = tape.sample(ld.Bernoulli(params))
     return tape.cost(2.5 * x)

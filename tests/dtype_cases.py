@@ -33,6 +33,7 @@ from tests.dtype_calls import (
     case,
     estimated,
     flip,
+    from_samples,
     mdp,
     of_exact,
     of_trajectories,
@@ -106,6 +107,9 @@ ESTIMATORS = {
     ),
     "VTrace": estimated(lambda: ld.ScoreFunction(advantages.VTrace(ld.baselines.Value(lambda o: o * 0.37)))),
     "PPO": set_to(ld.PPO, clip=0.37, discount=0.9),
+    "gradient_from_samples": from_samples(),
+    "gradient_from_samples: weights": from_samples(weights=[0.25, 0.0, 0.75]),
+    "gradient_from_samples: a baseline": from_samples(baseline=100.2),
 }
 EXACT = {
     "value": of_exact(exact.value, discount=0.999),
@@ -326,6 +330,7 @@ APART = [
     *("start_streams", "short_corridor", "prisoners_dilemma", "schlogl", "familywise", "bounded_while_loop", "GRU"),
     *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead"),
     *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
+    "SampleGradient",
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {

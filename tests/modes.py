@@ -174,6 +174,10 @@ TRACED = {
     "estimators.clipped": of(estimators.clipped, ONES, ONES, 0.2),
     "estimators.reduce_steps": of(estimators.reduce_steps, ONES[None], ONES[None] > 0, "per_step_of_batch"),
     "estimators.step_weights": of(estimators.step_weights, ONES[None] > 0, "per_step_of_batch", jnp.float32),
+    "estimators.gradient_from_samples": lambda: [
+        ld.gradient_from_samples(HALF, lambda mean, x: normal(mean).log_prob(x), ONES, ONES, weights=weights)
+        for weights in (None, ONES / 3)
+    ],
     "expectations.bounded_while_loop": lambda: ld.bounded_while_loop(
         lambda x: x < 3, lambda x: x + 1, jnp.int32(0), max_steps=5
     ),

@@ -111,6 +111,11 @@ GIVEN: dict[str, Any] = {
     "LinearQuadratic.value": CONTROL,
     "look_ahead": {"params": (jnp.zeros(2), jnp.zeros(2))},
     "transfer_value": {"low": -2.0, "high": 1.0},
+    "gradient_from_samples": {
+        "log_prob": lambda params, x: jnp.sum(params) * x,
+        "values": jnp.ones(40),
+        "normalized": True,
+    },
     "variance_by_step": {"params": jnp.zeros(2)},
     "Brax": {"environment": None},
     "EulerMaruyama": {"horizon": 2},
@@ -152,6 +157,7 @@ FROM_ZERO = {
 FROM_ZERO |= {"birth_death.initial", "schlogl.initial", "Checkpoints.save.step"}
 UNIT = {"discount", "lambda_", "decay", "level", "check_order.tolerance", "top_p"}
 SIGNED = {"stop_at", "threshold", "low", "high", "value", "learning_rate", "initial_mean"}
+SIGNED |= {"gradient_from_samples.baseline"}
 UNBOUNDED = {"clip", "clip_rho", "clip_c", "clip_pg", "truncate", "stop_at", "low", "high", "soft_cap", "temperature"}
 SEQUENCES = {"MLP.hidden", "MLPActorCritic.hidden", "MLPValue.hidden", "visit_counts.shape"}
 SEQUENCES |= {"master_equation_value.max_counts"}

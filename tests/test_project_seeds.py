@@ -37,6 +37,8 @@ TESTS = [
     ("distributions_basic", "samples_have_the_declared_mean_within_four_standard_errors", NORMAL, 0.4, 2.25),
     ("diagnostics_statistics", "variance_ratio_of_a_good_baseline_and_alarm_for_a_bad_one"),
     ("diagnostics_statistics", "the_alarm_knows_its_error"),
+    ("estimators_samples", "a_few_draws_are_right_on_average_and_their_twins_are_not", 2, 40_000, "log_prob"),
+    ("estimators_samples", "errors_from_between_chains_cover"),
     ("processes_diffusion", "sampled_double_well_and_its_sensitivities"),
     ("processes_jump", "score_of_a_path_has_mean_zero_and_without_survival_it_has_not"),
     ("processes_jump", "birth_death_sensitivities_at_100_000_paths"),

@@ -230,6 +230,31 @@ def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)
 
 
+def sum_results(function: Callable[[Any], Any], rows: Any, size: int) -> Any:
+    """The sum over rows of results that are too many to be held, such as squares of gradients: never more than `size` at once.
+
+    Args:
+        function: From one row to a pytree of floating-point arrays.
+        rows: Pytree with a common leading axis.
+        size: Rows taken side by side.
+
+    Returns:
+        What `function` returns, summed in float32 at least.
+    """
+
+    def add(total: Any, rows: Any) -> tuple[Any, None]:
+        results = jax.vmap(function)(rows)
+        return jax.tree.map(lambda t, y: t + jnp.sum(y.astype(t.dtype), axis=0), total, results), None
+
+    num = jax.tree.leaves(rows)[0].shape[0]
+    whole = num - num % size
+    one = jax.eval_shape(function, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), rows))
+    total = jax.tree.map(lambda y: jnp.zeros(y.shape, accumulator_dtype(y.dtype)), one)
+    blocks = jax.tree.map(lambda x: x[:whole].reshape((whole // size, size, *x.shape[1:])), rows)
+    total, _ = lax.scan(add, total, blocks)
+    return add(total, jax.tree.map(lambda x: x[whole:], rows))[0] if whole < num else total
+
+
 def scan_steps(
     function: Callable[..., Any], params: Any, carry: Any, inputs: Any, valid: jax.Array, *, total: bool = False
 ) -> Any:

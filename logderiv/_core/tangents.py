@@ -1,6 +1,7 @@
 """Derivative rules that are taken only in what moves: of most arguments the tangent is known to be zero."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -49,3 +50,17 @@ def _slope_of(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -
 
 def _is_none(x: Any) -> bool:
     return x is None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def differentiated_no_further(tree: Any, message: str) -> Any:
+    """`tree` itself; `ValueError` with the message where somebody differentiates it, in either mode."""
+    del message  # of the rule alone
+    return tree
+
+
+@partial(differentiated_no_further.defjvp, symbolic_zeros=True)
+def _no_further(message: str, primals: tuple[Any], tangents: tuple[Any]) -> tuple[Any, Any]:
+    if not all(is_zero(t) for t in jax.tree.leaves(tangents)):
+        raise ValueError(message)
+    return primals[0], tangents[0]

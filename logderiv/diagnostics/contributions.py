@@ -13,6 +13,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_leading_axes, check_params, one_axis, summable
+from logderiv._core.blocks import sum_results
 from logderiv._core.pytrees import jit
 from logderiv.diagnostics.statistics import Summary
 from logderiv.estimators import Estimator
@@ -212,17 +213,11 @@ def _summary(
     rows, gradient = _rows_and_gradient(params, policy, taus, estimator, state)
     num, mean = num_trajectories(taus), gradient(rows)
 
-    def add(total: Params, block: Any) -> tuple[Params, None]:
-        deviations = jax.tree.map(lambda g, m: g - m[None], jax.vmap(gradient)(_in_groups(block, 1)), mean)
-        squares = jax.tree.map(lambda t, d: jnp.sum(jnp.square(d.astype(t.dtype)), 0), total, deviations)
-        return jax.tree.map(jnp.add, total, squares), None
+    def squares(row: Any) -> Params:
+        deviations = jax.tree.map(jnp.subtract, gradient(jax.tree.map(lambda x: x[None], row)), mean)
+        return jax.tree.map(lambda d: jnp.square(d.astype(accumulator_dtype(d.dtype))), deviations)
 
-    whole = num - num % block
-    head, rest = jax.tree.map(lambda x: x[:whole], rows), jax.tree.map(lambda x: x[whole:], rows)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, accumulator_dtype(x.dtype)), params)
-    total, _ = lax.scan(add, zeros, _in_groups(head, block))
-    if whole < num:
-        total, _ = add(total, rest)
+    total = sum_results(squares, rows, block)
     return Summary(mean, jax.tree.map(lambda s: s / (num - 1), total), num)
 
 

@@ -115,10 +115,21 @@ class MeanCredit(Baseline):
 
     def values(self, state: State, credit: jax.Array, batch: Batch) -> jax.Array:
         del state
-        over, counts = averaged(credit, batch, self.per)
-        unit = 2.0 ** -credit.shape[0].bit_length()  # the sum of all may overflow where their mean does not
+        return jnp.broadcast_to(self.means(*averaged(credit, batch, self.per)), credit.shape)
+
+    def means(self, over: jax.Array, counts: jax.Array) -> jax.Array:
+        """The mean that each trajectory gets.
+
+        Args:
+            over: What the mean is taken of, 0 where it does not count. Leading axis `(N,)`.
+            counts: 1 where it counts. Same shape.
+
+        Returns:
+            Same shape, or a leading axis of one for all of them; 0 where nothing counts.
+        """
+        unit = 2.0 ** -over.shape[0].bit_length()  # the sum of all may overflow where their mean does not
         total, count = self.sums(unit * over), self.sums(counts)
-        return jnp.broadcast_to(total / (unit * jnp.maximum(count, 1)), credit.shape)
+        return total / (unit * jnp.maximum(count, 1))
 
     def sums(self, x: jax.Array) -> jax.Array:
         """What each trajectory's mean is taken over, added up.
