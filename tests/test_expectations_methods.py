@@ -67,7 +67,7 @@ def rows(method):
     return model
 
 
-def listed(model, params=PARAMS, *, order=1, sizes=SIZES, modes=("forward",), **options):
+def listed(model, params: Any = PARAMS, *, order=1, sizes=SIZES, modes=("forward",), **options):
     return ld.exact.program_derivatives(params, ld.expectation(model, **options), order=order, modes=modes, **sizes)
 
 

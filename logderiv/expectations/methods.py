@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core.tangents import differentiated_no_further
 from logderiv.distributions.basic import softmax
 from logderiv.distributions.finite import OneHotCategorical, outcomes_of
 from logderiv.expectations.sources import detached
@@ -96,17 +97,10 @@ def _surrogate(tape: Tape, distribution: OneHotCategorical, mean: Callable[..., 
 
 def once_differentiable(value: jax.Array, reason: str) -> jax.Array:
     """The same value with the same first derivative; a second one raises, in both modes."""
-
-    @jax.custom_jvp
-    def factor(value: jax.Array) -> jax.Array:
-        return jnp.ones_like(value)
-
-    @factor.defjvp
-    def _(*_: Any) -> Any:
-        raise ValueError(
-            f"{reason} gives the first derivative only, and an expectation has the least order of its choices; take 'score', 'pathwise' "
-            "or 'enumerate' for higher ones."
-        )
+    message = (
+        f"{reason} gives the first derivative only, and an expectation has the least order of its choices; take 'score', 'pathwise' or "
+        "'enumerate' for higher ones."
+    )
 
     @jax.custom_jvp
     def same(value: jax.Array) -> jax.Array:
@@ -114,7 +108,8 @@ def once_differentiable(value: jax.Array, reason: str) -> jax.Array:
 
     @same.defjvp
     def _(primals: Any, tangents: Any) -> Any:  # the factor is 1, and known where the first derivative is linear
-        return primals[0], tangents[0] * factor(primals[0])
+        factor = differentiated_no_further((primals[0], jnp.ones_like(primals[0])), message)[1]
+        return primals[0], tangents[0] * factor
 
     return same(value)
 
