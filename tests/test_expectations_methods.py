@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import logderiv as ld
-from logderiv.expectations import forced, methods
+from logderiv.expectations import forced, models
 
 from .mostly import slow
 
@@ -201,8 +201,7 @@ def test_a_derivative_beyond_the_order_raises_in_every_mix_of_modes(method):
 
 def test_without_the_guard_a_hessian_of_the_alternative_path_is_wrong(monkeypatch):
     """Of one flip at p = 0.3: the expected cost is p, so that the Hessian in p is 0."""
-    monkeypatch.setattr(methods, "once_differentiable", lambda value, reason: value)
-    monkeypatch.setattr(ld.expectations.models, "once_differentiable", lambda value, reason: value)
+    monkeypatch.setattr(models, "once_differentiable", lambda value, reason: value)
 
     def flip(p):
         return ld.sample(ld.Bernoulli(jnp.log(p) - jnp.log1p(-p)), method="alternative").astype(float)
