@@ -231,45 +231,48 @@ class _Filter(NamedTuple):
 
     def first(self, y: Any, seen: jax.Array, here: jax.Array) -> tuple[_Cloud, Particles]:
         """The start, weighted."""
-        moved = models.plate(lambda _: self._move(None, y, seen, here))(jnp.arange(self.num))
-        weights = jnp.full(self.num, -math.log(self.num))
-        return self._weighted(_Cloud(moved[0], weights, jnp.zeros((), bool)), moved, weights, seen, here)
+        own = jnp.arange(self.num, dtype=jnp.int32)
+        states, logs = models.plate(lambda own: self._move(own, None, y, seen, here))(own)
+        return self._weighted(jnp.zeros((), bool), states, logs, seen, here)
 
     def next(self, cloud: _Cloud, inputs: tuple[Any, jax.Array, jax.Array]) -> tuple[_Cloud, Particles]:
         """One step: resample, move, weight."""
-        y, seen, here = inputs
-        ancestors, weights = self._resample(cloud, here)
-        parents = jax.tree.map(lambda x: x[ancestors], cloud.states)
-        moved = models.plate(lambda x: self._move(x, y, seen, here))(parents)
-        return self._weighted(cloud, moved, weights, seen, here)
+        (y, seen, here), own = inputs, jnp.arange(self.num, dtype=jnp.int32)
+        states, logs = models.plate(lambda own: self._move(own, cloud, y, seen, here))(own)
+        return self._weighted(cloud.weighted, states, logs, seen, here)
 
-    def _resample(self, cloud: _Cloud, here: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Ancestors, and the logarithms of the weights that the particles go on with."""
-        live, fixed = cloud.log_weights, lax.stop_gradient(cloud.log_weights)
-        by = distributions.Categorical(live if self.resampling == "score" else fixed)
-        own, due = jnp.arange(self.num, dtype=jnp.int32), here & cloud.weighted
-        where = None if self.full else due
-        drawn = models.plate(lambda _: models.sample(by, where=where))(own).astype(jnp.int32)
-        weights = jnp.full_like(fixed, -math.log(self.num))
-        if self.resampling == "stop_gradient":
-            weights = weights + _one(live)[drawn]
-        return jnp.where(due, drawn, own), jnp.where(due, weights, live)
-
-    def _move(self, x: Any, y: Any, seen: jax.Array, here: jax.Array) -> tuple[Any, jax.Array]:
-        """The next state of one particle, and the logarithm of its factor."""
-        distribution, emission = self.step(x, seen)
+    def _move(
+        self, own: jax.Array, cloud: _Cloud | None, y: Any, seen: jax.Array, here: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """The next state of one particle, and the logarithm of its weight."""
+        parent, log_weight = None, jnp.full((), -math.log(self.num))
+        if cloud is not None:
+            ancestor, log_weight = self._ancestor(own, cloud, here)
+            parent = jax.tree.map(lambda x: x[ancestor], cloud.states)
+        distribution, emission = self.step(parent, seen)
         state, factor = self._draw(distribution, None if self.full else here)
-        if x is not None:
+        if cloud is not None:
             hint = "initial and transition draw states of the same shapes and dtypes"
-            state = _protocol.as_before("state", state, x, source="initial", hint=hint)
-            state = jax.tree.map(lambda new, old: jnp.where(here, new, old), state, x)
+            state = _protocol.as_before("state", state, parent, source="initial", hint=hint)
+            state = jax.tree.map(lambda new, old: jnp.where(here, new, old), state, parent)
         emitted = distributions.log_probs(emission(state), y)
         if emitted.shape != ():
             raise ValueError(
                 f"emission: expected log_prob of one observation to be a scalar, received shape {emitted.shape}; an event axis is not "
                 "summed (use logderiv.Normal, or the library's Independent), or `observations` is a batch (use logderiv.plate)."
             )
-        return state, jnp.where(jnp.any(seen), emitted.astype(factor.dtype), 0) + factor
+        factor = jnp.where(jnp.any(seen), emitted.astype(factor.dtype), 0) + factor
+        return state, log_weight + jnp.where(here, factor, 0)
+
+    def _ancestor(self, own: jax.Array, cloud: _Cloud, here: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Whose state one particle goes on with, and with the logarithm of which weight; its own where nothing was observed."""
+        live, fixed = cloud.log_weights, lax.stop_gradient(cloud.log_weights)
+        by, due = distributions.Categorical(live if self.resampling == "score" else fixed), here & cloud.weighted
+        drawn = models.sample(by, where=None if self.full else due).astype(jnp.int32)
+        log_weight = jnp.full((), -math.log(self.num))
+        if self.resampling == "stop_gradient":
+            log_weight = log_weight + _one(live[drawn])
+        return jnp.where(due, drawn, own), jnp.where(due, log_weight, live[own])
 
     def _draw(self, distribution: Any, where: Any) -> tuple[Any, jax.Array]:
         """A state, and what it adds to the logarithm of the weight: 0, with the derivative of log p(x) where weights carry it."""
@@ -288,13 +291,12 @@ class _Filter(NamedTuple):
         return state, _one(logs if where is None else jnp.where(where, logs, 0))
 
     def _weighted(
-        self, cloud: _Cloud, moved: tuple[Any, jax.Array], weights: jax.Array, seen: jax.Array, here: jax.Array
+        self, weighted: jax.Array, states: Any, logs: jax.Array, seen: jax.Array, here: jax.Array
     ) -> tuple[_Cloud, Particles]:
         """The particles after their factors. Where none is possible Z is 0, and all of them go on alike."""
-        states, factors = moved
-        logs, increment = normalized(weights + jnp.where(here, factors, 0))
+        logs, increment = normalized(logs)
         logs = jnp.where(jnp.isneginf(increment), -math.log(self.num), logs)
-        weighted = jnp.where(here, jnp.any(seen), cloud.weighted)
+        weighted = jnp.where(here, jnp.any(seen), weighted)
         return _Cloud(states, logs, weighted), Particles(states, logs, jnp.where(here, increment, 0))
 
 
