@@ -98,6 +98,19 @@ def flip(params: Any, tape: ld.Tape) -> ld.Tape:
     return tape.cost(2.5 * x)
 
 
+def pays(cost: Any, baseline: Any) -> Callable[[Any], None]:
+    """A model of every call that takes numbers."""
+
+    def model(params: Any) -> None:
+        ld.cost(cost)
+        ld.sample(ld.Bernoulli(params), baseline=baseline)
+        ld.score(ld.Bernoulli(params), 1, baseline=baseline)
+        ld.plate(ld.cost)(jnp.stack([jnp.asarray(params), jnp.asarray(params)]))
+        ld.expected(ld.Bernoulli(params), lambda x: 2.5 * x)
+
+    return model
+
+
 def mdp(reward: Any, **tables: Any) -> Any:
     tables = {"initial": jnp.array([1.0, 0.0]), "transition": jnp.ones((2, 2, 2)) / 2, "terminal": [0, 0]} | tables
     made = environments.TabularMDP(tables["initial"], tables["transition"], reward, tables["terminal"])

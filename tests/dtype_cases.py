@@ -37,6 +37,7 @@ from tests.dtype_calls import (
     of_exact,
     of_trajectories,
     one,
+    pays,
     score_of_normal,
     set_to,
     taus,
@@ -163,6 +164,12 @@ EXACT = {
 }
 EXPECTATIONS = {
     "Expectation": case(lambda params: ld.expectation(flip, num_samples=3)(params, KEY), params=0.37),
+    "cost": case(
+        lambda params, cost, baseline: ld.expectation(pays(cost, baseline), num_samples=3)(params, KEY),
+        params=0.37,
+        cost=0.37,
+        baseline=100.9,
+    ),
     "Tape": case(
         lambda cost, baseline: ld.Tape.start(KEY).sample(ld.Bernoulli(0.3), baseline=baseline)[0].cost(cost).total,
         cost=0.37,
@@ -259,6 +266,7 @@ LIKELIHOOD = {
 }
 DISTRIBUTIONS = {
     "Categorical": by_log_prob(ld.Categorical, 1, True, logits=ROW),
+    "OneHotCategorical": by_log_prob(ld.distributions.OneHotCategorical, [0, 1, 0], logits=ROW),
     "Bernoulli": by_log_prob(ld.Bernoulli, [1, 0, 1], True, logits=[0.3, -0.9, 20.2]),
     "Normal": by_log_prob(ld.Normal, ROW, loc=[0.2, 0.1, 100.9], scale=[0.9, 1.2, 3.1]),
     "TanhNormal": by_log_prob(ld.TanhNormal, [0.37, -0.2], loc=[0.2, 0.9], scale=[0.9, 1.2]),
@@ -291,7 +299,7 @@ LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dt
 APART = [
     *("QuadraticValues", "Advantage", "Batch", "Bootstrapped", "Credited", "Transformed", "VTraceReturns"),
     *("Baseline", "MovingAverageState", "SharedValue", "StateBaseline", "Summary", "VarianceRatio", "ActionSpace"),
-    *("Differences", "HiddenChain", "Mismatch", "Particles"),
+    *("Differences", "HiddenChain", "Mismatch", "Particles", "Runs", "Site", "key"),
     *("Brax", "Gymnasium", "Gymnax", "Jumanji", "Declaration", "Estimator", "Part", "Structure", "Surrogate"),
     *(
         "Weighting",
@@ -336,6 +344,7 @@ AS_OTHERS = {
     **dict.fromkeys(("Fitness", "rollout_pairs"), "NormalSearch"),
     **dict.fromkeys(("ClipTokens", "Mask", "Ratio", "Soft", "TotalVariation", "Truncate"), "Clip"),
     **dict.fromkeys(("Centered", "Recipe"), "advantages"),
+    **dict.fromkeys(("plate", "expected", "score"), "cost"),
     "expectation": "Expectation",
     "frontier": "sem",
     "identity": "compare",

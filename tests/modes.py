@@ -86,6 +86,15 @@ def program(logit: Any, tape: Any) -> Any:
     return tape.cost(x.astype(jnp.float32))
 
 
+def model(logit: Any) -> None:
+    """One call of each kind."""
+    x = ld.plate(lambda logit: ld.sample(ld.Bernoulli(logit)))(logit * jnp.ones(2))
+    y = jax.random.bernoulli(ld.key())
+    ld.score(ld.Bernoulli(logit), y)
+    ld.expected(ld.Bernoulli(logit), lambda z: z.astype(jnp.float32))
+    ld.cost(jnp.sum(x).astype(jnp.float32))
+
+
 def trained() -> dict[str, Callable[[], Any]]:
     """Training in each of its ways."""
     episodes, often = ld.Episodes(4, horizon=3), partial(ld.Evaluation, num_episodes=2)
@@ -176,6 +185,10 @@ TRACED = {
         f"expectations.{name}": of(getattr(expectations, name), HALF, key(), normal, jnp.square, num_samples=4)
         for name in ("gradients_score", "gradients_pathwise", "gradients_measure_valued")
     },
+    **dict.fromkeys(
+        [f"expectations.{name}" for name in ("sample", "cost", "score", "key", "plate", "expected")],
+        lambda: jax.value_and_grad(ld.expectation(model, num_samples=4))(HALF, key()),
+    ),
     "an expectation": lambda: jax.value_and_grad(ld.expectation(program, num_samples=4))(HALF, key()),
     "importance.effective_sample_size": of(importance.effective_sample_size, ONES),
     "importance.log_ratios": lambda: importance.log_ratios(PARAMS, POLICY, draws()),

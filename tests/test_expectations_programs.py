@@ -11,7 +11,7 @@ from jax import lax
 
 import logderiv as ld
 from logderiv import distributions
-from logderiv.exact import paths
+from logderiv.exact import draws
 from logderiv.expectations import tape
 
 from .mostly import mostly_slow, slow
@@ -140,8 +140,8 @@ def test_own_sample_in_the_mean_shrinks_every_derivative(monkeypatch):
 
 def test_a_plain_score_surrogate_is_right_at_order_one_only(monkeypatch):
     """The wrong twin of the box: 1 + l, whose second derivative lacks the product of the scores."""
-    plain = functools.partial(paths._tapes, box=lambda x: 1 + x - lax.stop_gradient(x))
-    monkeypatch.setattr(paths, "_tapes", plain)
+    plain = functools.partial(draws.tapes_of, box=lambda x: 1 + x - lax.stop_gradient(x))
+    monkeypatch.setattr(draws, "tapes_of", plain)
     errors = [np.max(np.abs(found.bias)) for found in derivatives("scan")]
     assert max(errors[:2]) < 1e-12
     assert min(errors[2:]) > 0.1

@@ -1,5 +1,7 @@
 """What contains a loop compiles itself: a second call with the same shapes, equal settings and the same functions compiles nothing."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -69,12 +71,20 @@ def flips(params, tape):
     return tape.cost(first * second)
 
 
+def plain_calls(params):
+    def step(ones, logit):
+        return ones + ld.sample(ld.Bernoulli(logit)), None
+
+    return jax.lax.scan(step, 0, params)[0]
+
+
 def check_score(i, **options):
     return testing.check_score(LOGITS + i, jax.random.key(i), log_prob, sample, **options)
 
 
 OBJECTIVE = ld.expectation(flips, num_samples=2, baseline="leave_one_out")
-SIZES = {"num_choices": 2, "num_outcomes": 2}
+OF_MODEL = ld.expectation(plain_calls, num_samples=2, baseline="leave_one_out")
+SIZES: Any = {"num_choices": 2, "num_outcomes": 2}
 CALLS = {
     "log_prob": likelihood(ld.log_prob),
     "its gradient": likelihood(lambda *args: jax.value_and_grad(ld.log_prob)(*args)),
@@ -103,6 +113,7 @@ CALLS = {
     "program_value": lambda i: ld.exact.program_value(LOGITS + i, flips, **SIZES),
     "program_derivatives": lambda i: ld.exact.program_derivatives(LOGITS + i, OBJECTIVE, order=1, **SIZES),
     "expectation": lambda i: OBJECTIVE(LOGITS + i, jax.random.key(i)),
+    "expectation of a model": lambda i: jax.grad(OF_MODEL)(LOGITS + i, jax.random.key(i)),
 }
 
 

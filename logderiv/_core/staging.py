@@ -4,6 +4,8 @@ The one module that uses what JAX does not promise to keep: `discharge_state`, w
 one, `extend_axis_env_nd`, a fresh name that keeps JAX from reusing traces of an earlier call, and primitives with rules of their own.
 """
 
+import inspect
+import linecache
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -19,7 +21,8 @@ from jax.extend.core import Primitive, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import batching, mlir
 
 _MODEL: ContextVar[Any] = ContextVar("logderiv_model", default=None)
-_LIBRARY = str(Path(__file__).resolve().parent.parent)
+_JAX = str(Path(jax.__file__).parent)
+_LIBRARY = str(Path(__file__).parent.parent)
 
 _mark = Primitive("logderiv_mark")
 _mark.multiple_results = True
@@ -75,9 +78,11 @@ class Staged:
 
         with extend_axis_env_nd([(object(), 1)]):
             closed, like = jax.make_jaxpr(on_refs, return_shape=True)(leaves)
-        if any("Ref" in type(jax.typeof(x)).__name__ for x in closed.consts):
+        outside = [v for v, x in zip(closed.jaxpr.constvars, closed.consts, strict=True) if _is_ref(x)]
+        if outside:
             raise TypeError(
-                "model: reads or writes a jax.Ref from outside, expected none; make it inside the model, or carry its value."
+                f"{_place_of_use(closed.jaxpr, outside)}: model: reads or writes a jax.Ref from outside, expected none; make it inside the "
+                "model, or carry its value."
             )
         self.jaxpr = closed.jaxpr
         self._run, self._structure = jaxpr_as_fun(discharge_state(closed)), jax.tree.structure(like)
@@ -132,11 +137,25 @@ def log_worlds(jaxpr: Any) -> float:
     return total
 
 
-def frames(stop: Any) -> tuple[str, list[str]]:
+def _is_ref(x: Any) -> bool:
+    return "Ref" in type(jax.typeof(x)).__name__
+
+
+def _place_of_use(jaxpr: Any, variables: list[Any]) -> str:
+    """Where the user first uses one of these variables, "file.py:12"."""
+    for eqn in jaxpr.eqns:
+        if any(x is v for x in eqn.invars for v in variables):
+            for frame in eqn.source_info.traceback.frames:
+                if not frame.file_name.startswith((_LIBRARY, _JAX)):
+                    return f"{Path(frame.file_name).name}:{frame.line_num}"
+    return ""
+
+
+def frames(stop: Any = None) -> tuple[str, list[str]]:
     """Where the user called the library, "file.py:12", and which functions of JAX the call stands in, innermost first.
 
     Args:
-        stop: Code object of the function of the library that the search ends at.
+        stop: Code object of the function of the library that the search ends at; `None` for the beginning.
 
     Returns:
         The place, and names such as `"api:vmap"`: module and outermost name.
@@ -150,6 +169,20 @@ def frames(stop: Any) -> tuple[str, list[str]]:
             place = f"{Path(file).name}:{frame.f_lineno}"
         frame = frame.f_back
     return place, names
+
+
+def place_of(function: Any) -> str:
+    """Where a function of the user begins, "file.py:12"."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None:
+        return type(function).__name__
+    first = code.co_firstlineno  # of its decorators, where it has some
+    lines = (
+        line
+        for line in range(first, first + 20)
+        if linecache.getline(code.co_filename, line).lstrip().startswith("def ")
+    )
+    return f"{Path(code.co_filename).name}:{next(lines, first)}"
 
 
 def current() -> Any:

@@ -138,6 +138,28 @@ def num_outcomes(distribution: Any) -> int | None:
     return num_categories(distribution, value)
 
 
+def outcomes_of(name: str, distribution: Any) -> int:
+    """`num_outcomes` where there are any.
+
+    Args:
+        name: What needs them, for the message.
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+
+    Returns:
+        The number of outcomes.
+
+    Raises:
+        TypeError: They cannot be counted, or these are several choices.
+    """
+    num = num_outcomes(distribution)
+    if num is None:
+        raise TypeError(
+            f"{name}: expected one choice with finitely many outcomes (a Bernoulli, a Categorical or a OneHotCategorical without batch "
+            f"axes), received {type(distribution).__name__}; several choices are made by logderiv.plate."
+        )
+    return num
+
+
 def padded(distribution: Any, where: jax.Array) -> Any:
     """The distribution with 1 for every parameter where `where` is false, so that nothing of the padding has a derivative.
 

@@ -12,7 +12,7 @@ The number of batches is known, and refused if too large, before anything runs.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -250,7 +250,7 @@ def drawn(params: Params, policy: Any, listing: Listing) -> tuple[Trajectory, np
 
 
 def bias_and_covariance(
-    members: Ensemble, of_batch: Callable[..., jax.Array], exact: np.ndarray, number: int, order: int
+    members: Ensemble, of_batch: Callable[..., jax.Array], exact: np.ndarray, number: int, order: int, *options: Any
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """E[g] - ∇J and Cov[g], at order 1; all terms are taken as differences from ∇J, so that nothing large cancels."""
     size = exact.size
@@ -258,7 +258,7 @@ def bias_and_covariance(
     bias, second = np.zeros(size), np.zeros((size, size) if order == 1 else ())
     chances = members.probabilities
     given = {c: np.zeros((len(chances),) * c + (size,)) for c in range(1, degree) if order == 1 and degree < number}
-    for indices, probabilities, values in members.evaluate(of_batch, size, order):
+    for indices, probabilities, values in members.evaluate(of_batch, size, order, *options):
         terms = values - exact.ravel()
         bias += probabilities @ terms
         if order == 1:
@@ -294,14 +294,16 @@ def _of_batch(estimator: Any, params: Params, state: State, policy: Any, batch: 
     return ravel_pytree(grads)[0]
 
 
-def derivative(function: Callable[[Params], jax.Array], params: Params, order: int, first: Any = jax.grad) -> jax.Array:
-    """The derivative of that order in the raveled parameters, shape `(D,) * order`; of the orders the `first` one in this mode."""
+def derivative(
+    function: Callable[[Params], jax.Array], params: Params, order: int, modes: Sequence[Any] = (jax.grad, jax.jacfwd)
+) -> jax.Array:
+    """The derivative of that order in the raveled parameters, shape `(D,) * order`, by these modes; the last one is repeated."""
     flat, unravel = ravel_pytree(params)
 
     def of_order(order: int) -> Callable[[jax.Array], jax.Array]:
         if order == 0:
             return lambda flat: function(unravel(flat))
-        return (first if order == 1 else jax.jacfwd)(of_order(order - 1))
+        return modes[min(order, len(modes)) - 1](of_order(order - 1))
 
     return of_order(order)(flat)
 

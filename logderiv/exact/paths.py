@@ -1,8 +1,8 @@
-"""Every path of a program: its exact expected cost, and the exact expectation of any derivative of an estimate of it."""
+"""Every path of a program or a model: its exact expected cost, and the exact expectation of any derivative of an estimate of it."""
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
-from logderiv.estimators.surrogates import box
+from logderiv.exact.draws import all_draws, tapes_of
 from logderiv.exact.enumeration import LIMIT, LONGEST
 from logderiv.exact.estimators import Moments, bias_and_covariance, derivative, ensemble
 from logderiv.expectations.programs import Expectation, Program, end_of
-from logderiv.expectations.sources import Given
 from logderiv.expectations.tape import Tape
 from logderiv.types import Params
+
+MODES = {"forward": jax.jacfwd, "reverse": jax.jacrev}
 
 
 def program_value(
@@ -70,6 +71,7 @@ def program_derivatives(
     order: int,
     num_choices: int,
     num_outcomes: int,
+    modes: Sequence[Literal["forward", "reverse"]] = ("forward",),
     limit: int = LIMIT,
 ) -> tuple[Moments, ...]:
     """E[∇ᵏ Ĵ] of what `logderiv.expectation` returns, beside ∇ᵏ J of the exact value, for k = 0, 1, ..., `order`.
@@ -85,28 +87,48 @@ def program_derivatives(
         order: The highest `k`.
         num_choices: The most choices that a path makes.
         num_outcomes: The most outcomes `0, 1, ...` that a choice has.
+        modes: How the estimate is differentiated, the first derivative first; the last one is repeated. `jax.hessian` is
+            `("reverse", "forward")`.
         limit: Refuse to list more than so many sequences of choices, and of paths.
 
     Returns:
-        `Moments` of each order from 0, the value; axes follow the raveled parameters.
+        `Moments` of each order from 0, the value; axes follow the raveled parameters. The covariance, at order 1, is `None`
+        where choices of several worlds, or of two runs, are drawn on common keys from different laws.
 
     Raises:
         ValueError: Too many sequences or batches; the paths' probabilities do not sum to one; `order` below 0.
         TypeError: The program has randomness that cannot be listed.
     """
     order = check.whole(at_least=0, order=order)
+    for mode in modes:
+        check.one_of(MODES, modes=mode)
+    jacobians = tuple(MODES[mode] for mode in modes)
     check_params(params)
     params, choices = wide(params), _sequences(num_choices, num_outcomes, limit)
-    probabilities = np.asarray(_outcomes(params, expectation.program, args, choices)[0], np.float64)
+    probabilities = np.asarray(
+        _outcomes(params, expectation.program, args, choices, expectation.has_aux)[0], np.float64
+    )
     _check_sum(probabilities)
-    paths, probabilities = choices[probabilities > 0], probabilities[probabilities > 0]
-    context, tapes = (expectation, params, args, None), _tapes(paths, peers=expectation.peers)
-    members = ensemble(context, tapes, probabilities, num=expectation.num_samples, limit=limit)
+    paths, found = choices[probabilities > 0], all_draws(expectation, params, args, choices)
+    members = []
+    for draws in found:
+        _check_sum(draws.probabilities)
+        context = (expectation, params, args, None if draws.world is None else np.int32(draws.world))
+        members.append(ensemble(context, draws.tapes, draws.probabilities, num=expectation.num_samples, limit=limit))
 
     def of_order(k: int) -> Moments:
-        exact = np.asarray(_exact(params, expectation.program, args, paths, k), np.float64)
-        bias, covariance = bias_and_covariance(members, _of_runs, exact, expectation.num_samples, k)
-        return Moments(exact + bias, exact, bias, covariance, members.method, members.number)
+        exact = np.asarray(_exact(params, expectation.program, args, paths, k, expectation.has_aux), np.float64)
+        parts = [exact] + [np.zeros_like(exact)] * (len(members) - 1)  # what the world's share is compared with
+        shares = [
+            bias_and_covariance(x, _of_runs, part, expectation.num_samples, k, jacobians)
+            for x, part in zip(members, parts, strict=True)
+        ]
+        bias, number = (
+            np.sum([share[0] for share in shares], axis=0).reshape(exact.shape),
+            sum(x.number for x in members),
+        )
+        covariance = shares[0][1] if found[0].joint else None
+        return Moments(exact + bias, exact, bias, covariance, members[0].method, number)
 
     return tuple(of_order(k) for k in range(order + 1))
 
@@ -125,36 +147,36 @@ def _sequences(num_choices: int, num_outcomes: int, limit: int) -> np.ndarray:
     return (np.arange(count)[:, None] // places % num_outcomes).astype(np.int32)
 
 
-def _tapes(choices: Any, *, peers: str | None = None, box: Callable[[jax.Array], jax.Array] = box) -> Tape:
-    """Tapes whose choices are given, one for each row."""
-    zeros = jnp.zeros(choices.shape[:-1])
-    return Tape(Given.of(choices), zeros, zeros, peers=peers, box=box)
-
-
 @jit
-def _outcomes(params: Params, program: Program, args: Any, choices: Any) -> tuple[jax.Array, jax.Array]:
+def _outcomes(
+    params: Params, program: Program, args: Any, choices: Any, has_aux: bool = False
+) -> tuple[jax.Array, jax.Array]:
     """Probability and cost of each sequence of choices; of those that differ in choices not made, the one with zeros counts."""
 
-    def one(tape: Tape) -> tuple[jax.Array, jax.Array, Any]:
-        end = end_of(program, params, tape, args)
-        return end.source.log_prob, end.total, end.source
+    def one(tape: Tape) -> tuple[jax.Array, jax.Array]:
+        end = end_of(program, params, tape, args, has_aux)
+        happens = jnp.all(end.source.used | (tape.source.choices == 0)) & jnp.all(end.source.log_probs > -jnp.inf)
+        return jnp.where(happens, jnp.exp(jnp.sum(end.source.log_probs)), 0), jnp.where(happens, end.total, 0)
 
     params = wide(params)
-    log_probs, costs, source = jax.vmap(one)(_tapes(choices, box=jnp.ones_like))
-    happens = jnp.all(source.used | (choices == 0), axis=-1) & (log_probs > -jnp.inf)
-    return jnp.where(happens, jnp.exp(log_probs), 0), jnp.where(happens, costs, 0)
+    return jax.vmap(one)(tapes_of(choices, box=jnp.ones_like))
 
 
 @jit
-def _exact(params: Params, program: Program, args: Any, paths: Any, order: int) -> jax.Array:
+def _exact(params: Params, program: Program, args: Any, paths: Any, order: int, has_aux: bool) -> jax.Array:
     def value(params: Params) -> jax.Array:
-        return jnp.dot(*_outcomes(params, program, args, paths), precision=precision_of())
+        return jnp.dot(*_outcomes(params, program, args, paths, has_aux), precision=precision_of())
 
-    return derivative(value, params, order, jax.jacfwd)
+    return derivative(value, params, order, (jax.jacfwd,))
 
 
-def _of_runs(expectation: Expectation, params: Params, args: Any, _: None, tapes: Tape, order: int) -> jax.Array:
-    return derivative(lambda params: expectation.on_tapes(params, tapes, *args).mean, params, order, jax.jacfwd).ravel()
+def _of_runs(
+    expectation: Expectation, params: Params, args: Any, world: Any, tapes: Tape, order: int, modes: Any
+) -> jax.Array:
+    def value(params: Params) -> jax.Array:
+        return expectation.on_tapes(params, tapes, *args, world=world).mean
+
+    return derivative(value, params, order, modes).ravel()
 
 
 def _check_sum(probabilities: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from jax import lax
 from logderiv import distributions
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
+from logderiv.distributions.finite import outcome, outcomes_of
 from logderiv.expectations.sources import Given
 
 
@@ -33,10 +34,10 @@ class World:
         """The world of this number."""
         return cls(jnp.asarray(number, jnp.int32), jnp.ones(()))
 
-    def choose(self, distribution: Any) -> tuple["World", jax.Array]:
+    def choose(self, distribution: Any) -> tuple["World", Any]:
         """The world to go on with, and the outcome that it prescribes."""
-        base = distributions.num_outcomes(distribution)
-        value = distributions.outcome(distribution, self.rest % base)
+        base = outcomes_of("sample(method='enumerate')", distribution)
+        value = outcome(distribution, self.rest % base)
         prob = distributions.prob(distribution, value).astype(self.weight.dtype)
         return World(self.rest // base, self.weight * prob), value
 
@@ -66,6 +67,7 @@ class Detour:
         made: Number of the outcome that was made there. Shape `()`.
         position: Of the next choice. Shape `()`.
         other: Half of log p(a) - log p(x) at the picked choice, in the second run; it carries the derivative. Shape `()`.
+        slot: Where choices are given, its place in their list; -1 where none is picked. Shape `()`.
         second: Whether this is the second run. Shape `()`.
         stride: Parts that run side by side take turns with positions; static.
     """
@@ -75,6 +77,7 @@ class Detour:
     made: jax.Array
     position: jax.Array
     other: jax.Array
+    slot: jax.Array
     second: jax.Array
     stride: int = 1
 
@@ -82,19 +85,18 @@ class Detour:
     def start(cls, picked: Any = -1) -> "Detour":
         """Of a first run; where choices are given, so is the one that is picked."""
         zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        return cls(zero, jnp.asarray(picked, jnp.int32), none, none, zero, jnp.zeros((), bool))
+        return cls(zero, jnp.asarray(picked, jnp.int32), none, none, zero, none - 1, jnp.zeros((), bool))
 
     def again(self) -> "Detour":
         """Of the second run."""
         return dataclasses.replace(Detour.start(self.picked), made=self.made, second=jnp.ones((), bool))
 
-    def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", jax.Array]:
+    def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", Any]:
         """The source and the detour to go on with, and the outcome."""
-        numbers = jnp.arange(distributions.num_outcomes(distribution), dtype=jnp.int32)
-        logs = jax.vmap(lambda a: distributions.log_probs(distribution, distributions.outcome(distribution, a)))(
-            numbers
-        )
+        numbers = jnp.arange(outcomes_of("sample(method='alternative')", distribution), dtype=jnp.int32)
+        logs = jax.vmap(lambda a: distributions.log_probs(distribution, outcome(distribution, a)))(numbers)
         fixed = lax.stop_gradient(logs)
+        slot = source.position if isinstance(source, Given) else self.slot
         source, made = source.choose(Categorical(fixed))
         chance = -jnp.expm1(fixed[made]).astype(self.chance.dtype)
         if isinstance(source, Given):
@@ -105,15 +107,17 @@ class Detour:
             others = Categorical(jnp.where(numbers == made, -jnp.inf, fixed))
             instead = others.sample(keys[1])
         here = self.second & (self.position == self.picked)
+        pick = pick & ~self.second
         changed = dataclasses.replace(
             self,
             chance=self.chance + chance,
             position=self.position + self.stride,
-            picked=jnp.where(pick & ~self.second, self.position, self.picked),
-            made=jnp.where(pick & ~self.second, made, self.made),
+            picked=jnp.where(pick, self.position, self.picked),
+            made=jnp.where(pick, made, self.made),
+            slot=jnp.where(pick, slot, self.slot),
             other=self.other + jnp.where(here, 0.5 * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
         )
-        return source, changed, distributions.outcome(distribution, jnp.where(here, instead, made))
+        return source, changed, outcome(distribution, jnp.where(here, instead, made))
 
     def fork(self, num: int) -> "Detour":
         """Those of `num` parts, stacked."""
@@ -131,7 +135,8 @@ class Detour:
         position, other = jnp.max(parts.position - turns), self.other + jnp.sum(parts.other)
         joined = dataclasses.replace(self, chance=self.chance + jnp.sum(parts.chance), position=position, other=other)
         if isinstance(source, Given):
-            return source, dataclasses.replace(joined, made=self.made + jnp.sum(parts.made - self.made))
+            made, slot = (x + jnp.sum(y - x) for x, y in ((self.made, parts.made), (self.slot, parts.slot)))
+            return source, dataclasses.replace(joined, made=made, slot=slot)
         source, keys = source.keys(1)
         chances = jnp.concatenate([self.chance[None], parts.chance])
         row = Categorical(jnp.where(jnp.sum(chances) > 0, jnp.log(chances), 0)).sample(keys[0])

@@ -8,9 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv import distributions
 from logderiv.distributions.basic import softmax
-from logderiv.distributions.finite import OneHotCategorical
+from logderiv.distributions.finite import OneHotCategorical, outcomes_of
 from logderiv.expectations.sources import detached
 from logderiv.expectations.tape import Tape
 
@@ -46,21 +45,6 @@ class Method:
             )
         num = outcomes_of(name, distribution) if self.takes != "any" else 1
         return {"num_outcomes": num if self.reruns else 1, "order": self.order}
-
-
-def outcomes_of(name: str, distribution: Any) -> int:
-    """How many outcomes a single choice has.
-
-    Raises:
-        TypeError: They cannot be counted, or these are several choices.
-    """
-    num = distributions.num_outcomes(distribution)
-    if num is None:
-        raise TypeError(
-            f"{name}: expected one choice with finitely many outcomes (a Bernoulli, a Categorical or a OneHotCategorical without batch "
-            f"axes), received {type(distribution).__name__}; several choices are made by logderiv.plate."
-        )
-    return num
 
 
 def enumerated(tape: Tape, distribution: Any) -> tuple[Tape, Any]:

@@ -1,4 +1,4 @@
-"""Programs: the expected cost of your own JAX code, differentiable to any order.
+"""Programs and models: the expected cost of your own JAX code, differentiable to any order.
 
 A program makes random choices x₁, x₂, ..., each from a distribution that may depend on the parameters and on the
 choices before, and incurs costs c₁, c₂, ... along the way. It threads a `Tape` through whatever it is made of
@@ -16,6 +16,8 @@ choices before, and incurs costs c₁, c₂, ... along the way. It threads a `Ta
     objective = ld.expectation(program, num_samples=64, baseline="leave_one_out")
     value, grads = jax.value_and_grad(objective)(params, key)
 
+A model says the same by plain calls, `ld.sample` and `ld.cost`, without a tape in hand (`logderiv.expectations.calls`).
+
 With ℓᵢ the log-probability of choice i, sums L_j of the ℓ of the choices made before cost j, Lᵢ of those made before choice i, and
 □(x) = exp(x - stop_gradient(x)), which is 1 and has the derivatives of eˣ, the tape accumulates
 
@@ -32,6 +34,7 @@ References:
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -45,7 +48,7 @@ from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.staging import entered
 from logderiv.expectations.forced import Detour, World
-from logderiv.expectations.models import Model, Site, is_program
+from logderiv.expectations.models import Model, Site, closed_to, closes_over_tracers, is_program
 from logderiv.expectations.tape import SAMPLES, Tape, check_tape, settled
 from logderiv.types import Key, Params
 
@@ -54,11 +57,15 @@ Program = Callable[..., Any]
 
 @pytree(static=("program", "num_samples", "baseline", "has_aux", "max_worlds"))
 class Expectation:
-    """The expected cost of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
+    """The expected cost of a model, or of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
 
-    A pytree, too, which `jax.jit` takes as an argument. The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, of any order and by any mix of
-    `jax.grad`, `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled
-    choices, derivatives through pathwise ones, and those of the costs themselves. `jax.jit` and `jax.vmap` apply.
+    A *model* is a function `(params, *args)` that makes choices by `logderiv.sample`; it returns its cost, or reports costs by
+    `logderiv.cost`. A *program*, `(params, tape, *args) -> tape`, has a parameter named `tape`, and makes its choices there.
+
+    The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, by any mix of `jax.grad`,
+    `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled choices, derivatives
+    through pathwise ones, and those of the costs themselves; of any order, unless a choice's method has one. Only methods with
+    *biased* in their name are. `jax.jit` and `jax.vmap` apply; an expectation is a pytree, and may be an argument.
 
     **Loops.** JAX differentiates `lax.while_loop` in forward mode only. So do derivatives of a program that samples in one:
     `jax.jvp`, `jax.jacfwd`, `jax.jacfwd(jax.jacfwd(...))`; `jax.grad` raises. With `logderiv.bounded_while_loop` in its place,
@@ -67,24 +74,25 @@ class Expectation:
     **Higher orders** want float64, and many samples: the k-th derivative carries products of k scores.
 
     Attributes:
-        program: `(params, tape, *args) -> tape`; it makes choices by `tape.sample` and reports costs by `tape.cost`.
+        program: The model, or the program.
         num_samples: `N` independent runs, side by side by `jax.vmap` (which runs both branches of a `lax.cond`).
         baseline: `"leave_one_out"` compares the costs after a choice with what the *other* runs still had to pay when they
             were at this point of the program: for run n and choice i, b = 1/(N-1) Σ_{m≠n} (C_m - C_m,<i). A run that has
             finished counts 0; a branch that a run does not take must yet have finite costs there. `None` takes the baselines
             that are given at the choices alone.
+        has_aux: Whether the model returns `(cost, aux)`, or `(None, aux)` where it calls `cost`; then so does the expectation, with
+            `aux` of all runs, stacked.
+        max_worlds: Refuse to run more than so many worlds of enumerated choices for one sample.
 
     Raises:
-        ValueError: `num_samples` below 1, or below 2 with a baseline; another baseline.
+        ValueError: `num_samples` below 1, or below 2 with a baseline; another baseline; `has_aux` of a program; `max_worlds` below 1.
 
     Gradients: flow through `params` and `args`; sampled values are detached and scored.
 
     Example:
         >>> import jax, jax.numpy as jnp, logderiv as ld
-        >>> def two_flips(logit, tape):
-        ...     tape, first = tape.sample(ld.Bernoulli(logit))
-        ...     tape, second = tape.sample(ld.Bernoulli(logit))
-        ...     return tape.cost(first * second)
+        >>> def two_flips(logit):
+        ...     return ld.sample(ld.Bernoulli(logit)) * ld.sample(ld.Bernoulli(logit))
         >>> objective = ld.expectation(two_flips, num_samples=20_000)
         >>> value, slope = jax.value_and_grad(objective)(0.0, jax.random.key(0))
         >>> bool(abs(value - 0.25) < 0.02), bool(abs(slope - 0.25) < 0.03)  # p**2 and 2 p * p (1 - p) at p = 1/2
@@ -106,7 +114,7 @@ class Expectation:
         if self.baseline not in (None, "leave_one_out"):
             raise ValueError(
                 f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
-                "runs or a value of the state is given at the choice: sample(distribution, baseline=...)."
+                "runs or a value of the state is given at the choice: tape.sample, or logderiv.sample, (distribution, baseline=...)."
             )
         if self.baseline is not None:
             check.whole(at_least=2, num_samples=self.num_samples)
@@ -150,7 +158,8 @@ class Expectation:
             ValueError: The program uses a tape twice.
         """
         refuse_complex(params=params)
-        return _runs(self, params, as_key(key), args)
+        compiled = not closes_over_tracers(self.program)  # which must not be kept for a later call
+        return (_runs if compiled else inspect.unwrap(_runs))(self, params, as_key(key), args)
 
     def sites(self, params: Params, *args: Any) -> list[Site]:
         """Every line of a model that makes a choice: its place, distribution, method, number of outcomes and order.
@@ -169,14 +178,32 @@ class Expectation:
             raise TypeError(
                 "sites: expected an expectation of a model of plain calls, received one of a program that takes its tape."
             )
-        found: list[Site] = []
+        return self._traced(params, args).sites
+
+    def num_worlds(self, params: Params, *args: Any) -> int:
+        """How many runs one sample takes: the product of the numbers of outcomes over all visits of enumerated choices.
+
+        Args:
+            params: Parameters of the model.
+            *args: Further arguments of the model.
+
+        Returns:
+            A whole number; 1 where nothing is enumerated. Nothing is run.
+
+        Raises:
+            ValueError: More than `max_worlds`, or no bound.
+        """
+        return 1 if is_program(self.program) else self._traced(params, args).worlds(self.max_worlds)
+
+    def _traced(self, params: Params, args: tuple[Any, ...]) -> Model:
+        found: list[Model] = []
 
         def trace() -> None:
             tape = dataclasses.replace(Tape._of(jax.random.key(0), None), world=World.of(0), detour=Detour.start())
-            found.extend(Model(lambda: self.program(params, *args), tape).sites)
+            found.append(Model(self.program, (params, *args), tape))
 
         jax.eval_shape(trace)
-        return found
+        return found[0]
 
     @property
     def peers(self) -> str | None:
@@ -203,15 +230,15 @@ class Expectation:
         def run(tape: Tape) -> Runs:
             if is_program(self.program):
                 return Runs(settled(end_of(self.program, params, tape, args)), None)
-            return self._of_model(lambda: self.program(params, *args), tape, world)
+            return self._of_model((params, *args), tape, world)
 
         return jax.vmap(run, axis_name=SAMPLES)(tapes)
 
-    def _of_model(self, function: Callable[[], Any], tape: Tape, world: Any) -> "Runs":
+    def _of_model(self, args: tuple[Any, ...], tape: Tape, world: Any) -> "Runs":
         """One run of a model: in each world, and where a choice is made by the alternative path a second time."""
         detour = Detour.start() if tape.detour is None else tape.detour
         tape = dataclasses.replace(tape, world=World.of(0), detour=detour)
-        model = Model(function, tape)
+        model = Model(self.program, args, tape)
         value, aux = self._over_worlds(model, tape, world)
         return Runs(model.limited(value), aux)
 
@@ -239,7 +266,8 @@ class Expectation:
 
     def _and_again(self, model: Model, tape: Tape) -> tuple[jax.Array, Any]:
         first, aux = model.ended(tape, self.has_aux)
-        second, _ = model.ended(dataclasses.replace(tape, detour=first.detour.again()), self.has_aux)
+        again = dataclasses.replace(tape, source=tape.source.again(), detour=first.detour.again())
+        second, _ = model.ended(again, self.has_aux)
         difference = lax.stop_gradient(first.detour.chance * (second.total - first.total))
         other = second.detour.other
         return settled(first) + difference * (other - lax.stop_gradient(other)), aux
@@ -277,7 +305,7 @@ def _runs(expectation: Expectation, params: Params, key: Key, args: tuple[Any, .
 def end_of(program: Program, params: Params, tape: Tape, args: tuple[Any, ...], has_aux: bool = False) -> Tape:
     """The tape at the end of one run of a program, or of a model."""
     if not is_program(program):
-        return Model(lambda: program(params, *args), tape).ended(tape, has_aux)[0]
+        return Model(program, (params, *args), tape).ended(tape, has_aux)[0]
     with entered(None):
         end = program(params, tape, *args)
     check_tape(end, "the program")
@@ -312,8 +340,12 @@ def bounded_while_loop(
     """
     max_steps = check.whole(max_steps=max_steps)
 
+    def goes_on(carry: Any) -> Any:
+        with closed_to("bounded_while_loop condition"):
+            return cond_fun(carry)
+
     def step(carry: Any, _: None) -> tuple[Any, None]:
-        return lax.cond(cond_fun(carry), body_fun, lambda carry: carry, carry), None
+        return lax.cond(goes_on(carry), body_fun, lambda carry: carry, carry), None
 
     carry, _ = lax.scan(step, init, None, length=max_steps)
-    return carry, ~jnp.asarray(cond_fun(carry))
+    return carry, ~jnp.asarray(goes_on(carry))

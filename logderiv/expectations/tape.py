@@ -16,10 +16,10 @@ from logderiv._core import check
 from logderiv._core.arrays import as_key, as_mask, expand, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
-from logderiv._core.staging import inside_a_model
+from logderiv._core.staging import frames, inside_a_model
+from logderiv.distributions.finite import padded
 from logderiv.estimators.surrogates import box
-from logderiv.expectations.forced import Detour, World
-from logderiv.expectations.sources import Given, Keys
+from logderiv.expectations.sources import Keys
 from logderiv.types import Key
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
@@ -36,21 +36,21 @@ class Tape:
     tapes that it returns are refused.
 
     Attributes:
-        source: Where choices come from.
+        source: Where choices come from, `Keys` or `Given`.
         log_prob: Sum of the log-probabilities of the scored choices so far. Shape `()`.
         total: Costs so far; their sum in value, the surrogate in its derivatives. Shape `()`.
-        world: Of enumerated choices, which outcomes are made; `None` where none can be enumerated.
-        detour: Of choices by the alternative path, which one is made otherwise; `None` where none can be.
+        world: A `World`: of enumerated choices, which outcomes are made; `None` where none can be enumerated.
+        detour: A `Detour`: of choices by the alternative path, which is made otherwise; `None` where none can be.
         peers: Axis of the other samples of the expectation, where each choice has them as its baseline; static.
         box: What a cost is multiplied by, a function of `log_prob` whose value is 1; static. `jax.numpy.ones_like` leaves the
             costs alone: no score, and no baseline.
     """
 
-    source: Keys | Given
+    source: Any
     log_prob: jax.Array
     total: jax.Array
-    world: World | None = None
-    detour: Detour | None = None
+    world: Any = None
+    detour: Any = None
     peers: str | None = None
     box: Callable[[jax.Array], jax.Array] = box
 
@@ -74,7 +74,8 @@ class Tape:
         """
         if inside_a_model():
             raise TypeError(
-                "Tape.start: called inside a model of plain calls, which has a tape of its own; use logderiv.sample and cost."
+                f"{frames()[0]}: Tape.start inside a model of plain calls, which has a tape of its own; use logderiv.sample and "
+                "logderiv.cost."
             )
         return cls._of(key, peers)
 
@@ -107,7 +108,7 @@ class Tape:
             source, value = self.source.choose(distribution)
             return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
         where = as_mask(where, "where")
-        distribution = distributions.padded(distribution, where)
+        distribution = padded(distribution, where)
         source, value = self.source.choose(distribution, where)
         tape = dataclasses.replace(self, source=source)._score(distribution, value, baseline, where)
         return tape, jax.tree.map(lambda x: jnp.where(expand(where, x), x, jnp.zeros_like(x)), value)

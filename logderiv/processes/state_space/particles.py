@@ -42,7 +42,7 @@ from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv._core.staging import inside_a_model
 from logderiv.environments import _protocol
-from logderiv.expectations import models
+from logderiv.expectations import calls
 from logderiv.expectations.sources import detached
 from logderiv.processes.state_space.hidden import HiddenProcess, normalized
 
@@ -232,13 +232,13 @@ class _Filter(NamedTuple):
     def first(self, y: Any, seen: jax.Array, here: jax.Array) -> tuple[_Cloud, Particles]:
         """The start, weighted."""
         own = jnp.arange(self.num, dtype=jnp.int32)
-        states, logs = models.plate(lambda own: self._move(own, None, y, seen, here))(own)
+        states, logs = calls.plate(lambda own: self._move(own, None, y, seen, here))(own)
         return self._weighted(jnp.zeros((), bool), states, logs, seen, here)
 
     def next(self, cloud: _Cloud, inputs: tuple[Any, jax.Array, jax.Array]) -> tuple[_Cloud, Particles]:
         """One step: resample, move, weight."""
         (y, seen, here), own = inputs, jnp.arange(self.num, dtype=jnp.int32)
-        states, logs = models.plate(lambda own: self._move(own, cloud, y, seen, here))(own)
+        states, logs = calls.plate(lambda own: self._move(own, cloud, y, seen, here))(own)
         return self._weighted(cloud.weighted, states, logs, seen, here)
 
     def _move(
@@ -268,7 +268,7 @@ class _Filter(NamedTuple):
         """Whose state one particle goes on with, and with the logarithm of which weight; its own where nothing was observed."""
         live, fixed = cloud.log_weights, lax.stop_gradient(cloud.log_weights)
         by, due = distributions.Categorical(live if self.resampling == "score" else fixed), here & cloud.weighted
-        drawn = models.sample(by, where=None if self.full else due).astype(jnp.int32)
+        drawn = calls.sample(by, where=None if self.full else due).astype(jnp.int32)
         log_weight = jnp.full((), -math.log(self.num))
         if self.resampling == "stop_gradient":
             log_weight = log_weight + _one(live[drawn])
@@ -278,15 +278,15 @@ class _Filter(NamedTuple):
         """A state, and what it adds to the logarithm of the weight: 0, with the derivative of log p(x) where weights carry it."""
         zero = jnp.zeros(())
         if self.made_by == "pathwise":
-            return models.sample(distribution, method="pathwise"), zero
+            return calls.sample(distribution, method="pathwise"), zero
         if self.resampling != "stop_gradient":
-            return models.sample(distribution, where=where), zero
+            return calls.sample(distribution, where=where), zero
         if jax.tree_util.all_leaves([distribution]):
             raise TypeError(
                 f"transition: expected a distribution that is a pytree with resampling='stop_gradient', which detaches its parameters, "
                 f"received {type(distribution).__name__}; use resampling='score'."
             )
-        state = models.sample(detached(distribution), where=where)  # without derivatives there is nothing to score
+        state = calls.sample(detached(distribution), where=where)  # without derivatives there is nothing to score
         logs = summable(distributions.log_prob(distribution, state)).astype(zero.dtype)
         return state, _one(logs if where is None else jnp.where(where, logs, 0))
 
