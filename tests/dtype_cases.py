@@ -303,7 +303,7 @@ LIGHT = {*RETURNED, *DISTRIBUTIONS}  # nothing that is compiled anew for each dt
 APART = [
     *("QuadraticValues", "Advantage", "Batch", "Bootstrapped", "Credited", "Transformed", "VTraceReturns"),
     *("Baseline", "MovingAverageState", "SharedValue", "StateBaseline", "Summary", "VarianceRatio", "ActionSpace"),
-    *("Differences", "Mismatch", "Runs", "Site", "key"),
+    *("Differences", "HiddenChain", "Mismatch", "Particles", "Runs", "Site", "key"),
     *("Brax", "Gymnasium", "Gymnax", "Jumanji", "Declaration", "Estimator", "Part", "Structure", "Surrogate"),
     *(
         "Weighting",

@@ -43,6 +43,17 @@ def local_level(noise: Any, level: Any, observations: Any, observed: Any) -> Any
     return found, processes.fisher_score(processes.LocalLevelParams(0.2, -0.3), LEVEL, observations)
 
 
+def particles(noise: Any, level: Any, observations: Any, observed: Any, valid: Any) -> Any:
+    def model(params: Any) -> Any:
+        found = processes.particle_filter(
+            params, LEVEL, observations, num_particles=3, states="pathwise", observed=observed, valid=valid
+        )
+        return found.log_likelihood, found
+
+    params = processes.LocalLevelParams(noise, level)
+    return ld.expectation(model, num_samples=2, has_aux=True)(params, KEY)
+
+
 def linear_quadratic(gain: Any, log_std: Any, discount: Any, **arrays: Any) -> Any:
     system = processes.LinearQuadratic(**arrays, horizon=2)
     params = processes.LinearPolicyParams(gain, log_std)
@@ -154,6 +165,15 @@ PROCESSES = {
         level=-0.6,
         observations=SERIES,
         observed=[1, 0, 1],
+    ),
+    "particle_filter": case(
+        particles,
+        names={"noise": "log_observation_variance", "level": "log_level_variance"},
+        noise=0.37,
+        level=-0.6,
+        observations=SERIES,
+        observed=[1, 0, 1],
+        valid=[1, 1, 0],
     ),
     "TokenModel": case(
         lambda reward: (

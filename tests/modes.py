@@ -119,6 +119,10 @@ SAMPLES = jnp.sin(jnp.arange(90.0)).reshape(30, 3)
 MAPPED = {"horizon": 2, "discount": 0.9}
 
 
+def filtered(params: Any) -> Any:
+    return processes.particle_filter(params, CHAIN.environment, SERIES, num_particles=3).likelihood()
+
+
 def of(function: Callable[..., Any], *args: Any, **options: Any) -> Callable[[], Any]:
     """A call that is made later; keys are used once."""
     return lambda: function(*args, **options)
@@ -222,6 +226,7 @@ TRACED = {
         processes.look_ahead, TWO, key(), lambda p, key: jnp.sum(p**2), learning_rate=0.1, steps=2
     ),
     "processes.ornstein_uhlenbeck_moments": of(processes.ornstein_uhlenbeck_moments, TWO, SETTLED),
+    "processes.particle_filter": lambda: jax.value_and_grad(ld.expectation(filtered))(CHAIN.params, key()),
     "processes.prisoners_dilemma": of(GAME.value, GAME.init(), horizon=3),
     "processes.rollout_pairs": lambda: processes.rollout_pairs(
         TWO, jax.random.split(key()), processes.NormalSearch(0.5), processes.Fitness(lambda x, key: jnp.sum(x))

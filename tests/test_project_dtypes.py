@@ -45,6 +45,7 @@ COSTLY = {
     "LocalLevel",
     "HiddenMarkovModel",
     "NormalSearch",
+    "particle_filter",
 }
 COSTLY |= {
     "Autoregressive",

@@ -47,15 +47,31 @@ from logderiv.processes.state_space.models import (
     LocalLevelParams,
     StateSpaceModel,
 )
+from logderiv.processes.state_space.particles import HiddenChain, Particles, particle_filter
 from logderiv.processes.token_model import TokenModel, TokenObservation, TokenPolicy, TokenState
 
 __all__ = ["Autoregressive", "AutoregressiveParams", "Emitting", "EulerMaruyama", "Event", "Filtered", "Fitness"]
-__all__ += ["GaussianMoments", "HiddenMarkovModel", "HiddenMarkovParams", "HiddenProcess", "JumpProcess"]
+__all__ += ["GaussianMoments", "HiddenChain", "HiddenMarkovModel", "HiddenMarkovParams", "HiddenProcess", "JumpProcess"]
 __all__ += ["LinearGaussian", "LinearGaussianParams", "LinearPolicyParams", "LinearQuadratic", "LocalLevel"]
 __all__ += ["LocalLevelParams", "MarkovChain", "MarkovChainParams", "MarkovChainPolicy", "MassAction"]
-__all__ += ["MasterEquationValue", "MatrixGame", "NextEvent", "NormalSearch", "Population", "Position", "Previous"]
+__all__ += [
+    "MasterEquationValue",
+    "MatrixGame",
+    "NextEvent",
+    "NormalSearch",
+    "Particles",
+    "Population",
+    "Position",
+    "Previous",
+]
 __all__ += ["Process", "QuadraticValues", "RandomWalk", "SearchParams", "StateSpaceMatrices", "StateSpaceModel"]
 __all__ += ["TokenModel", "TokenObservation", "TokenPolicy", "TokenState", "TreeNormal", "birth_death"]
 __all__ += ["birth_death_mean", "double_well_drift", "fisher_score", "fisher_score_samples", "girsanov_log_ratios"]
-__all__ += ["look_ahead", "master_equation_value", "ornstein_uhlenbeck_drift", "ornstein_uhlenbeck_moments"]
+__all__ += [
+    "look_ahead",
+    "master_equation_value",
+    "ornstein_uhlenbeck_drift",
+    "ornstein_uhlenbeck_moments",
+    "particle_filter",
+]
 __all__ += ["prisoners_dilemma", "rollout_pairs", "schlogl", "transfer_value"]

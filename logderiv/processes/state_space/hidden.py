@@ -267,6 +267,22 @@ def backwards(step: Callable[..., tuple[Any, Any]], last: Any, inputs: Any) -> t
     return jax.tree.map(lambda xs, x: jnp.concatenate([xs, x[None]]), states, last), others
 
 
+def normalized(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities along the first axis, and the `logsumexp` that they were off by.
+
+    Where everything is `-inf`, so are both, and their gradients are 0, not NaN.
+
+    Args:
+        logs: Leading axis `(S,)`.
+
+    Returns:
+        Normalized along it, and what was taken off, without it.
+    """
+    impossible = jnp.all(jnp.isneginf(logs), axis=0, keepdims=True)
+    total = jax.nn.logsumexp(jnp.where(impossible, 0, logs), axis=0, keepdims=True)
+    return logs - jnp.where(impossible, 0, total), jnp.where(impossible, -jnp.inf, total)[0]
+
+
 @jit
 def fisher_score(params: Params, model: HiddenProcess, observations: Any, *, observed: Any = None) -> Params:
     """The score ∇ log p(y; θ) by Fisher's identity, exactly: from the smoothed marginals.

@@ -23,7 +23,7 @@ from logderiv._core.noise import gumbel
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, log_softmax
 from logderiv.processes.base import Previous, no_reward
-from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards
+from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, Smoothed, backwards, normalized
 from logderiv.types import Key
 
 
@@ -106,8 +106,8 @@ class HiddenMarkovModel(HiddenProcess):
         start, kernel = _log_tables(params)
 
         def step(predicted: jax.Array, emitted: jax.Array) -> tuple[jax.Array, Filtered]:
-            states, increment = _normalized(predicted + emitted)
-            return _normalized(states[:, None] + kernel)[1], Filtered(states, increment)
+            states, increment = normalized(predicted + emitted)
+            return normalized(states[:, None] + kernel)[1], Filtered(states, increment)
 
         return lax.scan(step, start, self._emission_log_probs(params, observations, observed))[1]
 
@@ -153,17 +153,7 @@ def _log_tables(params: HiddenMarkovParams) -> tuple[jax.Array, jax.Array]:
 
 def _backward_kernel(params: HiddenMarkovParams, log_filtered: jax.Array) -> jax.Array:
     """Log p(x_t-1 = i | x_t = j, y_0, ..., y_t-1), shape `(S, S)`; a column of a state that cannot be reached is `-inf`."""
-    return _normalized(log_filtered[:, None] + _log_tables(params)[1])[0]
-
-
-def _normalized(logs: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities along the first axis, and the `logsumexp` that they were off by.
-
-    Where everything is `-inf`, so are both, and their gradients are 0, not NaN.
-    """
-    impossible = jnp.all(jnp.isneginf(logs), axis=0, keepdims=True)
-    total = jax.nn.logsumexp(jnp.where(impossible, 0, logs), axis=0, keepdims=True)
-    return logs - jnp.where(impossible, 0, total), jnp.where(impossible, -jnp.inf, total)[0]
+    return normalized(log_filtered[:, None] + _log_tables(params)[1])[0]
 
 
 def _checked(params: HiddenMarkovParams) -> HiddenMarkovParams:
