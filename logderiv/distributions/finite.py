@@ -38,7 +38,7 @@ class OneHotCategorical:
             action: Shape `(..., A)`, broadcast against `logits`.
 
         Returns:
-            log p(action), `-inf` for what is no unit vector. The broadcast shape without its last axis.
+            Σ_a action_a log p(e_a), `-inf` for what is no unit vector. The broadcast shape without its last axis.
 
         Raises:
             TypeError: `action` is no real number.
@@ -53,7 +53,7 @@ class OneHotCategorical:
             action: Shape `(..., A)`, broadcast against `logits`.
 
         Returns:
-            p(action), 0 for what is no unit vector. The broadcast shape without its last axis.
+            Σ_a action_a p(e_a), 0 for what is no unit vector. The broadcast shape without its last axis.
 
         Raises:
             TypeError: `action` is no real number.
@@ -96,8 +96,11 @@ class OneHotCategorical:
         shape = fit(table.shape, action=action)
         action, table = jnp.broadcast_to(action, shape), jnp.broadcast_to(table, shape)
         unit = jnp.all((action == 0) | (action == 1), axis=-1) & (jnp.sum(action, axis=-1) == 1)
-        chosen = jnp.sum(jnp.where(action == 1, table, 0), axis=-1)
-        return jnp.where(unit, chosen, outside)
+        possible = table > -jnp.inf
+        chosen = jnp.sum(
+            action * jnp.where(possible, table, 0), axis=-1
+        )  # linear in the action, which may carry a derivative
+        return jnp.where(unit & ~jnp.any((action == 1) & ~possible, axis=-1), chosen, outside)
 
 
 def outcome(distribution: Any, index: jax.Array) -> jax.Array | None:

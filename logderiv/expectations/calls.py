@@ -158,6 +158,10 @@ def plate(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @called
     def plate(*xs: Any) -> Any:
+        if not xs or any(jnp.ndim(x) == 0 for x in jax.tree.leaves(xs)):
+            raise ValueError(
+                "plate: expected arguments with a common leading axis, the copies, received none, or one without axes."
+            )
         num = check.rows("xs", xs, at_least=0)
 
         def move(tape: Tape) -> tuple[Tape, Any]:

@@ -292,7 +292,10 @@ class Runs:
 
     @property
     def standard_error(self) -> jax.Array:
-        """Of the mean's value: the costs' standard deviation over √N. Of its derivatives, take those of `values` without a baseline."""
+        """Of the mean's value: the costs' standard deviation over √N; NaN for a single run.
+
+        For one of the gradient, take derivatives of `values`, without a baseline, by `jax.jacfwd`: in reverse mode they take memory N².
+        """
         return jnp.std(self.values, ddof=1) / math.sqrt(self.values.shape[0])
 
 
