@@ -4,6 +4,8 @@ The one module that uses what JAX does not promise to keep: `discharge_state`, w
 one, the names of axes, of which a fresh one keeps JAX from reusing an older trace, and primitives with rules of their own.
 """
 
+import contextlib
+import functools
 import inspect
 import linecache
 import math
@@ -21,6 +23,7 @@ from jax.extend.core import Primitive, jaxpr_as_fun, jaxprs_in_params
 from jax.interpreters import batching, mlir
 
 _MODEL: ContextVar[Any] = ContextVar("logderiv_model", default=None)
+_PYTHON = str(Path(functools.__file__).parent / "functools.py"), str(Path(contextlib.__file__))
 _JAX = str(Path(jax.__file__).parent)
 _LIBRARY = str(Path(__file__).parent.parent)
 
@@ -185,7 +188,7 @@ def _place_of_use(jaxpr: Any, variables: list[Any]) -> str:
         if any(x is v for x in eqn.invars for v in variables):
             for frame in eqn.source_info.traceback.frames:
                 if not frame.file_name.startswith((_LIBRARY, _JAX)):
-                    return f"{Path(frame.file_name).name}:{frame.line_num}"
+                    return _shown(frame.file_name, frame.line_num)
     return ""
 
 
@@ -193,20 +196,26 @@ def frames(stop: Any = None) -> tuple[str, list[str]]:
     """Where the user called the library, "file.py:12", and which functions of JAX the call stands in, innermost first.
 
     Args:
-        stop: Code object of the function of the library that the search ends at; `None` for the beginning.
+        stop: Code object of the function of the library that functions of JAX are told up to; `None` for all.
 
     Returns:
         The place, and names such as `"api:vmap"`: module and outermost name.
     """
-    frame, place, names = sys._getframe(1), "", []
-    while frame is not None and frame.f_code is not stop:
+    frame, place, names, inside = sys._getframe(1), "", [], True
+    while frame is not None and (inside or not place):
         module, file = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+        inside = inside and frame.f_code is not stop
         if module.startswith("jax."):
-            names.append(f"{module.rpartition('.')[2]}:{frame.f_code.co_qualname.partition('.')[0]}")
-        elif not place and not file.startswith(_LIBRARY):
-            place = f"{Path(file).name}:{frame.f_lineno}"
+            names += [f"{module.rpartition('.')[2]}:{frame.f_code.co_qualname.partition('.')[0]}"] if inside else []
+        elif not place and not file.startswith((_LIBRARY, *_PYTHON)):
+            place = _shown(file, frame.f_lineno)
         frame = frame.f_back
     return place, names
+
+
+def _shown(file: str, line: int) -> str:
+    """A place in the user's code; cells of a notebook have files that nobody knows."""
+    return f"{'notebook cell' if 'ipykernel' in file else Path(file).name}:{line}"
 
 
 def place_of(function: Any) -> str:
@@ -220,7 +229,7 @@ def place_of(function: Any) -> str:
         for line in range(first, first + 20)
         if linecache.getline(code.co_filename, line).lstrip().startswith("def ")
     )
-    return f"{Path(code.co_filename).name}:{next(lines, first)}"
+    return _shown(code.co_filename, next(lines, first))
 
 
 def current() -> Any:
