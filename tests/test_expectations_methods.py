@@ -288,3 +288,57 @@ def test_the_log_probability_of_a_one_hot_choice_carries_a_derivative_in_it():
     found = listed(bound, LOGITS, sizes={"num_choices": 1, "num_outcomes": 3})[1]
     np.testing.assert_allclose(found.exact, -jax.grad(entropy)(LOGITS), atol=1e-12)
     np.testing.assert_allclose(found.mean, found.exact, atol=1e-12)
+
+
+def test_a_mask_with_fewer_axes_is_of_the_leading_ones():
+    """In square batches, too, where a mask of the last axis would fit as well."""
+    weights, logits = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.array([[1.0, 1.2], [-1.0, 0.3]])
+    rows = jnp.array([True, False])
+
+    def model(p):
+        return jnp.sum(ld.sample(ld.Bernoulli(logits * p), where=rows).astype(float) * weights)
+
+    def exact(p):
+        return jnp.sum(jax.nn.sigmoid(logits * p)[0] * weights[0])
+
+    with jax.numpy_rank_promotion("allow"):
+        estimates = jax.jacfwd(lambda p: ld.expectation(model, num_samples=20_000).runs(p, jax.random.key(0)).values)(
+            1.0
+        )
+        ld.testing.assert_unbiased(estimates, jax.grad(exact)(1.0), resolution=0.1)
+        with pytest.raises(ValueError, match="where: expected the leading axes of the choices"):
+            ld.expectation(lambda p: draw_where(ld.Categorical(p * jnp.ones(2)), rows))(1.0, jax.random.key(0))
+
+
+def draw_where(distribution, where):
+    return jnp.sum(ld.sample(distribution, where=where)).astype(float)
+
+
+def scored_then_enumerated(params):
+    x = draw(ld.Bernoulli(params[0]))
+    y = draw(ld.Bernoulli(params[1] + 2.0 * x), "enumerate")
+    return (1.0 + y) * (1.0 + 3.0 * x * y)
+
+
+def test_leave_one_out_is_refused_where_a_choice_is_enumerated_after_a_scored_one(monkeypatch):
+    """The others' cost in one world is no baseline there: the world has a probability that the scored choice decides."""
+    sizes = {"num_choices": 2, "num_outcomes": 2}
+    assert_exact(listed(scored_then_enumerated, order=2, sizes=sizes))
+    with pytest.raises(ValueError, match="enumerates a choice after a scored one"):
+        listed(scored_then_enumerated, sizes=sizes, **LOO)
+    monkeypatch.setattr(models.Model, "check_leave_one_out", lambda _: None)
+    wrong = listed(lambda params: scored_then_enumerated(params), sizes=sizes, **LOO)[1]
+    assert np.max(np.abs(wrong.bias)) > 0.1
+
+
+def test_an_object_that_changed_is_run_anew():
+    class Scaled:
+        factor = 1.0
+
+        def cost(self, p):
+            return self.factor * draw(ld.Bernoulli(p), "enumerate")
+
+    scaled = Scaled()
+    first = float(ld.expectation(scaled.cost)(0.0, jax.random.key(0)))
+    scaled.factor = 5.0
+    assert (first, float(ld.expectation(scaled.cost)(0.0, jax.random.key(0)))) == (0.5, 2.5)

@@ -192,6 +192,29 @@ def _place_of_use(jaxpr: Any, variables: list[Any]) -> str:
     return ""
 
 
+def enumerates_late(jaxpr: Any, scored: bool = False) -> tuple[bool, bool]:
+    """Whether a choice is enumerated after a scored one, and whether one is scored by the end.
+
+    Args:
+        jaxpr: A trace with marks, whose sites have `num_outcomes`, `method` and `call`.
+        scored: Whether a choice has been scored before.
+
+    Returns:
+        Two booleans; the turns of a loop come after each other.
+    """
+    late = False
+    for eqn in jaxpr.eqns:
+        if eqn.primitive is _mark:
+            site = eqn.params["site"]
+            late |= scored and site.num_outcomes > 1
+            scored |= "score" in (site.method, site.call)
+        inner = list(jaxprs_in_params(eqn.params))
+        before = scored or (eqn.primitive.name in ("scan", "while") and any(enumerates_late(x)[1] for x in inner))
+        found = [enumerates_late(x, before) for x in inner]
+        late, scored = late or any(x for x, _ in found), scored or any(x for _, x in found)
+    return late, scored
+
+
 def frames(stop: Any = None) -> tuple[str, list[str]]:
     """Where the user called the library, "file.py:12", and which functions of JAX the call stands in, innermost first.
 

@@ -132,7 +132,7 @@ def num_outcomes(distribution: Any) -> int | None:
         The number of outcomes `0, 1, ...`, or of unit vectors.
     """
     value = outcome(distribution, jnp.zeros((), jnp.int32))
-    if value is None:
+    if value is None or hasattr(distribution, "outcomes"):  # TFP's FiniteDiscrete: any numbers
         return None
     if isinstance(distribution, OneHotCategorical):
         return distribution.logits.shape[-1]

@@ -22,6 +22,7 @@ from logderiv._core.staging import (
     current,
     enclosed,
     entered,
+    enumerates_late,
     forget_traces,
     frames,
     log_worlds,
@@ -158,6 +159,15 @@ class Model:
         """Every line that makes a choice, in the order of the first visit; one that makes choices of several kinds several times."""
         found = [site for site in marks(self._staged.jaxpr) if site.method]
         return list({(x.place, x.distribution, x.method, x.num_outcomes): x for x in reversed(found)}.values())[::-1]
+
+    def check_leave_one_out(self) -> None:
+        """Raise where the others' remaining cost is no baseline: it would be that of one world, which a scored choice has influenced."""
+        if enumerates_late(self._staged.jaxpr)[0]:
+            lines = ", ".join(site.place for site in self.sites if site.num_outcomes > 1)
+            raise ValueError(
+                f"{lines}: baseline='leave_one_out' in a model that enumerates a choice after a scored one; enumerate first, take "
+                "logderiv.expected, or give baselines at the choices."
+            )
 
     def worlds(self, limit: int) -> int:
         """How many worlds its enumerated choices have together.

@@ -79,7 +79,7 @@ class Expectation:
         baseline: `"leave_one_out"` compares the costs after a choice with what the *other* runs still had to pay when they
             were at this point of the program: for run n and choice i, b = 1/(N-1) Σ_{m≠n} (C_m - C_m,<i). A run that has
             finished counts 0; a branch that a run does not take must yet have finite costs there. `None` takes the baselines
-            that are given at the choices alone.
+            that are given at the choices alone. Not with a choice that is enumerated after a scored one.
         has_aux: Whether the model returns `(cost, aux)`, or `(None, aux)` where it calls `cost`; then so does the expectation, with
             `aux` of all runs, stacked.
         max_worlds: Refuse to run more than so many worlds of enumerated choices for one sample.
@@ -158,7 +158,8 @@ class Expectation:
             ValueError: The program uses a tape twice.
         """
         refuse_complex(params=params)
-        compiled = not closes_over_tracers(self.program)  # which must not be kept for a later call
+        # A method's object may change between calls, and what a closure holds of a transformation must not be kept.
+        compiled = inspect.isfunction(self.program) and not closes_over_tracers(self.program)
         return (_runs if compiled else inspect.unwrap(_runs))(self, params, as_key(key), args)
 
     def sites(self, params: Params, *args: Any) -> list[Site]:
@@ -244,6 +245,8 @@ class Expectation:
 
     def _over_worlds(self, model: Model, tape: Tape, world: Any) -> tuple[jax.Array, Any]:
         number = model.worlds(self.max_worlds)
+        if number > 1 and tape.peers is not None:
+            model.check_leave_one_out()
         again = [site for site in model.sites if site.method == "alternative"]
         if number == 1:
             return (self._and_again if again else self._once)(model, tape)

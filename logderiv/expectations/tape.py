@@ -238,7 +238,12 @@ class Tape:
 
     def _score(self, distribution: Any, value: Any, baseline: Any, where: Any = None) -> Self:
         logs = distributions.log_probs(distribution, value)
-        logs = logs if where is None else jnp.where(where, logs, jnp.zeros_like(logs))
+        if where is not None:
+            if logs.shape[: where.ndim] != where.shape:
+                raise ValueError(
+                    f"where: expected the leading axes of the choices, {logs.shape}, received shape {where.shape}."
+                )
+            logs = jnp.where(expand(where, logs), logs, jnp.zeros_like(logs))
         log_prob = self.log_prob + jnp.sum(summable(logs)).astype(self.log_prob.dtype)
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
         if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
