@@ -51,9 +51,8 @@ def _on_vmap(axis_data: Any, values: Any, dims: Any, *, site: Any, copies: int) 
     return [], []
 
 
-batching.fancy_primitive_batchers[_mark] = (
-    _on_vmap  # called even where nothing of the mark is mapped, as nothing ever is
-)
+# Called even where nothing of the mark is mapped, as nothing ever is.
+batching.fancy_primitive_batchers[_mark] = _on_vmap
 
 
 class Staged:

@@ -8,8 +8,9 @@ import numpy as np
 
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
-from logderiv.expectations.forced import Detour, World
-from logderiv.expectations.programs import Expectation, end_of, is_program
+from logderiv.expectations.forced import Detour
+from logderiv.expectations.models import is_program
+from logderiv.expectations.programs import Expectation, end_of, in_world
 from logderiv.expectations.sources import Given
 from logderiv.expectations.tape import Tape
 from logderiv.types import Params
@@ -129,7 +130,7 @@ def _laws(expectation: Expectation, params: Params, args: Any, choices: Any, wor
     """Log-probability of each choice of each sequence in one world, and whether it is made."""
 
     def one(tape: Tape) -> tuple[jax.Array, jax.Array]:
-        source = end_of(expectation.program, params, _in_world(tape, world), args, expectation.has_aux).source
+        source = end_of(expectation.program, params, in_world(tape, world), args, expectation.has_aux).source
         return source.log_probs, source.used
 
     return jax.vmap(one)(tapes_of(choices))
@@ -142,12 +143,7 @@ def _picks(
     """The place in its list of the choice that is picked, and the sum of all chances, in each first run."""
 
     def one(tape: Tape) -> tuple[jax.Array, jax.Array]:
-        detour = end_of(expectation.program, params, _in_world(tape, 0), args, expectation.has_aux).detour
+        detour = end_of(expectation.program, params, in_world(tape, 0), args, expectation.has_aux).detour
         return detour.slot, detour.chance
 
     return jax.vmap(one)(tapes_of(choices, picked=picked))
-
-
-def _in_world(tape: Tape, world: Any) -> Tape:
-    detour = Detour.start() if tape.detour is None else tape.detour
-    return Tape(tape.source, tape.log_prob, tape.total, World.of(world), detour, tape.peers, tape.box)

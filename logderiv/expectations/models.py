@@ -109,11 +109,8 @@ class Model:
                 try:
                     return function(*args)
                 finally:
-                    scope.open, scope.refs, self.pays = (
-                        False,
-                        [],
-                        scope.pays,
-                    )  # JAX keeps sites, and with them the scope
+                    self.pays = scope.pays
+                    scope.open, scope.refs = False, []  # JAX keeps sites, and with them the scope
 
         self._staged = Staged(on_refs, leaves)
         for name, site in enclosed(self._staged.jaxpr):
@@ -160,12 +157,16 @@ class Model:
         found = [site for site in marks(self._staged.jaxpr) if site.method]
         return list({(x.place, x.distribution, x.method, x.num_outcomes): x for x in reversed(found)}.values())[::-1]
 
+    @property
+    def _enumerated(self) -> str:
+        """Where choices are enumerated."""
+        return ", ".join(site.place for site in self.sites if site.num_outcomes > 1)
+
     def check_leave_one_out(self) -> None:
         """Raise where the others' remaining cost is no baseline: it would be that of one world, which a scored choice has influenced."""
         if enumerates_late(self._staged.jaxpr)[0]:
-            lines = ", ".join(site.place for site in self.sites if site.num_outcomes > 1)
             raise ValueError(
-                f"{lines}: baseline='leave_one_out' in a model that enumerates a choice after a scored one; enumerate first, take "
+                f"{self._enumerated}: baseline='leave_one_out' in a model that enumerates a choice after a scored one; enumerate first, take "
                 "logderiv.expected, or give baselines at the choices."
             )
 
@@ -178,13 +179,12 @@ class Model:
         logs = log_worlds(self._staged.jaxpr)
         if logs <= math.log(limit) + 1e-9:
             return round(math.exp(logs))
-        lines = ", ".join(site.place for site in self.sites if site.num_outcomes > 1)
         if math.isinf(logs):
             raise ValueError(
-                f"{lines}: a choice is enumerated inside a while_loop, which has no bound; use logderiv.bounded_while_loop."
+                f"{self._enumerated}: a choice is enumerated inside a while_loop, which has no bound; use logderiv.bounded_while_loop."
             )
         raise ValueError(
-            f"{lines}: the enumerated choices have about 10^{logs / math.log(10):.1f} worlds, more than {limit}; one world is a "
+            f"{self._enumerated}: the enumerated choices have about 10^{logs / math.log(10):.1f} worlds, more than {limit}; one world is a "
             "whole run. logderiv.expected averages over one choice at a time, and method='score' draws."
         )
 

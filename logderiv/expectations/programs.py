@@ -200,8 +200,7 @@ class Expectation:
         found: list[Model] = []
 
         def trace() -> None:
-            tape = dataclasses.replace(Tape._of(jax.random.key(0), None), world=World.of(0), detour=Detour.start())
-            found.append(Model(self.program, (params, *args), tape))
+            found.append(Model(self.program, (params, *args), in_world(Tape._of(jax.random.key(0), None))))
 
         jax.eval_shape(trace)
         return found[0]
@@ -237,8 +236,7 @@ class Expectation:
 
     def _of_model(self, args: tuple[Any, ...], tape: Tape, world: Any) -> "Runs":
         """One run of a model: in each world, and where a choice is made by the alternative path a second time."""
-        detour = Detour.start() if tape.detour is None else tape.detour
-        tape = dataclasses.replace(tape, world=World.of(0), detour=detour)
+        tape = in_world(tape)
         model = Model(self.program, args, tape)
         value, aux = self._over_worlds(model, tape, world)
         return Runs(model.limited(value), aux)
@@ -258,7 +256,7 @@ class Expectation:
             raise ValueError("has_aux: expected in a model that enumerates no choice; it would be that of many worlds.")
 
         def one(number: Any) -> jax.Array:
-            end, _ = model.ended(dataclasses.replace(tape, world=World.of(number)), False)
+            end, _ = model.ended(in_world(tape, number), False)
             return end.world.final() * settled(end)
 
         return jnp.sum(jax.vmap(one)(jnp.arange(number))) if world is None else one(world), None
@@ -306,6 +304,12 @@ class Runs:
 def _runs(expectation: Expectation, params: Params, key: Key, args: tuple[Any, ...]) -> Runs:
     keys = jax.random.split(key, expectation.num_samples)
     return expectation.on_tapes(params, jax.vmap(lambda key: Tape._of(key, expectation.peers))(keys), *args)
+
+
+def in_world(tape: Tape, number: Any = 0) -> Tape:
+    """The tape of a run in this world, which may be one that makes a detour."""
+    detour = Detour.start() if tape.detour is None else tape.detour
+    return dataclasses.replace(tape, world=World.of(number), detour=detour)
 
 
 def end_of(program: Program, params: Params, tape: Tape, args: tuple[Any, ...], has_aux: bool = False) -> Tape:
