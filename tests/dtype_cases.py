@@ -342,7 +342,9 @@ AS_OTHERS = {
     **dict.fromkeys(("train", "maximize", "natural_gradient", "check_order"), "ScoreFunction"),
     **dict.fromkeys(("fisher_vector_product",), "fisher_matrix"),
     **dict.fromkeys(("over_steps", "check_padding", "check_score", "next_observations"), "log_factors"),
-    **dict.fromkeys(("sample", "log_probs", "Forced", "TabularSoftmax", "SharedSoftmax"), "Categorical"),
+    **dict.fromkeys(
+        ("sample", "antithetic_sample", "log_probs", "Forced", "TabularSoftmax", "SharedSoftmax"), "Categorical"
+    ),
     **dict.fromkeys(("PartlyObserved", "LinearGaussian", "fisher_score", "fisher_score_samples"), "LocalLevel"),
     **dict.fromkeys(("birth_death", "birth_death_mean", "master_equation_value"), "JumpProcess"),
     **dict.fromkeys(("ornstein_uhlenbeck_moments", "transfer_value", "girsanov_log_ratios"), "EulerMaruyama"),

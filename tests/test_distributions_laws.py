@@ -12,6 +12,8 @@ import scipy.stats
 
 import logderiv as ld
 from logderiv._core import noise
+from logderiv._core.keys import KeyBits
+from logderiv.distributions.quantiles import antithetic_sample
 from logderiv.processes.jump import NextEvent
 
 HALVES = [jnp.float16, jnp.bfloat16]
@@ -103,7 +105,7 @@ def given_bits(monkeypatch):
     ("draw", "law"),
     [
         (noise.normal, scipy.stats.norm),
-        (noise.logistic, scipy.stats.logistic),
+        (lambda *of: noise.logit(*noise.uniform(*of)), scipy.stats.logistic),
         (noise.exponential, scipy.stats.expon),
         (noise.gumbel, scipy.stats.gumbel_r),
     ],
@@ -207,3 +209,94 @@ def test_a_network_in_half_precision_is_scored_by_what_it_drew_from(dtype):
     again = ld.log_factors(params, policy, taus)
     assert again.dtype == taus.behavior_log_probs.dtype == jnp.float32
     np.testing.assert_allclose(again, taus.behavior_log_probs, atol=1e-5)
+
+
+GRID = (np.arange(4096) + 0.5) / 4096  # uniform numbers, every one of them
+
+
+def of_uniform(distribution, u):
+    """Outcomes by the quantile function: of each number and of its distance to 1, which say the same."""
+    u = jnp.asarray(u)
+    lower, upper = jax.vmap(distribution.quantile)(u), jax.vmap(lambda x: distribution.quantile(x, upper=True))(1 - u)
+    np.testing.assert_allclose(lower, upper, rtol=1e-11)
+    return np.asarray(lower)
+
+
+def test_quantiles_of_real_numbers_are_those_of_scipy():
+    law = scipy.stats.norm(0.4, 1.7)
+    np.testing.assert_allclose(of_uniform(ld.Normal(0.4, 1.7), GRID), law.ppf(GRID), rtol=1e-12)
+    squashed = of_uniform(ld.TanhNormal(0.4, 1.7, low=-2.0, high=2.0), GRID)
+    np.testing.assert_allclose(squashed, 2 * np.tanh(law.ppf(GRID)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 100])
+def test_quantiles_of_a_choice_step_where_its_probabilities_add_up(size):
+    logits = np.array(logits_of(size, jnp.float32), float)
+    logits[:: max(size // 3, 2)] = -np.inf  # excluded outcomes, the first one among them
+    probs = scipy.special.softmax(logits)
+    expected = np.searchsorted(np.cumsum(probs), GRID, side="right")
+    np.testing.assert_array_equal(of_uniform(ld.Categorical(logits), GRID), expected)
+    one_hot = of_uniform(ld.distributions.OneHotCategorical(logits), GRID)
+    np.testing.assert_array_equal(one_hot, np.eye(size)[expected])
+    assert not np.isin(expected, np.flatnonzero(probs == 0)).any()
+
+
+def test_quantiles_of_a_flip_step_at_the_probability_of_0():
+    np.testing.assert_array_equal(of_uniform(ld.Bernoulli(-0.3), GRID), 1 / (1 + np.exp(-0.3)) < GRID)
+
+
+def test_no_excluded_outcome_is_drawn_where_sums_round(given_bits):
+    """Sums of many probabilities differ by their rounding, and a number may fall between two that should be equal."""
+    logits = jnp.where(jnp.arange(1000) % 2 == 0, -jnp.inf, jnp.sin(jnp.arange(1000.0))).astype(jnp.float32)
+    probs = jax.nn.softmax(logits)
+    ends = jnp.cumsum(probs)
+    u = jnp.concatenate([jnp.nextafter(ends, x) for x in (0.0, 1.0)] + [ends])
+    u = u[(u > 0) & (u < 1)].astype(jnp.float32)
+    for upper in (False, True):
+        drawn = jax.vmap(lambda x: ld.Categorical(logits).quantile(x, upper=upper))(u)  # noqa: B023
+        assert np.all(np.asarray(drawn) % 2 == 1)
+
+
+def test_small_probabilities_at_either_end_are_drawn_as_rarely_as_they_should_be():
+    """In float32, of numbers near 0 and near 1: 2⁻³⁰ at the top is not rounded away, as 1 - 2⁻³⁰ would be."""
+    flips = ld.Categorical(jnp.log(jnp.array([2.0**-30, 1.0, 2.0**-30], jnp.float32)))
+    near = jnp.array([2.0**-31, 2.0**-29], jnp.float32)
+    np.testing.assert_array_equal(jax.vmap(flips.quantile)(near), [0, 1])
+    np.testing.assert_array_equal(jax.vmap(lambda x: flips.quantile(x, upper=True))(near), [2, 1])
+
+
+def test_quantiles_take_leading_axes_of_either_side():
+    logits, u = jnp.log(jnp.array([[0.5, 0.5], [0.1, 0.9]])), jnp.array([[0.3, 0.3], [0.7, 0.05]])
+    np.testing.assert_array_equal(ld.Categorical(logits).quantile(u), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(ld.Categorical(logits).quantile(jnp.array(0.3)), [0, 1])
+    np.testing.assert_array_equal(ld.Categorical(logits[1]).quantile(u), [[1, 1], [1, 0]])
+
+
+@pytest.mark.parametrize("name", ["Normal", "Exponential", "Categorical", "Bernoulli", "Poisson"])
+def test_quantiles_of_other_libraries(name, broadcasting):
+    """By their own quantile functions where they have one, of a finite choice from its probabilities, else refused by name."""
+    numpyro = pytest.importorskip("numpyro.distributions")
+    made = {
+        "Normal": lambda: numpyro.Normal(0.5, 2.0),
+        "Exponential": lambda: numpyro.Exponential(2.0),
+        "Categorical": lambda: numpyro.Categorical(logits=jnp.array([0.3, -0.2, 0.9])),
+        "Bernoulli": lambda: numpyro.Bernoulli(logits=jnp.array(0.4)),
+        "Poisson": lambda: numpyro.Poisson(3.0),
+    }[name]()
+    key = jax.random.key(0)
+    if name == "Poisson":
+        with pytest.raises(TypeError, match=r"antithetic.*quantile function.*Poisson"):
+            antithetic_sample(made, key, False)
+        return
+    keys = jax.random.split(key, 20_000)
+    ours, theirs = (
+        jax.vmap(lambda k, m=m: antithetic_sample(made, k, m))(KeyBits.of(keys).keys()) for m in (False, True)
+    )
+    for values in (ours, theirs):
+        error = np.std(values) / np.sqrt(20_000)
+        mean = {"Normal": 0.5, "Exponential": 0.5, "Bernoulli": 1 / (1 + np.exp(-0.4))}
+        probs = scipy.special.softmax([0.3, -0.2, 0.9])
+        assert abs(np.mean(values) - mean.get(name, probs @ np.arange(3))) < 4 * error
+    if name == "Normal":
+        np.testing.assert_allclose(ours + theirs, 1.0, atol=1e-9)
+    assert np.corrcoef(ours, theirs)[0, 1] < -0.4

@@ -111,8 +111,8 @@ def exact(name):
 RESOLUTION = {"value": 0.3, "gradient": 0.5, "curvature": 1.0}
 
 
-def reused(source, num, purpose=""):
-    """As `Keys.keys`, but the source to go on with is the one that was given: every choice has the first one's key."""
+def reused(source, num):
+    """As `Keys.split`, but the source to go on with is the one that was given: every choice has the first one's key."""
     return source, jax.random.split(source.bits.keys(), num + 1)[1:]
 
 
@@ -121,7 +121,7 @@ def test_real_keys_have_the_derivatives_too_and_a_key_that_is_used_twice_has_not
     case = MODELS[name]
     for bad in (False, True):
         if bad:
-            monkeypatch.setattr(type(ld.Tape.start(jax.random.key(0)).source), "keys", reused)
+            monkeypatch.setattr(type(ld.Tape.start(jax.random.key(0)).source), "split", reused)
         found = samples(case, 20_000)
         report = ld.testing.assert_unbiased(found, exact(name), resolution=RESOLUTION, k=4.0, raises=False)
         assert bad or bool(report.passed), report

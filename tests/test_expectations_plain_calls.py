@@ -1,5 +1,6 @@
 """Plain calls against the tape: the same draws from the same keys, the same derivatives, and no larger a compiled program."""
 
+import gc
 import re
 from collections.abc import Callable
 from typing import Any
@@ -292,3 +293,26 @@ def test_derivative_rules_of_the_functions_that_a_model_calls_hold(nest, rule):
     modes = (jax.grad, jax.jacfwd) if rule is steep else (jax.grad,)
     slopes = [jax.jit(mode(ld.expectation(model)))(0.3, jax.random.key(0)) for mode in modes]
     np.testing.assert_allclose(slopes, 7.0, rtol=1e-12)
+
+
+def test_a_hundred_calls_leave_nothing_more_behind_than_three():
+    """Counted: the Python objects that are alive, cache entries among them; a lambda made anew each time does leave some."""
+
+    def alive():
+        gc.collect()
+        return len(gc.get_objects())
+
+    def growth(calls: Callable[[int], Any], number: int) -> int:
+        for i in range(3):
+            calls(i)
+        before = alive()
+        for i in range(number):
+            calls(3 + i)
+        return alive() - before
+
+    def model(p):
+        return ld.sample(ld.Bernoulli(p)).astype(float)
+
+    gradient = jax.grad(ld.expectation(model, num_samples=4, baseline=LOO))
+    assert growth(lambda i: gradient(0.3, jax.random.key(i)), 100) < 50  # not one for each call
+    assert growth(lambda i: ld.expectation(lambda p: model(p), num_samples=4)(0.3, jax.random.key(i)), 10) > 100

@@ -127,8 +127,8 @@ def test_leave_one_out_is_exact_at_every_order(name):
 def test_own_sample_in_the_mean_shrinks_every_derivative(monkeypatch):
     """The wrong twin of leave-one-out: with its own sample half of each derivative's score part is lost at N = 2."""
 
-    def whole_mean(values):
-        return lax.pmean(lax.stop_gradient(values), tape.SAMPLES)
+    def whole_mean(values, peers):
+        return lax.pmean(lax.stop_gradient(values), peers)
 
     monkeypatch.setattr(tape, "others_mean", whole_mean)
     objective = ld.expectation(flip, num_samples=2, baseline=LOO)

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 
 from logderiv._core.arrays import array_of, summable
-from logderiv._core.noise import gumbel, logistic
+from logderiv._core.noise import gumbel, logit, uniform
 from logderiv._core.pytrees import pytree
 
 
@@ -96,6 +96,31 @@ class Categorical:
         """
         noise = gumbel(key, self.logits.shape, self.logits.dtype)
         return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+
+    def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
+        """The first action a with F(a) > u, where F(a) = p(0) + ... + p(a): of a uniform u a draw.
+
+        The sums are rounded: an action's probability to be drawn so is right to about the dtype's resolution, absolute. An action
+        of probability 0 is never returned.
+
+        Args:
+            probability: u, or 1 - u where `upper`; between 0 and 1, broadcast against the leading axes of `logits`.
+            upper: Whether `probability` counts from the top; broadcast against it.
+
+        Returns:
+            int32, the broadcast shape.
+
+        Gradients: none; a step function.
+        """
+        u = summable(probability, "probability").astype(self.logits.dtype)
+        upper = array_of(upper, "upper")
+        shape = fit(self.logits.shape[:-1], probability=u, upper=upper)
+        u, upper = (jnp.broadcast_to(x, shape)[..., None] for x in (u, upper))
+        probs = jnp.broadcast_to(softmax(self.logits), (*shape, self.logits.shape[-1]))
+        below, above = jnp.cumsum(probs, axis=-1), lax.cumsum(probs, axis=probs.ndim - 1, reverse=True)
+        above = jnp.concatenate([above[..., 1:], jnp.zeros_like(u, above.dtype)], axis=-1)
+        reached = jnp.where(upper, above < u, below > u) | (above == 0)
+        return jnp.argmax(reached & (probs > 0), axis=-1).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """-Σ_a p(a) log p(a), masked actions contributing 0.
@@ -205,7 +230,23 @@ class Bernoulli:
         Returns:
             0 or 1, int32, shape of `logits`.
         """
-        return (logistic(key, self.logits.shape, self.logits.dtype) < self.logits).astype(jnp.int32)
+        x, upper = uniform(key, self.logits.shape, self.logits.dtype)
+        return self.quantile(x, upper=~upper)
+
+    def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
+        """0 for u up to p(0), and 1 above: of a uniform u a draw.
+
+        Args:
+            probability: u, or 1 - u where `upper`; between 0 and 1, broadcast against `logits`.
+            upper: Whether `probability` counts from the top; broadcast against it.
+
+        Returns:
+            0 or 1, int32, the broadcast shape.
+
+        Gradients: none; a step function.
+        """
+        u = summable(probability, "probability").astype(self.logits.dtype)
+        return (logit(u, upper) > -self.logits).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """|ℓ| σ(-|ℓ|) - log σ(|ℓ|); 0 at infinite logits.

@@ -72,6 +72,20 @@ class OneHotCategorical:
         """
         return self._unit(Categorical(self.logits).sample(key))
 
+    def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
+        """The unit vector whose number is that of `Categorical.quantile`: of a uniform u a draw.
+
+        Args:
+            probability: u, or 1 - u where `upper`; between 0 and 1, broadcast against the leading axes of `logits`.
+            upper: Whether `probability` counts from the top; broadcast against it.
+
+        Returns:
+            Shape and dtype of `logits`.
+
+        Gradients: none; a step function.
+        """
+        return self._unit(Categorical(self.logits).quantile(probability, upper=upper))
+
     def entropy(self) -> jax.Array:
         """-Σ_a p(e_a) log p(e_a), masked outcomes contributing 0.
 

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike
-from logderiv._core.noise import normal
+from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike, summable
+from logderiv._core.noise import normal_quantile, uniform
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import fit
 
@@ -62,7 +62,23 @@ class Normal:
         Returns:
             Shape of `loc` and `scale`, broadcast.
         """
-        return self.loc + self.scale * normal(key, event_shape(self), self.loc.dtype)
+        x, upper = uniform(key, event_shape(self), self.loc.dtype)
+        return self.quantile(x, upper=upper)
+
+    def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
+        """`loc + scale Φ⁻¹(u)` in each coordinate: of uniform u a draw.
+
+        Args:
+            probability: u, or 1 - u where `upper`; between 0 and 1, broadcast against `loc`.
+            upper: Whether `probability` counts from the top; broadcast against it.
+
+        Returns:
+            The broadcast shape.
+
+        Gradients: flow through `loc`, `scale` and `probability`.
+        """
+        u = summable(probability, "probability").astype(self.loc.dtype)
+        return self.loc + self.scale * normal_quantile(u, upper)
 
     def entropy(self) -> jax.Array:
         """Σ_i log σ_i + log(2πe) / 2.

@@ -121,6 +121,20 @@ class TanhNormal:
         """
         return self._squash(Normal(self.loc, self.scale).sample(key))
 
+    def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
+        """The squashed `loc + scale Φ⁻¹(u)` in each coordinate: of uniform u a draw.
+
+        Args:
+            probability: u, or 1 - u where `upper`; between 0 and 1, broadcast against `loc`.
+            upper: Whether `probability` counts from the top; broadcast against it.
+
+        Returns:
+            The broadcast shape.
+
+        Gradients: flow through `loc`, `scale` and `probability`, but for what is put on a bound.
+        """
+        return self._squash(Normal(self.loc, self.scale).quantile(probability, upper=upper))
+
     def mode(self) -> jax.Array:
         """The squashed mean, which is the median. The density itself may be highest at the bounds.
 

@@ -1,5 +1,6 @@
 """All that the runs of an expectation may draw, with probabilities: choices of each world, and of a first and a second run."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -8,6 +9,7 @@ import numpy as np
 
 from logderiv._core.pytrees import jit
 from logderiv.estimators.surrogates import box
+from logderiv.exact.pairs import Cells, joint
 from logderiv.expectations.forced import Detour
 from logderiv.expectations.models import is_program
 from logderiv.expectations.programs import Expectation, end_of, in_world
@@ -22,7 +24,7 @@ class Draws(NamedTuple):
     """Everything that one run may draw.
 
     Attributes:
-        tapes: One for each possibility, stacked.
+        tapes: One for each possibility, stacked; two for each of antithetic runs.
         probabilities: Of the possibilities, float64.
         world: The world that they are of; `None` for all worlds together.
         joint: Whether they are drawn together as they are listed, so that they have a covariance, too.
@@ -46,9 +48,17 @@ def all_draws(expectation: Expectation, params: Params, args: tuple[Any, ...], c
         methods = {site.method for site in expectation.sites(params, *args)}
         if "alternative" in methods:
             return [_detours(expectation, params, args, laws[0])]
-    if all(_equal(law, laws[0]) for law in laws):
-        return [Draws(tapes_of(laws[0].choices, peers=peers), laws[0].probabilities)]
-    return [Draws(tapes_of(x.choices, peers=peers), x.probabilities, i, joint=False) for i, x in enumerate(laws)]
+    one_law = all(_equal(law, laws[0]) for law in laws)
+    draws = []
+    for world, law in enumerate(laws[:1] if one_law else laws):
+        rows, probabilities = np.arange(len(law.choices)), law.probabilities
+        if expectation.together == 2:
+            cells = _cells(expectation, params, args, law.choices, np.int32(world))
+            both = joint(np.exp(law.log_probs), *(np.asarray(x) for x in cells))
+            rows, probabilities = np.argwhere(both), both[both > 0]
+        tapes = tapes_of(law.choices[rows], peers=peers)
+        draws.append(Draws(tapes, probabilities, None if one_law else world, joint=one_law))
+    return draws
 
 
 class _Paths(NamedTuple):
@@ -118,7 +128,7 @@ def _coupled(paths: _Paths, pairs: list[Any], slots: dict[Any, int]) -> list[Any
     return kept
 
 
-def tapes_of(choices: Any, second: Any = None, picked: Any = None, *, peers: str | None = None, box: Any = box) -> Tape:
+def tapes_of(choices: Any, second: Any = None, picked: Any = None, *, peers: Any = None, box: Any = box) -> Tape:
     """Tapes whose choices are given, one for each row."""
     zeros = jnp.zeros(choices.shape[:-1])
     detour = None if picked is None else jax.vmap(Detour.start)(jnp.asarray(picked))
@@ -134,6 +144,18 @@ def _laws(expectation: Expectation, params: Params, args: Any, choices: Any, wor
         return source.log_probs, source.used
 
     return jax.vmap(one)(tapes_of(choices))
+
+
+@jit
+def _cells(expectation: Expectation, params: Params, args: Any, choices: Any, world: Any) -> tuple[jax.Array, ...]:
+    """Which choices each sequence makes in one world, the lower ends of their intervals, and their keys."""
+
+    def one(tape: Tape, choices: jax.Array) -> tuple[jax.Array, ...]:
+        tape = dataclasses.replace(tape, source=Cells.of(choices))
+        source = end_of(expectation.program, params, in_world(tape, world), args, expectation.has_aux).source
+        return source.given.used, source.below, source.labels
+
+    return jax.vmap(one)(tapes_of(choices), choices)
 
 
 @jit

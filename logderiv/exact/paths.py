@@ -110,18 +110,17 @@ def program_derivatives(
     )
     _check_sum(probabilities)
     paths, found = choices[probabilities > 0], all_draws(expectation, params, args, choices)
-    members = []
+    members, groups = [], expectation.num_samples // expectation.together
     for draws in found:
         _check_sum(draws.probabilities)
         context = (expectation, params, args, None if draws.world is None else np.int32(draws.world))
-        members.append(ensemble(context, draws.tapes, draws.probabilities, num=expectation.num_samples, limit=limit))
+        members.append(ensemble(context, draws.tapes, draws.probabilities, num=groups, limit=limit))
 
     def of_order(k: int) -> Moments:
         exact = np.asarray(_exact(params, expectation.program, args, paths, k, expectation.has_aux), np.float64)
         parts = [exact] + [np.zeros_like(exact)] * (len(members) - 1)  # what the world's share is compared with
         shares = [
-            bias_and_covariance(x, _of_runs, part, expectation.num_samples, k, jacobians)
-            for x, part in zip(members, parts, strict=True)
+            bias_and_covariance(x, _of_runs, part, groups, k, jacobians) for x, part in zip(members, parts, strict=True)
         ]
         bias, number = (
             np.sum([share[0] for share in shares], axis=0).reshape(exact.shape),

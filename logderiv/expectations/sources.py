@@ -12,6 +12,7 @@ from logderiv._core.arrays import summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.finite import outcome
+from logderiv.distributions.quantiles import antithetic_sample
 
 
 @pytree
@@ -20,27 +21,42 @@ class Keys:
 
     Attributes:
         bits: Of a key, since a `lax.cond` under `jax.vmap` must not see the key itself.
+        mirrored: Whether choices are made by uniform numbers 1 - U, not U, shape `()`; `None` where they need no quantile function.
     """
 
     bits: KeyBits
+    mirrored: jax.Array | None = None
 
     def choose(self, distribution: Any, where: Any = True) -> tuple["Keys", Any]:
         """Make one choice: the source to go on with, and the detached value."""
         del where
-        rest, keys = self.keys(1)
         # Detached before as well as after: the sampler need not have a derivative.
-        return rest, lax.stop_gradient(distributions.sample(detached(distribution), keys[0]))
+        rest, value = self.draw(detached(distribution))
+        return rest, lax.stop_gradient(value)
+
+    def draw(self, distribution: Any) -> tuple["Keys", Any]:
+        """Make one choice whose value has the derivative of the sampler."""
+        rest, keys = self.split(1)
+        if self.mirrored is None:
+            return rest, distributions.sample(distribution, keys[0])
+        return rest, antithetic_sample(distribution, keys[0], self.mirrored)
 
     def keys(self, num: int, purpose: str = "") -> tuple["Keys", jax.Array]:
-        """Take `num` keys: the source to go on with, and the keys."""
+        """Take `num` keys for anything else: the source to go on with, and the keys. Antithetic runs get different ones."""
         del purpose
+        rest, keys = self.split(num)
+        return rest, keys if self.mirrored is None else jax.vmap(jax.random.fold_in, (0, None))(keys, self.mirrored)
+
+    def split(self, num: int) -> tuple["Keys", jax.Array]:
+        """The source to go on with, and `num` keys, which antithetic runs have in common."""
         keys = jax.random.split(self.bits.keys(), num + 1)
-        return Keys(KeyBits.of(keys[0])), keys[1:]
+        return dataclasses.replace(self, bits=KeyBits.of(keys[0])), keys[1:]
 
     def fork(self, num: int) -> tuple["Keys", "Keys"]:
         """The source to go on with, and `num` sources, stacked, for parts that run side by side."""
-        rest, keys = self.keys(num)
-        return rest, Keys(KeyBits.of(keys))
+        rest, keys = self.split(num)
+        mirrored = None if self.mirrored is None else jnp.broadcast_to(self.mirrored, num)
+        return rest, Keys(KeyBits.of(keys), mirrored)
 
     def again(self) -> "Keys":
         """That of a second run, on the same keys."""
@@ -93,6 +109,10 @@ class Given:
         log_probs = self.log_probs.at[position].add(jnp.where(where, log_prob, 0))
         next_one = jnp.where(where, self.position + self.stride, self.position)
         return dataclasses.replace(self, used=used, log_probs=log_probs, position=next_one), value
+
+    def draw(self, distribution: Any) -> tuple["Given", Any]:
+        """Raise `TypeError`: a derivative through a sampler has no list of paths."""
+        raise _cannot_list(f"a pathwise sample of {type(distribution).__name__}")
 
     def again(self) -> "Given":
         """That of the second run."""

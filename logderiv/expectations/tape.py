@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self
 
 import jax
@@ -23,6 +24,7 @@ from logderiv.expectations.sources import Keys
 from logderiv.types import Key
 
 SAMPLES = "logderiv_samples"  # the axis of the samples of an expectation
+PAIRS = (SAMPLES, "logderiv_pair")  # the axes of pairs that are drawn independently, and of the two samples of each
 
 
 @pytree(static=("peers", "box"), eq=False, visit=lambda tape: tape._hand_on())
@@ -41,7 +43,8 @@ class Tape:
         total: Costs so far; their sum in value, the surrogate in its derivatives. Shape `()`.
         world: A `World`: of enumerated choices, which outcomes are made; `None` where none can be enumerated.
         detour: A `Detour`: of choices by the alternative path, which is made otherwise; `None` where none can be.
-        peers: Axis of the other samples of the expectation, where each choice has them as its baseline; static.
+        peers: Axis of the other samples of the expectation, where each choice has them as its baseline; or several axes, of which
+            the samples along all but the first are drawn jointly, and are no baseline for each other; static.
         box: What a cost is multiplied by, a function of `log_prob` whose value is 1; static. `jax.numpy.ones_like` leaves the
             costs alone: no score, and no baseline.
     """
@@ -51,19 +54,20 @@ class Tape:
     total: jax.Array
     world: Any = None
     detour: Any = None
-    peers: str | None = None
+    peers: str | tuple[str, ...] | None = None
     box: Callable[[jax.Array], jax.Array] = box
 
     _spent = False
     _handed_on = False
 
     @classmethod
-    def start(cls, key: Key, *, peers: str | None = None) -> Self:
+    def start(cls, key: Key, *, peers: str | tuple[str, ...] | None = None) -> Self:
         """A tape without choices and costs, in the default floating dtype, as `expectation` makes it.
 
         Args:
             key: Consumed.
-            peers: Axis of `jax.vmap` over the other samples, for a program whose choices have them as their baseline.
+            peers: Axis of `jax.vmap` over the other samples, for a program whose choices have them as their baseline; or several
+                axes, of which the samples along all but the first are drawn jointly, and are no baseline for each other.
 
         Returns:
             The tape.
@@ -80,8 +84,8 @@ class Tape:
         return cls._of(key, peers)
 
     @classmethod
-    def _of(cls, key: Key, peers: str | None) -> Self:
-        return cls(Keys(KeyBits.of(as_key(key))), jnp.zeros(()), jnp.zeros(()), peers=peers)
+    def _of(cls, key: Key, peers: str | tuple[str, ...] | None, mirrored: Any = None) -> Self:
+        return cls(Keys(KeyBits.of(as_key(key)), mirrored), jnp.zeros(()), jnp.zeros(()), peers=peers)
 
     def sample(self, distribution: Any, *, baseline: Any = 0.0, where: Any = None) -> tuple[Self, Any]:
         """Make a choice, and score it.
@@ -130,10 +134,10 @@ class Tape:
 
         Gradients: flow from the value into `distribution`.
         """
-        tape, keys = self._keys(1, f"a pathwise sample of {type(distribution).__name__}")
-        value = distributions.sample(distribution, keys[0])
+        self._use()
+        source, value = self.source.draw(distribution)
         _check_reparameterized(distribution, value)
-        return tape, value
+        return dataclasses.replace(self, source=source), value
 
     def score(self, distribution: Any, value: Any, *, baseline: Any = 0.0) -> Self:
         """Score a choice that was drawn elsewhere, from this very distribution: by a rollout, or with a key from `split`.
@@ -192,7 +196,9 @@ class Tape:
             ValueError: The tape is spent; `num` is below 1.
         """
         num = check.whole(num=num)
-        return self._keys(num, f"{num} keys from split")
+        self._use()
+        source, keys = self.source.keys(num, f"{num} keys from split")
+        return dataclasses.replace(self, source=source), keys
 
     def plate(self, function: Callable[[Self, Any], tuple[Self, Any]], xs: Any) -> tuple[Self, Any]:
         """Run independent parts side by side: `jax.vmap` over the rows of `xs`, each with a tape of its own.
@@ -231,11 +237,6 @@ class Tape:
         tapes, outputs = jax.vmap(part)(tapes, xs)
         return dataclasses.replace(self, source=rest), tapes, outputs
 
-    def _keys(self, num: int, purpose: str) -> tuple[Self, jax.Array]:
-        self._use()
-        source, keys = self.source.keys(num, purpose)
-        return dataclasses.replace(self, source=source), keys
-
     def _score(self, distribution: Any, value: Any, baseline: Any, where: Any = None) -> Self:
         logs = distributions.log_probs(distribution, value)
         if where is not None:
@@ -247,7 +248,7 @@ class Tape:
         log_prob = self.log_prob + jnp.sum(summable(logs)).astype(self.log_prob.dtype)
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
         if self.peers is not None:  # what the others still have to pay; `expectation` adds their whole cost
-            expected = expected - others_mean(self.total)
+            expected = expected - others_mean(self.total, self.peers)
         control = lax.stop_gradient(expected) * (self.box(self.log_prob) - self.box(log_prob))
         return dataclasses.replace(self, log_prob=log_prob, total=self.total + control)
 
@@ -255,8 +256,8 @@ class Tape:
         """Take parts in that have started from nothing: a box of a sum is a product of boxes."""
         totals = tapes.total
         if self.peers is not None:  # the others' cost so far, seen by a part: before the plate, and in its other parts
-            costs = others_mean(tapes.total)
-            elsewhere = others_mean(self.total) + jnp.sum(costs) - costs
+            costs = others_mean(tapes.total, self.peers)
+            elsewhere = others_mean(self.total, self.peers) + jnp.sum(costs) - costs
             totals = totals - elsewhere * (1 - self.box(tapes.log_prob))
         log_prob = self.log_prob + jnp.sum(tapes.log_prob)
         return dataclasses.replace(self._take_in(tapes, totals), log_prob=log_prob)
@@ -298,13 +299,14 @@ def settled(tape: Tape) -> jax.Array:
     """The total at the end of a run, where the others' whole cost is what its choices had as their baseline."""
     if tape.peers is None:
         return tape.total
-    return tape.total + others_mean(tape.total) * (1 - tape.box(tape.log_prob))
+    return tape.total + others_mean(tape.total, tape.peers) * (1 - tape.box(tape.log_prob))
 
 
-def others_mean(values: jax.Array) -> jax.Array:
-    """The mean over the other samples of an expectation, detached."""
-    values = lax.stop_gradient(values)
-    return (lax.psum(values, SAMPLES) - values) / (lax.psum(1, SAMPLES) - 1)
+def others_mean(values: jax.Array, peers: str | tuple[str, ...]) -> jax.Array:
+    """The mean over the samples of an expectation that are drawn independently of this one, detached."""
+    values, axes = lax.stop_gradient(values), (peers,) if isinstance(peers, str) else peers
+    jointly, all_axes = partial(lax.psum, axis_name=axes[1:]), partial(lax.psum, axis_name=axes)
+    return (all_axes(values) - jointly(values)) / (all_axes(1) - jointly(1))
 
 
 def check_tape(tape: Any, source: str) -> None:
