@@ -1,8 +1,8 @@
 r"""Which estimator gives the most accurate gradient for its trajectories, and for its time?
 
 Error of one estimate against the *exact* gradient, $\sqrt{\mathbb{E}|g - \nabla J|^2} / |\nabla J|$, for batches of N trajectories, on four tasks where
-$\nabla J$ is known: the short corridor, five random states, the random walk of Arya et al. (2022) and a linear-quadratic task. Time is that
-of drawing the batch and of the estimate, compiled, on this machine. Estimators with a state carry it from batch to batch,
+$\nabla J$ is known: the short corridor, five random states, the random walk of Arya et al. (2022) and a linear-quadratic task; and for N runs of a
+model in plain JAX, by the ways of making its choices. Time is that of drawing the batch and of the estimate, compiled, on this machine. Estimators with a state carry it from batch to batch,
 and the first quarter of the batches is not counted. Off-policy ones get trajectories of other parameters.
 
 `work` is seconds times squared error, which does not depend on N for an unbiased estimator: how long for a given accuracy. Where
@@ -23,6 +23,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
+from benchmarks import program_frontier
 from benchmarks.harness import Compiled, Report, Table, at_most, cells, compile_call, interleaved_medians, new_figure
 from benchmarks.tasks import Task, all_tasks, pathwise
 from logderiv import plots
@@ -43,6 +44,7 @@ MAIN = (
     "gae(0.9), learned value",
     "biased: batch mean per step",
     PATHWISE,
+    *program_frontier.WAYS,
 )
 
 
@@ -232,6 +234,17 @@ def frontier(task: Task, numbers: Sequence[int], total: int, names: Sequence[str
     return found
 
 
+def _of_programs(numbers: Sequence[int], total: int) -> tuple[dict[str, float], Points, np.ndarray]:
+    """Computed variances, errors of all ways at all numbers of runs, and the exact gradient."""
+    exact = program_frontier.exact_gradient()
+    found: Points = {}
+    for name in program_frontier.WAYS:
+        for number in numbers:
+            grads, seconds, compiling = program_frontier.estimates(name, number, max(total // number, 64))
+            found.setdefault(name, {})[number] = point(grads, exact, seconds, compiling)
+    return program_frontier.exact_variances(), found, exact
+
+
 def disagreement(found: Points, variances: dict[str, float]) -> float:
     """Largest deviation of a sampled mean squared error from the computed one, in standard errors."""
     pairs = [(p, variance / n) for name, variance in variances.items() for n, p in found.get(name, {}).items()]
@@ -242,14 +255,18 @@ def main(quick: bool) -> Report:
     numbers, total = SIZES["quick" if quick else "full"]
     names = QUICK if quick else None
     results, tables, bounds, saved = {}, [], [], {}
-    for task in all_tasks():
-        variances, found, gradient = exact_variances(task), frontier(task, numbers, total, names), exact_gradient(task)
-        results[task.name] = found
-        tables.append(_table(task.name, found, variances, gradient))
+    measured = {
+        task.name: (exact_variances(task), frontier(task, numbers, total, names), exact_gradient(task))
+        for task in all_tasks()
+    }
+    measured[program_frontier.NAME] = _of_programs(numbers, total)
+    for name, (variances, found, gradient) in measured.items():
+        results[name] = found
+        tables.append(_table(name, found, variances, gradient))
         if variances:
             worst = disagreement(found, variances)
-            bounds.append(at_most(f"{task.name}: sampled against computed variance, standard errors", worst, 5))
-        saved[task.name] = {"gradient": gradient, "variance": variances, "estimators": found}
+            bounds.append(at_most(f"{name}: sampled against computed variance, standard errors", worst, 5))
+        saved[name] = {"gradient": gradient, "variance": variances, "estimators": found}
     walk = saved["random walk, n = 50"]
     spread = [math.sqrt(walk["variance"][name]) for name in ("total return", "total return, E[R] subtracted")]
     published = {"gradient": 7.558188, "deviation, plain": 34.8081, "deviation, mean subtracted": 10.5895}
@@ -290,13 +307,15 @@ def _draw(results: dict[str, dict[str, dict[int, Point]]], saved: dict[str, dict
         size, variances = np.linalg.norm(saved[title]["gradient"]), saved[title]["variance"]
         known = [name for name in names if name in variances and name in MAIN]
         exact = {name: np.sqrt(variances[name] / np.asarray(numbers[name])) / size for name in known}
-        options = {"sems": sems, "exact": exact, "background": set(names) - set(MAIN), "legend": False}
-        plots.frontier(numbers, errors, ax=axes[0, column], **options)
+        of_runs = title == program_frontier.NAME
+        options = {"sems": sems, "exact": exact, "background": set(names) - set(MAIN), "legend": of_runs}
+        label = "runs of the model, N" if of_runs else "trajectories in a batch, N"
+        plots.frontier(numbers, errors, ax=axes[0, column], xlabel=label, **options)
         plots.frontier(times, errors, ax=axes[1, column], xlabel="time of one estimate, ms", **options)
         axes[0, column].set_title(title)
     for ax in axes[:, 1:].flat:
         ax.set_ylabel("")
-    handles = {label: h for ax in axes[0] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+    handles = {label: h for ax in axes[0, :-1] for h, label in zip(*ax.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5)
     figure.suptitle("Dots: the error as computed; grey: all other estimators, where there are any")
     return figure
