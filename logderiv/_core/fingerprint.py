@@ -13,18 +13,20 @@ import dis
 import enum
 import functools
 import hashlib
+import inspect
 import platform
 import re
 import sys
 import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 _HERE = Path(__file__).parent.parent
 _FOLDERS = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(_HERE), str(_HERE.resolve())}
@@ -32,6 +34,7 @@ _VERSION = platform.python_version()
 _VERSIONED = re.compile("#([^#:]*):[0-9a-f]*#")
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _LONGEST = 200  # characters of a text that is written out
+_DIGESTED = 2**20  # numbers of an array that is compared by what is in it
 
 
 def static_text(value: Any) -> str:
@@ -50,6 +53,39 @@ def static_text(value: Any) -> str:
         False
     """
     return _text(value, ())
+
+
+def globals_text(function: Any) -> str:
+    """The globals that a function of the user refers to, and those that the user's functions among them refer to, as text.
+
+    Example:
+        >>> def scaled(x):
+        ...     return scale * x
+        >>> scale = 2.0
+        >>> before = globals_text(scaled)
+        >>> scale = 3.0
+        >>> globals_text(scaled) == before
+        False
+    """
+    found: dict[Any, str] = {}
+    todo = [inspect.unwrap(function)]
+    while todo:
+        one = inspect.unwrap(todo.pop())
+        held = [one.func, one.args, one.keywords] if isinstance(one, functools.partial) else []
+        if isinstance(one, types.MethodType):
+            held = [one.__func__]
+        elif isinstance(one, types.FunctionType) and _is_users(one) and one not in found:
+            names = [name for code in _codes(one) for name in code.co_names if name in one.__globals__]
+            read = {name: one.__globals__[name] for name in sorted(set(names))}
+            found[one] = ", ".join(f"{name}={_read(x)}" for name, x in read.items())
+            held = [*read.values(), *_parts(one).values()]
+        todo += [x for x in jax.tree.leaves(held) if callable(x)]
+    return "; ".join(found.values())
+
+
+def _read(value: Any) -> str:
+    large = isinstance(value, (np.ndarray, jax.Array)) and (isinstance(value, Tracer) or value.size > _DIGESTED)
+    return f"array {id(value)}" if large else static_text(value)
 
 
 def differ(one: str, other: str) -> bool:
@@ -178,10 +214,7 @@ def _code(value: Any, text: Any) -> str:
     if not isinstance(value, types.FunctionType) or not _is_users(value):
         return ""
     constants, names, digests = [], [], []
-    todo = [value.__code__]
-    while todo:
-        code = todo.pop()
-        todo += [x for x in code.co_consts if isinstance(x, types.CodeType)]
+    for code in _codes(value):
         # Constants that are loaded: a docstring is not.
         loads = [i for i in dis.get_instructions(code) if i.opcode in dis.hasconst or i.opname == "LOAD_SMALL_INT"]
         loaded = [text(i.argval) for i in loads if not isinstance(i.argval, types.CodeType)]
@@ -189,6 +222,15 @@ def _code(value: Any, text: Any) -> str:
         digests.append(f"{code.co_code.hex()} {loaded} {code.co_names} {code.co_varnames}")
     constants, names = sorted({x for x in constants if x != "None"}), sorted(set(names))
     return f"[constants: {', '.join(constants)}; names: {', '.join(names)}]#{_VERSION}:{_sha256(' '.join(digests))}#"
+
+
+def _codes(function: types.FunctionType) -> Iterator[types.CodeType]:
+    """The code of a function, and of those that are written in it."""
+    todo = [function.__code__]
+    while todo:
+        code = todo.pop()
+        todo += [x for x in code.co_consts if isinstance(x, types.CodeType)]
+        yield code
 
 
 def _sha256(data: str | bytes) -> str:

@@ -172,7 +172,8 @@ def outcomes_of(name: str, distribution: Any) -> int:
     if num is None:
         raise TypeError(
             f"{name}: expected one choice with finitely many outcomes (a Bernoulli, a Categorical or a OneHotCategorical without batch "
-            f"axes), received {type(distribution).__name__}; several choices are made by logderiv.plate."
+            f"axes), received {type(distribution).__name__}; a real number is drawn by 'score' or 'pathwise', several choices are made by "
+            "logderiv.plate."
         )
     return num
 

@@ -43,7 +43,8 @@ def program_value(
     Raises:
         ValueError: Too many sequences; or, outside transformations, the paths' probabilities do not sum to one: `num_choices` or
             `num_outcomes` is too small.
-        TypeError: The program has randomness that cannot be listed.
+        TypeError: The program has randomness that cannot be listed: a choice without finitely many outcomes, or a key of its tape.
+            What it draws with any other key is not seen, and counts as a constant.
 
     Gradients: P and C are differentiated as they are, at any order; in forward mode only where the program has a `lax.while_loop`.
 
@@ -58,7 +59,7 @@ def program_value(
     """
     refuse_complex(params=params)
     choices = _sequences(num_choices, num_outcomes, limit)
-    probabilities, costs = _outcomes(params, program, args, choices)
+    probabilities, costs = _outcomes(params, Expectation(program), args, choices)
     if not check.is_traced(probabilities):
         _check_sum(np.asarray(probabilities))
     return jnp.dot(probabilities, costs, precision=precision_of())
@@ -77,8 +78,8 @@ def program_derivatives(
     """E[∇ᵏ Ĵ] of what `logderiv.expectation` returns, beside ∇ᵏ J of the exact value, for k = 0, 1, ..., `order`.
 
     Every batch of `num_samples` paths is given to the estimate and differentiated there, its baseline and all. The two are
-    equal, at every order, unless the program breaks a rule: a jump of the parameters into a cost, a choice that is not on the
-    tape, a baseline that knows the choice.
+    equal, at every order, unless the program breaks a rule: a jump of the parameters into a cost, a choice of known law that is scored
+    by another one, a baseline that knows the choice. What the program draws with a key of its own counts as a constant on both sides.
 
     Args:
         params: Parameters; use float64.
@@ -105,9 +106,8 @@ def program_derivatives(
     jacobians = tuple(MODES[mode] for mode in modes)
     check_params(params)
     params, choices = wide(params), _sequences(num_choices, num_outcomes, limit)
-    probabilities = np.asarray(
-        _outcomes(params, expectation.program, args, choices, expectation.has_aux)[0], np.float64
-    )
+    expectation = expectation.up_to_date()
+    probabilities = np.asarray(_outcomes(params, expectation, args, choices)[0], np.float64)
     _check_sum(probabilities)
     paths, found = choices[probabilities > 0], all_draws(expectation, params, args, choices)
     members, groups = [], expectation.num_samples // expectation.together
@@ -117,7 +117,7 @@ def program_derivatives(
         members.append(ensemble(context, draws.tapes, draws.probabilities, num=groups, limit=limit))
 
     def of_order(k: int) -> Moments:
-        exact = np.asarray(_exact(params, expectation.program, args, paths, k, expectation.has_aux), np.float64)
+        exact = np.asarray(_exact(params, expectation, args, paths, k), np.float64)
         parts = [exact] + [np.zeros_like(exact)] * (len(members) - 1)  # what the world's share is compared with
         shares = [
             bias_and_covariance(x, _of_runs, part, groups, k, jacobians) for x, part in zip(members, parts, strict=True)
@@ -147,13 +147,11 @@ def _sequences(num_choices: int, num_outcomes: int, limit: int) -> np.ndarray:
 
 
 @jit
-def _outcomes(
-    params: Params, program: Program, args: Any, choices: Any, has_aux: bool = False
-) -> tuple[jax.Array, jax.Array]:
+def _outcomes(params: Params, expectation: Expectation, args: Any, choices: Any) -> tuple[jax.Array, jax.Array]:
     """Probability and cost of each sequence of choices; of those that differ in choices not made, the one with zeros counts."""
 
     def one(tape: Tape) -> tuple[jax.Array, jax.Array]:
-        end = end_of(program, params, tape, args, has_aux)
+        end = end_of(expectation.program, params, tape, args, expectation.has_aux)
         happens = jnp.all(end.source.used | (tape.source.choices == 0)) & jnp.all(end.source.log_probs > -jnp.inf)
         return jnp.where(happens, jnp.exp(jnp.sum(end.source.log_probs)), 0), jnp.where(happens, end.total, 0)
 
@@ -162,9 +160,9 @@ def _outcomes(
 
 
 @jit
-def _exact(params: Params, program: Program, args: Any, paths: Any, order: int, has_aux: bool) -> jax.Array:
+def _exact(params: Params, expectation: Expectation, args: Any, paths: Any, order: int) -> jax.Array:
     def value(params: Params) -> jax.Array:
-        return jnp.dot(*_outcomes(params, program, args, paths, has_aux), precision=precision_of())
+        return jnp.dot(*_outcomes(params, expectation, args, paths), precision=precision_of())
 
     return derivative(value, params, order, (jax.jacfwd,))
 

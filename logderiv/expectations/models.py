@@ -43,7 +43,9 @@ _REMEDIES = {
     "bounded_while_loop condition": "make the choice in its body, and carry the outcome",
 }
 for _name in ("grad", "value_and_grad", "jvp", "vjp", "linearize", "jacfwd", "jacrev", "hessian"):
-    _REMEDIES[f"api:{_name}"] = "differentiate the expectation, from outside of the model"
+    _REMEDIES[f"api:{_name}"] = (
+        "differentiate the expectation, from outside of the model; or make the choice first, and differentiate a function of its value"
+    )
 for _name in ("custom_derivatives:custom_jvp", "custom_derivatives:custom_vjp", "custom_jvp_call", "custom_vjp_call"):
     _REMEDIES[_name] = "make the choice before the call, and pass the outcome to it"
 for _name in ("solves:custom_root", "solves:custom_linear_solve", "custom_linear_solve", "custom_batching:custom_vmap"):
@@ -142,7 +144,7 @@ class Model:
         if self.pays and output is not None:
             raise TypeError(
                 f"{self.pays}: model: expected to return None where it calls logderiv.cost, received a value, which would count twice; "
-                "has_aux=True takes (None, aux)."
+                "pay all of it by logderiv.cost, or return all of it; has_aux=True takes (None, aux)."
             )
         if not self.pays and output is None:
             raise TypeError(

@@ -45,6 +45,7 @@ from jax import lax
 
 from logderiv._core import check
 from logderiv._core.arrays import as_key, refuse_complex
+from logderiv._core.fingerprint import globals_text
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.staging import entered
 from logderiv.expectations.forced import Detour, World
@@ -55,7 +56,7 @@ from logderiv.types import Key, Params
 Program = Callable[..., Any]
 
 
-@pytree(static=("program", "num_samples", "baseline", "draws", "has_aux", "max_worlds"))
+@pytree(static=("program", "num_samples", "baseline", "draws", "has_aux", "max_worlds", "reads"))
 class Expectation:
     """The expected cost of a model, or of a program, as a function `(params, key, *args) -> scalar` that can be differentiated.
 
@@ -64,8 +65,10 @@ class Expectation:
 
     The value is the mean cost of `num_samples` runs. Its derivatives in `params` and `args`, by any mix of `jax.grad`,
     `jax.jvp`, `jax.hessian`, are unbiased estimates of those of the expected cost: scores of the sampled choices, derivatives
-    through pathwise ones, and those of the costs themselves; of any order, unless a choice's method has one. Only methods with
-    *biased* in their name are. `jax.jit` and `jax.vmap` apply; an expectation is a pytree, and may be an argument.
+    through pathwise ones, and those of the costs themselves; of any order, unless a choice's method has one. Two things are up
+    to the model: all that depends on chance is drawn by `logderiv.sample`, or with keys from `logderiv.key` (what `jax.random` draws
+    with another key is a constant, the same in all runs), and what follows a pathwise value is continuous in it: a jump
+    contributes nothing, silently. Methods with *biased* in their name are. `jax.jit` and `jax.vmap` apply; an expectation is a pytree, and may be an argument.
 
     **Loops.** JAX differentiates `lax.while_loop` in forward mode only. So do derivatives of a program that samples in one:
     `jax.jvp`, `jax.jacfwd`, `jax.jacfwd(jax.jacfwd(...))`; `jax.grad` raises. With `logderiv.bounded_while_loop` in its place,
@@ -87,6 +90,8 @@ class Expectation:
         has_aux: Whether the model returns `(cost, aux)`, or `(None, aux)` where it calls `cost`; then so does the expectation, with
             `aux` of all runs, stacked.
         max_worlds: Refuse to run more than so many worlds of enumerated choices for one sample.
+        reads: The globals that the program, and the user's functions among them, refer to, as they are now; set by itself. Where
+            one has changed, a call compiles anew.
 
     Raises:
         ValueError: `num_samples` below 1, or below 2 with a baseline; antithetic and odd, or below 4 with a baseline; another baseline;
@@ -115,8 +120,10 @@ class Expectation:
     draws: Literal["independent", "antithetic"] = "independent"
     has_aux: bool = False
     max_worlds: int = 4096
+    reads: str = dataclasses.field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "reads", globals_text(self.program))
         if self.baseline not in (None, "leave_one_out"):
             raise ValueError(
                 f"baseline: expected 'leave_one_out' or None, received {self.baseline!r}. A constant, an average of earlier "
@@ -170,7 +177,15 @@ class Expectation:
         refuse_complex(params=params)
         # A method's object may change between calls, and what a closure holds of a transformation must not be kept.
         compiled = inspect.isfunction(self.program) and not closes_over_tracers(self.program)
-        return (_runs if compiled else inspect.unwrap(_runs))(self, params, as_key(key), args)
+        return (_runs if compiled else inspect.unwrap(_runs))(self.up_to_date(), params, as_key(key), args)
+
+    def up_to_date(self) -> "Expectation":
+        """The same expectation, with the globals that its program refers to as they are now.
+
+        Returns:
+            An `Expectation`.
+        """
+        return dataclasses.replace(self)
 
     def sites(self, params: Params, *args: Any) -> list[Site]:
         """Every line of a model that makes a choice: its place, distribution, method, number of outcomes and order.
@@ -320,7 +335,8 @@ class Runs:
     def standard_error(self) -> jax.Array:
         """Of the mean's value: the costs' standard deviation over √N; NaN for a single run. Of antithetic runs that of the pairs' means.
 
-        For one of the gradient, take derivatives of `values`, without a baseline, by `jax.jacfwd`: in reverse mode they take memory N².
+        For one of the gradient, take derivatives of `values` by `jax.jacfwd` (in reverse mode they take memory N²), of independent draws
+        and without a baseline; else take it between several keys, since the runs of one call are not independent.
         """
         means = jnp.mean(self.values.reshape(-1, self.together), axis=1)
         return jnp.std(means, ddof=1) / math.sqrt(means.shape[0])

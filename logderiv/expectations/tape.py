@@ -327,5 +327,6 @@ def _check_reparameterized(distribution: Any, x: Any) -> None:
         raise TypeError(
             f"distribution: expected one whose samples are differentiable in its parameters, received "
             f"{type(distribution).__name__}, whose samples are discrete or not reparameterized: the pathwise gradient would be "
-            "zero or undefined. Use logderiv.expectations.gradients_score or logderiv.expectations.gradients_measure_valued."
+            "zero or undefined. Take method='score', 'enumerate' or 'alternative' in a model, tape.sample in a program, or "
+            "logderiv.expectations.gradients_score or logderiv.expectations.gradients_measure_valued for one choice."
         )
