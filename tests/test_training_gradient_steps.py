@@ -8,6 +8,7 @@ import pytest
 
 import logderiv as ld
 from logderiv._core.arrays import as_steps
+from logderiv.estimators.declaration import Structure
 from logderiv.training.loop import improve
 from tests.worlds import TERMINATING_LOGITS, batch, terminating
 
@@ -17,6 +18,8 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 @jax.tree_util.register_static
 class Sums:
     """The objective of a batch is <params, sum of its one-hot labels>: the gradient says which steps were seen."""
+
+    structure = Structure(reusable=True)
 
     def objective(self, params, policy, trajectories, weights):
         return jnp.sum(params[trajectories.actions] * weights.sum())

@@ -4,7 +4,8 @@ from logderiv._core.sharding import make_mesh
 from logderiv.training.batches import Batch, Episodes, Groups, Steps
 from logderiv.training.checkpoints import Checkpoints
 from logderiv.training.evaluation import Evaluation, evaluate
-from logderiv.training.loop import Metrics, TrainState, maximize
+from logderiv.training.loop import Metrics, TrainState
+from logderiv.training.optimizers import maximize
 from logderiv.training.run import Training, train
 
 __all__ = ["Batch", "Checkpoints", "Episodes", "Evaluation", "Groups", "Metrics", "Steps", "TrainState", "Training"]

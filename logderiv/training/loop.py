@@ -23,58 +23,8 @@ from logderiv.estimators import Estimator
 from logderiv.estimators.base import keep_finite
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
+from logderiv.training.optimizers import further_arguments, init_climbing, maximize
 from logderiv.types import Key, Params, Stream, Trajectory, batch_info, one_batch_axis
-
-
-class _Maximized(NamedTuple):
-    """Marks the state of an optimizer that `maximize` has turned round."""
-
-
-def maximize(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
-    """An optimizer that ascends, for loops written by hand: optax descends, and `Estimate.grads` points uphill.
-
-    The same as `optax.chain(optax.scale(-1.0), optimizer)`. `train` turns its optimizer round itself and refuses one that
-    already is.
-
-    Args:
-        optimizer: Any optax optimizer.
-
-    Returns:
-        The optimizer; its state is the pair of a mark without content and the state of `optimizer`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> climbing = maximize(optax.sgd(0.5))
-        >>> climbing.update(jnp.array(2.0), climbing.init(jnp.array(0.0)))[0].item()
-        1.0
-    """
-    return optax.chain(optax.scale(-1.0)._replace(init=lambda _: _Maximized()), optimizer)
-
-
-def init_climbing(optimizer: optax.GradientTransformation, params: Params) -> Any:
-    """The first state of `maximize(optimizer)`.
-
-    Args:
-        optimizer: Descends, as optax's do.
-        params: Parameters.
-
-    Returns:
-        The state.
-
-    Raises:
-        ValueError: Somewhere in `optimizer` is a `maximize`.
-    """
-
-    def turned(x: Any) -> bool:
-        return isinstance(x, _Maximized)
-
-    state: Any = maximize(optimizer).init(params)
-    if any(map(turned, jax.tree.leaves(state[1], is_leaf=turned))):
-        raise ValueError(
-            "optimizer: expected one that descends, as optax's do, since train climbs by itself; received one with "
-            "logderiv.maximize(...) in it, which would descend: leave maximize out."
-        )
-    return state
 
 
 def improve(
@@ -105,8 +55,8 @@ def improve(
         trajectories: Leading axes `(N, T)`, or a stream.
         weights: From `estimator.advantages`.
         estimator: Its objective is differentiated `epochs * minibatches` times.
-        optimizer: It ascends, as `maximize(optax.adam(1e-2))`; `update` receives the part as `trajectories` if it takes
-            further arguments.
+        optimizer: It ascends, as `maximize(optax.adam(1e-2))`; `update` receives the part as `trajectories`, and what
+            `further_arguments` lists, as far as it takes further arguments.
         epochs: At least 1.
         minibatches: At least 1, a divisor of `N`, of a stream of `T`.
 
@@ -116,7 +66,7 @@ def improve(
     Raises:
         ValueError: The batch does not divide into `minibatches`.
     """
-    optimizer = optax.with_extra_args_support(optimizer)
+    optimizer, reusable = optax.with_extra_args_support(optimizer), estimator.structure.reusable
     axis = 1 if isinstance(trajectories, Stream) else 0
     whole = lax.stop_gradient((as_steps(trajectories), weights))
     size = whole[0].valid.shape[axis]
@@ -127,8 +77,13 @@ def improve(
     def step(carry: Any, part: Any) -> tuple[Any, jax.Array]:
         params, opt_state = carry
         steps, weights = whole if part is None else jax.tree.map(lambda x: jnp.take(x, part, axis), whole)
-        grads = jax.grad(estimator.objective)(params, policy, steps, weights)
-        updates, opt_state = optimizer.update(grads, opt_state, params, trajectories=one_batch_axis(steps))
+
+        def objective(params: Params) -> jax.Array:
+            return estimator.objective(params, policy, steps, weights)
+
+        value, grads = jax.value_and_grad(objective)(params)
+        further = further_arguments(objective, value, grads, trajectories, reusable=reusable)
+        updates, opt_state = optimizer.update(grads, opt_state, params, trajectories=one_batch_axis(steps), **further)
         return (optax.apply_updates(params, updates), opt_state), optax.tree.norm(grads)
 
     parts = None

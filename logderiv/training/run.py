@@ -24,6 +24,7 @@ from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
 from logderiv.training.loop import Metrics, Plan, TrainState, advance, start, with_gaps
+from logderiv.training.optimizers import check_optimizer
 from logderiv.training.reporting import Bar, Reporter, Rows, check_reporters
 from logderiv.types import Key, Params
 
@@ -122,7 +123,9 @@ def train(
         batch: What one update is estimated from: `Episodes`, `Groups` or `Steps`.
         estimator: Any estimator of the library, or your own.
         optimizer: An optax one as it is, such as `optax.adam(1e-2)`: `train` climbs by itself. Schedules, clipping
-            (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's.
+            (`optax.clip_by_global_norm`), skipped non-finite updates (`optax.apply_if_finite`) are optax's. One that wants a value
+            (`optax.contrib.reduce_on_plateau`, `optax.polyak_sgd`) gets minus the mean return of the batch; one that searches along a line
+            (`optax.lbfgs`) goes with an estimator whose objective stands for the return nearby (`PPO`).
         num_updates: How many updates.
         epochs: Passes over each batch; more than one needs an estimator that compares with the policy that drew it (`PPO`).
         minibatches: Parts of each pass: of whole episodes, or of a stream's steps in time.
@@ -301,6 +304,7 @@ def _check(params: Params, key: Key, plan: Plan, mesh: Any) -> None:
             f"epochs, minibatches: {type(plan.estimator).__name__} is an estimate at the parameters that drew the batch only; "
             "use logderiv.PPO or one of its kin, or one gradient step a batch."
         )
+    check_optimizer(plan.optimizer, reusable=plan.estimator.structure.reusable, streams=isinstance(plan.batch, Steps))
     if plan.evaluation is not None:
         check_divides(plan.evaluation.num_episodes, mesh, "evaluation.num_episodes")
     if key.ndim > 1:
