@@ -332,6 +332,8 @@ APART = [
     *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead"),
     *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
     "SampleGradient",
+    "NormalEmissionParams",
+    "StatePath",
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {
