@@ -158,6 +158,23 @@ PROCESSES = {
         observations=[0, 1, 1],
         observed=[1, 0, 1],
     ),
+    "categorical_emission": case(
+        lambda logits: processes.categorical_emission(logits, jnp.int32(1)).log_prob(jnp.int32(0)),
+        names={"logits": "params.emission"},
+        logits=[[0.3, 1.2], [-0.9, 0.1]],
+    ),
+    "poisson_emission": case(
+        lambda log_rates: processes.poisson_emission(log_rates, jnp.int32(1)).log_prob(jnp.int32(3)),
+        names={"log_rates": "params.emission"},
+        log_rates=[0.3, 1.2],
+    ),
+    "normal_emission": case(
+        lambda loc, log_scale, y: processes.normal_emission((loc, log_scale), jnp.int32(1)).log_prob(y),
+        names={"loc": "params.emission.loc", "log_scale": "params.emission.log_scale", "y": "action"},
+        loc=[0.3, 1.2],
+        log_scale=[-0.9, 0.1],
+        y=0.7,
+    ),
     "LocalLevel": case(
         local_level,
         names={"noise": "log_observation_variance", "level": "log_level_variance"},

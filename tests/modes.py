@@ -111,6 +111,7 @@ def trained() -> dict[str, Callable[[], Any]]:
     }
 
 
+ONE = jnp.int32(1)
 SERIES, TWO, CHAIN = jnp.array([0, 1, 1]), jnp.array([1.0, 0.8]), examples.process("HiddenMarkovModel")
 WELL = processes.EulerMaruyama(processes.double_well_drift, 0.5, -1.0, 0.1, 3)
 SETTLED = processes.EulerMaruyama(processes.ornstein_uhlenbeck_drift, 0.5, -1.0, 0.1, 3)
@@ -219,6 +220,12 @@ TRACED = {
     "processes.fisher_score_samples": of(
         processes.fisher_score_samples, CHAIN.params, key(), CHAIN.environment, SERIES, num_samples=2
     ),
+    "processes.categorical_emission": lambda: processes.categorical_emission(jnp.eye(2), ONE).log_prob(ONE),
+    "processes.poisson_emission": lambda: processes.poisson_emission(TWO, ONE).log_prob(ONE),
+    "processes.normal_emission": lambda: processes.normal_emission(
+        processes.NormalEmissionParams(TWO, TWO), ONE
+    ).log_prob(TWO[0]),
+    "the likeliest states": lambda: CHAIN.environment.most_likely_states(CHAIN.params, SERIES),
     "processes.girsanov_log_ratios": lambda: processes.girsanov_log_ratios(
         TWO, WELL, ld.rollout(TWO, key(), WELL.policy, WELL), reference_params=TWO
     ),

@@ -6,12 +6,21 @@ from typing import Any
 
 import chex
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.processes import HiddenMarkovModel, HiddenMarkovParams, fisher_score, fisher_score_samples
+from logderiv.processes import (
+    HiddenMarkovModel,
+    HiddenMarkovParams,
+    NormalEmissionParams,
+    fisher_score,
+    fisher_score_samples,
+    normal_emission,
+    poisson_emission,
+)
 
 T, S = 4, 3
 MODEL = HiddenMarkovModel()
@@ -32,10 +41,19 @@ LEFT_TO_RIGHT = PARAMS._replace(
 
 NORMAL = HiddenMarkovModel(lambda params, state: ld.Normal(params["loc"][state], jnp.exp(params["log_scale"])))
 NORMAL_PARAMS = PARAMS._replace(emission={"loc": jnp.array([-1.0, 0.0, 2.0]), "log_scale": jnp.array(-0.2)})
+COUNTS, VECTORS = HiddenMarkovModel(poisson_emission), HiddenMarkovModel(normal_emission)
+COUNT_PARAMS = PARAMS._replace(initial=None, emission=jnp.array([0.2, 1.0, -0.5]))
+VECTOR_PARAMS = PARAMS._replace(
+    emission=NormalEmissionParams(jnp.array([[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]]), jnp.array([[0.1, -0.2]] * S))
+)
+PAIRS = jnp.array([[0.3, -1.0], [1.0, 0.5], [jnp.nan, 2.0], [2.5, -0.7]])
 CASES = {
     "symbols": (MODEL, PARAMS, Y, jnp.ones(T, bool)),
     "missing": (MODEL, PARAMS, Y, MASK),
     "left to right": (MODEL, LEFT_TO_RIGHT, Y, jnp.ones(T, bool)),
+    "stationary start": (MODEL, PARAMS._replace(initial=None), Y, jnp.ones(T, bool)),
+    "counts, stationary, missing": (COUNTS, COUNT_PARAMS, jnp.array([0, 3, -7, 1]), MASK),
+    "vectors, missing NaN": (VECTORS, VECTOR_PARAMS, PAIRS, MASK),
     "normal, missing NaN": (NORMAL, NORMAL_PARAMS, jnp.array([0.3, -1.0, jnp.nan, 2.5]), MASK),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
@@ -58,6 +76,7 @@ def everything(params, y, mask, model):
         "filter": jax.value_and_grad(filtered)(params),
         "identity": fisher_score(params, model, y, observed=mask),
         "smoothed": model.smooth(params, y, observed=mask),
+        "likeliest": model.most_likely_states(params, y, observed=mask),
     }
 
 
@@ -77,6 +96,15 @@ def test_likelihood_and_scores_are_those_of_the_sum_over_all_paths(name):
 
 
 @EVERY
+def test_the_likeliest_path_is_that_of_all_paths(name):
+    found = run(name)
+    best = int(np.argmax(found["joint"]))
+    np.testing.assert_allclose(found["likeliest"].log_prob, found["joint"][best], rtol=1e-12)
+    assert found["likeliest"].states.tolist() == PATHS[best].tolist()
+    assert np.sort(found["joint"])[-2] < found["joint"][best] - 1e-3  # another path would be seen
+
+
+@EVERY
 def test_smoothed_marginals_are_those_of_the_enumerated_posterior(name):
     found = run(name)
     weights = np.exp(found["joint"] - found["sum"][0])
@@ -84,6 +112,118 @@ def test_smoothed_marginals_are_those_of_the_enumerated_posterior(name):
     np.testing.assert_allclose(found["smoothed"].states, np.einsum("k,kti->ti", weights, visits), atol=1e-13)
     pairs = np.einsum("k,kti,ktj->tij", weights, visits[:, :-1], visits[:, 1:])
     np.testing.assert_allclose(found["smoothed"].pairs, pairs, atol=1e-13)
+
+
+def test_nothing_observed_says_nothing():
+    found = everything(PARAMS._replace(initial=None), Y, jnp.zeros(T, bool), MODEL)
+    assert abs(found["filter"][0]) < 1e-14
+    chex.assert_trees_all_close(found["filter"][1], jax.tree.map(jnp.zeros_like, found["filter"][1]), atol=1e-14)
+    chex.assert_trees_all_close(found["identity"], found["filter"][1], atol=1e-14)
+    np.testing.assert_allclose(found["smoothed"].states, [stationary(PARAMS.transition)] * T, rtol=1e-12)
+
+
+def stationary(logits):
+    """π P = π as a linear system, the sum of π in place of one of its rows."""
+    kernel = jax.nn.softmax(logits, axis=1)
+    system = (jnp.eye(len(logits)) - kernel.T).at[-1].set(1)
+    return jnp.linalg.solve(system, jnp.eye(len(logits))[-1])
+
+
+def test_a_stationary_start_is_the_law_that_the_kernel_keeps():
+    """Value, gradient and Hessian of the likelihood against a start from the linear system; a uniform start is seen."""
+
+    def by_kernel(initial, transition):
+        params = PARAMS._replace(initial=initial, transition=transition)
+        return MODEL.log_likelihood(params, Y, observed=MASK)
+
+    def by_system(transition):
+        return by_kernel(jnp.log(stationary(transition)), transition)
+
+    @jax.jit
+    def both(x):
+        functions = [lambda x: by_kernel(None, x), by_system, lambda x: by_kernel(jnp.zeros(S), x)]
+        return [(f(x), jax.grad(f)(x), jax.hessian(f)(x)) for f in functions]
+
+    found, wanted, uniform = both(PARAMS.transition)
+    chex.assert_trees_all_close(found, wanted, rtol=0, atol=1e-12)
+    assert abs(uniform[0] - wanted[0]) > 1e-4
+
+
+def test_a_stationary_law_keeps_its_digits_where_it_is_small():
+    """Birth and death with up-rate ε: by detailed balance π_i ∝ (ε / 0.25)ⁱ, down to 1e-25 here, in float32 too."""
+    up, down = 1e-9, 0.25
+    kernel = np.array(
+        [[1 - up, up, 0, 0], [down, 1 - down - up, up, 0], [0, down, 1 - down - up, up], [0, 0, down, 1 - down]]
+    )
+    exact = np.log(up / down) * np.arange(4) - np.log(np.sum((up / down) ** np.arange(4)))
+    for dtype, rtol in ((jnp.float64, 1e-12), (jnp.float32, 1e-6)):
+        params = PARAMS._replace(
+            initial=None, transition=jnp.log(kernel).astype(dtype), emission=jnp.zeros((4, 2), dtype)
+        )
+        missing = MODEL.smooth(params, Y[:1], observed=[False]).states[0]
+        assert missing.dtype == dtype
+        np.testing.assert_allclose(jnp.log(missing), exact, rtol=rtol, atol=1e-7 if dtype == jnp.float32 else 1e-13)
+
+
+def test_a_reducible_chain_has_no_stationary_start():
+    assert jnp.isnan(MODEL.log_likelihood(LEFT_TO_RIGHT._replace(initial=None), Y))
+    assert jnp.isfinite(MODEL.log_likelihood(LEFT_TO_RIGHT, Y))
+    cycle = jnp.log(jnp.eye(S)[jnp.array([1, 2, 0])])  # irreducible, though with a period
+    params = PARAMS._replace(initial=None, transition=cycle)
+    np.testing.assert_allclose(MODEL.smooth(params, Y[:1], observed=[False]).states[0], [1 / 3] * 3, rtol=1e-12)
+
+
+@pytest.mark.parametrize("initial", [None, jnp.zeros(1)])
+def test_one_state_is_independent_draws_and_one_step_a_mixture(initial):
+    one = HiddenMarkovParams(initial, jnp.zeros((1, 1)), jnp.log(jnp.array([2.5])))
+    y = jnp.array([0, 3, 2])
+    exact = -7.5 + 5 * np.log(2.5) - np.log(12)
+    np.testing.assert_allclose(COUNTS.log_likelihood(one, y), exact, rtol=1e-13)
+    np.testing.assert_allclose(COUNTS.most_likely_states(one, y).log_prob, exact, rtol=1e-13)
+    params = COUNT_PARAMS if initial is None else COUNT_PARAMS._replace(initial=jnp.zeros(S))
+    start = stationary(params.transition) if initial is None else np.full(S, 1 / 3)
+    rates = np.exp(params.emission)
+    found = COUNTS.log_likelihood(params, jnp.array([2]))
+    np.testing.assert_allclose(found, np.log(np.sum(start * rates**2 * np.exp(-rates) / 2)), rtol=1e-13)
+    assert COUNTS.most_likely_states(params, jnp.array([2])).states.shape == (1,)
+
+
+def test_of_paths_that_are_alike_the_one_with_the_lowest_numbers_is_given():
+    alike = HiddenMarkovParams(jnp.zeros(S), jnp.zeros((S, S)), jnp.zeros((S, 2)))
+    found = MODEL.most_likely_states(alike, Y)
+    assert found.states.tolist() == [0] * T
+    np.testing.assert_allclose(found.log_prob, -T * np.log(2 * S), rtol=1e-13)
+    never = PARAMS._replace(emission=PARAMS.emission.at[:, 1].set(-jnp.inf))
+    assert MODEL.most_likely_states(never, Y).log_prob == -jnp.inf
+
+
+def test_what_is_no_observation_is_impossible_stays_nan_or_is_refused():
+    assert COUNTS.log_likelihood(COUNT_PARAMS, jnp.array([1, -1])) == -jnp.inf
+    assert jnp.isnan(NORMAL.log_likelihood(NORMAL_PARAMS, jnp.array([0.3, jnp.nan])))
+    assert jnp.isnan(VECTORS.most_likely_states(VECTOR_PARAMS, PAIRS).log_prob)
+    with pytest.raises(TypeError, match="action: expected integers, received dtype float"):
+        COUNTS.log_likelihood(COUNT_PARAMS, jnp.array([1.0, 2.0]))
+    with pytest.raises(ValueError, match=r"params.emission: expected log-rates of shape \(S,\), received \(3, 2\)"):
+        COUNTS.log_likelihood(PARAMS, Y)
+    with pytest.raises(ValueError, match=r"params.emission: expected a row for each of 3 states, received 2"):
+        COUNTS.log_likelihood(COUNT_PARAMS._replace(emission=jnp.zeros(2)), Y)
+    with pytest.raises(ValueError, match=r"params.transition: expected shape \(2, 2\), received \(2, 3\); one row"):
+        MODEL.log_likelihood(PARAMS._replace(initial=None, transition=jnp.zeros((2, 3))), Y)
+    with pytest.raises(ValueError, match=r"params.emission.loc: expected shape \(S,\) or \(S, D\), received \(\)"):
+        VECTORS.log_likelihood(PARAMS._replace(emission=(0.0, 0.0)), jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"params.emission.log_scale: expected shape \(3,\), received \(2,\); that of"):
+        VECTORS.log_likelihood(PARAMS._replace(emission=(jnp.zeros(3), jnp.zeros(2))), jnp.zeros(2))
+
+
+@pytest.mark.parametrize("name", ["counts, stationary, missing", "vectors, missing NaN"])
+def test_derivatives_of_emissions_are_those_of_differences(name):
+    model, params, y, mask = CASES[name]
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+    value = jax.jit(lambda x: model.log_likelihood(unravel(x), y, observed=mask))
+    h, eye = 1e-5, np.eye(len(flat))
+    differences = [(value(flat + h * e) - value(flat - h * e)) / (2 * h) for e in eye]
+    np.testing.assert_allclose(jax.flatten_util.ravel_pytree(run(name)["filter"][1])[0], differences, atol=1e-8)
+    chex.assert_trees_all_close(run(name)["identity"], run(name)["filter"][1], rtol=0, atol=1e-12)
 
 
 def test_a_missing_symbol_is_summed_over():

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import logderiv as ld
-from logderiv.training.loop import improve
+from logderiv.training.loop import Plan, improve, start
 from logderiv.training.optimizers import further_arguments
 
 START = jnp.array([0.3, -0.2])
@@ -36,8 +36,8 @@ def recorder(size=8):
     def update(updates, state, params=None, *, value, **_):
         return updates, Seen(state.values.at[state.number].set(value), state.number + 1)
 
-    start = Seen(jnp.zeros(size), jnp.int32(0))
-    return optax.GradientTransformationExtraArgs(lambda _: start, update)
+    made: Any = optax.GradientTransformationExtraArgs
+    return made(lambda params: Seen(jnp.zeros(size), jnp.int32(0)), update)
 
 
 def test_the_value_is_minus_the_mean_return_of_the_batch():
@@ -71,7 +71,7 @@ def test_polyaks_step_is_the_gap_of_the_value_over_the_squared_gradient():
 
 def _first_batch(estimator):
     """The batch of the first update of `train`, and the gradient of its objective."""
-    state = ld.training.loop.start(START, jax.random.key(0), _plan(estimator))
+    state = start(START, jax.random.key(0), _plan(estimator))
     _, key, _ = jax.random.split(state.key, 3)
     drawn: Any = EPISODES.draw(START, key, ld.policies.as_policy(ld.shared_softmax), CORRIDOR, None, ())[0]
     weights = estimator.advantages(START, (), ld.shared_softmax, drawn)[0]
@@ -80,7 +80,7 @@ def _first_batch(estimator):
 
 def _plan(estimator):
     policy = ld.policies.as_policy(ld.shared_softmax)
-    return ld.training.loop.Plan(policy, CORRIDOR, None, EPISODES, estimator, optax.sgd(0.1), 1, 1, None)
+    return Plan(policy, CORRIDOR, None, EPISODES, estimator, optax.sgd(0.1), 1, 1, None)
 
 
 def test_value_gradient_and_the_function_to_search_along_are_of_one_function():

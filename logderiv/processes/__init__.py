@@ -38,7 +38,15 @@ from logderiv.processes.jump import (
 from logderiv.processes.markov_chains import MarkovChain, MarkovChainParams, MarkovChainPolicy, RandomWalk
 from logderiv.processes.parameter_search import Fitness, NormalSearch, SearchParams, TreeNormal, rollout_pairs
 from logderiv.processes.state_space.hidden import Emitting, Filtered, HiddenProcess, fisher_score, fisher_score_samples
-from logderiv.processes.state_space.hidden_markov import HiddenMarkovModel, HiddenMarkovParams
+from logderiv.processes.state_space.hidden_markov import (
+    HiddenMarkovModel,
+    HiddenMarkovParams,
+    NormalEmissionParams,
+    StatePath,
+    categorical_emission,
+    normal_emission,
+    poisson_emission,
+)
 from logderiv.processes.state_space.kalman import StateSpaceMatrices
 from logderiv.processes.state_space.models import (
     LinearGaussian,
@@ -58,13 +66,15 @@ __all__ += [
     "MasterEquationValue",
     "MatrixGame",
     "NextEvent",
+    "NormalEmissionParams",
     "NormalSearch",
     "Particles",
     "Population",
     "Position",
     "Previous",
 ]
-__all__ += ["Process", "QuadraticValues", "RandomWalk", "SearchParams", "StateSpaceMatrices", "StateSpaceModel"]
+__all__ += ["Process", "QuadraticValues", "RandomWalk", "SearchParams", "StatePath", "StateSpaceMatrices"]
+__all__ += ["StateSpaceModel", "categorical_emission", "normal_emission", "poisson_emission"]
 __all__ += ["TokenModel", "TokenObservation", "TokenPolicy", "TokenState", "TreeNormal", "birth_death"]
 __all__ += ["birth_death_mean", "double_well_drift", "fisher_score", "fisher_score_samples", "girsanov_log_ratios"]
 __all__ += [

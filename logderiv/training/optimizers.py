@@ -1,6 +1,7 @@
 """Optimizers that climb an estimate: which way round, what they are given beside the gradient, and which of them cannot."""
 
 import inspect
+import operator
 from collections.abc import Callable, Iterator
 from types import FunctionType, MethodType
 from typing import Any, NamedTuple
@@ -194,7 +195,7 @@ def _parts(thing: Any, seen: list[Any]) -> Iterator[Any]:
         inside = [cell.cell_contents for cell in thing.__closure__ or () if _filled(cell)]
         inside += [getattr(thing, "__wrapped__", None)]
     elif hasattr(thing, "update") and hasattr(thing, "init"):
-        inside = [thing.init, thing.update]
+        inside = operator.attrgetter("init", "update")(thing)
     else:
         inside = []
     for x in inside:
