@@ -168,6 +168,7 @@ TRACED = {
     "distributions.masked": of(distributions.masked, TWO, jnp.array([True, False])),
     "distributions.covariance_from": lambda: distributions.covariance_from(distributions.log_cholesky_of(jnp.eye(2))),
     "distributions.num_categories": of(distributions.num_categories, ld.Categorical(TWO), jnp.array(0)),
+    "environments.from_transitions": of(ld.environments.from_transitions, {0: {0: [(1.0, 0, 1.0, True)]}}, [1.0]),
     "environments.short_corridor": of(ld.environments.short_corridor),
     "estimators": lambda: [
         estimator.estimate(PARAMS, estimator.init(PARAMS), POLICY, draws())

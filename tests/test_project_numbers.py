@@ -95,6 +95,7 @@ GIVEN: dict[str, Any] = {
     "mask": jnp.ones((3, 2), bool),
     "Entropy": {"weight": 1.0},
     "TabularMDP": {"transition": jnp.ones((1, 1, 1)), "initial": jnp.ones(1), "reward": EYE, "terminal": jnp.zeros(1)},
+    "from_transitions": {"transitions": {0: {0: [(1.0, 0, 1.0, True)]}}, "initial": jnp.ones(1)},
     "LinearQuadratic": dict.fromkeys(("transition", "control", "noise", "state_cost", "control_cost"), EYE)
     | {"initial_mean": jnp.zeros(1)},
     "TokenModel": {"vocabulary": 3, "end": 0, "reward": _scalar},

@@ -8,14 +8,19 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import integers, summable
+from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
+from logderiv.environments.rewards import RewardLaw, sums_to_one
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
 
 @pytree(static=("horizon",))
 class TabularMDP(Environment):
-    """A finite decision process ρ_0(s), p(s'|s,a), r(s,a); observations are the states.
+    """A finite decision process ρ_0(s), p(s'|s,a) and its rewards; observations are the states.
+
+    The reward is one of three: r(s,a); r(s,a,s'), paid on arrival; or a `RewardLaw`, drawn anew at each step. Entered as its mean, a
+    random reward keeps every value and gradient, and changes every covariance.
 
     The arrays are pytree leaves: a process can be differentiated, batched by `jax.vmap` and passed through `jax.jit`. Tables may be
     given as anything with numbers in it, and are kept in float32 at least.
@@ -24,7 +29,7 @@ class TabularMDP(Environment):
     Attributes:
         initial: ρ_0, shape `(S,)`; no mass on terminal states.
         transition: p(s'|s,a), shape `(S, A, S)`.
-        reward: r(s,a), shape `(S, A)`.
+        reward: r(s,a), shape `(S, A)`; r(s,a,s'), shape `(S, A, S)`; or a `RewardLaw`.
         terminal: Shape `(S,)`, bool.
         horizon: Default number of steps of a rollout, static.
 
@@ -35,51 +40,79 @@ class TabularMDP(Environment):
 
     initial: jax.Array
     transition: jax.Array
-    reward: jax.Array
+    reward: Any
     terminal: jax.Array
     horizon: int | None = None
 
     def __post_init__(self) -> None:
         given = self.initial, self.transition
-        for name in ("initial", "transition", "reward", "terminal"):
+        names = ("initial", "transition", "terminal")
+        for name in names if isinstance(self.reward, RewardLaw) else (*names, "reward"):
             object.__setattr__(self, name, summable(getattr(self, name), f"TabularMDP.{name}"))
         object.__setattr__(self, "terminal", self.terminal != 0)
-        if self.reward.ndim != 2:
-            raise ValueError(f"TabularMDP.reward: expected shape (S, A), received {self.reward.shape}.")
-        states, actions = self.reward.shape
+        steps = self._steps
+        if len(steps) not in (2, 3) or steps[2:] not in ((), steps[:1]):
+            raise ValueError(
+                f"TabularMDP.reward: expected shape (S, A), or (S, A, S) where it is paid on arrival, received {steps}."
+            )
+        states, actions = steps[:2]
         hint = f"S = {states}, A = {actions} (from reward)"
         shapes = {"initial": (states,), "terminal": (states,), "transition": (states, actions, states)}
         check.fields("TabularMDP.", self, hint=hint, **shapes)
         if not check.is_traced(self.initial, self.transition, self.terminal):
             for name, table in zip(("initial", "transition"), given, strict=True):
-                object.__setattr__(self, name, self._probabilities(name, table))
+                live = None if name == "initial" else ~np.asarray(self.terminal)
+                made = sums_to_one(f"TabularMDP.{name}", getattr(self, name), table, live)
+                object.__setattr__(self, name, made)
             if np.any(np.asarray(self.initial)[np.asarray(self.terminal)]):
                 raise ValueError(
                     "TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step."
                 )
 
-    def _probabilities(self, name: str, given: Any) -> jax.Array:
-        """A table whose rows sum to 1, to the resolution in which it was given; exactly so, if that was half precision."""
-        table = np.asarray(getattr(self, name))
-        rows = table if table.ndim == 1 else table[~np.asarray(self.terminal)]
-        dtype = jnp.dtype(getattr(given, "dtype", table.dtype))
-        half = jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize < 4
-        worst = np.max(np.abs(rows.sum(-1) - 1), initial=0.0)
-        allowed = 100 * jnp.finfo(table.dtype).eps + (jnp.finfo(dtype).eps if half else 0)
-        if not (worst <= allowed and np.all(rows >= 0)):
-            raise ValueError(f"TabularMDP.{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
-        sums = table.sum(-1, keepdims=True)
-        return jnp.asarray(table / np.where(sums > 0, sums, 1)) if half else getattr(self, name)
-
     @property
     def num_states(self) -> int:
         """`S`."""
-        return self.reward.shape[0]
+        return self._steps[0]
 
     @property
     def num_actions(self) -> int:
         """`A`."""
-        return self.reward.shape[1]
+        return self._steps[1]
+
+    @property
+    def _steps(self) -> tuple[int, ...]:
+        """The axes of the reward: `(S, A)` or `(S, A, S)`."""
+        law = isinstance(self.reward, RewardLaw)
+        return self.reward.probabilities.shape[:-1] if law else self.reward.shape
+
+    def reward_moment(self, power: int) -> jax.Array:
+        """E[r^n | s, a] or, where the reward is paid on arrival, E[r^n | s, a, s'].
+
+        Args:
+            power: n.
+
+        Returns:
+            Shape `(S, A)` or `(S, A, S)`.
+
+        Gradients: flow to the reward.
+        """
+        return self.reward.moment(power) if isinstance(self.reward, RewardLaw) else self.reward**power
+
+    def expected_reward(self) -> jax.Array:
+        """r(s,a) = Σ_s' p(s'|s,a) E[r | s, a, s']: all that a value depends on; covariances depend on the law of the reward.
+
+        Returns:
+            Shape `(S, A)`; what it says about terminal states is never used.
+
+        Gradients: flow to the reward and, where that is paid on arrival, to the transition.
+        """
+        mean = self.reward_moment(1)
+        if mean.ndim == 2:
+            return mean
+        dtype = jnp.promote_types(mean.dtype, self.transition.dtype)
+        live = ~self.terminal[:, None, None]
+        kept = (jnp.where(live, x, 0).astype(dtype) for x in (self.transition, mean))
+        return jnp.einsum("sap,sap->sa", *kept, precision=precision_of())
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
         del params  # the tables are the parameters
@@ -89,8 +122,16 @@ class TabularMDP(Environment):
     def step(self, key: jax.Array, state: jax.Array, action: jax.Array, params: Any = None) -> Step:
         del params
         action = integers(action, "action")
+        key, of_reward = jax.random.split(key) if isinstance(self.reward, RewardLaw) else (key, key)
         new = Categorical(jnp.log(self.transition[state, action])).sample(key)
-        return Step(new, new, self.reward[state, action], self.terminal[new], jnp.zeros((), bool))
+        return Step(new, new, self._paid(of_reward, state, action, new), self.terminal[new], jnp.zeros((), bool))
+
+    def _paid(self, key: jax.Array, *step: jax.Array) -> jax.Array:
+        return (
+            self.reward.sample(key, *step)
+            if isinstance(self.reward, RewardLaw)
+            else self.reward[step[: self.reward.ndim]]
+        )
 
     def log_initial(self, trajectory: Trajectory) -> jax.Array:
         """Logarithm of ρ_0(s_0).
@@ -104,15 +145,25 @@ class TabularMDP(Environment):
         return jnp.log(self.initial[trajectory.observations[0]])
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
-        """Logarithm of p(s_{t+1}|s_t,a_t).
+        """Logarithm of p(s_{t+1}|s_t,a_t), or of p(s_{t+1}, r_t|s_t,a_t) where the reward has a law.
+
+        A reward that is a table has no factor: it is not compared with what was paid.
 
         Args:
             trajectory: One trajectory.
 
         Returns:
-            The logarithms, shape `(T,)`; `-inf` of a step that the tables exclude.
+            The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude.
+
+        Gradients: flow to the transition and to the probabilities of the law.
         """
-        return jnp.log(self.transition[trajectory.observations, trajectory.actions, next_observations(trajectory)])
+        step = trajectory.observations, trajectory.actions, next_observations(trajectory)
+        logs = jnp.log(self.transition[step])
+        if isinstance(self.reward, RewardLaw):
+            paid = self.reward.log_prob(trajectory.rewards, *step)
+            dtype = jnp.promote_types(logs.dtype, paid.dtype)
+            return logs.astype(dtype) + paid.astype(dtype)
+        return logs
 
 
 def short_corridor(*, horizon: int | None = 1000, dtype: Any = None) -> TabularMDP:

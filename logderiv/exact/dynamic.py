@@ -257,9 +257,12 @@ def choices(params: Params, policy: Any, mdp: TabularMDP, function: Callable[[An
 
 
 def live_tables(mdp: TabularMDP, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    """Transition `(S, A, S)` and reward `(S, A)`, zero where they leave a terminal state."""
+    """Transition `(S, A, S)` and expected reward `(S, A)`, zero where they leave a terminal state."""
     ended = mdp.terminal[:, None]
-    return (jnp.where(ended[..., None], 0, mdp.transition.astype(dtype)), jnp.where(ended, 0, mdp.reward.astype(dtype)))
+    return (
+        jnp.where(ended[..., None], 0, mdp.transition.astype(dtype)),
+        jnp.where(ended, 0, mdp.expected_reward().astype(dtype)),
+    )
 
 
 def has_memory(policy: Any) -> bool:

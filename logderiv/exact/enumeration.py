@@ -18,6 +18,7 @@ from logderiv._core.arrays import summable
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
 from logderiv.environments import _protocol, as_environment
+from logderiv.environments.rewards import RewardLaw
 from logderiv.environments.tabular import TabularMDP
 from logderiv.likelihood.probability import log_factors
 from logderiv.types import Params, Step, Trajectory
@@ -156,11 +157,26 @@ def _graph(environment: Any, horizon: int, limit: int) -> _Graph:
 
 
 def _of_tables(mdp: TabularMDP) -> _Graph:
-    initial, transition, reward, terminal = map(np.asarray, (mdp.initial, mdp.transition, mdp.reward, mdp.terminal))
-    source, action, target = np.nonzero(transition > 0)
+    initial, terminal = np.asarray(mdp.initial), np.asarray(mdp.terminal)
+    source, action, target, probability, reward = _steps_of_tables(mdp)
     states, ended = np.arange(mdp.num_states, dtype=np.int32), terminal[target]
-    steps = action, target, transition[source, action, target], reward[source, action], ended, ended
+    steps = action, target, probability, reward, ended, ended
     return _Graph(states, np.flatnonzero(initial), initial[initial != 0], source, *steps)
+
+
+def _steps_of_tables(mdp: TabularMDP) -> tuple[np.ndarray, ...]:
+    """State, action and next state of every step that is possible, its probability and its reward; equal rewards are one step."""
+    transition = np.asarray(mdp.transition)
+    if not isinstance(mdp.reward, RewardLaw):
+        step, reward = np.nonzero(transition > 0), np.asarray(mdp.reward)
+        return *step, transition[step], reward[step[: reward.ndim]]
+    values, chances = np.asarray(mdp.reward.values), np.asarray(mdp.reward.probabilities)
+    chances = transition[..., None] * (chances[:, :, None] if chances.ndim == 3 else chances)
+    values = np.broadcast_to(values[:, :, None] if values.ndim == 3 else values, chances.shape)
+    found = np.nonzero(chances > 0)
+    rows, place = np.unique(np.stack([*found[:3], values[found]], axis=1), axis=0, return_inverse=True)
+    probability = np.bincount(place.ravel(), chances[found], minlength=len(rows)).astype(chances.dtype)
+    return *rows[:, :3].astype(int).T, probability, rows[:, 3].astype(values.dtype)
 
 
 def _replayed(environment: Any, horizon: int, limit: int) -> _Graph:

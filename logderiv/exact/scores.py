@@ -24,6 +24,7 @@ from logderiv._core import check
 from logderiv._core.arrays import check_params, summable, wide
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
+from logderiv.environments.rewards import RewardLaw
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import reward_to_go, total_return
 from logderiv.exact.dynamic import choices, live_tables, occupancy, problem
@@ -129,6 +130,8 @@ def _weighted_score_moments(
     table, scores = _choices_and_scores(params, policy, mdp)
     dtype, size = scores.dtype, flat.size
     transition, reward = live_tables(mdp, dtype)
+    drawn = isinstance(mdp.reward, RewardLaw) or mdp.reward.ndim == 3  # not known once the action is
+    powers = _reward_powers(mdp, transition) if drawn else None
     rows = 2 + size * (1 if credit is reward_to_go else 2)
     end = jnp.zeros((mdp.num_states, rows, rows), dtype).at[:, 0, 0].set(1)
 
@@ -137,7 +140,10 @@ def _weighted_score_moments(
     def backup(second: jax.Array, inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         factor, b = inputs
         following = jnp.einsum("sap,pij->saij", transition, second, precision=precision)
-        following = jax.vmap(over_actions)(following, factor * reward, b, scores)
+        if powers is not None:
+            following = following + _on_arrival(credit, factor, powers, second)
+        paid = jnp.zeros_like(reward) if drawn else factor * reward
+        following = jax.vmap(over_actions)(following, paid, b, scores)
         second = jnp.einsum("sa,saij->sij", table, following, precision=precision)
         return jnp.where(mdp.terminal[:, None, None], end, second), None
 
@@ -176,6 +182,35 @@ def _both_sides(credit: Callable, second: jax.Array, c: jax.Array, b: jax.Array,
         return jnp.concatenate([one[None], later[None] + c * one[None], sums, g])
 
     return advance(advance(second).T)
+
+
+def _reward_powers(mdp: TabularMDP, transition: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """p(s'|s,a) E[rⁿ|s,a,s'] for n = 1 and 2, zero where they leave a terminal state."""
+
+    def of(power: int) -> jax.Array:
+        moment = mdp.reward_moment(power).astype(transition.dtype)
+        moment = moment if moment.ndim == 3 else moment[..., None]
+        return transition * jnp.where(mdp.terminal[:, None, None], 0, moment)
+
+    return of(1), of(2)
+
+
+def _on_arrival(
+    credit: Callable, factor: jax.Array, powers: tuple[jax.Array, jax.Array], second: jax.Array
+) -> jax.Array:
+    """What a reward c that is drawn with the next state adds to the mean of M: c (E M + M Eᵀ) + c² E M Eᵀ, where I + c E pays it."""
+    size = (second.shape[-1] - 2) // (1 if credit is reward_to_go else 2)
+    precision = precision_of()
+
+    def pay(x: jax.Array) -> jax.Array:
+        """E x: the return takes 1, and the gradient, where the whole return weighs it, the sum of scores."""
+        g = x[:, 2:-size] if credit is total_return else jnp.zeros_like(x[:, -size:])
+        return jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :1], jnp.zeros_like(x[:, 2:-size]), g], axis=1)
+
+    once = pay(second)
+    once, twice = once + jnp.swapaxes(once, 1, 2), pay(jnp.swapaxes(once, 1, 2))
+    mean = factor * jnp.einsum("sap,pij->saij", powers[0], once, precision=precision)
+    return mean + factor**2 * jnp.einsum("sap,pij->saij", powers[1], twice, precision=precision)
 
 
 def _choices_and_scores(params: Params, policy: Any, mdp: TabularMDP) -> tuple[jax.Array, jax.Array]:
