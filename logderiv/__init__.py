@@ -50,7 +50,7 @@ from logderiv.likelihood import (
     token_sum,
     weighted_log_prob,
 )
-from logderiv.policies import GRU, MLP, MLPActorCritic, shared_softmax, tabular_softmax
+from logderiv.policies import GRU, MLP, MLPActorCritic, policy_for, shared_softmax, tabular_softmax
 from logderiv.sampling import collect, rollout, start_streams
 from logderiv.training import Checkpoints, Episodes, Evaluation, Groups, Steps, evaluate, make_mesh, maximize, train
 from logderiv.types import Distribution, Environment, Estimate, FunctionPolicy, Policy, Stream, Trajectory
@@ -118,6 +118,7 @@ __all__ = [
     "plate",
     "plots",
     "policies",
+    "policy_for",
     "prob",
     "processes",
     "reporting",

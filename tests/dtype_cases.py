@@ -277,6 +277,9 @@ DISTRIBUTIONS = {
     "Categorical": by_log_prob(ld.Categorical, 1, True, logits=ROW),
     "OneHotCategorical": by_log_prob(ld.distributions.OneHotCategorical, [0, 1, 0], logits=ROW),
     "Poisson": by_log_prob(distributions.Poisson, [1, 0, 40], True, log_rate=[0.3, -0.9, 3.2]),
+    "Joint": by_log_prob(
+        lambda logits: distributions.Joint(ld.Bernoulli(logits)), [1, 0, 1], True, logits=[0.3, -0.9, 20.2]
+    ),
     "Bernoulli": by_log_prob(ld.Bernoulli, [1, 0, 1], True, logits=[0.3, -0.9, 20.2]),
     "Normal": by_log_prob(ld.Normal, ROW, loc=[0.2, 0.1, 100.9], scale=[0.9, 1.2, 3.1]),
     "TanhNormal": by_log_prob(ld.TanhNormal, [0.37, -0.2], loc=[0.2, 0.9], scale=[0.9, 1.2]),
@@ -344,7 +347,7 @@ APART = [
         "bounded_while_loop",
         "GRU",
     ),
-    *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead"),
+    *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead", "ActionHead", "policy_for"),
     *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
     "SampleGradient",
     "NormalEmissionParams",

@@ -42,6 +42,7 @@ APART |= {"processes.ornstein_uhlenbeck_drift", "objectives.preset"}
 WORLD, POLICY, SGD = terminating(), ld.tabular_softmax, optax.sgd(0.1)
 PARAMS = TERMINATING_LOGITS.astype(jnp.float32)
 LOO = ld.ScoreFunction(advantages.ToGo(ld.baselines.LeaveOneOut()))
+JOINT = distributions.Joint({"a": ld.Categorical(jnp.ones((2, 3), jnp.float32)), "b": ld.Bernoulli(jnp.float32(0.5))})
 ONES, HALF, KEY = jnp.ones(3), jnp.float32(0.5), jax.random.key(0)
 
 
@@ -162,7 +163,7 @@ TRACED = {
     "diagnostics.variance_by_step": lambda: diagnostics.variance_by_step(PARAMS, POLICY, draws(), jnp.ones((4, 3))),
     "distributions": lambda: [
         (distributions.prob(d, x), distributions.log_prob(d, x), distributions.log_probs(d, x))
-        for d in (ld.Categorical(TWO), ld.Bernoulli(HALF), normal(HALF), ld.TanhNormal(HALF, HALF))
+        for d in (ld.Categorical(TWO), ld.Bernoulli(HALF), normal(HALF), ld.TanhNormal(HALF, HALF), JOINT)
         for x in [distributions.sample(d, key())]
     ],
     "distributions.masked": of(distributions.masked, TWO, jnp.array([True, False])),
@@ -212,6 +213,7 @@ TRACED = {
     "likelihood.token_log_probs": of(ld.token_log_probs, jnp.ones((5, 4)), jnp.ones((3, 4)), SERIES),
     "likelihood.token_sum": of(ld.token_sum, lambda t: t.log_prob, jnp.ones((5, 4)), jnp.ones((3, 4)), SERIES),
     "likelihood.visit_counts": of(likelihood.visit_counts, SERIES, SERIES, ONES, (2, 2)),
+    "policies.policy_for": lambda: policies.policy_for(examples.jumanji().environment),
     "policies.normal_head": of(policies.normal_head, TWO),
     "policies.tanh_normal_head": of(policies.tanh_normal_head, TWO),
     "a recurrent policy": lambda: ld.GRU(2, hidden=4).init(key(), ONES),

@@ -262,7 +262,7 @@ def test_a_policy_that_cannot_mean_these_actions_is_refused_at_trace_time():
 
 
 def test_spaces_of_gymnax_are_read():
-    two, box = ActionSpace((), True, 2, "2 actions"), ActionSpace((1,), False, None, "Box of shape (1,)")
+    two, box = ActionSpace((), True, 2, "2 actions"), ActionSpace((1,), False, None, "Box of shape (1,)", -2.0, 2.0)
     for name, space in (("CartPole-v1", two), ("Pendulum-v1", box)):
         assert as_environment(suite("gymnax").make(name)[0]).action_space == space
     with pytest.raises(TypeError, match="environment_params: brax"):

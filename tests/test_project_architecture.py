@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "logderiv"
 
 ROOMS = (
-    "_core < types < distributions < policies, environments < likelihood < sampling < estimators < expectations < exact"
+    "_core < types < distributions < environments < policies < likelihood < sampling < estimators < expectations < exact"
     " < processes < diagnostics < training < testing < plots"
 )
 RANK = {room.strip(): i for i, rooms in enumerate(ROOMS.split("<")) for room in rooms.split(",")}

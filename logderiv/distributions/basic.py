@@ -144,8 +144,8 @@ def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
     """Logits of the allowed actions, `-inf` for the others: `Categorical(masked(logits, observation.action_mask))`.
 
     A masked action is never drawn, has probability exactly 0, and passes no gradient; entropy and the gradients of the others
-    are those of the softmax over the allowed ones. Where nothing is allowed there is no distribution: log-probabilities and
-    entropy are NaN, and `sample` gives action 0. In the invalid steps after an episode's end that does no harm.
+    are those of the softmax over the allowed ones. Where nothing is allowed there is no distribution: log-probabilities, entropy
+    and their gradients are NaN, and `sample` gives action 0. In the invalid steps after an episode's end that does no harm.
 
     Args:
         logits: Shape `(..., A)`; NaN and infinities of masked actions do not matter.
@@ -167,7 +167,12 @@ def masked(logits: jax.Array, mask: jax.Array) -> jax.Array:
     if mask.dtype != jnp.bool_:
         raise TypeError(f"mask: expected booleans, received {mask.dtype}; use mask.astype(bool).")
     shape = fit(logits.shape, mask=mask)
-    return jnp.where(jnp.broadcast_to(mask, shape), jnp.broadcast_to(logits, shape), -jnp.inf)
+    logits, mask = jnp.broadcast_to(logits, shape), jnp.broadcast_to(mask, shape)
+    nothing = jnp.broadcast_to(~jnp.any(mask, axis=-1 if shape else None, keepdims=True), shape)
+    kept = jnp.where(mask | nothing, logits, 0) * jnp.where(
+        nothing, jnp.nan, jnp.ones_like(logits)
+    )  # so that gradients are NaN too
+    return jnp.where(mask | nothing, kept, -jnp.inf)
 
 
 @pytree

@@ -1,5 +1,6 @@
 """Choices with finitely many outcomes: one-hot vectors, and the outcomes of any such distribution by number."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,6 +11,7 @@ from logderiv._core.arrays import array_of, expand, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Bernoulli, Categorical, fit, log_softmax, softmax
 from logderiv.distributions.interop import num_categories, sample
+from logderiv.distributions.joint import Joint
 
 
 @pytree
@@ -125,8 +127,12 @@ def outcome(distribution: Any, index: jax.Array) -> jax.Array | None:
         index: An integer; one that is out of range gives an outcome of probability 0.
 
     Returns:
-        Of the shape and dtype of a draw: the integer itself, or a unit vector.
+        Of the shape and dtype of a draw: the integer itself, or a unit vector; of a `Joint` one of all combinations, the last
+        choice of the last part counted first.
     """
+    if isinstance(distribution, Joint):
+        sizes = _sizes(distribution)
+        return None if sizes is None else _combination(distribution, _digits(index, sizes))
     like = jax.eval_shape(partial(sample, distribution), jax.random.key(0))
     if isinstance(distribution, OneHotCategorical) and like.ndim == 1:
         return distribution._unit(index)
@@ -143,8 +149,11 @@ def num_outcomes(distribution: Any) -> int | None:
         distribution: Of this library, distrax, TensorFlow Probability or numpyro.
 
     Returns:
-        The number of outcomes `0, 1, ...`, or of unit vectors.
+        The number of outcomes `0, 1, ...`, or of unit vectors; of a `Joint` that of all combinations.
     """
+    if isinstance(distribution, Joint):
+        sizes = _sizes(distribution)
+        return None if sizes is None else math.prod(sizes)
     value = outcome(distribution, jnp.zeros((), jnp.int32))
     if value is None or hasattr(distribution, "outcomes"):  # TFP's FiniteDiscrete: any numbers
         return None
@@ -176,6 +185,42 @@ def outcomes_of(name: str, distribution: Any) -> int:
             "logderiv.plate."
         )
     return num
+
+
+def _sizes(distribution: Any) -> list[int] | None:
+    """How many outcomes each choice of a `Joint`, or of a part of one, has; `None` where they cannot be counted in 32 bits."""
+    if isinstance(distribution, Joint):
+        found = [_sizes(part) for part in distribution._flat()[0]]
+        sizes = None if any(x is None for x in found) else [n for x in found for n in x or ()]
+    elif isinstance(distribution, OneHotCategorical):
+        sizes = [distribution.logits.shape[-1]] * math.prod(distribution.logits.shape[:-1])
+    else:
+        like = jax.eval_shape(partial(sample, distribution), jax.random.key(0))
+        binary = isinstance(distribution, Bernoulli)
+        num = 2 if binary else num_outcomes(distribution) or num_categories(distribution, like)
+        sizes = None if num is None else [num] * math.prod(like.shape)
+    return None if sizes is None or math.prod(sizes) >= 2**31 else sizes
+
+
+def _digits(index: jax.Array, sizes: list[int]) -> list[jax.Array]:
+    """The outcome of each choice; the first one is out of range where the index is."""
+    digits = []
+    for size in sizes[:0:-1]:
+        digits.append(index % size)
+        index = index // size
+    return [index, *digits[::-1]]
+
+
+def _combination(distribution: Any, digits: list[jax.Array]) -> Any:
+    """The draw of a `Joint` in which its choices, in their order, have these outcomes; the list is used up."""
+    if isinstance(distribution, Joint):
+        parts, structure = distribution._flat()
+        return structure.unflatten([_combination(part, digits) for part in parts])
+    like = jax.eval_shape(partial(sample, distribution), jax.random.key(0))
+    one_hot = isinstance(distribution, OneHotCategorical)
+    shape = like.shape[:-1] if one_hot else like.shape
+    own = jnp.stack([digits.pop(0) for _ in range(math.prod(shape))]).reshape(shape)
+    return distribution._unit(own) if one_hot else own.astype(like.dtype)
 
 
 def padded(distribution: Any, where: jax.Array) -> Any:

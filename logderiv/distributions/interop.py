@@ -110,6 +110,13 @@ def prob(distribution: Any, action: Any) -> jax.Array:
     return _guarded("prob", distribution, action, 0.0)
 
 
+def probs(distribution: Any, action: Any) -> jax.Array:
+    """Probability of an action, of the shape that the distribution gives it; as `log_probs`."""
+    if not hasattr(distribution, "prob"):
+        return jnp.exp(log_probs(distribution, action))
+    return _guarded("prob", distribution, action, 0.0, scalar=False)
+
+
 @pytree
 class Forced:
     """A choice that was made for the policy where `forced`: a token of the prompt, the output of a tool; else `distribution`.

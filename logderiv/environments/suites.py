@@ -90,7 +90,9 @@ class Brax(Environment):
     @property
     def action_space(self) -> ActionSpace:
         """What one action is."""
-        return ActionSpace((self.environment.action_size,), False, None, f"{self.environment.action_size} real numbers")
+        return ActionSpace(
+            (self.environment.action_size,), False, None, f"{self.environment.action_size} real numbers", -1.0, 1.0
+        )
 
     def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
         no_params(params, "brax")
@@ -137,9 +139,10 @@ class Gymnax(Environment):
             object.__setattr__(self, "horizon", int(limit))
 
     @property
-    def action_space(self) -> ActionSpace | None:
-        """What one action is."""
-        return action_space(self.environment.action_space(self.params))
+    def action_space(self) -> Any:
+        """What one action is; a dictionary or tuple where it has parts."""
+        with jax.ensure_compile_time_eval():
+            return action_space(self.environment.action_space(self.params))
 
     def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
         with standard_promotion():
@@ -199,9 +202,10 @@ class Jumanji(Environment):
         object.__setattr__(self, "horizon", horizon)
 
     @property
-    def action_space(self) -> ActionSpace | None:
-        """What one action is."""
-        return action_space(self.environment.action_spec)
+    def action_space(self) -> Any:
+        """What one action is; a dictionary or tuple where it has parts."""
+        with jax.ensure_compile_time_eval():
+            return action_space(self.environment.action_spec)
 
     def reset(self, key: Key, params: Any = None) -> tuple[Observation, State]:
         no_params(params, "jumanji")

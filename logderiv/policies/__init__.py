@@ -6,11 +6,12 @@ Each is a frozen dataclass, so that one rebuilt with the same fields does not re
 from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
 from logderiv.policies.recurrent import GRU
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
+from logderiv.policies.spaces import ActionHead, policy_for
 from logderiv.policies.stepwise import MLP, MLPActorCritic, MLPValue, StepPolicy, as_policy
 from logderiv.policies.truncated import Truncated
 from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import FunctionPolicy
 
-__all__ = ["GRU", "MLP", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]
+__all__ = ["GRU", "MLP", "ActionHead", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]
 __all__ += ["StepPolicy", "TabularSoftmax", "TanhNormalHead", "Truncated", "as_policy", "normal_head", "shared_softmax"]
-__all__ += ["tabular_softmax", "tanh_normal_head"]
+__all__ += ["policy_for", "tabular_softmax", "tanh_normal_head"]

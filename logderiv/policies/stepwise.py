@@ -16,9 +16,10 @@ from logderiv._core import check
 from logderiv._core.arrays import array_of, as_key
 from logderiv._core.products import EXACT, precision_of
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Categorical
+from logderiv.distributions.basic import Categorical, masked
 from logderiv.distributions.interop import Forced, check_distribution, num_categories
 from logderiv.distributions.tanh_normal import Head
+from logderiv.environments._masks import find_mask
 from logderiv.types import FunctionPolicy, Observation, Params, Policy
 
 
@@ -172,7 +173,7 @@ def _described(found: Any) -> str:
     return type(found).__name__
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent", "precision"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask"))
 class MLP(Policy):
     """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
 
@@ -185,6 +186,8 @@ class MLP(Policy):
             for all observations, which is what PPO is mostly used with.
         precision: Of the products, as of `jnp.matmul`, or a name that `jax.default_matmul_precision` takes. `None` follows
             `jax_default_matmul_precision` where that is set; otherwise float32 is taken as float32 on every device.
+        mask: The entry or field of the observation with the mask of the actions: what is not allowed has the logit `-inf`. The head's
+            own method `masked(outputs, mask)` puts it there, or else `logderiv.masked`. The network sees the mask too.
 
     Raises:
         ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
@@ -196,6 +199,7 @@ class MLP(Policy):
     state_independent: int = 0
     _: dataclasses.KW_ONLY
     precision: Any = None
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         precision_of(self.precision)
@@ -228,14 +232,24 @@ class MLP(Policy):
 
         Returns:
             What `head` makes of the outputs.
+
+        Raises:
+            ValueError: The observation has no leaf of the name `mask`, or one that does not fit.
         """
         outputs = _forward(params, observation, self.precision)
         if self.state_independent:
             outputs = jnp.concatenate([outputs, params[-1]["state_independent"]])
-        return self.head(outputs)
+        if self.mask is None:
+            return self.head(outputs)
+        mask = find_mask(observation, self.mask)
+        if mask is None:
+            raise ValueError(
+                f"observation: expected the mask of the actions, {self.mask!r}, received {type(observation).__name__} without."
+            )
+        return self.head(getattr(self.head, "masked", masked)(outputs, mask))
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent", "precision"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask"))
 class MLPActorCritic(MLP):
     """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.ActorCritic`.
 
@@ -245,6 +259,7 @@ class MLPActorCritic(MLP):
         head: From outputs to a distribution.
         state_independent: How many of the policy's outputs, the last ones, do not depend on the observation.
         precision: Of the products of both, as of `MLP`.
+        mask: Where the observation has the mask of the actions, as of `MLP`.
 
     Raises:
         ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
@@ -255,7 +270,9 @@ class MLPActorCritic(MLP):
     @property
     def actor(self) -> MLP:
         """The policy alone."""
-        return MLP(self.outputs, self.hidden, self.head, self.state_independent, precision=self.precision)
+        return MLP(
+            self.outputs, self.hidden, self.head, self.state_independent, precision=self.precision, mask=self.mask
+        )
 
     @property
     def value(self) -> "MLPValue":

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core.pytrees import pytree
-from logderiv.environments._spaces import ActionSpace, action_space, no_params
+from logderiv.environments._masks import LEAF, mask_shapes
+from logderiv.environments._spaces import action_space, no_params
 from logderiv.environments.gymnasium.host import Host
 from logderiv.environments.gymnasium.steppers import checked, described, maker, remake
 from logderiv.types import Environment, Key, Observation, Step
 
 
-@pytree(static=("make", "horizon", "clip", "max_batches"))
+@pytree(static=("make", "horizon", "clip", "max_batches", "mask"))
 class Gymnasium(Environment):
     """Environments of Gymnasium on the host, with the protocol, and the training code, of those written in JAX.
 
@@ -32,9 +33,13 @@ class Gymnasium(Environment):
         horizon: Default number of steps of a rollout: the registered `max_episode_steps`.
         clip: Whether real actions are clipped to their bounds, as stable-baselines3 does; else one outside raises.
         max_batches: How many batches of episodes may be in use at once; see `close`.
+        mask: The entry of `info` that says which actions are allowed, as `"action_mask"` of Taxi. With it the observation is
+            `{"observation": ..., "action_mask": ...}`, which `logderiv.policy_for` reads; a mask is booleans, or 0 and 1 in eight
+            bits, in the form that `sample(mask=...)` of the space takes. One that allows nothing at a step that is taken raises.
 
     Raises:
-        TypeError: `make` is neither an id nor a function, or a space holds no arrays (text, graphs, sequences).
+        TypeError: `make` is neither an id nor a function, or a space holds no arrays (text, graphs, sequences); `mask` with an action
+            space that has none.
         ValueError: `max_batches` is below 1.
         ImportError: No gymnasium (the extra `envs`).
 
@@ -52,6 +57,7 @@ class Gymnasium(Environment):
     horizon: int | None = None
     clip: bool = False
     max_batches: int = 8
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         if not (isinstance(self.make, str) or callable(self.make)):
@@ -60,6 +66,8 @@ class Gymnasium(Environment):
                 f"{type(self.make).__name__}; a vector environment is made here, as wide as the batch."
             )
         limit, *_ = described(self.make)
+        if self.mask is not None and self.action_space is None:
+            raise TypeError(f"mask: expected an action space of choices, received {described(self.make)[2]}.")
         object.__setattr__(self, "horizon", limit if self.horizon is None else self.horizon)
 
     @classmethod
@@ -84,8 +92,8 @@ class Gymnasium(Environment):
         return cls(remake(spec))
 
     @property
-    def action_space(self) -> ActionSpace | None:
-        """What one action is."""
+    def action_space(self) -> Any:
+        """What one action is; a dictionary or tuple where it has parts."""
         return action_space(described(self.make)[2])
 
     def reset(self, key: Key, params: Any = None) -> tuple[Observation, jax.Array]:
@@ -138,6 +146,8 @@ class Gymnasium(Environment):
     def _call(self, name: str, *arguments: Any, outcome: bool = False) -> Any:
         """One callback for all rows: the method of the `Host` with this name, with all leading axes of the arguments as one."""
         observation = jax.tree.map(_shape, described(self.make)[1])
+        if self.mask is not None:
+            observation = {"observation": observation, LEAF: mask_shapes(self.action_space)}
         handle = jax.ShapeDtypeStruct((3,), jnp.int32)
         between = [jax.ShapeDtypeStruct((3,), jnp.zeros(()).dtype)] if outcome else []
         results = (observation, *between, handle)
@@ -169,4 +179,4 @@ def _host(environment: Gymnasium) -> Host:
         *_, spaces = described(environment.make)
         return jax.tree.map(functools.partial(checked, clip=environment.clip), spaces, action)
 
-    return Host(maker(environment.make), environment.max_batches, legal)
+    return Host(maker(environment.make, environment.mask), environment.max_batches, legal)

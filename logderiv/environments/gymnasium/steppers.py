@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from logderiv._core.optional import optional
-from logderiv.environments._spaces import from_start
+from logderiv.environments._masks import LEAF, host_mask
+from logderiv.environments._spaces import action_space, from_start, map_spaces, parts_of
 from logderiv.environments.gymnasium.host import Leaves
 
 _CARTPOLE = "gymnasium.envs.classic_control.cartpole:CartPoleVectorEnv"
@@ -38,32 +39,48 @@ def described(source: Any) -> tuple[int | None, Any, Any]:
     return limit, *spaces
 
 
-def maker(source: Any) -> Callable[[int], Any]:
-    """How to make `n` environments at once: in numpy where that is known to be the same environment."""
+def maker(source: Any, mask: str | None = None) -> Callable[[int], Any]:
+    """How to make `n` environments at once: in numpy where that is known to be the same environment, without a mask."""
     spec: Any = source if callable(source) else _spec(source)
-    if getattr(spec, "vector_entry_point", None) == _CARTPOLE and not spec.additional_wrappers:
+    if getattr(spec, "vector_entry_point", None) == _CARTPOLE and not spec.additional_wrappers and mask is None:
         options = {k: v for k, v in spec.kwargs.items() if k != "render_mode"}
         return lambda n: CartPoles(n, spec.max_episode_steps, options)
-    return lambda n: OneByOne([make(source) for _ in range(n)])
+    return lambda n: OneByOne([make(source) for _ in range(n)], mask)
 
 
 class OneByOne:
-    """A list of environments."""
+    """A list of environments; with `mask` the entry of this name of their `info` is a leaf of the observation."""
 
-    def __init__(self, environments: list[Any]) -> None:
-        self.environments = environments
+    def __init__(self, environments: list[Any], mask: str | None = None) -> None:
+        self.environments, self.mask = environments, mask
+        self.times = np.zeros(len(environments), int)
+        self.space = action_space(nested(environments[0].action_space))
         self.structure = jax.tree.structure(nested(environments[0].action_space))
 
     def restart(self, rows: np.ndarray, seeds: np.ndarray) -> Leaves:
         """Reset these rows."""
         pairs = zip(rows.tolist(), seeds.tolist(), strict=True)
-        return _stack([self.environments[row].reset(seed=seed)[0] for row, seed in pairs])
+        self.times[rows] = 0
+        return _stack([self._observed(row, *self.environments[row].reset(seed=seed)) for row, seed in pairs])
 
     def step(self, rows: np.ndarray, action: Leaves) -> tuple[Leaves, np.ndarray]:
         """Step these rows."""
         actions = (jax.tree.unflatten(self.structure, [a[i] for a in action]) for i in range(len(rows)))
         new = [self.environments[row].step(a) for row, a in zip(rows.tolist(), actions, strict=True)]
-        return _stack([x[0] for x in new]), np.array([_outcome(x) for x in new])
+        outcomes = np.array([_outcome(x) for x in new])
+        self.times[rows] += 1
+        over = [bool(o.any()) for o in outcomes[:, 1:]]
+        seen = (self._observed(row, x[0], x[4], o) for row, x, o in zip(rows.tolist(), new, over, strict=True))
+        return _stack(list(seen)), outcomes
+
+    def _observed(self, row: int, observation: Any, info: Any, over: bool = False) -> Any:
+        """What a policy sees: the observation, and the mask where there is one."""
+        if self.mask is None:
+            return observation
+        where = f"info[{self.mask!r}] after step {self.times[row]} of row {row}"
+        if self.mask not in info:
+            raise ValueError(f"{where}: expected the mask of the actions, received info with {list(info)}.")
+        return {"observation": observation, LEAF: host_mask(self.space, info[self.mask], where, over=over)}
 
     def close(self) -> None:
         """Close all."""
@@ -110,11 +127,9 @@ def nested(space: Any) -> Any:
     Raises:
         TypeError: A space without a fixed shape.
     """
-    name = type(space).__name__
-    if name == "Dict":
-        return {key: nested(inner) for key, inner in space.spaces.items()}
-    if name == "Tuple":
-        return tuple(map(nested, space.spaces))
+    inner = parts_of(space)
+    if inner is not None:
+        return map_spaces(nested, inner)
     if getattr(space, "shape", None) is None or getattr(space, "dtype", None) is None:
         raise TypeError(f"Gymnasium: expected spaces of arrays, received {space}; flatten it with a gymnasium wrapper.")
     return space
