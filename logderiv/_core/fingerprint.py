@@ -26,7 +26,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 
 _HERE = Path(__file__).parent.parent
 _FOLDERS = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), str(_HERE), str(_HERE.resolve())}
@@ -84,8 +83,12 @@ def globals_text(function: Any) -> str:
 
 
 def _read(value: Any) -> str:
-    large = isinstance(value, (np.ndarray, jax.Array)) and (isinstance(value, Tracer) or value.size > _DIGESTED)
-    return f"array {id(value)}" if large else static_text(value)
+    if isinstance(value, (np.ndarray, jax.Array)) and value.size > _DIGESTED:
+        return f"array {id(value)}"
+    try:
+        return static_text(value)
+    except jax.errors.TracerArrayConversionError:  # it holds what a transformation traces, whose values are not known
+        return f"traced {id(value)}"
 
 
 def differ(one: str, other: str) -> bool:
