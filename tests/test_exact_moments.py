@@ -222,7 +222,7 @@ def test_a_plain_function_is_compiled_once_for_all_chunks(monkeypatch):
         traces.append(1)
         return jax.grad(lambda p: jnp.mean(ld.log_prob(p, policy, trajectories)))(params)
 
-    monkeypatch.setattr("logderiv.exact.estimators._STEPS", 64)
+    monkeypatch.setattr("logderiv.exact.batches._STEPS", 64)
     found = moments(plain, horizon=2, num_trajectories=2)
     assert found.num_evaluations > 10 * 64 // 4
     assert len(traces) <= 2
@@ -319,3 +319,31 @@ def test_the_plain_surrogate_lacks_a_known_part_of_the_hessian(horizon):
     np.testing.assert_allclose(ours.mean, np.kron([[first, 0], [0, last]], block), atol=1e-14)
     np.testing.assert_allclose(ours.exact, np.kron([[a, b], [b, d]], block), atol=1e-14)
     assert (ours.method, ours.num_evaluations) == ("degree", 2 * 4**horizon)
+
+
+def in_numpy(params, policy, trajectories):
+    """Reward-to-go in plain loops, which nothing can trace: Σ_t Σ_{s≥t} r_s ∇ log π(a_t|s_t) of a softmax, mean over trajectories."""
+    probs = np.exp(params) / np.sum(np.exp(params))
+    total = np.zeros(2)
+    for actions, rewards, valid in zip(trajectories.actions, trajectories.rewards, trajectories.valid, strict=True):
+        for t in range(len(rewards)):
+            if bool(valid[t]):
+                total += float(np.sum(np.where(valid[t:], rewards[t:], 0))) * (np.eye(2)[int(actions[t])] - probs)
+    return total / len(trajectories.valid)
+
+
+def test_an_estimator_that_cannot_be_traced_is_called_batch_by_batch():
+    params = jnp.array([0.3, -0.2])
+    arguments: Any = (params, ld.shared_softmax, ld.environments.short_corridor())
+    options: Any = {"horizon": 4, "num_trajectories": 2, "method": "multisets"}
+    expected = ld.exact.moments(*arguments, ld.ScoreFunction(ld.advantages.ToGo()), **options)
+    found = ld.exact.moments(*arguments, in_numpy, **options, traced=False)
+    np.testing.assert_allclose(found.mean, expected.mean, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found.covariance, expected.covariance, rtol=0, atol=1e-12)
+    assert np.abs(found.bias).max() < 1e-12
+    summed = ld.exact.moments(*arguments, lambda *a: 2 * in_numpy(*a), **options, traced=False)
+    assert np.abs(summed.bias).max() > 1e-2
+    with pytest.raises(TypeError, match="traced=False"):
+        ld.exact.moments(*arguments, in_numpy, **options)
+    with pytest.raises(ValueError, match=r"traced.*order = 2"):
+        ld.exact.moments(*arguments, ld.ScoreFunction(), horizon=3, num_trajectories=1, order=2, traced=False)

@@ -1,19 +1,9 @@
-"""Exact expectation, bias and covariance of any estimator, and of its higher derivatives, by a sum over all batches.
-
-The batches of `N` trajectories out of `K`, with their probabilities, by one of three methods:
-
-    degree      the estimator is the mean over all subsets of d trajectories of itself: K^d batches of d, for any N
-    multisets   it does not depend on the order: C(K + N - 1, N) batches, weighted by multinomial coefficients
-    tuples      nothing is known: K^N batches
-
-The number of batches is known, and refused if too large, before anything runs.
-"""
+"""Exact expectation, bias and covariance of any estimator, and of its higher derivatives, by a sum over all batches."""
 
 import functools
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,81 +15,13 @@ from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import concrete, named_entries, shapes, table
-from logderiv.estimators.declaration import Structure
+from logderiv.exact.batches import Choice, Ensemble, ensemble
 from logderiv.exact.dynamic import evaluate, problem
 from logderiv.exact.enumeration import LIMIT, Listing, behavior_log_probs, list_trajectories
 from logderiv.policies import as_policy
 from logderiv.types import Params, State, Trajectory
 
-Choice = Literal["degree", "multisets", "tuples"]
-
-_STEPS = 2**16  # of trajectories, evaluated at a time
-_NUMBERS = 2**21  # of output, evaluated at a time
 _PRINTED = 12  # entries of a gradient
-
-
-class Ensemble(NamedTuple):
-    """An estimator with every batch that it may be given; built by `ensemble`.
-
-    Attributes:
-        context: Estimator, parameters, state of the estimator, policy.
-        outcomes: Every trajectory that can be drawn, leading axes `(K, T)`; or whatever a batch is made of.
-        probabilities: Of the single outcomes, float64, shape `(K,)`.
-        method: How the batches were chosen.
-        size: Trajectories in each.
-        number: How many batches.
-    """
-
-    context: tuple[Any, Params, State, Any]
-    outcomes: Any
-    probabilities: np.ndarray
-    method: Choice
-    size: int
-    number: int
-
-    def evaluate(
-        self, function: Callable[..., jax.Array], size: int, *options: Any
-    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Blocks of `(indices, probabilities, values)`, float64.
-
-        `function(estimator, params, state, policy, batch, *options)`, one that lives at module level, gives a vector of
-        `size` numbers for each batch. Memory is that of one block. Where order is said not to matter, some batches are
-        first tried in another order.
-        """
-        length = jax.tree.leaves(self.outcomes)[0].shape[1]
-        rows = max(1, min(_STEPS // (self.size * length), _NUMBERS // size, self.number))
-
-        def values(indices: np.ndarray) -> np.ndarray:
-            padded = np.concatenate([indices, np.repeat(indices[:1], rows - len(indices), axis=0)])
-            values = _on_batches(function, padded.astype(np.int32), self.outcomes, self.context, options)
-            return np.asarray(values, np.float64)[: len(indices)]
-
-        if self.method == "multisets":
-            self._check_symmetric(values, min(rows, 64))
-        for indices, repeats in self._blocks(rows):
-            yield indices, np.prod(repeats * self.probabilities[indices], axis=-1), values(indices)
-
-    def _blocks(self, rows: int) -> Iterator[tuple[np.ndarray, Any]]:
-        """Indices `(rows, size)` of the batches, and factors whose product is their number of orders; the last block is shorter."""
-        outcomes, ordered = range(len(self.probabilities)), self.method != "multisets"
-        multisets = itertools.combinations_with_replacement(outcomes, self.size)
-        batches = itertools.product(outcomes, repeat=self.size) if ordered else multisets
-        for _ in range(0, self.number, rows):
-            flat = itertools.chain.from_iterable(itertools.islice(batches, rows))
-            indices = np.fromiter(flat, np.int64).reshape(-1, self.size)
-            yield indices, 1.0 if ordered else _multinomial(indices)
-
-    def _check_symmetric(self, values: Callable[[np.ndarray], np.ndarray], number: int) -> None:
-        random = np.random.default_rng(0)
-        some = random.integers(len(self.probabilities), size=(number, self.size))
-        first, second = values(some), values(random.permuted(some, axis=1))
-        eps = max(float(jnp.finfo(jnp.result_type(x)).eps) for x in jax.tree.leaves(self.context[1]))
-        scale = np.max(np.abs(first), initial=1.0, where=np.isfinite(first))
-        if not np.allclose(first, second, rtol=0, atol=eps**0.5 * scale, equal_nan=True):
-            raise ValueError(
-                "estimator: its value changes with the order of the trajectories, so that multisets would be wrong; give it "
-                "structure = Structure(symmetric=False), or pass method='tuples'."
-            )
 
 
 class Moments(NamedTuple):
@@ -157,6 +79,7 @@ def moments(
     discount: Any = None,
     method: Choice | None = None,
     limit: int = LIMIT,
+    traced: bool = True,
 ) -> Moments:
     """E[g], its bias and Cov[g] of any estimator for N trajectories: a sum over all batches that can be drawn.
 
@@ -189,15 +112,17 @@ def moments(
             has none.
         method: Forces one of the three. A declared degree holds for the objective, hence at every order.
         limit: Refuse more evaluations of the estimator.
+        traced: False for an estimator that JAX cannot trace, such as a loop in numpy: it is called for one batch after the other.
 
     Returns:
         `Moments`.
 
     Raises:
         ValueError: Too many trajectories or batches; fewer than the estimator needs; the gradient does not have the structure
-            and shapes of `params`; the estimator depends on the order of the trajectories and does not say so; `order` below 1.
-        TypeError: Not an estimator, or one without higher derivatives at `order` > 1; a parameter is not floating point; an
-            environment that cannot be enumerated.
+            and shapes of `params`; the estimator depends on the order of the trajectories and does not say so; `order` below 1,
+            or above 1 where nothing is traced.
+        TypeError: Not an estimator, or one without higher derivatives at `order` > 1, or one that cannot be traced; a parameter is
+            not floating point; an environment that cannot be enumerated.
 
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
@@ -214,6 +139,10 @@ def moments(
     check_params(params)
     expected = "estimate(params, state, policy, trajectories) -> (Estimate, state), or a function (params, policy, trajectories) -> grads"
     check.made("estimator", estimator, hasattr(estimator, "estimate") or callable(estimator), expected)
+    if order > 1 and not traced:
+        raise ValueError(
+            f"traced: expected True where an objective is differentiated, received False with order = {order}."
+        )
     if order > 1 and not (hasattr(estimator, "advantages") and hasattr(estimator, "objective")):
         raise TypeError(
             f"estimator: expected one with advantages and objective, received {type(estimator).__name__}; a function that returns "
@@ -227,7 +156,8 @@ def moments(
     drawn_by = policy if behavior_policy is None else behavior_policy
     every, probabilities = drawn(params if behavior_params is None else behavior_params, drawn_by, listing)
     context = (estimator, params, state, policy)
-    members = ensemble(context, every, probabilities, num=num_trajectories, method=method, limit=limit)
+    options: Any = {"num": num_trajectories, "method": method, "limit": limit, "traced": traced}
+    members = ensemble(context, every, probabilities, **options)
     exact = np.asarray(_exact(params, policy, given, horizon, gamma, order), np.float64)
     bias, covariance = bias_and_covariance(members, _of_batch, exact, num_trajectories, order)
     mean, exact, bias = (unravel(params, x) if order == 1 else x for x in (exact + bias, exact, bias))
@@ -315,84 +245,7 @@ def unravel(params: Params, vector: np.ndarray) -> Params:
     return structure.unflatten([part.reshape(np.shape(leaf)) for part, leaf in zip(parts, leaves, strict=True)])
 
 
-def structure(estimator: Any) -> Structure:
-    """What an estimator says of itself; where it says nothing, as a plain function, that it is symmetric unless `symmetric` denies it."""
-    return getattr(estimator, "structure", Structure(degree=None, symmetric=getattr(estimator, "symmetric", True)))
-
-
 def objective(estimator: Any, params: Params, state: State, policy: Any, trajectories: Trajectory) -> Any:
     """The estimator's objective on one batch; its weights are computed at `params` and detached."""
     weights = lax.stop_gradient(estimator.advantages(params, state, policy, trajectories)[0])
     return lambda params: estimator.objective(params, policy, trajectories, weights)
-
-
-def ensemble(
-    context: tuple, outcomes: Any, probabilities: Any, *, num: int, method: Choice | None = None, limit: int
-) -> Ensemble:
-    """Every batch of `num` out of these trajectories, or other outcomes, `(K, T)` of known probabilities `(K,)`.
-
-    `context` is what an estimator is called with: itself, parameters, its state (`None` for its first) and the policy.
-
-    Raises:
-        ValueError: Too many batches, too few trajectories, or a method that does not fit the estimator.
-    """
-    estimator, params, state, policy = context
-    known = structure(estimator)
-    known.check(num)
-    drawn = np.flatnonzero(probabilities)  # what is never drawn has no part in an expectation
-    outcomes = jax.tree.map(lambda x: np.asarray(x)[drawn], outcomes)
-    method, size = _method_and_size(known, num, method)
-    count = len(drawn)
-    logarithm = _log_comb(count, size) if method == "multisets" else size * math.log(count)
-    number, many = limit + 1, f"about 10^{logarithm / math.log(10):.0f}"
-    if logarithm < math.log(limit) + 1:  # a far larger number would take too much time and memory to compute
-        number = math.comb(count + size - 1, size) if method == "multisets" else count**size
-        many = str(number)
-    if number > limit or size > LIMIT:
-        raise ValueError(
-            f"num_trajectories, or num_samples: batches of {size} out of {count} trajectories ({method}) are {many} "
-            f"evaluations of the estimator, more than limit={limit}. Lower the horizon or num_trajectories, raise limit, or declare what "
-            "shrinks the number (structure). For total_return and reward_to_go with a fixed baseline "
-            "logderiv.exact.weighted_score_moments lists no trajectories."
-        )
-    if state is None and hasattr(estimator, "init"):
-        state = estimator.init(params)
-    context = (estimator, params, state, policy)
-    return Ensemble(context, outcomes, np.asarray(probabilities, np.float64)[drawn], method, size, number)
-
-
-@jit
-def _on_batches(function: Any, indices: Any, outcomes: Any, context: Any, options: Any) -> jax.Array:
-    def on_batch(rows: jax.Array) -> jax.Array:
-        return function(*context, jax.tree.map(lambda x: x[rows], outcomes), *options)
-
-    return jax.vmap(on_batch)(indices)
-
-
-def _method_and_size(known: Structure, num_trajectories: int, method: Choice | None) -> tuple[Choice, int]:
-    degree = known.degree
-    by_degree = degree is not None and known.min_trajectories <= degree <= num_trajectories
-    check.one_of(("degree", "multisets", "tuples", None), method=method)
-    if method is None:
-        method = "degree" if by_degree else "multisets" if known.symmetric else "tuples"
-    if method == "degree" and not by_degree:
-        raise ValueError(
-            f"method: 'degree' needs an estimator that declares one of at most N = {num_trajectories}, received "
-            f"structure.degree = {degree}; use 'multisets' or 'tuples'."
-        )
-    if method == "multisets" and not known.symmetric:
-        raise ValueError("method: 'multisets' needs an estimator that is symmetric, this one is not; use 'tuples'.")
-    return method, degree if method == "degree" and degree is not None else num_trajectories
-
-
-def _log_comb(count: int, size: int) -> float:
-    """Logarithm of the number of multisets of this size."""
-    return math.lgamma(count + size) - math.lgamma(count) - math.lgamma(size + 1)
-
-
-def _multinomial(indices: np.ndarray) -> np.ndarray:
-    """Factors of the number of orders of each sorted row, n! over the factorials of its multiplicities."""
-    run = np.ones(indices.shape)  # position within a run of equal entries; over the run they multiply to its factorial
-    for j in range(1, indices.shape[1]):
-        run[:, j] = np.where(indices[:, j] == indices[:, j - 1], run[:, j - 1] + 1, 1)
-    return np.arange(1, indices.shape[1] + 1) / run

@@ -12,9 +12,10 @@ from logderiv._core import check
 from logderiv._core.arrays import check_params, refuse_complex, wide
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
+from logderiv.exact.batches import ensemble
 from logderiv.exact.draws import all_draws, tapes_of
 from logderiv.exact.enumeration import LIMIT, LONGEST
-from logderiv.exact.estimators import Moments, bias_and_covariance, derivative, ensemble
+from logderiv.exact.estimators import Moments, bias_and_covariance, derivative
 from logderiv.expectations.programs import Expectation, Program, end_of
 from logderiv.expectations.tape import Tape
 from logderiv.types import Params

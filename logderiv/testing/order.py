@@ -19,7 +19,8 @@ from logderiv._core.arrays import check_params, refuse_complex
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import table
 from logderiv.estimators import Estimator
-from logderiv.exact.estimators import ensemble, objective, structure
+from logderiv.exact.batches import ensemble, structure
+from logderiv.exact.estimators import objective
 from logderiv.testing.score import random_directions
 from logderiv.types import Params, State, Trajectory
 
