@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -334,16 +335,16 @@ def in_numpy(params, policy, trajectories):
 
 def test_an_estimator_that_cannot_be_traced_is_called_batch_by_batch():
     params = jnp.array([0.3, -0.2])
-    arguments: Any = (params, ld.shared_softmax, ld.environments.short_corridor())
+    moments = partial(ld.exact.moments, params, ld.shared_softmax, ld.environments.short_corridor())
     options: Any = {"horizon": 4, "num_trajectories": 2, "method": "multisets"}
-    expected = ld.exact.moments(*arguments, ld.ScoreFunction(ld.advantages.ToGo()), **options)
-    found = ld.exact.moments(*arguments, in_numpy, **options, traced=False)
+    expected = moments(ld.ScoreFunction(ld.advantages.ToGo()), **options)
+    found = moments(in_numpy, **options, traced=False)
     np.testing.assert_allclose(found.mean, expected.mean, rtol=0, atol=1e-12)
     np.testing.assert_allclose(found.covariance, expected.covariance, rtol=0, atol=1e-12)
     assert np.abs(found.bias).max() < 1e-12
-    summed = ld.exact.moments(*arguments, lambda *a: 2 * in_numpy(*a), **options, traced=False)
+    summed = moments(lambda *a: 2 * in_numpy(*a), **options, traced=False)
     assert np.abs(summed.bias).max() > 1e-2
     with pytest.raises(TypeError, match="traced=False"):
-        ld.exact.moments(*arguments, in_numpy, **options)
+        moments(in_numpy, **options)
     with pytest.raises(ValueError, match=r"traced.*order = 2"):
-        ld.exact.moments(*arguments, ld.ScoreFunction(), horizon=3, num_trajectories=1, order=2, traced=False)
+        moments(ld.ScoreFunction(), horizon=3, num_trajectories=1, order=2, traced=False)
