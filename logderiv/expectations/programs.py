@@ -49,7 +49,7 @@ from logderiv._core.fingerprint import globals_text
 from logderiv._core.pytrees import jit, pytree
 from logderiv._core.staging import entered
 from logderiv.expectations.forced import Detour, World
-from logderiv.expectations.models import Model, Site, closed_to, closes_over_tracers, is_program
+from logderiv.expectations.models import Model, Site, closes_over_tracers, is_program
 from logderiv.expectations.tape import PAIRS, SAMPLES, Tape, check_tape, settled
 from logderiv.types import Key, Params
 
@@ -370,39 +370,3 @@ def end_of(program: Program, params: Params, tape: Tape, args: tuple[Any, ...], 
 
 
 expectation = Expectation  # written like the function that its instances are made to be
-
-
-def bounded_while_loop(
-    cond_fun: Callable[[Any], Any], body_fun: Callable[[Any], Any], init: Any, *, max_steps: int
-) -> tuple[Any, jax.Array]:
-    """`lax.while_loop` that ends after `max_steps` at the latest, and that reverse mode can differentiate.
-
-    A scan of `max_steps` steps, each of which runs the body while the condition holds. Under `jax.vmap` (and so under
-    `expectation`) the body runs in every step and its result is dropped where the loop has ended: it must be
-    differentiable there too.
-
-    Args:
-        cond_fun: `carry -> bool`.
-        body_fun: `carry -> carry`.
-        init: The first carry, tapes and all.
-        max_steps: At least 1.
-
-    Returns:
-        `(carry, finished)`; where `finished` is false the loop was cut, and the expectation is another one.
-
-    Raises:
-        ValueError: `max_steps` below 1.
-
-    Gradients: flow through `init` and whatever the two functions close over, in both modes.
-    """
-    max_steps = check.whole(max_steps=max_steps)
-
-    def goes_on(carry: Any) -> Any:
-        with closed_to("bounded_while_loop condition"):
-            return cond_fun(carry)
-
-    def step(carry: Any, _: None) -> tuple[Any, None]:
-        return lax.cond(goes_on(carry), body_fun, lambda carry: carry, carry), None
-
-    carry, _ = lax.scan(step, init, None, length=max_steps)
-    return carry, ~jnp.asarray(goes_on(carry))
