@@ -102,6 +102,9 @@ ESTIMATORS = {
     "Importance: settings": set_to(
         lambda truncate: ld.ScoreFunction(importance=estimators.Importance(truncate=truncate)), truncate=1.37
     ),
+    "ScaledRewards": set_to(
+        lambda scale: ld.ScoreFunction(advantages.ScaledRewards(advantages.ToGo(), scale)), scale=0.37
+    ),
     "GAE": set_to(
         lambda lambda_: ld.ScoreFunction(advantages.GAE(lambda_, ld.baselines.Value(lambda o: o * 0.37))), lambda_=0.37
     ),
@@ -330,7 +333,7 @@ APART = [
     *("start_streams", "short_corridor", "prisoners_dilemma", "schlogl", "familywise", "bounded_while_loop", "GRU"),
     *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead"),
     *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
-    "SampleGradient",
+    *("SampleGradient", "RunningMoments"),
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {
