@@ -108,6 +108,9 @@ def test_evaluation_uses_the_statistics_and_never_changes_them():
         judged = train(4, params=start, evaluation=evaluation, **STEPS)
         assert same(judged.state._replace(key=()), plain.state._replace(key=()))
         trained = Normalized(NET, plain.state.statistics)
+        key = jax.random.split(jax.random.clone(plain.state.key))[1]
+        mean = jnp.mean(ld.evaluate(plain.params, key, trained, WORLD, num_episodes=8, greedy=greedy))
+        np.testing.assert_allclose(judged.metrics.evaluation[-1], mean, rtol=1e-12)
         options: Any = {"num_episodes": 64, "greedy": greedy}
         found = ld.evaluate(plain.params, jax.random.key(5), trained, WORLD, **options)
         again = ld.evaluate(plain.params, jax.random.key(5), by_hand(plain.state.statistics), WORLD, **options)
