@@ -12,7 +12,16 @@ from logderiv.estimators.returns import (
     total_return,
     vtrace,
 )
+from logderiv.estimators.scaled_rewards import ScaledRewards
 
-__all__ = ["GAE", "Advantage", "Batch", "Bootstrapped", "Credit", "Credited", "Grouped", "Return", "Standardized"]
-__all__ += ["ToGo", "Transformed", "VTrace", "VTraceReturns", "generalized_advantages", "lambda_returns"]
+__all__ = ["GAE", "Advantage", "Batch", "Bootstrapped", "Credit", "Credited", "Grouped", "Return", "ScaledRewards"]
+__all__ += [
+    "Standardized",
+    "ToGo",
+    "Transformed",
+    "VTrace",
+    "VTraceReturns",
+    "generalized_advantages",
+    "lambda_returns",
+]
 __all__ += ["reward_to_go", "td_residuals", "total_return", "vtrace"]

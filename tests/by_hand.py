@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import oracle
-from .zoo import DISCOUNT
+from .zoo import DISCOUNT, SPREAD
 
 VALUES = np.array([0.7, -0.3])  # zoo.wrong_values
 
@@ -158,6 +158,7 @@ BIASED: dict[str, Any] = {
     "biased: optimal per parameter in sample": _fitted_in_sample(per_parameter=True),
     "biased: standardized": _standardized(_to_go),
     "biased: standardized gae": _standardized(lambda row: _gae(row, 0.9)),
+    "biased: rewards over a running scale": _each(lambda row: _to_go(row) / SPREAD),
     "biased: group-normalized": _group_normalized("none"),
     "GRPO": _group_normalized("own"),
     "PPO per step of the batch": _per_step_of_batch,

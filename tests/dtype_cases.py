@@ -102,6 +102,9 @@ ESTIMATORS = {
     "Importance: settings": set_to(
         lambda truncate: ld.ScoreFunction(importance=estimators.Importance(truncate=truncate)), truncate=1.37
     ),
+    "ScaledRewards": set_to(
+        lambda scale: ld.ScoreFunction(advantages.ScaledRewards(advantages.ToGo(), scale)), scale=0.37
+    ),
     "GAE": set_to(
         lambda lambda_: ld.ScoreFunction(advantages.GAE(lambda_, ld.baselines.Value(lambda o: o * 0.37))), lambda_=0.37
     ),
@@ -349,9 +352,7 @@ APART = [
     ),
     *("MLP", "MLPActorCritic", "MLPValue", "TanhNormalHead", "ActionHead", "policy_for"),
     *("Divergences", "Bound", "PRESETS", "preset", "MaxAtK", "check_objective", "ExpectedGradient", "ObjectiveReport"),
-    "SampleGradient",
-    "NormalEmissionParams",
-    "StatePath",
+    *("SampleGradient", "RunningMoments", "NormalEmissionParams", "StatePath"),
 ]
 # Whose numbers are those of another case, which they are made of or hand them on to.
 AS_OTHERS = {

@@ -9,6 +9,8 @@ import logderiv as ld
 from logderiv import environments, exact, objectives
 from tests.dtype_calls import LOGITS, ROW, case
 
+MEASURED = ld.policies.RunningMoments(*(np.array(x, np.float32) for x in (9.0, [0.5, -1.0], [2.0, 3.0])))
+
 TOKENS = [[-0.3, -1.2], [-0.7, -2.1], [-1.4, -0.2]]
 ON_TOKENS = {name: np.float32(TOKENS) for name in ("log_probs", "weights", "step_kl", "step_entropy")}
 ON_TOKENS |= {"old": np.float32(TOKENS[::-1]), "advantages": np.float32(ROW)}
@@ -80,5 +82,13 @@ OBJECTIVES = {
             ld.policies.Truncated(ld.shared_softmax, top_p=top_p).apply(np.float32(LOGITS), np.zeros(())).logits
         ),
         top_p=0.37,
+    ),
+    "Normalized": case(
+        lambda clip: (
+            ld.policies.Normalized(lambda params, x: ld.Normal(x, params), MEASURED, clip=clip)
+            .apply(np.ones(2, np.float32), np.float32([4.0, -0.3]))
+            .loc
+        ),
+        clip=0.37,
     ),
 }

@@ -32,7 +32,7 @@ from logderiv import (
     types,
 )
 from tests import examples
-from tests.worlds import TERMINATING_LOGITS, terminating
+from tests.worlds import TERMINATING_LOGITS, InUnits, terminating
 
 # Nothing is computed in these, or by another library, or they are called under other names.
 APART = {"plots", "reporting", "environments.as_environment", "environments.check_action", "training.make_mesh"}
@@ -43,6 +43,7 @@ WORLD, POLICY, SGD = terminating(), ld.tabular_softmax, optax.sgd(0.1)
 PARAMS = TERMINATING_LOGITS.astype(jnp.float32)
 LOO = ld.ScoreFunction(advantages.ToGo(ld.baselines.LeaveOneOut()))
 JOINT = distributions.Joint({"a": ld.Categorical(jnp.ones((2, 3), jnp.float32)), "b": ld.Bernoulli(jnp.float32(0.5))})
+MATRIX = jnp.ones((4, 2), jnp.float32)
 ONES, HALF, KEY = jnp.ones(3), jnp.float32(0.5), jax.random.key(0)
 
 
@@ -52,6 +53,10 @@ def key() -> Any:
 
 def value(params: Any, observation: Any) -> Any:
     return 0.1 * jnp.sum(params)
+
+
+def by_numbers(params: Any, observation: Any) -> Any:
+    return ld.Categorical(observation["x"] @ params)
 
 
 def normal(mean: Any) -> Any:
@@ -102,10 +107,15 @@ def trained() -> dict[str, Callable[[], Any]]:
     natural = optax.chain(ld.natural_gradient(POLICY), SGD)
     seeds = {"params": jnp.stack([PARAMS, PARAMS]), "keys": jax.random.split(key())}
     ppo = ld.PPOActorCritic(value)
+    running = advantages.ScaledRewards(advantages.GAE(0.9))
+    scaled: Any = {"estimator": ld.ActorCritic(ld.PPO(running), value), "optimizer": SGD, "num_updates": 3, "epochs": 2}
     return {
         "training.train": lambda: train(episodes, evaluation=often(every=3)),
         "an early stop": lambda: train(episodes, evaluation=often(every=2, stop_at=-99.0), **seeds),
         "a stream in which no episode ends": lambda: train(ld.Steps(2, 1, horizon=9), ld.A2C(value)),
+        "normalized, over a running scale": lambda: ld.train(
+            MATRIX, key(), policies.Normalized(by_numbers), InUnits(jnp.float32), ld.Steps(2, 4), **scaled
+        ),
         "minibatches": lambda: train(ld.Steps(2, 4, horizon=9), ppo, epochs=2, minibatches=2),
         "groups": lambda: train(ld.Groups(2, 2, horizon=3), ld.GRPO(2)),
         "likelihood.natural_gradient": lambda: train(episodes, optimizer=natural),

@@ -17,11 +17,19 @@ from tests import worlds
 
 POLICY = ld.FunctionPolicy(lambda params, observation: ld.Categorical(params["logits"][observation]))
 LEAVE_ONE_OUT = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
-STREAM, EPISODES = "ppo", "leave one out, natural"
+STREAM, EPISODES, NORMALIZED = "ppo", "leave one out, natural", "normalized"
 
 
 def value(params, observation):
     return params["values"][observation]
+
+
+def seen(params, observation):
+    return ld.Categorical(observation["x"][:3] @ params["logits"])
+
+
+def value_of_seen(params, observation):
+    return jnp.dot(observation["x"][:3], params["values"])
 
 
 def remember() -> optax.GradientTransformation:
@@ -41,10 +49,13 @@ def cases() -> dict[str, dict[str, Any]]:
         "batch": ld.Groups(4, 4, horizon=8),  # more in a group than each of 8 devices has
         "evaluation": ld.Evaluation(every=3, num_episodes=8),
     }
+    advantage = ld.advantages.Standardized(ld.advantages.ScaledRewards(ld.advantages.GAE(0.9)))
+    normalized = {"estimator": ld.ActorCritic(ld.PPO(advantage, discount=0.9, gamma_t=False), value_of_seen)}
     episodes = {"batch": ld.Episodes(16, horizon=8)}
     return {
         STREAM: ppo | {"batch": ld.Steps(16, 6, horizon=5), "minibatches": 3},
         EPISODES: leave_one_out,
+        NORMALIZED: ppo | normalized | {"batch": ld.Steps(16, 6, horizon=5), "minibatches": 3},
         "minibatches of episodes": ppo | episodes | {"minibatches": 2},
     }
 
@@ -59,9 +70,14 @@ def run(name, dtype, mesh):
     """The function of parameters and key that gives gradient, parameters and evaluation after three updates."""
 
     def trained(params, key):
-        result = ld.train(params, key, POLICY, start(dtype)[1], num_updates=3, mesh=mesh, **cases()[name])
+        policy, world = POLICY, start(dtype)[1]
+        if name == NORMALIZED:
+            policy, world = ld.policies.Normalized(seen), worlds.InUnits(dtype)
+        result = ld.train(params, key, policy, world, num_updates=3, mesh=mesh, **cases()[name])
         found = result.metrics.evaluation
-        return result.state.opt_state[1][0], result.params, () if found is None else found[-1]
+        moments = result.state.statistics, result.state.estimator_state
+        trained = result.params, jax.tree.map(lambda x: jnp.log1p(jnp.abs(x)), moments)  # in units of 1e6 some of them
+        return result.state.opt_state[1][0], trained, () if found is None else found[-1]
 
     return trained
 
@@ -224,6 +240,7 @@ def main():
     mesh = ld.make_mesh()
     found: dict[str, Any] = {"devices": jax.device_count(), "processes": jax.process_count(), "numbers": {}}
     wanted = [(STREAM, jnp.float32), (STREAM, jnp.float64), (EPISODES, jnp.float32), (EPISODES, jnp.float64)]
+    wanted += [(NORMALIZED, jnp.float64)]
     if mesh.size > 1:
         wanted = wanted[1:] if jax.process_count() == 1 else [wanted[0], wanted[3]]
     for name, dtype in wanted:

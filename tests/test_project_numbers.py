@@ -101,6 +101,7 @@ GIVEN: dict[str, Any] = {
     "TokenModel": {"vocabulary": 3, "end": 0, "reward": _scalar},
     "TokenPolicy": {"inner": ld.policies.as_policy(ld.shared_softmax)},
     "Truncated": {"inner": ld.shared_softmax},
+    "Normalized": {"inner": ld.shared_softmax},
     "recipe": ld.objectives.Recipe(),
     "JumpProcess": {"initial": [1]},
     "fisher_score_samples": {"params": ld.processes.HiddenMarkovParams(jnp.zeros(2), jnp.eye(2), jnp.eye(2))},

@@ -70,7 +70,7 @@ def gap(a, b):
 
 @pytest.mark.parametrize(("place", "processes"), [("eight", 1), slow(("process 0", 2)), slow(("process 1", 2))])
 def test_training_is_the_same_on_one_device_on_eight_and_in_two_processes(found, request, place, processes):
-    """Gradient and parameters after three updates, and the evaluation: the last gradient saw all that went before."""
+    """Gradient, parameters and statistics after three updates, and the evaluation: the last gradient saw all that went before."""
     if processes == 2:
         found = found | request.getfixturevalue("two_processes")
     if found[place] is None:
@@ -90,7 +90,7 @@ def test_leave_one_out_of_a_spread_batch_is_over_all_and_inside_shard_map_is_not
 
 def test_no_trajectory_leaves_its_device(found):
     """A gradient has 9 numbers and leave-one-out 8 sums, a batch 96 or 128 of each kind; minibatches of whole episodes are moved."""
-    for case in (on_devices.STREAM, on_devices.EPISODES):
+    for case in (on_devices.STREAM, on_devices.EPISODES, on_devices.NORMALIZED):
         said = found["eight"][case]
         assert said["moves"] == 0
         assert said["sums"] > 0

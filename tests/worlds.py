@@ -44,6 +44,27 @@ def terminating() -> ld.environments.TabularMDP:
     )
 
 
+class InUnits:
+    """`terminating`, seen as four numbers in units of their own, the last one always the same, beside the number of the state."""
+
+    horizon = 6
+
+    def __init__(self, dtype: Any = jnp.float64) -> None:
+        numbers = [[1000.0, 1.0, 0.002, 5.0], [-2000.0, 0.0, 0.001, 5.0], [0.0, 3.0, 0.004, 5.0]]
+        self.mdp, self.numbers = cast(terminating(), dtype), jnp.asarray(numbers, dtype)
+
+    def see(self, state: Any) -> Any:
+        return {"x": self.numbers[state], "state": state}
+
+    def reset(self, key: Any, params: Any = None) -> Any:
+        _, state = self.mdp.reset(key)
+        return self.see(state), state
+
+    def step(self, key: Any, state: Any, action: Any, params: Any = None) -> Any:
+        _, state, *rest = self.mdp.step(key, state, action)
+        return (self.see(state), state, *rest)
+
+
 TERMINATING_LOGITS = jnp.array([[0.2, -0.1], [0.4, -0.3], [0.0, 0.0]])
 
 

@@ -8,11 +8,12 @@ import dataclasses
 import inspect
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
 import logderiv as ld
-from logderiv.advantages import GAE, Advantage, Credit, Grouped, Return, Standardized, ToGo, VTrace
+from logderiv.advantages import GAE, Advantage, Credit, Grouped, Return, ScaledRewards, Standardized, ToGo, VTrace
 from logderiv.baselines import (
     BatchMean,
     Constant,
@@ -26,8 +27,10 @@ from logderiv.baselines import (
 from logderiv.estimators import Declaration, DiCE, DrGRPO, LoadedDiCE, OptimalPerParameter
 from logderiv.estimators.declaration import Part
 from logderiv.importance import Importance
+from logderiv.policies import RunningMoments
 
 DISCOUNT = 0.9
+SPREAD = 2.5  # of rewards, in a state that has seen some
 
 
 def table_value(values: Any, observation: Any) -> Any:
@@ -119,9 +122,17 @@ def ending(estimator: Any) -> bool:
 
 
 def seen(estimator: Any, params: Any) -> Any:
-    """The first state, but a moving average has seen something."""
-    state = estimator.init(params)
-    return MovingAverageState(jnp.array(0.8), jnp.array(0.5)) if isinstance(state, MovingAverageState) else state
+    """The first state, but a moving average and running moments have seen something."""
+
+    def known(state: Any) -> bool:
+        return isinstance(state, MovingAverageState | RunningMoments)
+
+    def leaf(state: Any) -> Any:
+        if isinstance(state, RunningMoments):
+            return RunningMoments(*map(jnp.array, (7.0, 0.3, SPREAD**2)))
+        return MovingAverageState(jnp.array(0.8), jnp.array(0.5)) if known(state) else state
+
+    return jax.tree.map(leaf, estimator.init(params), is_leaf=known)
 
 
 def possible_numbers(estimator: Any, most: int) -> list[int]:
@@ -145,6 +156,8 @@ def _on_policy() -> dict[str, Any]:
         "biased: optimal per parameter in sample": OptimalPerParameter(discount=DISCOUNT, in_sample=True),
         "biased: standardized": _score(Standardized(ToGo())),
         "biased: standardized gae": _score(Standardized(GAE(0.9, GIVEN))),
+        "biased: rewards over a fixed scale": _score(ScaledRewards(ToGo(), 2.5)),
+        "biased: rewards over a running scale": _score(ScaledRewards(ToGo())),
         "biased: group-normalized": _score(Grouped(Standardized(Return(), "trajectory", 1, 1e-4), 2)),
     }
 

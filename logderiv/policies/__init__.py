@@ -3,7 +3,9 @@
 Each is a frozen dataclass, so that one rebuilt with the same fields does not retrace; `apply` works on one observation.
 """
 
+from logderiv._core.moments import RunningMoments
 from logderiv.distributions.tanh_normal import TanhNormalHead, normal_head, tanh_normal_head
+from logderiv.policies.normalized import Normalized
 from logderiv.policies.recurrent import GRU
 from logderiv.policies.softmax import SharedSoftmax, TabularSoftmax, shared_softmax, tabular_softmax
 from logderiv.policies.spaces import ActionHead, policy_for
@@ -12,6 +14,14 @@ from logderiv.policies.truncated import Truncated
 from logderiv.policies.wrapper import PolicyWrapper
 from logderiv.types import FunctionPolicy
 
-__all__ = ["GRU", "MLP", "ActionHead", "FunctionPolicy", "MLPActorCritic", "MLPValue", "PolicyWrapper", "SharedSoftmax"]
-__all__ += ["StepPolicy", "TabularSoftmax", "TanhNormalHead", "Truncated", "as_policy", "normal_head", "shared_softmax"]
-__all__ += ["policy_for", "tabular_softmax", "tanh_normal_head"]
+__all__ = ["GRU", "MLP", "ActionHead", "FunctionPolicy", "MLPActorCritic", "MLPValue", "Normalized", "PolicyWrapper"]
+__all__ += [
+    "RunningMoments",
+    "SharedSoftmax",
+    "StepPolicy",
+    "TabularSoftmax",
+    "TanhNormalHead",
+    "Truncated",
+    "as_policy",
+]
+__all__ += ["normal_head", "policy_for", "shared_softmax", "tabular_softmax", "tanh_normal_head"]

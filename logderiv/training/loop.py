@@ -21,6 +21,7 @@ from logderiv._core.pytrees import jit
 from logderiv._core.sharding import gather, spread
 from logderiv.estimators import Estimator
 from logderiv.estimators.base import keep_finite
+from logderiv.training import normalization
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
 from logderiv.training.optimizers import further_arguments, init_climbing, maximize
@@ -107,10 +108,11 @@ class Metrics(NamedTuple):
         num_nonfinite: How many of the update's gradients were not finite, though the batch was. `optax.apply_if_finite` skips
             them; without it they end in the parameters.
         evaluation: Mean return of the evaluation after this update, NaN where there was none; `None` without `evaluation`.
-        num_skipped: 1 where the batch was left out whole: a weight or target, or the estimator's state after it, was not finite.
-            Parameters, optimizer and estimator are as before it, and there is no gradient (`grad_norm` is NaN).
+        num_skipped: 1 where the batch was left out whole: a weight or target, the estimator's state after it, or the statistics of
+            observations with it, were not finite. Parameters, optimizer, estimator and statistics are as before it, and there is no
+            gradient (`grad_norm` is NaN).
         num_nonfinite_rewards: How many of the batch's rewards were not finite, the usual reason. Where there are none it was a
-            value of a state, a ratio, a credit or a fit.
+            value of a state, a ratio, a credit, a fit or an observation.
     """
 
     mean_return: jax.Array
@@ -135,6 +137,7 @@ class TrainState(NamedTuple):
         key: The key of the rest of the run.
         num_updates: Updates so far, int32.
         stopped: Whether an evaluation reached `stop_at`.
+        statistics: Of the observations so far, of a policy that is `logderiv.policies.Normalized`; else `()`.
     """
 
     params: Any
@@ -144,6 +147,7 @@ class TrainState(NamedTuple):
     key: Any
     num_updates: jax.Array
     stopped: jax.Array
+    statistics: Any = ()
 
 
 class Plan(NamedTuple):
@@ -192,7 +196,8 @@ def start(params: Params, key: Key, plan: Plan) -> TrainState:
         key, streams = plan.batch.start(key, plan.environment, plan.environment_params)
         opt_state = init_climbing(plan.optimizer, params)
         zero, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        state = TrainState(params, opt_state, plan.estimator.init(params), streams, key, zero, no)
+        statistics = normalization.statistics(plan.policy)
+        state = TrainState(params, opt_state, plan.estimator.init(params), streams, key, zero, no, statistics)
         return _placed(jax.tree.map(_strong, state))
 
     return (jax.vmap(one) if key.ndim else one)(params, key)
@@ -245,12 +250,14 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
     """
     policy, environment, environment_params, batch, estimator, optimizer, epochs, minibatches, evaluation = plan
     key, key_batch, key_order = jax.random.split(state.key.keys(), 3)
-    world = (policy, environment, environment_params)
-    drawn, streams = batch.draw(state.params, key_batch, *world, state.streams)
-    found = estimator.advantages(state.params, state.estimator_state, policy, drawn)
-    weights, estimator_state, used = keep_finite(state.estimator_state, *found)
+    acting = normalization.at(policy, state.statistics)
+    drawn, streams = batch.draw(state.params, key_batch, acting, environment, environment_params, state.streams)
+    inner, shown = normalization.shown(acting, drawn)
+    weights, new = estimator.advantages(state.params, state.estimator_state, inner, shown)
+    before, after = (state.estimator_state, state.statistics), (new, normalization.measured(acting, drawn))
+    weights, (estimator_state, statistics), used = keep_finite(before, weights, after)
     climb = {"estimator": estimator, "optimizer": maximize(optimizer), "epochs": epochs, "minibatches": minibatches}
-    *new, norms = improve(state.params, state.opt_state, key_order, policy, drawn, weights, **climb)
+    *new, norms = improve(state.params, state.opt_state, key_order, inner, shown, weights, **climb)
     params, opt_state = jax.tree.map(partial(jnp.where, used), tuple(new), (state.params, state.opt_state))
     info, num_updates, steps = batch_info(drawn), state.num_updates + 1, as_steps(drawn)
     bad_rewards = jnp.sum(steps.valid & ~jnp.isfinite(steps.rewards))
@@ -264,7 +271,8 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
         num_skipped=jnp.asarray(~used, jnp.int32),
         num_nonfinite_rewards=bad_rewards,
     )
-    state = TrainState(params, opt_state, estimator_state, streams, KeyBits.of(key), num_updates, state.stopped)
+    kept = params, opt_state, estimator_state, streams
+    state = TrainState(*kept, KeyBits.of(key), num_updates, state.stopped, statistics)
     if evaluation is None:
         return state, row
     none = jnp.zeros_like(row.mean_return)
@@ -274,7 +282,8 @@ def update(state: TrainState, index: jax.Array, plan: Plan) -> tuple[TrainState,
         horizon = batch.horizon if evaluation.horizon is None else evaluation.horizon
         options = {"num_episodes": evaluation.num_episodes, "horizon": horizon, "greedy": evaluation.greedy}
         options["environment_params"] = environment_params
-        returns = evaluate(state.params, key_episodes, policy, environment, **options)
+        now = normalization.at(policy, state.statistics)
+        returns = evaluate(state.params, key_episodes, now, environment, **options)
         mean_return = jnp.mean(returns).astype(none.dtype)
         stopped = state.stopped if evaluation.stop_at is None else mean_return >= evaluation.stop_at
         return state._replace(key=KeyBits.of(key), stopped=stopped), mean_return

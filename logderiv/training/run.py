@@ -20,6 +20,7 @@ from logderiv.environments import Gymnasium, as_environment
 from logderiv.estimators import Estimator
 from logderiv.policies import as_policy
 from logderiv.sampling.episodes import draw, warn_of_cut
+from logderiv.training import normalization
 from logderiv.training.batches import Batch, Steps
 from logderiv.training.checkpoints import Checkpoints, on_host
 from logderiv.training.evaluation import Evaluation
@@ -118,7 +119,8 @@ def train(
     Args:
         params: Where to start.
         key: One key, or `(S,)` of them. Consumed.
-        policy: A policy, or a function `(params, observation) -> distribution`.
+        policy: A policy, or a function `(params, observation) -> distribution`. `logderiv.policies.Normalized(policy)` keeps
+            statistics of the observations in the state.
         environment: `reset` and `step` as in `logderiv.types.Environment`, or an environment of a public suite.
         batch: What one update is estimated from: `Episodes`, `Groups` or `Steps`.
         estimator: Any estimator of the library, or your own.
@@ -165,6 +167,7 @@ def train(
     Gradients: none; what `train` returns is not meant to be differentiated.
     """
     key, policy, environment = as_keys(key), as_policy(policy), as_environment(environment)
+    policy = normalization.starting(policy, environment, environment_params)
     if mesh is not None:
         mesh = as_mesh(mesh)
         given = (params, key, policy, environment, environment_params)
@@ -195,7 +198,7 @@ def _warn_of_what_was_not_finite(metrics: Metrics) -> None:
     if bad := int(jnp.sum(metrics.num_skipped)):
         with_rewards = int(jnp.sum((metrics.num_skipped > 0) & (metrics.num_nonfinite_rewards > 0)))
         warnings.warn(
-            f"train: {bad} batches were left out whole, since a weight or target was not finite, {with_rewards} of them with rewards "
+            f"train: {bad} batches were left out whole, since a weight, a target or a statistic was not finite, {with_rewards} of them with rewards "
             "that are not finite; metrics.num_skipped says in which updates.",
             stacklevel=3,
         )
