@@ -316,38 +316,3 @@ def test_a_hundred_calls_leave_nothing_more_behind_than_three():
     gradient = jax.grad(ld.expectation(model, num_samples=4, baseline=LOO))
     assert growth(lambda i: gradient(0.3, jax.random.key(i)), 100) < 50  # not one for each call
     assert growth(lambda i: ld.expectation(lambda p: model(p), num_samples=4)(0.3, jax.random.key(i)), 10) > 100
-
-
-SCALE: Any = 1.0
-
-
-def helper(logit):
-    return SCALE * ld.sample(ld.Bernoulli(logit)).astype(float)
-
-
-def through_a_helper(logit):
-    return jnp.sum(jnp.stack([helper(logit), 0.0 * logit]))
-
-
-def by_hand_with_a_global(logit, tape):
-    tape, x = flip(tape, logit)
-    return tape.cost(SCALE * x)
-
-
-@pytest.mark.parametrize("program", [through_a_helper, by_hand_with_a_global])
-def test_globals_are_read_at_each_call(program, monkeypatch):
-    """As in a notebook, where a constant or a helper is defined anew; the list of all paths has them anew, too."""
-    objective = ld.expectation(program, num_samples=8)
-
-    def found():
-        listed = ld.exact.program_derivatives(jnp.zeros(()), objective, order=1, num_choices=1, num_outcomes=2)[1]
-        value, slope = jax.value_and_grad(objective)(0.0, jax.random.key(0))
-        mean = ld.exact.program_value(0.0, program, num_choices=1, num_outcomes=2)
-        return np.array([value, slope, listed.mean.item(), listed.exact.item(), mean])
-
-    before = found()
-    monkeypatch.setitem(globals(), "SCALE", 5.0)
-    np.testing.assert_allclose(found(), 5 * before, rtol=1e-12)
-    if program is through_a_helper:
-        monkeypatch.setitem(globals(), "helper", lambda logit: 2.0 * ld.sample(ld.Bernoulli(logit)).astype(float))
-        np.testing.assert_allclose(found(), 2 * before, rtol=1e-12)

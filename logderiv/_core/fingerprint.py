@@ -13,7 +13,6 @@ import dis
 import enum
 import functools
 import hashlib
-import inspect
 import platform
 import re
 import sys
@@ -54,8 +53,14 @@ def static_text(value: Any) -> str:
     return _text(value, ())
 
 
-def globals_text(function: Any) -> str:
-    """The globals that a function of the user refers to, and those that the user's functions among them refer to, as text.
+def globals_text(function: Any) -> str | None:
+    """What a function of the user reads beside its arguments, as text: globals, what it closes over, and its defaults.
+
+    So do the user's functions, classes and modules among these, as far as they are reached by name. Not seen are attributes that
+    are looked up by a name that is computed, and numbers in the middle of a large array that is changed in place.
+
+    Returns:
+        The text; `None` where something is traced, whose value is not known.
 
     Example:
         >>> def scaled(x):
@@ -66,29 +71,50 @@ def globals_text(function: Any) -> str:
         >>> globals_text(scaled) == before
         False
     """
-    found: dict[Any, str] = {}
-    todo = [inspect.unwrap(function)]
-    while todo:
-        one = inspect.unwrap(todo.pop())
-        held = [one.func, one.args, one.keywords] if isinstance(one, functools.partial) else []
-        if isinstance(one, types.MethodType):
-            held = [one.__func__]
-        elif isinstance(one, types.FunctionType) and _is_users(one) and one not in found:
-            names = [name for code in _codes(one) for name in code.co_names if name in one.__globals__]
-            read = {name: one.__globals__[name] for name in sorted(set(names))}
-            found[one] = ", ".join(f"{name}={_read(x)}" for name, x in read.items())
-            held = [*read.values(), *_parts(one).values()]
-        todo += [x for x in jax.tree.leaves(held) if callable(x)]
-    return "; ".join(found.values())
+    found: dict[int, str] = {}
+    seen, todo = [], [function]  # what was seen is kept alive, so that no other thing gets its number
+    try:
+        while todo:
+            one = todo.pop()
+            if id(one) not in found:
+                seen.append(one)
+                named = _named(one)
+                found[id(one)] = ", ".join(f"{name}={_read(x)}" for name, x in named.items())
+                todo += [x for x in jax.tree.leaves(list(named.values())) if not isinstance(x, _PLAIN)]
+    except jax.errors.TracerArrayConversionError:
+        return None
+    return "; ".join(filter(None, found.values()))
+
+
+def _named(thing: Any) -> dict[str, Any]:
+    """What is reached by name from a function, and from anything else of the user's that has functions in it."""
+    if isinstance(thing, types.FunctionType):
+        wrapped = {"wrapped": x} if (x := getattr(thing, "__wrapped__", None)) is not None else {}
+        if not _is_users(thing):
+            return wrapped
+        names = sorted({name for code in _codes(thing) for name in code.co_names})
+        read = {name: thing.__globals__[name] for name in names if name in thing.__globals__}
+        for module in [x for x in read.values() if isinstance(x, types.ModuleType) and _is_users_module(x)]:
+            read |= {f"{module.__name__}.{name}": getattr(module, name) for name in names if hasattr(module, name)}
+        return read | _parts(thing) | wrapped
+    if isinstance(thing, (functools.partial, types.MethodType, property)) or hasattr(thing, "__wrapped__"):
+        return _parts(thing)
+    kind = thing if isinstance(thing, type) else type(thing)
+    bases = [base for base in kind.__mro__ if _is_users(base)]
+    members = {f"{base.__qualname__}.{name}": x for base in bases for name, x in vars(base).items()}
+    functions = {name: getattr(x, "__func__", x) for name, x in members.items()}
+    return {name: x for name, x in functions.items() if isinstance(x, (types.FunctionType, property))}
+
+
+def _is_users_module(module: types.ModuleType) -> bool:
+    file = getattr(module, "__file__", None)
+    return module.__name__ not in sys.builtin_module_names and (file is None or not _in_library(file))
 
 
 def _read(value: Any) -> str:
     if isinstance(value, (np.ndarray, jax.Array)) and value.size > _DIGESTED:
-        return f"array {id(value)}"
-    try:
-        return static_text(value)
-    except jax.errors.TracerArrayConversionError:  # it holds what a transformation traces, whose values are not known
-        return f"traced {id(value)}"
+        return f"{id(value)} {static_text(np.asarray(value.ravel()[:: value.size // _DIGESTED * 64]))}"
+    return static_text(value)
 
 
 def differ(one: str, other: str) -> bool:

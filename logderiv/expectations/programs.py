@@ -90,8 +90,8 @@ class Expectation:
         has_aux: Whether the model returns `(cost, aux)`, or `(None, aux)` where it calls `cost`; then so does the expectation, with
             `aux` of all runs, stacked.
         max_worlds: Refuse to run more than so many worlds of enumerated choices for one sample.
-        reads: The globals that the program, and the user's functions among them, refer to, as they are now; set by itself. Where
-            one has changed, a call compiles anew.
+        reads: What the program refers to beside its arguments, as it is now, in words; set by itself. Where something has changed,
+            a call compiles anew; where something is traced it is `None`, and no call is compiled.
 
     Raises:
         ValueError: `num_samples` below 1, or below 2 with a baseline; antithetic and odd, or below 4 with a baseline; another baseline;
@@ -120,7 +120,7 @@ class Expectation:
     draws: Literal["independent", "antithetic"] = "independent"
     has_aux: bool = False
     max_worlds: int = 4096
-    reads: str = dataclasses.field(default="", init=False, repr=False)
+    reads: str | None = dataclasses.field(default="", init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "reads", globals_text(self.program))
@@ -176,8 +176,9 @@ class Expectation:
         """
         refuse_complex(params=params)
         # A method's object may change between calls, and what a closure holds of a transformation must not be kept.
-        compiled = inspect.isfunction(self.program) and not closes_over_tracers(self.program)
-        return (_runs if compiled else inspect.unwrap(_runs))(self.up_to_date(), params, as_key(key), args)
+        now = self.up_to_date()
+        compiled = inspect.isfunction(self.program) and now.reads is not None and not closes_over_tracers(self.program)
+        return (_runs if compiled else inspect.unwrap(_runs))(now, params, as_key(key), args)
 
     def up_to_date(self) -> "Expectation":
         """The same expectation, with the globals that its program refers to as they are now.

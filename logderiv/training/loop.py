@@ -24,7 +24,7 @@ from logderiv.estimators.base import keep_finite
 from logderiv.training import normalization
 from logderiv.training.batches import Batch
 from logderiv.training.evaluation import Evaluation, evaluate
-from logderiv.training.optimizers import further_arguments, init_climbing, maximize
+from logderiv.training.optimizers import further_arguments, init_climbing, maximize, searches_a_line
 from logderiv.types import Key, Params, Stream, Trajectory, batch_info, one_batch_axis
 
 
@@ -67,7 +67,8 @@ def improve(
     Raises:
         ValueError: The batch does not divide into `minibatches`.
     """
-    optimizer, reusable = optax.with_extra_args_support(optimizer), estimator.structure.reusable
+    optimizer = optax.with_extra_args_support(optimizer)
+    options = {"reusable": estimator.structure.reusable, "searches": searches_a_line(optimizer)}
     axis = 1 if isinstance(trajectories, Stream) else 0
     whole = lax.stop_gradient((as_steps(trajectories), weights))
     size = whole[0].valid.shape[axis]
@@ -83,7 +84,7 @@ def improve(
             return estimator.objective(params, policy, steps, weights)
 
         value, grads = jax.value_and_grad(objective)(params)
-        further = further_arguments(objective, value, grads, trajectories, reusable=reusable)
+        further = further_arguments(objective, value, grads, trajectories, **options)
         updates, opt_state = optimizer.update(grads, opt_state, params, trajectories=one_batch_axis(steps), **further)
         return (optax.apply_updates(params, updates), opt_state), optax.tree.norm(grads)
 

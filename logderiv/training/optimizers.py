@@ -7,6 +7,7 @@ from types import FunctionType, MethodType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from logderiv.types import Params, Stream, Trajectory, batch_info
@@ -94,6 +95,11 @@ def check_optimizer(optimizer: Any, *, reusable: bool, streams: bool) -> None:
             )
 
 
+def searches_a_line(optimizer: Any) -> bool:
+    """Whether an optimizer wants a function to search along."""
+    return any("value_fn" in _wanted(part) for part in _parts(optimizer, []))
+
+
 def further_arguments(
     objective: Callable[[Params], jax.Array],
     value: jax.Array,
@@ -101,12 +107,13 @@ def further_arguments(
     batch: Trajectory | Stream,
     *,
     reusable: bool,
+    searches: bool = False,
 ) -> dict[str, Any]:
     """What optax's optimizers may take beside gradients, all of the function that they descend.
 
     | name | is |
     |---|---|
-    | `value` | minus the mean return of the batch; of a stream 0 |
+    | `value` | minus the mean return of the batch; 0 of a stream, and where a search along a line compares values |
     | `value_fn` | `value` + L(θ) - L(·) of the estimator's objective L, where that is a surrogate of the return: of `PPO` and its kin |
     | `grad`, `grad_fn` | minus the gradient of L, here and elsewhere |
 
@@ -116,11 +123,13 @@ def further_arguments(
         grads: Its gradient.
         batch: The whole batch.
         reusable: Whether L has a meaning elsewhere than at θ; else the two functions raise `ValueError`.
+        searches: Whether the optimizer searches along a line: a constant would take digits of what it compares.
 
     Returns:
         The arguments by name.
     """
-    cost = 0 * value if isinstance(batch, Stream) else -batch_info(batch).mean_return.astype(value.dtype)
+    known = not searches and not isinstance(batch, Stream)
+    cost = -batch_info(batch).mean_return.astype(value.dtype) if known else jnp.zeros_like(value)
 
     def elsewhere(function: Callable[..., Any], what: str) -> Callable[..., Any]:
         # optax hands a line search's function all that it names, and refuses what it does not.
