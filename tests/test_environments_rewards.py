@@ -244,3 +244,25 @@ BAD = {
 def test_wrong_laws_are_named(message):
     with pytest.raises(ValueError, match=message):
         BAD[message]()
+
+
+def test_a_reward_that_never_comes_may_be_anything():
+    """NaN where the transition has probability 0, infinity where the law has: by every method the value is that of 0 in its place."""
+    start, ends, logits = jnp.array([1.0, 0.0]), jnp.array([False, True]), jnp.array([0.2, -0.3])
+    moves = jnp.array([[[1.0, 0.0], [0.2, 0.8]], [[0.0, 1.0], [0.0, 1.0]]])
+    nan, inf = jnp.nan, jnp.inf
+    tables = [jnp.array([[[1.0, x], [2.0, 3.0]], [[x, x], [x, x]]]) for x in (0.0, nan)]
+    laws = [ld.environments.RewardLaw(jnp.array([1.0, x]), jnp.array([[[1.0, 0.0]] * 2] * 2)) for x in (0.0, inf)]
+    estimator = ld.ScoreFunction(ld.advantages.ToGo())
+    for pair in (tables, laws):
+        found = []
+        for reward in pair:
+            mdp = ld.environments.TabularMDP(start, moves, reward, ends)
+            values = [
+                ld.exact.value(logits, ld.shared_softmax, mdp, horizon=2, method=m) for m in ("dynamic", "enumeration")
+            ]
+            listed = ld.exact.moments(logits, ld.shared_softmax, mdp, estimator, horizon=2, num_trajectories=1)
+            by_step = ld.exact.weighted_score_moments(logits, ld.shared_softmax, mdp, horizon=2)
+            found.append([*map(float, values), np.trace(listed.covariance), float(jnp.trace(by_step.covariance))])
+        np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
+        np.testing.assert_allclose(found[0][::2], found[0][1::2], rtol=1e-12)

@@ -65,7 +65,8 @@ class RewardLaw:
 
         Gradients: flow to values and probabilities.
         """
-        return jnp.sum(self.probabilities * jnp.broadcast_to(self.values, self.probabilities.shape) ** power, axis=-1)
+        values = jnp.broadcast_to(self.values, self.probabilities.shape) ** power
+        return jnp.sum(self.probabilities * possible(self.probabilities, values), axis=-1)
 
     def sample(self, key: jax.Array, state: jax.Array, action: jax.Array, new: jax.Array) -> jax.Array:
         """The reward of one step from `state` to `new`.
@@ -120,3 +121,8 @@ def sums_to_one(name: str, table: jax.Array, given: Any, live: np.ndarray | None
         raise ValueError(f"{name}: expected probabilities that sum to 1, off by {worst:.3g}.")
     sums = numbers.sum(-1, keepdims=True)
     return jnp.asarray(numbers / np.where(sums > 0, sums, 1)) if half else table
+
+
+def possible(probabilities: jax.Array, values: jax.Array) -> jax.Array:
+    """The values, with 0 for one that is not finite and never comes: 0 times it would be NaN."""
+    return jnp.where((probabilities == 0) & ~jnp.isfinite(values), 0, values)

@@ -11,7 +11,7 @@ from logderiv._core.arrays import integers, summable
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
-from logderiv.environments.rewards import RewardLaw, sums_to_one
+from logderiv.environments.rewards import RewardLaw, possible, sums_to_one
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
 
@@ -111,8 +111,8 @@ class TabularMDP(Environment):
             return mean
         dtype = jnp.promote_types(mean.dtype, self.transition.dtype)
         live = ~self.terminal[:, None, None]
-        kept = (jnp.where(live, x, 0).astype(dtype) for x in (self.transition, mean))
-        return jnp.einsum("sap,sap->sa", *kept, precision=precision_of())
+        transition, mean = (jnp.where(live, x, 0).astype(dtype) for x in (self.transition, mean))
+        return jnp.einsum("sap,sap->sa", transition, possible(transition, mean), precision=precision_of())
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[jax.Array, jax.Array]:
         del params  # the tables are the parameters

@@ -24,7 +24,7 @@ from logderiv._core import check
 from logderiv._core.arrays import check_params, summable, wide
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import jit
-from logderiv.environments.rewards import RewardLaw
+from logderiv.environments.rewards import RewardLaw, possible
 from logderiv.environments.tabular import TabularMDP
 from logderiv.estimators.returns import reward_to_go, total_return
 from logderiv.exact.dynamic import choices, live_tables, occupancy, problem
@@ -190,7 +190,7 @@ def _reward_powers(mdp: TabularMDP, transition: jax.Array) -> tuple[jax.Array, j
     def of(power: int) -> jax.Array:
         moment = mdp.reward_moment(power).astype(transition.dtype)
         moment = moment if moment.ndim == 3 else moment[..., None]
-        return transition * jnp.where(mdp.terminal[:, None, None], 0, moment)
+        return transition * possible(transition, jnp.where(mdp.terminal[:, None, None], 0, moment))
 
     return of(1), of(2)
 
