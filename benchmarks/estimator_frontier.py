@@ -239,7 +239,7 @@ def _of_programs(numbers: Sequence[int], total: int) -> tuple[dict[str, float], 
     exact = program_frontier.exact_gradient()
     found: Points = {}
     for name in program_frontier.WAYS:
-        for number in numbers:
+        for number in (n for n in numbers if n >= program_frontier.least(name)):
             grads, seconds, compiling = program_frontier.estimates(name, number, max(total // number, 64))
             found.setdefault(name, {})[number] = point(grads, exact, seconds, compiling)
     return program_frontier.exact_variances(), found, exact

@@ -27,6 +27,12 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def least(name: str) -> int:
+    """The fewest runs that a way takes."""
+    options = WAYS[name]
+    return (2 if "draws" in options or "method" in options else 1) * (2 if "baseline" in options else 1)
+
+
 def queue(params: jax.Array, method: str) -> None:
     """The model."""
 

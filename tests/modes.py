@@ -56,7 +56,7 @@ def value(params: Any, observation: Any) -> Any:
 
 
 def by_numbers(params: Any, observation: Any) -> Any:
-    return ld.Categorical(observation["x"] @ params)
+    return ld.Categorical(jnp.matmul(observation["x"], params, precision="highest"))
 
 
 def normal(mean: Any) -> Any:
