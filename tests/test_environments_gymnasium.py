@@ -1,5 +1,6 @@
 """Gymnasium on the host: the same protocol, one callback for all rows, episodes that end where they end."""
 
+import collections
 import gc
 from typing import Any
 
@@ -241,10 +242,10 @@ class Box(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-1, 1, (1,), np.float32)
     action_space = gymnasium.spaces.Box(-2, 2, (1,), np.float32)
 
-    def reset(self, *, seed: Any = None, options: Any = None):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         return np.zeros(1, np.float32), {}
 
-    def step(self, action):
+    def step(self, action) -> Any:
         return np.zeros(1, np.float32), float(action[0]), False, False, {}
 
 
@@ -264,6 +265,46 @@ def test_actions_outside_the_space_are_refused_or_clipped():
     _, state = jax.vmap(environment.reset)(keys(2, 3))
     refused = r"Discrete\(2\), received -1 in row 1"
     fails(refused, jax.vmap(environment.step), keys(2, 3), state, jnp.array([0, -1, 1]))
+
+
+class Pair(Box):
+    """Observations of two parts of one shape, in another order than that of their names; the bounds of actions have digits of float64."""
+
+    observation_space = gymnasium.spaces.Dict({name: Box.observation_space for name in ("speed", "place")})
+    action_space = gymnasium.spaces.Box(-0.1, 0.1, (1,), np.float64)
+    place = np.full(1, -0.5, np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return collections.OrderedDict(speed=np.ones(1, np.float32), place=self.place), {}
+
+    def step(self, action) -> Any:
+        assert self.action_space.contains(action)
+        return self.reset()[0], float(action[0]), False, False, {}
+
+
+def test_parts_of_an_observation_are_taken_by_name():
+    observation, _ = ld.environments.Gymnasium(Pair, horizon=2).reset(jax.random.key(0))
+    assert {name: float(x[0]) for name, x in observation.items()} == {"speed": 1.0, "place": -0.5}
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [(np.zeros((1, 1)), r"observation\['place'\]: expected shape \(1,\)"), (np.zeros(2), "expected shape")],
+)
+def test_an_observation_of_another_shape_is_refused(place, message, monkeypatch):
+    monkeypatch.setattr(Pair, "place", place)
+    fails(message, ld.environments.Gymnasium(Pair, horizon=2).reset, jax.random.key(0))
+
+
+def test_numbers_that_would_be_cut_off_are_refused(monkeypatch):
+    monkeypatch.setattr(Box, "observation_space", gymnasium.spaces.Box(-1, 1, (1,), np.int32))
+    fails("expected whole numbers", ld.environments.Gymnasium(Box, horizon=2).reset, jax.random.key(0))
+
+
+def test_a_bound_with_more_digits_than_an_action_is_within_the_space():
+    bound = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 9, jnp.ones(1, jnp.float32), -0.1, 0.1))
+    tau = draw(jnp.zeros(1, jnp.float32), keys(1, 2), bound, ld.environments.Gymnasium(Pair), horizon=3)
+    assert (np.asarray(tau.actions, np.float32) == np.float32(0.1)).any()
 
 
 def test_unmodified_environments_are_recognized_and_keep_their_adapter():

@@ -334,3 +334,14 @@ def test_a_policy_of_parts_learns_under_its_mask(standard_promotion):
     returns = ld.train(params, jax.random.key(1), policy, environment, ld.Episodes(32), **options).metrics.mean_return
     assert returns[0] < 4.5
     assert 7 < returns[-1] <= 9
+
+
+def test_a_mask_that_is_asked_for_must_be_there():
+    """A name that the observation has not would give a policy without a mask, silently."""
+    masks = np.array([1, 0, 1], np.int8)
+    adapter = Gymnasium(lambda: Any3(SPACES["Discrete"], masks=masks), horizon=3, mask="legal")
+    assert ld.policy_for(adapter).mask == "action_mask"
+    for name in ("legal", "acton_mask"):
+        with pytest.raises(ValueError, match=f"mask.*'{name}'.*'action_mask'"):
+            ld.policy_for(adapter, mask=name)
+    assert ld.policy_for(adapter, mask=None).mask is None

@@ -168,6 +168,8 @@ def test_a_stationary_law_keeps_its_digits_where_it_is_small():
 def test_a_reducible_chain_has_no_stationary_start():
     assert jnp.isnan(MODEL.log_likelihood(LEFT_TO_RIGHT._replace(initial=None), Y))
     assert jnp.isfinite(MODEL.log_likelihood(LEFT_TO_RIGHT, Y))
+    score = ld.processes.fisher_score(LEFT_TO_RIGHT._replace(initial=None), MODEL, Y)
+    assert jnp.isnan(score.emission).all()
     cycle = jnp.log(jnp.eye(S)[jnp.array([1, 2, 0])])  # irreducible, though with a period
     params = PARAMS._replace(initial=None, transition=cycle)
     np.testing.assert_allclose(MODEL.smooth(params, Y[:1], observed=[False]).states[0], [1 / 3] * 3, rtol=1e-12)

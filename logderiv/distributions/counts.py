@@ -22,6 +22,7 @@ class Poisson:
 
     where no large numbers are subtracted: what is lost at a large rate is what ℓ cannot hold. A negative count has
     log-probability `-inf` and zero gradient. A rate of 0, `log_rate` of `-inf`, gives 0 for certain.
+    Draws are int32: rates stay below 2³¹.
 
     Attributes:
         log_rate: log λ, any shape; one value per count, the log-probability of each is returned. float32 at least.

@@ -13,7 +13,7 @@ from logderiv.distributions.joint import Joint
 from logderiv.distributions.normal import Normal
 from logderiv.distributions.tanh_normal import TanhNormal, normal_head
 from logderiv.environments import ActionSpace, as_environment
-from logderiv.environments._masks import find_mask, mask_rows
+from logderiv.environments._masks import LEAF, find_mask, mask_rows
 from logderiv.environments._spaces import action_space, flat_spaces, parts_of
 from logderiv.policies.stepwise import MLP, MLPActorCritic
 from logderiv.types import Environment
@@ -108,7 +108,8 @@ def policy_for(
         hidden: Widths of the hidden layers.
         value: Whether to add a value of the state: an `MLPActorCritic`, whose `value` is for `logderiv.ActorCritic`.
         squash: Whether real numbers are squashed into their bounds; `None` for where all bounds are finite.
-        mask: The entry or field of the observation with the mask of the actions; `None` to leave it aside.
+        mask: The entry or field of the observation with the mask of the actions, which only the default may lack; `None` to leave
+            it aside.
         environment_params: Passed to `reset`, which is traced for the form of the observation.
 
     Returns:
@@ -116,7 +117,7 @@ def policy_for(
 
     Raises:
         TypeError: The environment has no action space, or one of a kind that no distribution here fits.
-        ValueError: `squash=True` where a bound is infinite; bounds of which some are infinite; a mask that does not fit.
+        ValueError: `squash=True` where a bound is infinite; bounds of which some are infinite; a mask that does not fit, or is not there.
 
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
@@ -130,7 +131,13 @@ def policy_for(
     stepper = as_environment(environment)
     head = _head(stepper, squash)
     found = jax.eval_shape(lambda key: stepper.reset(key, environment_params)[0], jax.random.key(0))
-    mask = mask if mask is not None and find_mask(found, mask) is not None else None
+    if mask is not None and find_mask(found, mask) is None:
+        if mask != LEAF:
+            raise ValueError(
+                f"mask: expected an entry or a field of the observation, received {mask!r}, which it has not; an adapter that takes a "
+                f"mask from info, such as logderiv.environments.Gymnasium(..., mask=...), calls it {LEAF!r}."
+            )
+        mask = None
     if mask is not None:
         outputs = jax.ShapeDtypeStruct((head.num_outputs,), jnp.float32)
         jax.eval_shape(head.masked, outputs, find_mask(found, mask))

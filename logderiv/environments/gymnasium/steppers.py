@@ -54,6 +54,7 @@ class OneByOne:
     def __init__(self, environments: list[Any], mask: str | None = None) -> None:
         self.environments, self.mask = environments, mask
         self.times = np.zeros(len(environments), int)
+        self.seen = nested(environments[0].observation_space)
         self.space = action_space(nested(environments[0].action_space))
         self.structure = jax.tree.structure(nested(environments[0].action_space))
 
@@ -75,6 +76,7 @@ class OneByOne:
 
     def _observed(self, row: int, observation: Any, info: Any, over: bool = False) -> Any:
         """What a policy sees: the observation, and the mask where there is one."""
+        observation = _arranged(self.seen, observation)
         if self.mask is None:
             return observation
         where = f"info[{self.mask!r}] after step {self.times[row]} of row {row}"
@@ -144,11 +146,13 @@ def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
     low, high, fix = _bounds(space)
     if clip and type(space).__name__ == "Box":
         action = np.clip(action, low, high)
-    outside = ~((action >= low) & (action <= high))  # NaN too
+    rounded = (low, high) if action.dtype.kind != "f" else (np.asarray(x).astype(action.dtype) for x in (low, high))
+    least, largest = rounded  # a bound of the space may have more digits than actions have
+    outside = ~((action >= least) & (action <= largest))  # NaN too
     if outside.any():
         row = int(np.argwhere(outside)[0, 0])
         raise ValueError(f"action: expected one of {space}, received {action[row]} in row {row}; {fix}.")
-    return from_start(space, action.astype(space.dtype))
+    return from_start(space, np.clip(action.astype(space.dtype), low, high))
 
 
 def _library() -> Any:
@@ -185,6 +189,26 @@ def _outcome(found: Any) -> list[float]:
                 f"environment.step: value {position}, {name}: expected one real number, received {found[position]!r}."
             )
     return [float(np.asarray(value).item()) for value in found[1:4]]
+
+
+def _arranged(space: Any, observation: Any, path: str = "") -> Any:
+    """An observation in the form of its space, by keys and not by their order.
+
+    Raises:
+        ValueError: Of another shape.
+        TypeError: Real numbers for whole ones, which would be cut off.
+    """
+    inner = parts_of(space)
+    if inner is not None:
+        keys = inner if isinstance(inner, dict) else range(len(inner))
+        rows = {key: _arranged(inner[key], observation[key], f"{path}[{key!r}]") for key in keys}
+        return rows if isinstance(inner, dict) else tuple(rows.values())
+    value = np.asarray(observation)
+    if value.shape != space.shape:
+        raise ValueError(f"observation{path}: expected shape {space.shape} of {space}, received {value.shape}.")
+    if value.dtype.kind in "fc" and np.dtype(space.dtype).kind in "biu":
+        raise TypeError(f"observation{path}: expected whole numbers of {space}, received {value.dtype}.")
+    return value
 
 
 def _stack(values: list[Any]) -> Leaves:

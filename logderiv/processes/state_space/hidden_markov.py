@@ -242,8 +242,8 @@ class HiddenMarkovModel(HiddenProcess):
         start, kernel = _log_tables(params)
         emitted = self._emission_log_probs(params, observations, observed)
         weights = posterior.states[0], jnp.sum(posterior.pairs, axis=0), posterior.states
-        # An event of weight 0 counts as 0, even where it is impossible.
-        terms = [jnp.sum(w * jnp.where(w > 0, x, 0)) for w, x in zip(weights, (start, kernel, emitted), strict=True)]
+        # An event of weight 0 counts as 0, even where it is impossible; a weight of NaN stays one.
+        terms = [jnp.sum(w * jnp.where(w == 0, 0, x)) for w, x in zip(weights, (start, kernel, emitted), strict=True)]
         return terms[0] + terms[1] + terms[2]
 
     def _emission_log_probs(self, params: HiddenMarkovParams, observations: Any, observed: jax.Array) -> jax.Array:
