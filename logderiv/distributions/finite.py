@@ -113,9 +113,8 @@ class OneHotCategorical:
         action, table = jnp.broadcast_to(action, shape), jnp.broadcast_to(table, shape)
         unit = jnp.all((action == 0) | (action == 1), axis=-1) & (jnp.sum(action, axis=-1) == 1)
         possible = table > -jnp.inf
-        chosen = jnp.sum(
-            action * jnp.where(possible, table, 0), axis=-1
-        )  # linear in the action, which may carry a derivative
+        # Linear in the action, which may carry a derivative.
+        chosen = jnp.sum(action * jnp.where(possible, table, 0), axis=-1)
         return jnp.where(unit & ~jnp.any((action == 1) & ~possible, axis=-1), chosen, outside)
 
 

@@ -105,16 +105,18 @@ def prob(distribution: Any, action: Any) -> jax.Array:
         TypeError: `distribution` has neither, or a categorical action is a float.
         ValueError: The probability is not a scalar.
     """
-    if not hasattr(distribution, "prob"):
-        return jnp.exp(log_prob(distribution, action))
-    return _guarded("prob", distribution, action, 0.0)
+    return _probability(distribution, action, scalar=True)
 
 
 def probs(distribution: Any, action: Any) -> jax.Array:
     """Probability of an action, of the shape that the distribution gives it; as `log_probs`."""
+    return _probability(distribution, action, scalar=False)
+
+
+def _probability(distribution: Any, action: Any, *, scalar: bool) -> jax.Array:
     if not hasattr(distribution, "prob"):
-        return jnp.exp(log_probs(distribution, action))
-    return _guarded("prob", distribution, action, 0.0, scalar=False)
+        return jnp.exp((log_prob if scalar else log_probs)(distribution, action))
+    return _guarded("prob", distribution, action, 0.0, scalar=scalar)
 
 
 @pytree
