@@ -28,7 +28,7 @@ import optax
 from jax import lax
 
 import logderiv as ld
-from benchmarks import harness, rl_peers
+from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.harness import Bound, Report, Table, at_least
 from benchmarks.rl_peers import Settings
 
@@ -155,7 +155,7 @@ def learn(method: Method, keys: jax.Array, environment: Any = None, *, num_episo
 def learn_peer(peer: rl_peers.Peer, settings: Settings, keys: jax.Array, like: Method, num_episodes: int = 32) -> Curve:
     """Curves of a peer's PPO, its snapshots evaluated here as ours are."""
     environment = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0])
-    policy = ld.FunctionPolicy(lambda snapshot, observation: ld.Categorical(peer.logits(snapshot, observation)))
+    policy = ld.FunctionPolicy(peer.policy)
 
     def one(key: jax.Array) -> jax.Array:
         key, key_evaluation = jax.random.split(key)
@@ -174,13 +174,13 @@ def learn_stable_baselines3(settings: Settings, num_seeds: int, like: Method, nu
     """Curves of stable-baselines3's PPO on Gymnasium's CartPole."""
     returns, stride = [], settings.batch * like.every
     for seed in range(num_seeds):
-        model = rl_peers.stable_baselines3_ppo(settings, seed)
+        model = peers_sb3.stable_baselines3_ppo(settings, seed)
         if model is None:
             return None
         row = []
         for _ in range(like.num_updates // like.every):
             model.learn(stride, reset_num_timesteps=False)
-            row.append(rl_peers.stable_baselines3_return(model, num_episodes, seed))
+            row.append(peers_sb3.stable_baselines3_return(model, num_episodes, seed))
         returns.append(row)
     steps = np.broadcast_to(stride * np.arange(1, len(returns[0]) + 1), (num_seeds, len(returns[0])))
     return Curve(steps, np.array(returns))
@@ -201,7 +201,7 @@ def rates(methods: Mapping[str, Method], peers: Mapping[str, Any], *, num_update
         if (peer := make(settings)) is not None:
             calls[f"{name} PPO"] = harness.compile_call(_run(peer, num_updates), key)
     runs: dict[str, Callable[[], Any]] = dict(calls)
-    if (model := rl_peers.stable_baselines3_ppo(settings)) is not None:
+    if (model := peers_sb3.stable_baselines3_ppo(settings)) is not None:
         few = max(1, num_updates // 8)
         runs[f"{SB3} PPO"], steps[f"{SB3} PPO"] = lambda: model.learn(settings.batch * few), settings.batch * few
     seconds = harness.interleaved_medians(runs, repeats)
