@@ -9,6 +9,8 @@ import numpy as np
 
 from benchmarks.rl_peers import Settings, installed
 
+SB3 = "stable-baselines3"
+
 
 class Snapshot(NamedTuple):
     """What a model was at one point of its training.

@@ -316,3 +316,7 @@ def _with_log_std(state: Any, log_std: float) -> Any:
         return state
     inner = inner | {"action_log_std": jnp.full_like(inner["action_log_std"], log_std)}
     return state.replace(actor_ts=state.actor_ts.replace(params={"params": inner}))
+
+
+PUREJAXRL, REJAX = "PureJaxRL style", "rejax"
+PEERS = {PUREJAXRL: purejaxrl_style, REJAX: rejax_ppo}

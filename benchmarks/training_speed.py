@@ -30,12 +30,12 @@ from jax import lax
 import logderiv as ld
 from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.harness import Bound, Report, Table, at_least
-from benchmarks.rl_peers import Settings
+from benchmarks.peers_sb3 import SB3
+from benchmarks.rl_peers import PEERS, PUREJAXRL, REJAX, Settings
 
 SOLVED = 475.0
 SIZES = (64, 1024)
-OURS, PUREJAXRL, REJAX, SB3 = "logderiv", "PureJaxRL style", "rejax", "stable-baselines3"
-PEERS = {PUREJAXRL: rl_peers.purejaxrl_style, REJAX: rl_peers.rejax_ppo}
+OURS = "logderiv"
 HOST = f"{OURS} PPO, Gymnasium"
 NEEDS = {PUREJAXRL: ("flax", "distrax"), REJAX: ("rejax",), SB3: ("stable_baselines3",)}
 LEARNING = Settings(num_environments=64, num_steps=32, learning_rate=5e-3)  # solves it with every library

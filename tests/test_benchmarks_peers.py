@@ -1,5 +1,8 @@
 """Peers of the library at a tiny size: the environments that they step by hand, their arithmetic, and that they learn what they are paid for."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,7 @@ from logderiv.types import Step
 from tests import worlds
 
 pytest.importorskip("gymnax")
-from benchmarks import peers_sb3, rl_peers
+from benchmarks import peers_sb3, rl_peers, solved_peers
 from benchmarks.gymnax_style import GymnaxStyle, Logged
 
 TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=2, hidden=(4,))
@@ -176,9 +179,11 @@ def test_statistics_of_a_peer_count_what_it_was_shown():
 
 
 @pytest.mark.parametrize(
-    ("make", "options"), [("CartPole-v1", {}), ("Pendulum-v1", {"use_sde": True}), (lambda: gymnasium_line(), {})]
+    ("name", "options", "low", "high"),
+    [("CartPole-v1", {}, 8, 500), ("Pendulum-v1", {"use_sde": True}, -3300, -300), ("a maker", {}, 6, 6)],
 )
-def test_stable_baselines3_trains_and_its_snapshots_are_evaluated(make, options):
+def test_stable_baselines3_trains_and_its_snapshots_are_evaluated(name, options, low, high):
+    make = gymnasium_line if name == "a maker" else name
     settings = TINY._replace(normalize=True, anneal=True, learning_rate=0.01, reward_scale=0.1, activation="relu")
     model = peers_sb3.stable_baselines3_ppo(settings, 0, make, **options)
     if model is None:
@@ -186,13 +191,54 @@ def test_stable_baselines3_trains_and_its_snapshots_are_evaluated(make, options)
     snapshots = peers_sb3.stable_baselines3_train(model, settings, 4, 2)
     assert [round(x.moments.count) for x in snapshots] == [2 * (1 + 16), 2 * (1 + 32)]
     assert model.num_timesteps == 4 * settings.batch
-    name = "action_net.weight"
-    assert (snapshots[0].parameters[name] != snapshots[1].parameters[name]).any()
+    weights = [x.parameters["action_net.weight"] for x in snapshots]
+    assert (weights[0] != weights[1]).any()
     before = snapshots[0].moments.mean.copy()
     found = peers_sb3.stable_baselines3_return(model, 2, make=make, snapshot=snapshots[0])
     np.testing.assert_array_equal(snapshots[0].moments.mean, before)
-    low, high = {"CartPole-v1": (8, 500), "Pendulum-v1": (-2000, -300)}.get(make, (6, 6))
     assert low <= found <= high
+
+
+@pytest.mark.parametrize("name", rl_peers.PEERS)
+def test_curves_of_a_peer_are_evaluations_of_what_it_was(name):
+    """Every episode of this bandit is one choice, so that a mean return is how often the arm that pays is chosen."""
+    settings = TINY._replace(learning_rate=0.05, entropy_weight=0.0)
+    counts: Any = {"num_updates": 20, "every": 10, "num_episodes": 64}
+    curve = solved_peers.peer_curves(name, bandit(), settings, jax.random.split(jax.random.key(0), 2), **counts)
+    if curve is None:
+        pytest.skip("not installed")
+    np.testing.assert_array_equal(curve.steps, [[160, 320], [160, 320]])
+    assert curve.returns.shape == (2, 2)
+    assert curve.final.shape == (2,)
+    assert (curve.final > 0.9).all()
+    assert (curve.final == np.round(curve.final * 256) / 256).all()
+    assert curve.compile_seconds > curve.seconds > 0
+
+
+def test_curves_of_stable_baselines3_are_those_of_its_seeds():
+    counts: Any = {"num_updates": 4, "every": 2, "num_episodes": 2}
+    keys = jax.random.split(jax.random.key(0), 2)
+    curves = partial(solved_peers.peer_curves, solved_peers.SB3, None, TINY, keys)
+    assert curves(**counts) is None  # no environment of Gymnasium
+    curve = curves(**counts, gymnasium=gymnasium_line)
+    if curve is None:
+        pytest.skip("not installed")
+    np.testing.assert_array_equal(curve.steps, [[32, 64], [32, 64]])
+    np.testing.assert_array_equal(curve.returns, np.full((2, 2), 6))
+    np.testing.assert_array_equal(curve.final, [6, 6])
+    assert np.isnan(curve.compile_seconds)
+    assert curve.seconds > 0
+
+
+def test_curves_refuse_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"num_updates: expected a multiple of every = 2, received 3"):
+        solved_peers.peer_curves(
+            "rejax", bandit(), TINY, jax.random.split(jax.random.key(0), 1), num_updates=3, every=2, num_episodes=1
+        )
+    with pytest.raises(ValueError, match=r"name: expected one of .*'rejax', 'stable-baselines3'\], received 'x'"):
+        solved_peers.peer_curves(
+            "x", bandit(), TINY, jax.random.split(jax.random.key(0), 1), num_updates=2, every=2, num_episodes=1
+        )
 
 
 def gymnasium_line():
