@@ -217,6 +217,15 @@ def test_what_is_no_observation_is_impossible_stays_nan_or_is_refused():
         VECTORS.log_likelihood(PARAMS._replace(emission=(jnp.zeros(3), jnp.zeros(2))), jnp.zeros(2))
 
 
+def test_a_vector_is_missing_as_a_whole():
+    """A component alone may be in a state-space model, whose emissions are known to be normal."""
+    partly = jnp.ones(PAIRS.shape, bool).at[2, 0].set(False)
+    message = r"observed: expected shape \(4,\), received \(4, 2\); .*missing as a whole"
+    for function in (VECTORS.log_likelihood, VECTORS.smooth):
+        with pytest.raises(ValueError, match=message):
+            function(VECTOR_PARAMS, PAIRS, observed=partly)
+
+
 @pytest.mark.parametrize("name", ["counts, stationary, missing", "vectors, missing NaN"])
 def test_derivatives_of_emissions_are_those_of_differences(name):
     model, params, y, mask = CASES[name]

@@ -125,8 +125,8 @@ class HiddenProcess(Process):
         Args:
             params: Parameters.
             observations: One series, leading axis `(T,)`.
-            observed: False where an observation is missing, shape `(T,)` or, for vectors, also of `observations`; `None` for
-                none missing. What stands there does not matter.
+            observed: False where an observation is missing, shape `(T,)`, or for vectors of a `StateSpaceModel` also of
+                `observations`, where a component is; `None` for none missing. What stands there does not matter.
 
         Returns:
             Shape `()`; `-inf` where the observations are impossible.
@@ -225,7 +225,7 @@ class HiddenProcess(Process):
         refuse_complex(observations=observations)
         length = check.rows("observations", observations)
         mask = jnp.ones(length, bool) if observed is None else summable(observed, "observed") != 0
-        check.shape((length,), observed=mask, hint="that of the series")
+        check.shape((length,), observed=mask, hint="except in a StateSpaceModel, an observation is missing as a whole")
         return fill_steps(observations, mask), mask
 
     def pair_trajectory(self, states: Any, observations: Any, *, observed: Any = None) -> Trajectory:
@@ -294,8 +294,8 @@ def fisher_score(params: Params, model: HiddenProcess, observations: Any, *, obs
         params: Parameters of the model.
         model: A hidden Markov or linear-Gaussian state-space model.
         observations: One series, leading axis `(T,)`; `jax.vmap` for several.
-        observed: False where an observation is missing, shape `(T,)` or, for vectors, also of `observations`. What stands
-            there does not matter.
+        observed: False where an observation is missing, shape `(T,)`, or for vectors of a `StateSpaceModel` also of
+            `observations`, where a component is. What stands there does not matter.
 
     Returns:
         Pytree of `params`.
@@ -327,8 +327,8 @@ def fisher_score_samples(
         model: A hidden Markov or linear-Gaussian state-space model.
         observations: One series, leading axis `(T,)`; `jax.vmap` for several.
         num_samples: Number of paths.
-        observed: False where an observation is missing, shape `(T,)` or, for vectors, also of `observations`. What stands
-            there does not matter.
+        observed: False where an observation is missing, shape `(T,)`, or for vectors of a `StateSpaceModel` also of
+            `observations`, where a component is. What stands there does not matter.
 
     Returns:
         Pytree of `params` with a leading axis of `num_samples`.
