@@ -188,6 +188,7 @@ MASKS = {
         {"z": (np.array([1, 0], np.int8), np.array([0, 1, 0], np.int8)), "a": np.array([[1, 0], [1, 1]], np.int8)},
     ),
     "Dict": {"steer": None, "gear": np.array([0, 0, 1, 0], np.int8)},
+    "MultiBinary": np.array([[1, 0], [0, 1], [1, 1], [1, 1]], np.int8),
 }
 
 
@@ -203,6 +204,9 @@ def test_masks_of_gymnasium_are_kept(name, standard_promotion):
             (drawn[0] == 1) & (np.asarray(drawn[1]["z"]) == np.array([0, 1])).all(-1) & (drawn[1]["a"][..., 0] == 0)
         ),
         "Dict": lambda: drawn["gear"] == 2,
+        "MultiBinary": lambda: (
+            (drawn[..., 0] == 0) & (drawn[..., 1] == 1) & (np.ptp(drawn[..., 2:], (0, 1)) == 1).all()
+        ),
     }[name]
     assert allowed().all()
     one = jax.tree.map(lambda x: x[0, 0], taus)
@@ -211,12 +215,28 @@ def test_masks_of_gymnasium_are_kept(name, standard_promotion):
         "MultiDiscrete": jnp.array([0, 1]),
         "Tuple": (1, {"z": jnp.array([0, 1]), "a": jnp.array([1, 1])}),
         "Dict": {"steer": jnp.zeros(1, jnp.float32), "gear": 3},
+        "MultiBinary": jnp.array([0, 0, 1, 1]),
     }[name]
     law = policy.apply(params, one.observations)
     assert law.log_prob(forbidden) == -jnp.inf
     assert np.isfinite(law.log_prob(one.actions))
     blind = ld.MLP(policy.outputs, policy.hidden, policy.head).apply(params, one.observations)  # the wrong twin
     assert np.isfinite(blind.log_prob(forbidden))
+
+
+@pytest.mark.parametrize("name", ["Discrete", "MultiDiscrete", "Tuple", "Dict", "MultiBinary"])
+def test_masks_have_the_form_that_sample_takes_but_for_binary_choices(name):
+    """Of `MultiBinary` that form is 0, 1 or 2 for either: shape `(4,)`, which is refused here."""
+    space = SPACES[name]
+    own = {"Tuple": (MASKS["Tuple"][0], {"z": MASKS["Tuple"][1]["z"], "a": np.array([0, 2], np.int8)})}
+    own |= {"MultiBinary": np.array([0, 1, 2, 2], np.int8)}
+    assert space.contains(space.sample(mask=own.get(name, MASKS[name])))
+    if name not in own:
+        return
+    with pytest.raises(AssertionError, match="expected shape of the mask"):
+        space.sample(mask=MASKS[name])
+    with pytest.raises(jax.errors.JaxRuntimeError, match=r"expected 0 and 1|expected shape \(4, 2\)"):
+        trip(Gymnasium(lambda: Any3(space, own[name]), mask="legal"))
 
 
 def test_masks_that_do_not_fit_are_refused(standard_promotion):

@@ -35,7 +35,8 @@ class Gymnasium(Environment):
         max_batches: How many batches of episodes may be in use at once; see `close`.
         mask: The entry of `info` that says which actions are allowed, as `"action_mask"` of Taxi. With it the observation is
             `{"observation": ..., "action_mask": ...}`, which `logderiv.policy_for` reads; a mask is booleans, or 0 and 1 in eight
-            bits, in the form that `sample(mask=...)` of the space takes. One that allows nothing at a step that is taken raises.
+            bits, in the form that `sample(mask=...)` of the space takes, but for `MultiBinary`: shape `(..., 2)`, whether 0 and
+            whether 1 is allowed, not the 0, 1 and 2 of its `sample`. One that allows nothing at a step that is taken raises.
 
     Raises:
         TypeError: `make` is neither an id nor a function, or a space holds no arrays (text, graphs, sequences); `mask` with an action
