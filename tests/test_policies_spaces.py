@@ -252,7 +252,11 @@ def test_masks_that_do_not_fit_are_refused(standard_promotion):
         np.ones(4, np.int8),
     )
     fails("expected booleans, received float64", three, np.ones(3))
-    fails("expected 0 and 1", three, np.full(3, 2, np.int8))
+    fails(r"info\['legal'\] after step 0 of row 0: expected 0 and 1, received \[2 2 2\]", three, np.full(3, 2, np.int8))
+    gear = {"steer": None, "gear": np.array([0, 1, 3, 1], np.uint8)}
+    fails(
+        r"info\['legal'\] after step 0 of row 0\['gear'\]: expected 0 and 1, received \[0 1 3 1\]", SPACES["Dict"], gear
+    )
     fails("after step 0 .* received info with", three, np.ones(3, np.int8), name="other")
     fails("after step 1 of row 0: a mask allows nothing", three, np.ones(3, np.int8), stuck=1)
     fails("expected shape .*received", two, (np.ones(3, bool), np.ones(4, bool)))

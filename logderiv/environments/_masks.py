@@ -91,7 +91,7 @@ def host_mask(space: Any, mask: Any, where: str, *, over: bool) -> Any:
         ValueError: A mask of another structure or shape, of other numbers, or one that allows nothing of a choice.
         TypeError: It is neither boolean nor of eight bits.
     """
-    rows = mask_rows(space, jax.tree.map(_as_bool, mask), where)
+    rows = mask_rows(space, _as_bools(mask, where), where)
     if not over and any(row is not None and not row.any() for row in rows):
         raise ValueError(f"{where}: a mask allows nothing of a choice, and the episode goes on.")
     left = iter(rows)
@@ -109,10 +109,15 @@ def host_mask(space: Any, mask: Any, where: str, *, over: bool) -> Any:
     return jax.tree.map(one, mask_shapes(space), is_leaf=lambda x: x is None)
 
 
-def _as_bool(mask: Any) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.dtype not in (np.bool_, np.int8, np.uint8):
-        return mask  # refused by its dtype
-    if not np.isin(mask, (0, 1)).all():
-        raise ValueError(f"{LEAF}: expected 0 and 1, received {mask}.")
-    return mask.astype(bool)
+def _as_bools(mask: Any, where: str) -> Any:
+    """0 and 1 in eight bits as booleans, part by part; what has another dtype stays, to be refused by it."""
+
+    def one(path: Any, part: Any) -> np.ndarray:
+        part = np.asarray(part)
+        if part.dtype not in (np.int8, np.uint8):
+            return part
+        if not np.isin(part, (0, 1)).all():
+            raise ValueError(f"{where}{jax.tree_util.keystr(path)}: expected 0 and 1, received {part}.")
+        return part.astype(bool)
+
+    return jax.tree_util.tree_map_with_path(one, mask)
