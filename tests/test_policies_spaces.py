@@ -51,7 +51,7 @@ class Any3(gymnasium.Env):
         self.time += 1
         return self._seen(), 1.0, self.time >= 3, False, self._info()
 
-    def _seen(self):
+    def _seen(self) -> Any:
         return np.full(2, self.time / 3, np.float32)
 
     def _info(self):
@@ -269,6 +269,37 @@ def test_masks_that_do_not_fit_are_refused(standard_promotion):
     masked = ld.policy_for(Own(three, jnp.ones(3, bool)))
     with pytest.raises(ValueError, match="observation: expected the mask of the actions, 'action_mask'"):
         masked.apply(masked.init(jax.random.key(0), jnp.zeros(3)), jnp.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8])
+@pytest.mark.parametrize("make", [ld.policy_for, lambda _: ld.MLP(3, (4,), mask="action_mask")])
+def test_masks_in_observations_may_be_of_eight_bits(make, dtype, standard_promotion):
+    seen = {"observation": jnp.array([1.0, 0, 0]), "action_mask": jnp.array([1, 0, 1], dtype)}
+    as_booleans = seen | {"action_mask": jnp.array([True, False, True])}
+    policy = make(Own(SPACES["Discrete"], seen["action_mask"]))
+    params = policy.init(jax.random.key(0), seen)
+    logits = policy.apply(params, seen).logits
+    np.testing.assert_array_equal(logits, policy.apply(params, as_booleans).logits)
+    np.testing.assert_array_equal(logits, jax.jit(policy.apply)(params, seen).logits)
+    np.testing.assert_array_equal(np.isfinite(logits), [True, False, True])
+    for wrong in (np.array([1, 0, 2], dtype), jnp.array([1, 0, 2], dtype)):
+        with pytest.raises(ValueError, match=r"action_mask: expected 0 and 1, received \[1 0 2\]"):
+            policy.apply(params, seen | {"action_mask": wrong})
+    with pytest.raises(TypeError, match="mask: expected booleans, received int32"):
+        policy.apply(params, seen | {"action_mask": jnp.array([1, 0, 1], jnp.int32)})
+
+
+def test_a_mask_in_the_observation_of_gymnasium(standard_promotion):
+    class Within(Any3):
+        observation_space = spaces.Dict({"x": Any3.observation_space, "action_mask": spaces.MultiBinary(3)})
+
+        def _seen(self):
+            return {"x": super()._seen(), "action_mask": np.array([1, 0, 1], np.int8)}
+
+    _, taus, policy = trip(Gymnasium(lambda: Within(SPACES["Discrete"])))
+    assert policy.mask == "action_mask"
+    assert taus.observations["action_mask"].dtype == np.int8
+    assert set(np.unique(taus.actions)) == {0, 2}
 
 
 def test_a_mask_that_allows_nothing_under_jit_leaves_the_batch_out(standard_promotion):

@@ -6,14 +6,20 @@ from typing import Any
 import jax
 import numpy as np
 
+from logderiv._core import check
 from logderiv.environments._spaces import ActionSpace, map_spaces, parts_of
 
 LEAF = "action_mask"
 
 
 def find_mask(observation: Any, name: str = LEAF) -> Any:
-    """The mask of an observation, an entry of a dictionary or a field; `None` where it has none."""
-    return observation.get(name) if isinstance(observation, Mapping) else getattr(observation, name, None)
+    """The mask of an observation, an entry of a dictionary or a field, 0 and 1 in eight bits as booleans; `None` where it has none.
+
+    Raises:
+        ValueError: Other numbers in eight bits, where they are known; traced, all but 0 is True.
+    """
+    mask = observation.get(name) if isinstance(observation, Mapping) else getattr(observation, name, None)
+    return _as_bools(mask, name)
 
 
 def mask_rows(space: Any, mask: Any, name: str = LEAF) -> list[Any]:
@@ -112,11 +118,11 @@ def host_mask(space: Any, mask: Any, where: str, *, over: bool) -> Any:
 def _as_bools(mask: Any, where: str) -> Any:
     """0 and 1 in eight bits as booleans, part by part; what has another dtype stays, to be refused by it."""
 
-    def one(path: Any, part: Any) -> np.ndarray:
-        part = np.asarray(part)
+    def one(path: Any, part: Any) -> Any:
+        part = part if isinstance(part, jax.Array) else np.asarray(part)
         if part.dtype not in (np.int8, np.uint8):
             return part
-        if not np.isin(part, (0, 1)).all():
+        if not check.is_traced(part) and not np.isin(part, (0, 1)).all():
             raise ValueError(f"{where}{jax.tree_util.keystr(path)}: expected 0 and 1, received {part}.")
         return part.astype(bool)
 

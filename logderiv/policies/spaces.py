@@ -1,6 +1,7 @@
 """Policies whose actions fit an environment: a head for every action space, and a perceptron before it."""
 
 import math
+from functools import partial
 from typing import Any
 
 import jax
@@ -108,8 +109,8 @@ def policy_for(
         hidden: Widths of the hidden layers.
         value: Whether to add a value of the state: an `MLPActorCritic`, whose `value` is for `logderiv.ActorCritic`.
         squash: Whether real numbers are squashed into their bounds; `None` for where all bounds are finite.
-        mask: The entry or field of the observation with the mask of the actions, which only the default may lack; `None` to leave
-            it aside.
+        mask: The entry or field of the observation with the mask of the actions, booleans or 0 and 1 in eight bits, which only the
+            default may lack; `None` to leave it aside.
         environment_params: Passed to `reset`, which is traced for the form of the observation.
 
     Returns:
@@ -131,7 +132,8 @@ def policy_for(
     stepper = as_environment(environment)
     head = _head(stepper, squash)
     found = jax.eval_shape(lambda key: stepper.reset(key, environment_params)[0], jax.random.key(0))
-    if mask is not None and find_mask(found, mask) is None:
+    masks = None if mask is None else jax.eval_shape(partial(find_mask, name=mask), found)
+    if mask is not None and masks is None:
         if mask != LEAF:
             raise ValueError(
                 f"mask: expected an entry or a field of the observation, received {mask!r}, which it has not; an adapter that takes a "
@@ -140,7 +142,7 @@ def policy_for(
         mask = None
     if mask is not None:
         outputs = jax.ShapeDtypeStruct((head.num_outputs,), jnp.float32)
-        jax.eval_shape(head.masked, outputs, find_mask(found, mask))
+        jax.eval_shape(head.masked, outputs, masks)
     make = MLPActorCritic if value else MLP
     return make(head.num_outputs, hidden, head, mask=mask)
 

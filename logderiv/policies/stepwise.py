@@ -186,8 +186,9 @@ class MLP(Policy):
             for all observations, which is what PPO is mostly used with.
         precision: Of the products, as of `jnp.matmul`, or a name that `jax.default_matmul_precision` takes. `None` follows
             `jax_default_matmul_precision` where that is set; otherwise float32 is taken as float32 on every device.
-        mask: The entry or field of the observation with the mask of the actions: what is not allowed has the logit `-inf`. The head's
-            own method `masked(outputs, mask)` puts it there, or else `logderiv.masked`. The network sees the mask too.
+        mask: The entry or field of the observation with the mask of the actions, booleans or 0 and 1 in eight bits: what is not
+            allowed has the logit `-inf`. The head's own method `masked(outputs, mask)` puts it there, or else `logderiv.masked`. The
+            network sees the mask too.
 
     Raises:
         ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
@@ -234,7 +235,8 @@ class MLP(Policy):
             What `head` makes of the outputs.
 
         Raises:
-            ValueError: The observation has no leaf of the name `mask`, or one that does not fit.
+            ValueError: The observation has no leaf of the name `mask`, or one that does not fit; in eight bits it is not of 0 and 1,
+                where it is no tracer.
         """
         outputs = _forward(params, observation, self.precision)
         if self.state_independent:
