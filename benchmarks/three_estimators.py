@@ -24,7 +24,7 @@ import scipy.special
 
 import logderiv as ld
 from benchmarks.harness import COLORS, Report, Table, at_most, new_figure, variance_and_sem
-from logderiv.expectations.one_choice import NormalNoise, normal_derivative
+from logderiv.expectations.measures import NormalNoise, normal_derivative
 
 Cost = Callable[[jax.Array], jax.Array]
 COSTS: dict[str, Callable[[Any, jax.Array], jax.Array]] = {

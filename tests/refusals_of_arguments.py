@@ -92,9 +92,14 @@ def three_enumerated_choices_at_once(theta):
     ld.cost(ld.sample(ld.Bernoulli(theta * ROWS), method="enumerate").sum())  # here
 
 
-@refused("finitely many outcomes.*Normal")
-def an_alternative_normal(theta):
-    ld.cost(ld.sample(ld.Normal(theta, jnp.ones(())), method="alternative"))  # here
+@refused("finitely many outcomes.*Normal.*plate")
+def three_alternative_normals_at_once(theta):
+    ld.cost(ld.sample(ld.Normal(theta * ROWS, jnp.ones(3)), method="alternative").sum())  # here
+
+
+@refused("finitely many outcomes.*Normal.*Poisson.*received TanhNormal.*'score' or 'pathwise'")
+def an_alternative_normal_within_bounds(theta):
+    ld.cost(ld.sample(ld.TanhNormal(theta, jnp.ones(()), -1.0, 1.0), method="alternative"))  # here
 
 
 @refused("OneHotCategorical.*Categorical")

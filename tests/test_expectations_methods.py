@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import logderiv as ld
-from logderiv.expectations import forced, models
+from logderiv.expectations import measures, models
 
 from .mostly import slow
 
@@ -130,7 +130,7 @@ def test_the_alternative_path_of_even_flips_does_not_vary():
 
 def test_another_factor_of_the_alternative_path_is_seen(monkeypatch):
     """The twin that forgets that each pair of outcomes is met twice."""
-    monkeypatch.setattr(forced, "HALF", 1.0)
+    monkeypatch.setattr(measures, "HALF", 1.0)
     found = listed(lambda p: 2.0 * draw(ld.Bernoulli(p), "alternative"), P, sizes={"num_choices": 1, "num_outcomes": 2})
     np.testing.assert_allclose(found[1].mean, 2 * found[1].exact, rtol=1e-12)
 

@@ -13,7 +13,7 @@ from benchmarks.three_estimators import COSTS, ESTIMATORS, RAYLEIGH, by_quadratu
 from logderiv import diagnostics
 from logderiv._core.pytrees import pytree
 from logderiv.expectations import gradients_measure_valued, gradients_pathwise, gradients_score
-from logderiv.expectations.one_choice import categorical_derivative, normal_noise
+from logderiv.expectations.measures import categorical_derivative, normal_noise
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)

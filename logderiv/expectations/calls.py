@@ -41,8 +41,13 @@ def sample(distribution: Any, *, method: str = "score", baseline: Any = None, wh
             | `"score"` | any order | nothing: its costs may jump |
             | `"pathwise"` | any order | costs continuous, and differentiable in the value |
             | `"enumerate"` | any order | a run for each outcome of each visit |
-            | `"alternative"` | first | a second run, in which one choice is made otherwise |
+            | `"alternative"` | first | a second run, in which one choice is made otherwise; with a `Normal` a third |
             | `"straight_through_biased"`, `"reinmax_biased"` | first, **biased** | costs differentiable in a one-hot value |
+
+            The alternative path takes one choice of finitely many outcomes, a `Normal` or a `distributions.Poisson`, and no derivative
+            of the costs in it, so that they may jump: for a Normal of mean μ and scale σ, with M = √(Z² + 2 E), Z standard Normal and E
+            exponential, it is that of E f in μ by (f(μ + σ M) - f(μ - σ M)) / (2 σ M), and in σ by
+            ((f(μ + σ M) + f(μ - σ M)) / 2 - f(μ + σ Z)) / σ; for a Poisson in its rate by f(x + 1) - f(x).
 
         baseline: With `"score"`: what the rest of the run is thought to cost, a scalar known before the choice; detached.
         where: With `"score"`: False for padding, which draws 0 and scores nothing, whatever stands in `distribution` there.
@@ -67,7 +72,8 @@ def sample(distribution: Any, *, method: str = "score", baseline: Any = None, wh
 
     References:
         Schulman et al. (2015), arXiv:1506.05254 (score); Kingma & Welling (2014), arXiv:1312.6114 (pathwise); Arya et al. (2022),
-        arXiv:2210.08572 (alternative paths); from memory.
+        arXiv:2210.08572 (alternative paths); Mohamed et al. (2020), JMLR 21(132), table 1 (measures; that in the mean is drawn by the
+        Maxwell law here, as `logderiv.expectations.measures` derives it); from memory.
     """
     check.one_of(METHODS, method=method)
     distributions.check_distribution(distribution)

@@ -8,15 +8,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from logderiv import distributions
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.finite import outcome, outcomes_of
+from logderiv.expectations.measures import otherwise
 from logderiv.expectations.sources import Given
-
-HALF = 0.5  # each pair of outcomes is met twice: either is drawn, and the other one made instead
 
 
 @pytree
@@ -58,19 +56,22 @@ class World:
 
 @pytree(static=("stride",))
 class Detour:
-    """The alternative path: of all choices of this method one is picked, and made otherwise in a second run.
+    """The alternative path: of all choices of this method one is picked, and made otherwise in a second run, or in a second and a third.
 
-    A run passes choices i = 1, ..., n with outcomes xᵢ. Each is picked with a chance in proportion to qᵢ = 1 - p(xᵢ), in one pass
-    (reservoir sampling); the second run makes another outcome there, a ~ p(a) / qᵢ.
+    A run passes choices i = 1, ..., n with outcomes xᵢ. Each is picked with a chance in proportion to its `chance` cᵢ, in one pass
+    (reservoir sampling). Where one of finitely many outcomes is chosen, cᵢ = 1 - p(xᵢ), and the second run makes another one there,
+    a ~ p(a) / cᵢ. What else has a decomposition stands in `logderiv.expectations.measures`.
 
     Attributes:
-        chance: Σ qᵢ so far. Shape `()`.
+        chance: Σ cᵢ so far. Shape `()`.
         picked: The choice that is picked so far. Shape `()`.
-        made: Number of the outcome that was made there. Shape `()`.
+        made: Number of the outcome that was made there, where outcomes have numbers. Shape `()`.
         position: Of the next choice. Shape `()`.
-        other: Half of log p(a) - log p(x) at the picked choice, in the second run; it carries the derivative. Shape `()`.
+        even: What carries the derivative at the picked choice in a further run, with the mean of the further runs less the first;
+            for finitely many outcomes half of log p(a) - log p(x). Shape `()`.
+        odd: The same with the difference of two further runs. Shape `()`.
         slot: Where choices are given, its place in their list; -1 where none is picked. Shape `()`.
-        second: Whether this is the second run. Shape `()`.
+        side: 0 in the first run, 1 in the second, -1 in the third. Shape `()`.
         stride: Parts that run side by side take turns with positions; static.
     """
 
@@ -78,48 +79,48 @@ class Detour:
     picked: jax.Array
     made: jax.Array
     position: jax.Array
-    other: jax.Array
+    even: jax.Array
+    odd: jax.Array
     slot: jax.Array
-    second: jax.Array
+    side: jax.Array
     stride: int = 1
 
     @classmethod
     def start(cls, picked: Any = -1) -> "Detour":
         """Of a first run; where choices are given, so is the one that is picked."""
         zero, none = jnp.zeros(()), jnp.zeros((), jnp.int32)
-        return cls(zero, jnp.asarray(picked, jnp.int32), none, none, zero, none - 1, jnp.zeros((), bool))
+        return cls(zero, jnp.asarray(picked, jnp.int32), none, none, zero, zero, none - 1, none)
 
-    def again(self) -> "Detour":
-        """Of the second run."""
-        return dataclasses.replace(Detour.start(self.picked), made=self.made, second=jnp.ones((), bool))
+    def again(self, side: jax.Array) -> "Detour":
+        """Of the second run, or of the third."""
+        return dataclasses.replace(Detour.start(self.picked), made=self.made, side=side)
 
     def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", Any]:
         """The source and the detour to go on with, and the outcome."""
-        numbers = jnp.arange(outcomes_of("sample(method='alternative')", distribution), dtype=jnp.int32)
-        logs = jax.vmap(lambda a: distributions.log_probs(distribution, outcome(distribution, a)))(numbers)
-        fixed = lax.stop_gradient(logs)
+        way = otherwise("sample(method='alternative')", distribution)
         slot = source.position if isinstance(source, Given) else self.slot
-        source, made = source.choose(Categorical(fixed))
-        chance = -jnp.expm1(fixed[made]).astype(self.chance.dtype)
+        source, made = source.choose(way.law)
+        chance = way.chance(made).astype(self.chance.dtype)
         if isinstance(source, Given):
             pick, instead = self.position == self.picked, made  # the list says what is made otherwise, too
         else:
             source, keys = source.keys(2)
             pick = jax.random.uniform(keys[0], dtype=chance.dtype) * (self.chance + chance) < chance
-            others = Categorical(jnp.where(numbers == made, -jnp.inf, fixed))
-            instead = others.sample(keys[1])
-        here = self.second & (self.position == self.picked)
-        pick = pick & ~self.second
+            instead = way.other(made, keys[1])
+        here = (self.side != 0) & (self.position == self.picked)
+        pick = pick & (self.side == 0)
+        even, odd = (jnp.where(here, x, 0).astype(self.even.dtype) for x in way.slopes(self.made, instead))
         changed = dataclasses.replace(
             self,
             chance=self.chance + chance,
             position=self.position + self.stride,
             picked=jnp.where(pick, self.position, self.picked),
-            made=jnp.where(pick, made, self.made),
+            made=jnp.where(pick, made.astype(self.made.dtype), self.made),
             slot=jnp.where(pick, slot, self.slot),
-            other=self.other + jnp.where(here, HALF * (logs[instead] - logs[self.made]), 0).astype(self.other.dtype),
+            even=self.even + even,
+            odd=self.odd + odd,
         )
-        return source, changed, outcome(distribution, jnp.where(here, instead, made))
+        return source, changed, way.value(jnp.where(here, instead, made), jnp.where(here, self.side, 1))
 
     def fork(self, num: int) -> "Detour":
         """Those of `num` parts, stacked."""
@@ -127,15 +128,17 @@ class Detour:
         rows = jax.tree.map(lambda x: jnp.broadcast_to(x, num), self)
         zeros = jnp.zeros(num, self.chance.dtype)
         return dataclasses.replace(
-            rows, chance=zeros, other=zeros, position=self.position + turns, stride=self.stride * num
+            rows, chance=zeros, even=zeros, odd=zeros, position=self.position + turns, stride=self.stride * num
         )
 
     def join(self, source: Any, parts: "Detour") -> tuple[Any, "Detour"]:
         """The source and the detour after parts, stacked: one of their picks, or the one before them, by their chances."""
         num = parts.chance.shape[0]
         turns = self.stride * jnp.arange(num, dtype=jnp.int32)
-        position, other = jnp.max(parts.position - turns), self.other + jnp.sum(parts.other)
-        joined = dataclasses.replace(self, chance=self.chance + jnp.sum(parts.chance), position=position, other=other)
+        chance, even, odd = (
+            x + jnp.sum(y) for x, y in ((self.chance, parts.chance), (self.even, parts.even), (self.odd, parts.odd))
+        )
+        joined = dataclasses.replace(self, chance=chance, even=even, odd=odd, position=jnp.max(parts.position - turns))
         if isinstance(source, Given):
             made, slot = (
                 x + jnp.sum(y - x, dtype=x.dtype) for x, y in ((self.made, parts.made), (self.slot, parts.slot))
@@ -147,5 +150,6 @@ class Detour:
         picked, made = (
             jnp.concatenate([x[None], y])[row] for x, y in ((self.picked, parts.picked), (self.made, parts.made))
         )
-        picked, made = jnp.where(self.second, self.picked, picked), jnp.where(self.second, self.made, made)
+        first = self.side == 0
+        picked, made = jnp.where(first, picked, self.picked), jnp.where(first, made, self.made)
         return source, dataclasses.replace(joined, picked=picked, made=made)

@@ -11,6 +11,7 @@ from jax import lax
 from logderiv._core.tangents import differentiated_no_further
 from logderiv.distributions.basic import softmax
 from logderiv.distributions.finite import OneHotCategorical, outcomes_of
+from logderiv.expectations.measures import otherwise
 from logderiv.expectations.sources import detached
 from logderiv.expectations.tape import Tape
 
@@ -24,7 +25,7 @@ class Method:
     Attributes:
         choose: `(tape, distribution, **options) -> (tape, value)`.
         order: The highest derivative that it gives; `None` for any.
-        takes: What a distribution must be: `"any"`, `"finite"` or `"one-hot"`.
+        takes: What a distribution must be: `"any"`, `"finite"`, `"measured"` (its derivative is a difference of laws) or `"one-hot"`.
         reruns: Whether the number of outcomes is a number of runs.
     """
 
@@ -34,7 +35,7 @@ class Method:
     reruns: bool = False
 
     def about(self, name: str, distribution: Any) -> dict[str, Any]:
-        """Number of outcomes and order of one choice.
+        """Number of outcomes, order and runs of one choice.
 
         Raises:
             TypeError: The distribution does not fit.
@@ -44,6 +45,8 @@ class Method:
                 f"{name}: expected a logderiv.distributions.OneHotCategorical, whose outcomes are floating point, received "
                 f"{type(distribution).__name__}."
             )
+        if self.takes == "measured":
+            return {"order": self.order, "runs": 1 + otherwise(name, distribution).num_sides}
         num = outcomes_of(name, distribution) if self.takes != "any" else 1
         return {"num_outcomes": num if self.reruns else 1, "order": self.order}
 
@@ -58,7 +61,7 @@ def enumerated(tape: Tape, distribution: Any) -> tuple[Tape, Any]:
 
 
 def alternative(tape: Tape, distribution: Any) -> tuple[Tape, Any]:
-    """A draw, or in the second run of the picked choice another outcome; drawn where there is no second run."""
+    """A draw, or of the picked choice in a second (and third) run another outcome; drawn where there is none."""
     if tape.detour is None:
         return tape.sample(distribution)
     tape._use()
@@ -118,7 +121,7 @@ METHODS: dict[str, Method] = {
     "score": Method(Tape.sample),
     "pathwise": Method(Tape.sample_pathwise),
     "enumerate": Method(enumerated, takes="finite", reruns=True),
-    "alternative": Method(alternative, order=1, takes="finite"),
+    "alternative": Method(alternative, order=1, takes="measured"),
     "straight_through_biased": Method(straight_through, order=1, takes="one-hot"),
     "reinmax_biased": Method(reinmax, order=1, takes="one-hot"),
 }

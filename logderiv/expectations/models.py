@@ -54,7 +54,7 @@ for _name in ("shard_map:shard_map", "shard_map:_shard_map", "pmap:pmap", "api:p
     _REMEDIES[_name] = "shard the samples of the expectation instead: its keys and params"
 
 
-@pytree(static=("place", "call", "distribution", "method", "num_outcomes", "order", "scope"), eq=False)
+@pytree(static=("place", "call", "distribution", "method", "num_outcomes", "order", "runs", "scope"), eq=False)
 class Site:
     """One line of a model that makes a choice, or another call of the library there.
 
@@ -65,6 +65,7 @@ class Site:
         method: How the choice is made; empty where there is none.
         num_outcomes: How many outcomes the choice is enumerated over; 1 where it is not.
         order: The highest derivative that the method gives; `None` for any.
+        runs: How many runs of the model the method takes for one sample, of enumerated choices in each world.
         scope: The run of the model that it was traced in; not printed.
     """
 
@@ -74,6 +75,7 @@ class Site:
     method: str = ""
     num_outcomes: int = 1
     order: int | None = None
+    runs: int = 1
     scope: Any = dataclasses.field(default=None, repr=False)
 
     def on_vmap(self) -> None:
@@ -158,6 +160,11 @@ class Model:
         """Every line that makes a choice, in the order of the first visit; one that makes choices of several kinds several times."""
         found = [site for site in marks(self._staged.jaxpr) if site.method]
         return list({(x.place, x.distribution, x.method, x.num_outcomes): x for x in reversed(found)}.values())[::-1]
+
+    @property
+    def runs(self) -> int:
+        """How many runs one sample takes, the most that a choice's method does."""
+        return max((site.runs for site in self.sites), default=1)
 
     @property
     def _enumerated(self) -> str:

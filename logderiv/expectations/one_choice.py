@@ -9,42 +9,38 @@ what they return. All assume that the cost itself does not depend on the paramet
 | `gradients_pathwise` | a differentiable sampler | a derivative |
 | `gradients_measure_valued` | a known decomposition of the density's derivative | values only, 2 or more per parameter |
 
-A measure-valued (weak) derivative: the derivative of a density is a difference of two densities, ∂p_θ/∂θ = c (p⁺ - p⁻), so
-∂E[f]/∂θ = c (E₊[f] - E₋[f]) with one expectation under each: no derivative of the cost, at the price of two or more evaluations
-per parameter. The two sides are drawn from common noise (coupled), which removes the noise where the cost is nearly symmetric
-about the mean or flat. It is no free lunch: on a steep slope the two sides of a mean's derivative move apart with the common
-noise, and the variance is up to twice that of independent draws.
-
-| distribution, parameter | c | p⁺ | p⁻ | common noise |
-|---|---|---|---|---|
-| Normal, mean | 1 / (σ √(2π)) | μ + σ W | μ - σ W | W Weibull, shape 2, scale √2 (Rayleigh) |
-| Normal, scale | 1 / σ | μ + σ M | μ + σ M U | M double-sided Maxwell, U uniform; M U is standard Normal |
-| Categorical, logit a | p_a | the outcome a | the draw | nothing to draw for p⁺; 0 if the draw is a |
-| Bernoulli, logit | p (1 - p) | 1 | 0 | no noise at all: exact |
+The decompositions stand in `logderiv.expectations.measures`.
 
 References:
     Mohamed, Rosca, Figurnov & Mnih (2020), "Monte Carlo gradient estimation in machine learning", JMLR 21(132), section 6, table 1 and
     section 7.2 (coupling) for measures; Pflug (1989), Annals of Operations Research 18.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, check_params, scalar_cost, wide
+from logderiv._core.arrays import as_key, check_params, wide
 from logderiv.distributions.basic import Bernoulli, Categorical
+from logderiv.distributions.counts import Poisson
 from logderiv.distributions.normal import Normal
+from logderiv.expectations.measures import (
+    Cost,
+    bernoulli_derivative,
+    categorical_derivative,
+    normal_derivative,
+    normal_noise,
+    poisson_derivative,
+)
 from logderiv.expectations.programs import expectation
 from logderiv.expectations.tape import Tape
 from logderiv.types import Distribution, Key, Params
 
-Cost = Callable[[Any], jax.Array]
 MakeDistribution = Callable[[Any], Distribution]
 
 
@@ -105,35 +101,19 @@ def gradients_pathwise(
     return _of_each_sample(Tape.sample_pathwise, params, key, distribution, cost, num_samples)
 
 
-class NormalNoise(NamedTuple):
-    """Noise of one coupled sample; arrays of the shape of the mean.
-
-    Attributes:
-        base: Standard Normal, for the coordinates that are not being differentiated.
-        weibull: `W`.
-        maxwell: `M`.
-        uniform: `U`.
-    """
-
-    base: jax.Array
-    weibull: jax.Array
-    maxwell: jax.Array
-    uniform: jax.Array
-
-
 def gradients_measure_valued(
     params: Params, key: Key, distribution: MakeDistribution, cost: Cost, *, num_samples: int
 ) -> Any:
     """The coupled measure-valued estimate of ∇_θ E f(x) for each sample; unbiased.
 
-    The weak derivative is taken in the distribution's own parameters (mean and scale, or logits) and carried to `params`
+    The weak derivative is taken in the distribution's own parameters (mean and scale, logits, or log-rate) and carried to `params`
     by the chain rule. The cost is never differentiated and may jump.
 
     Args:
         params: Parameters, floating point.
         key: Consumed.
         distribution: `params -> distribution`: a `logderiv.Normal` (mean `()` or `(D,)`), a `Categorical` (logits
-            `(A,)`) or a `Bernoulli` (logit `()`).
+            `(A,)`), a `Bernoulli` (logit `()`) or a `logderiv.distributions.Poisson` (log-rate `()`).
         cost: `f`, from one sample to a scalar; evaluated `4 D`, `A + 1` or 2 times per sample.
         num_samples: `N`.
 
@@ -153,51 +133,6 @@ def gradients_measure_valued(
     return jax.vmap(lambda key: pull(one(key))[0])(keys)
 
 
-def normal_derivative(normal: Normal, cost: Cost, noise: NormalNoise) -> Normal:
-    """Derivatives in mean and scale (as a `Normal`) for given noise."""
-    loc, scale = jnp.broadcast_arrays(normal.loc, normal.scale)
-    x = loc + scale * noise.base
-
-    def costs(side: jax.Array) -> jax.Array:
-        """Of `x` with one coordinate after the other from this side."""
-        if not x.ndim:
-            return scalar_cost(cost(side))
-        return jax.vmap(lambda i: scalar_cost(cost(x.at[i].set(side[i]))))(jnp.arange(x.shape[0]))
-
-    def sides(plus: jax.Array, minus: jax.Array) -> jax.Array:
-        return costs(plus) - costs(minus)
-
-    by_loc = sides(loc + scale * noise.weibull, loc - scale * noise.weibull) / (scale * math.sqrt(2 * math.pi))
-    by_scale = sides(loc + scale * noise.maxwell, loc + scale * noise.maxwell * noise.uniform) / scale
-    slopes = _reduce_to(by_loc, normal.loc), _reduce_to(by_scale, normal.scale)
-    return jax.tree.unflatten(jax.tree.structure(normal), slopes)
-
-
-def normal_noise(key: Key, shape: tuple[int, ...], dtype: Any) -> NormalNoise:
-    """Draw the noise of one sample; `key` is consumed."""
-    keys = jax.random.split(key, 4)
-    return NormalNoise(
-        jax.random.normal(keys[0], shape, dtype),
-        jax.random.weibull_min(keys[1], math.sqrt(2), 2.0, shape, dtype),
-        jax.random.double_sided_maxwell(keys[2], 0.0, 1.0, shape, dtype),
-        jax.random.uniform(keys[3], shape, dtype),
-    )
-
-
-def categorical_derivative(categorical: Categorical, cost: Cost, x: jax.Array) -> Categorical:
-    """The slopes p_a (f(a) - f(x)) for every outcome `a`, given the draw `x` (as a `Categorical`)."""
-    logits = categorical.logits
-    values = jax.vmap(lambda a: scalar_cost(cost(a)))(jnp.arange(logits.shape[-1], dtype=x.dtype))
-    return Categorical(jax.nn.softmax(logits) * (values - values[x]).astype(logits.dtype))
-
-
-def bernoulli_derivative(bernoulli: Bernoulli, cost: Cost) -> Bernoulli:
-    """The slope p (1 - p) (f(1) - f(0)) (as a `Bernoulli`)."""
-    zero, one = (scalar_cost(cost(jnp.full((), x, jnp.int32))) for x in (0, 1))
-    logits = bernoulli.logits
-    return Bernoulli(jax.nn.sigmoid(logits) * jax.nn.sigmoid(-logits) * (one - zero).astype(logits.dtype))
-
-
 def _derivative(made: Any, cost: Cost) -> Any:
     """From a key to the derivatives in the distribution's own parameters, a distribution of cotangents."""
     if isinstance(made, Normal):
@@ -211,21 +146,18 @@ def _derivative(made: Any, cost: Cost) -> Any:
     if isinstance(made, Bernoulli):
         _check_event("Bernoulli logits", jnp.shape(made.logits))
         return lambda _: bernoulli_derivative(made, cost)
+    if isinstance(made, Poisson):
+        _check_event("Poisson log-rate", jnp.shape(made.log_rate))
+        return lambda key: poisson_derivative(made, cost, made.sample(key))
     raise TypeError(
-        f"distribution: expected a logderiv.Normal, Categorical or Bernoulli, received {type(made).__name__}; no decomposition of "
-        "its derivative is known here. Use logderiv.expectations.gradients_score."
+        f"distribution: expected a logderiv.Normal, Categorical, Bernoulli or distributions.Poisson, received {type(made).__name__}; no "
+        "decomposition of its derivative is known here. Use logderiv.expectations.gradients_score."
     )
 
 
 def _check_event(name: str, extra: tuple[int, ...]) -> None:
     if extra:
         raise ValueError(f"distribution: expected one {name} without batch axes, received axes {extra}; use jax.vmap.")
-
-
-def _reduce_to(derivative: jax.Array, parameter: jax.Array) -> jax.Array:
-    """Sum over the coordinates that a broadcast parameter is shared by."""
-    _, pull = jax.vjp(lambda x: jnp.broadcast_to(x, derivative.shape), parameter)
-    return pull(derivative.astype(jnp.result_type(parameter)))[0]
 
 
 def _of_each_sample(

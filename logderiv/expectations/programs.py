@@ -270,7 +270,7 @@ class Expectation:
         return dataclasses.replace(runs, together=self.together)
 
     def _of_model(self, args: tuple[Any, ...], tape: Tape, world: Any) -> "Runs":
-        """One run of a model: in each world, and where a choice is made by the alternative path a second time."""
+        """One run of a model: in each world, and where a choice is made by the alternative path a second or a third time."""
         tape = in_world(tape)
         model = Model(self.program, args, tape)
         value, aux = self._over_worlds(model, tape, world)
@@ -306,11 +306,18 @@ class Expectation:
 
     def _and_again(self, model: Model, tape: Tape) -> tuple[jax.Array, Any]:
         first, aux = model.ended(tape, self.has_aux)
-        again = dataclasses.replace(tape, source=tape.source.again(), detour=first.detour.again())
-        second, _ = model.ended(again, self.has_aux)
-        difference = lax.stop_gradient(first.detour.chance * (second.total - first.total))
-        other = second.detour.other
-        return settled(first) + difference * (other - lax.stop_gradient(other)), aux
+
+        def again(side: jax.Array) -> Tape:
+            further = dataclasses.replace(tape, source=tape.source.again(), detour=first.detour.again(side))
+            return model.ended(further, self.has_aux)[0]
+
+        ends = jax.vmap(again)(jnp.array([1, -1][: model.runs - 1], jnp.int32))
+        aside = jnp.mean(ends.total) - first.total, ends.total[0] - ends.total[-1]
+        value = settled(first)
+        for difference, slope in zip(aside, (ends.detour.even[0], ends.detour.odd[0]), strict=True):
+            difference = lax.stop_gradient(first.detour.chance * difference)
+            value = value + difference * (slope - lax.stop_gradient(slope))
+        return value, aux
 
 
 @pytree(static=("together",))
