@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import array_of, expand, summable
+from logderiv._core.arrays import array_of, as_mask, expand, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Bernoulli, Categorical, fit, log_softmax, softmax
-from logderiv.distributions.interop import num_categories, sample
+from logderiv.distributions.interop import log_probs, num_categories, sample
 from logderiv.distributions.joint import Joint
 
 
@@ -222,19 +222,23 @@ def _combination(distribution: Any, digits: list[jax.Array]) -> Any:
     return distribution._unit(own) if one_hot else own.astype(like.dtype)
 
 
-def padded(distribution: Any, where: jax.Array) -> Any:
+def with_padding(distribution: Any, where: Any) -> tuple[Any, jax.Array | None]:
     """The distribution with 1 for every parameter where `where` is false, so that nothing of the padding has a derivative.
 
     Args:
         distribution: A pytree of parameters, whose leading axes are those of `where`.
-        where: Shape `(...)`, boolean; false for padding.
+        where: Shape `(...)`, boolean; false for padding. `None` for no padding.
 
     Returns:
-        The same kind of distribution.
+        The same kind of distribution, and the mask, or `None`.
 
     Raises:
-        ValueError: A parameter has not these leading axes.
+        TypeError: `where` is not boolean.
+        ValueError: A parameter, or the choices, have not these leading axes.
     """
+    if where is None:
+        return distribution, None
+    where = as_mask(where, "where")
 
     def one(x: Any) -> Any:
         x = jnp.asarray(x)
@@ -244,4 +248,17 @@ def padded(distribution: Any, where: jax.Array) -> Any:
             )
         return jnp.where(expand(where, x), x, jnp.ones_like(x))
 
-    return jax.tree.map(one, distribution)
+    distribution = jax.tree.map(one, distribution)
+    like = jax.eval_shape(lambda key: log_probs(distribution, sample(distribution, key)), jax.random.key(0))
+    if like.shape[: where.ndim] != where.shape:
+        raise ValueError(
+            f"where: expected the leading axes of the choices, {like.shape}, received shape {where.shape}."
+        )
+    return distribution, where
+
+
+def zero_padding(value: Any, where: jax.Array | None) -> Any:
+    """The value of choices with 0 where `where` is false."""
+    if where is None:
+        return value
+    return jax.tree.map(lambda x: jnp.where(expand(where, x), x, jnp.zeros_like(x)), value)

@@ -50,7 +50,8 @@ def sample(distribution: Any, *, method: str = "score", baseline: Any = None, wh
             ((f(μ + σ M) + f(μ - σ M)) / 2 - f(μ + σ Z)) / σ; for a Poisson in its rate by f(x + 1) - f(x).
 
         baseline: With `"score"`: what the rest of the run is thought to cost, a scalar known before the choice; detached.
-        where: With `"score"`: False for padding, which draws 0 and scores nothing, whatever stands in `distribution` there.
+        where: False for padding, which gives 0 and no derivative, whatever stands in `distribution` there. Enumerated choices are
+            one, and not a batch; where the mask has a value only in the run, its worlds are counted, as those of a branch are.
 
     Returns:
         The value. Detached, but for `"pathwise"` and the biased methods.
@@ -58,7 +59,7 @@ def sample(distribution: Any, *, method: str = "score", baseline: Any = None, wh
     Raises:
         TypeError: Outside of an expectation, or inside something of JAX that cannot hand a choice on; no distribution; the
             method does not fit it.
-        ValueError: An unknown method; a baseline or `where` that the method does not take.
+        ValueError: An unknown method; a baseline that the method does not take; `where` of a shape that does not fit.
 
     Gradients: flow into `distribution`, by the method.
 
@@ -78,14 +79,15 @@ def sample(distribution: Any, *, method: str = "score", baseline: Any = None, wh
     check.one_of(METHODS, method=method)
     distributions.check_distribution(distribution)
     made_by = METHODS[method]
-    options = {name: x for name, x in (("baseline", baseline), ("where", where)) if x is not None}
-    if options and method != "score":
-        raise ValueError(f"{next(iter(options))}: expected with method='score' only, received with {method!r}.")
-    about = made_by.about(f"sample(method={method!r})", distribution)
-    kind = type(distribution).__name__
-    return turn(
-        "sample", lambda tape: made_by.choose(tape, distribution, **options), distribution=kind, method=method, **about
-    )
+    if baseline is not None and method != "score":
+        raise ValueError(f"baseline: expected with method='score' only, received with {method!r}.")
+    options = {} if baseline is None else {"baseline": baseline}
+    about = made_by.about(f"sample(method={method!r})", distribution, where)
+
+    def move(tape: Tape) -> tuple[Tape, Any]:
+        return made_by.choose(tape, distribution, where=where, **options)
+
+    return turn("sample", move, distribution=type(distribution).__name__, method=method, **about)
 
 
 @called

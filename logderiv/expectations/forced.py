@@ -34,12 +34,12 @@ class World:
         """The world of this number."""
         return cls(jnp.asarray(number, jnp.int32), jnp.ones(()))
 
-    def choose(self, distribution: Any) -> tuple["World", Any]:
-        """The world to go on with, and the outcome that it prescribes."""
+    def choose(self, distribution: Any, where: Any = True) -> tuple["World", Any]:
+        """The world to go on with, and the outcome that it prescribes; where `where` is false nothing is made."""
         base = outcomes_of("sample(method='enumerate')", distribution)
         value = outcome(distribution, self.rest % base)
         prob = distributions.prob(distribution, value).astype(self.weight.dtype)
-        return World(self.rest // base, self.weight * prob), value
+        return World(jnp.where(where, self.rest // base, self.rest), self.weight * jnp.where(where, prob, 1)), value
 
     def of_part(self, index: jax.Array, worlds: int) -> "World":
         """That of one of several parts, each one of so many."""
@@ -95,25 +95,25 @@ class Detour:
         """Of the second run, or of the third."""
         return dataclasses.replace(Detour.start(self.picked), made=self.made, side=side)
 
-    def choose(self, source: Any, distribution: Any) -> tuple[Any, "Detour", Any]:
-        """The source and the detour to go on with, and the outcome."""
+    def choose(self, source: Any, distribution: Any, where: Any = True) -> tuple[Any, "Detour", Any]:
+        """The source and the detour to go on with, and the outcome; where `where` is false nothing is made."""
         way = otherwise("sample(method='alternative')", distribution)
         slot = source.position if isinstance(source, Given) else self.slot
-        source, made = source.choose(way.law)
-        chance = way.chance(made).astype(self.chance.dtype)
+        source, made = source.choose(way.law, where)
+        chance = jnp.where(where, way.chance(made), 0).astype(self.chance.dtype)
         if isinstance(source, Given):
             pick, instead = self.position == self.picked, made  # the list says what is made otherwise, too
         else:
             source, keys = source.keys(2)
             pick = jax.random.uniform(keys[0], dtype=chance.dtype) * (self.chance + chance) < chance
             instead = way.other(made, keys[1])
-        here = (self.side != 0) & (self.position == self.picked)
-        pick = pick & (self.side == 0)
+        here = (self.side != 0) & (self.position == self.picked) & where
+        pick = pick & (self.side == 0) & where
         even, odd = (jnp.where(here, x, 0).astype(self.even.dtype) for x in way.slopes(self.made, instead))
         changed = dataclasses.replace(
             self,
             chance=self.chance + chance,
-            position=self.position + self.stride,
+            position=jnp.where(where, self.position + self.stride, self.position),
             picked=jnp.where(pick, self.position, self.picked),
             made=jnp.where(pick, made.astype(self.made.dtype), self.made),
             slot=jnp.where(pick, slot, self.slot),

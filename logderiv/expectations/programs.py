@@ -46,7 +46,7 @@ from jax import lax
 from logderiv._core import check
 from logderiv._core.arrays import as_key, refuse_complex
 from logderiv._core.fingerprint import globals_text
-from logderiv._core.pytrees import jit, pytree
+from logderiv._core.pytrees import TRACED, jit, pytree
 from logderiv._core.staging import entered
 from logderiv.expectations.forced import Detour, World
 from logderiv.expectations.models import Model, Site, closes_over_tracers, is_program
@@ -224,11 +224,14 @@ class Expectation:
 
     def _traced(self, params: Params, args: tuple[Any, ...]) -> Model:
         found: list[Model] = []
+        leaves, structure = jax.tree.flatten((params, *args))
 
-        def trace() -> None:
-            found.append(Model(self.program, (params, *args), in_world(Tape._of(jax.random.key(0), None))))
+        def trace(arrays: list[Any]) -> None:  # of what is traced in a run, too
+            rest = iter(arrays)
+            given = structure.unflatten([next(rest) if isinstance(x, TRACED) else x for x in leaves])
+            found.append(Model(self.program, given, in_world(Tape._of(jax.random.key(0), None))))
 
-        jax.eval_shape(trace)
+        jax.eval_shape(trace, [x for x in leaves if isinstance(x, TRACED)])
         return found[0]
 
     @property

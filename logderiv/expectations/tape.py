@@ -14,11 +14,11 @@ from jax import lax
 
 from logderiv import distributions
 from logderiv._core import check
-from logderiv._core.arrays import as_key, as_mask, expand, scalar_cost, summable
+from logderiv._core.arrays import as_key, expand, scalar_cost, summable
 from logderiv._core.keys import KeyBits
 from logderiv._core.pytrees import pytree
 from logderiv._core.staging import frames, inside_a_model
-from logderiv.distributions.finite import padded
+from logderiv.distributions.finite import with_padding, zero_padding
 from logderiv.estimators.surrogates import box
 from logderiv.expectations.sources import Keys
 from logderiv.types import Key
@@ -108,36 +108,35 @@ class Tape:
         """
         distributions.check_distribution(distribution)
         self._use()
-        if where is None:
-            source, value = self.source.choose(distribution)
-            return dataclasses.replace(self, source=source)._score(distribution, value, baseline), value
-        where = as_mask(where, "where")
-        distribution = padded(distribution, where)
-        source, value = self.source.choose(distribution, where)
+        distribution, where = with_padding(distribution, where)
+        source, value = self.source.choose(distribution, True if where is None else where)
         tape = dataclasses.replace(self, source=source)._score(distribution, value, baseline, where)
-        return tape, jax.tree.map(lambda x: jnp.where(expand(where, x), x, jnp.zeros_like(x)), value)
+        return tape, zero_padding(value, where)
 
-    def sample_pathwise(self, distribution: Any) -> tuple[Self, Any]:
+    def sample_pathwise(self, distribution: Any, *, where: Any = None) -> tuple[Self, Any]:
         """Make a choice whose value carries the derivative: through the sampler (reparameterized), and no score.
 
         Everything computed from the value must be differentiable in it, and continuous: what jumps contributes nothing, silently.
 
         Args:
             distribution: Of this library, distrax, TFP or numpyro, with a sampler that is differentiable in its parameters.
+            where: False for padding: the value is 0, and whatever stands in `distribution` there has no influence, NaN neither. A
+                boolean, or one for each of the choices that are made at once.
 
         Returns:
             `(tape, value)`.
 
         Raises:
-            ValueError: The tape is spent.
-            TypeError: The distribution is discrete, or its library says that it is not reparameterized.
+            ValueError: The tape is spent; `where` has a shape that does not fit.
+            TypeError: The distribution is discrete, or its library says that it is not reparameterized; `where` is not boolean.
 
         Gradients: flow from the value into `distribution`.
         """
         self._use()
+        distribution, where = with_padding(distribution, where)
         source, value = self.source.draw(distribution)
         _check_reparameterized(distribution, value)
-        return dataclasses.replace(self, source=source), value
+        return dataclasses.replace(self, source=source), zero_padding(value, where)
 
     def score(self, distribution: Any, value: Any, *, baseline: Any = 0.0) -> Self:
         """Score a choice that was drawn elsewhere, from this very distribution: by a rollout, or with a key from `split`.
@@ -240,10 +239,6 @@ class Tape:
     def _score(self, distribution: Any, value: Any, baseline: Any, where: Any = None) -> Self:
         logs = distributions.log_probs(distribution, value)
         if where is not None:
-            if logs.shape[: where.ndim] != where.shape:
-                raise ValueError(
-                    f"where: expected the leading axes of the choices, {logs.shape}, received shape {where.shape}."
-                )
             logs = jnp.where(expand(where, logs), logs, jnp.zeros_like(logs))
         log_prob = self.log_prob + jnp.sum(summable(logs)).astype(self.log_prob.dtype)
         expected = scalar_cost(baseline, "baseline").astype(self.total.dtype)
