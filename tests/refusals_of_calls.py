@@ -1,5 +1,7 @@
 """What loops' conditions, rules by hand and models may not be, each at the line that ends in `# here`."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,8 @@ from .refusals import Table, coin
 
 ROWS = np.arange(3.0)
 TABLE = Table()
+EXPECTED: Any = ld.expected
+COST: Any = ld.cost
 refused = TABLE.refused
 
 
@@ -167,3 +171,82 @@ def a_ref_from_outside_that_is_written(theta):
 @refused("Ref")
 def a_ref_from_outside_that_is_read(theta):
     ld.cost(theta * OUTSIDE[...] * coin(theta))  # here
+
+
+# Values that Python wants while the model is traced.
+
+
+@refused(r"jax\.lax\.cond")
+def a_python_if_of_a_choice(theta):
+    if coin(theta) > 0:  # here
+        return theta
+    return 2 * theta
+
+
+@refused(r"jax\.lax\.cond")
+def a_python_if_in_a_scan(theta):
+    def step(total, _):
+        return total + (1.0 if coin(theta) > 0 else 2.0), None  # here
+
+    return lax.scan(step, theta, length=2)[0]
+
+
+@refused(r"bounded_while_loop")
+def a_python_while_of_a_choice(theta):
+    total = theta
+    while ld.sample(ld.Bernoulli(theta)) > 0:  # here
+        total = total + 1
+    return total
+
+
+@refused(r"jax\.lax\.cond")
+def a_python_if_in_a_part(theta):
+    ld.expected(ld.Bernoulli(theta), lambda x: theta if x > 0 else 2 * theta)  # here
+
+
+@refused(r"jax\.lax\.fori_loop")
+def a_python_range_of_a_choice(theta):
+    return sum(coin(theta) for _ in range(ld.sample(ld.Bernoulli(theta))))  # here
+
+
+@refused(r"jax\.lax\.fori_loop.*index an array")
+def an_index_of_a_list(theta):
+    return [theta, 2 * theta][ld.sample(ld.Bernoulli(theta))]  # here
+
+
+@refused(r"jax\.numpy")
+def a_function_of_numpy(theta):
+    return np.exp(coin(theta))  # here
+
+
+@refused(r"astype\(float\)")
+def a_python_number(theta):
+    return theta * float(coin(theta))  # here
+
+
+# What costs return, and what a model is called with.
+
+
+@refused("NoneType.*return None; scale")
+def twice_an_average(theta):
+    return 2 * EXPECTED(ld.Bernoulli(theta), lambda x: theta * x.astype(float))  # here
+
+
+@refused("NoneType.*return None; scale")
+def minus_a_cost(theta):
+    return -COST(coin(theta))  # here
+
+
+@refused("NoneType.*return None; scale")
+def the_square_of_an_average(theta):
+    return jnp.square(EXPECTED(ld.Bernoulli(theta), lambda x: theta * x.astype(float)))  # here
+
+
+@refused(r"missing.*'key'.*(ld|logderiv)\.key\(\)")
+def a_key_of_its_own(theta, key):  # here
+    return coin(theta) * jax.random.uniform(key)
+
+
+@refused("missing.*'x'.*after its key")
+def an_argument_that_is_missing(theta, x):  # here
+    return coin(theta) * x

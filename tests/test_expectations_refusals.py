@@ -72,6 +72,27 @@ def test_what_a_model_may_not_do_is_refused_at_its_line(name, run):
     assert_told(caught, model, words)
 
 
+def choices_at_once(theta):
+    ld.cost(ld.sample(ld.Bernoulli(theta * ROWS)).sum().astype(float))  # here
+
+
+def test_choices_at_once_are_drawn_but_not_listed():
+    assert np.isfinite(slope(choices_at_once))
+    with pytest.raises(TypeError) as caught:
+        ld.exact.program_derivatives(POINT, ld.expectation(choices_at_once), order=1, num_choices=3, num_outcomes=2)
+    assert_told(caught, choices_at_once, r"sample of Bernoulli, \(3,\) choices at once.*logderiv\.plate")
+
+
+def a_none_of_its_own(theta):
+    ld.cost(coin(theta))
+    raise TypeError("expected a number, received one of my own kind")
+
+
+def test_another_error_of_the_user_stays_as_it_is():
+    with pytest.raises(TypeError, match=r"^expected a number, received one of my own kind\n"):
+        value(a_none_of_its_own)
+
+
 # What JAX has, and is no mistake.
 
 

@@ -288,6 +288,16 @@ CASES = [
     # expectations
     (ValueError, "num_samples: expected a whole number >= 1", lambda: ld.expectation(_any(None), num_samples=0)),
     (ValueError, "num_samples: .* >= 2", lambda: ld.expectation(_any(None), baseline="leave_one_out")),
+    (
+        ValueError,
+        "num_samples: .* >= 2, received 1; baseline='leave_one_out' .* baseline=None",
+        lambda: ld.expectation(_any(None), num_samples=1, baseline="leave_one_out"),
+    ),
+    (
+        ValueError,
+        "num_samples: .* >= 4, received 2; baseline='leave_one_out'",
+        lambda: ld.expectation(_any(None), num_samples=2, baseline="leave_one_out", draws="antithetic"),
+    ),
     (ValueError, "received Constant.*tape.sample", lambda: ld.expectation(_any(0), num_samples=2, baseline=CONSTANT)),
 ]
 CASES += [

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src.core import extend_axis_env_nd, trace_ctx
 from jax._src.state.discharge import discharge_state
 from jax.extend.core import Primitive, jaxpr_as_fun, jaxprs_in_params
@@ -25,6 +26,7 @@ from jax.interpreters import batching, mlir
 _MODEL: ContextVar[Any] = ContextVar("logderiv_model", default=None)
 _PYTHON = str(Path(functools.__file__).parent / "functools.py"), str(Path(contextlib.__file__))
 _JAX = str(Path(jax.__file__).parent)
+_NUMPY = str(Path(np.__file__).parent)
 _LIBRARY = str(Path(__file__).parent.parent)
 
 _mark = Primitive("logderiv_mark")
@@ -233,6 +235,17 @@ def frames(stop: Any = None) -> tuple[str, list[str]]:
             place = _shown(file, frame.f_lineno)
         frame = frame.f_back
     return place, names
+
+
+def place_of_error(error: BaseException) -> str:
+    """Where the user's code raised it, "file.py:12"; empty where none of it did."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.startswith((_LIBRARY, _JAX, _NUMPY, *_PYTHON)):
+            place = _shown(file, trace.tb_lineno)
+        trace = trace.tb_next
+    return place
 
 
 def _shown(file: str, line: int) -> str:

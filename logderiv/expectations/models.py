@@ -29,6 +29,7 @@ from logderiv._core.staging import (
     mark,
     marks,
     place_of,
+    place_of_error,
 )
 from logderiv.expectations.methods import once_differentiable
 from logderiv.expectations.tape import Tape
@@ -52,6 +53,17 @@ for _name in ("solves:custom_root", "solves:custom_linear_solve", "custom_linear
     _REMEDIES[_name] = "make the choice before the call, and pass the outcome to it"
 for _name in ("shard_map:shard_map", "shard_map:_shard_map", "pmap:pmap", "api:pmap", "shard_map", "pmap", "xla_pmap"):
     _REMEDIES[_name] = "shard the samples of the expectation instead: its keys and params"
+
+
+# What JAX raises where Python wants a value that is known in a run only, and what to write instead.
+_CONVERSIONS: dict[type[Exception], str] = {
+    jax.errors.TracerBoolConversionError: "a Python if, while, and, or, not or assert; use jax.lax.cond, jax.numpy.where or "
+    "jax.numpy.logical_and, and logderiv.bounded_while_loop",
+    jax.errors.TracerIntegerConversionError: "a Python range, or an index of a list; use jax.lax.fori_loop, and index an array",
+    jax.errors.TracerArrayConversionError: "a function of numpy; use that of jax.numpy",
+    jax.errors.ConcretizationTypeError: "a Python number or a shape; use x.astype(float), and a fixed size with a mask",
+}
+_KEYS = ("key", "keys", "rng", "rng_key", "prng_key", "seed")
 
 
 @pytree(static=("place", "call", "distribution", "method", "num_outcomes", "order", "runs", "scope"), eq=False)
@@ -105,11 +117,12 @@ class Model:
     def __init__(self, function: Callable[..., Any], args: Sequence[Any], tape: Tape) -> None:
         """Trace `function(*args)`, which calls `sample` and `cost`, with a tape like this one."""
         self.place, self.pays = place_of(function), ""
+        _check_arguments(function, args, self.place)
         leaves, self._structure = jax.tree.flatten(dataclasses.replace(tape))
 
         def on_refs(refs: list[Any]) -> Any:
             scope = _Scope(refs, self._structure)
-            with entered(scope):
+            with entered(scope), _translated(self.place, scope):
                 try:
                     return function(*args)
                 finally:
@@ -198,6 +211,54 @@ class Model:
         )
 
 
+def _check_arguments(function: Callable[..., Any], args: Sequence[Any], place: str) -> None:
+    """Raise `TypeError` where the function cannot be called with these arguments."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        hint = (
+            "an expectation keeps its key for its choices; a model has no parameter for it, and takes other keys by logderiv.key()"
+            if any(name in _KEYS for name in signature.parameters)
+            else "a model gets the params, and what the expectation is called with after its key"
+        )
+        name = getattr(function, "__name__", type(function).__name__)
+        raise _told(TypeError, place, f"{name}: received {len(args)} argument(s), {error}; {hint}.") from error
+
+
+@contextmanager
+def _translated(place: str, scope: _Scope) -> Iterator[None]:
+    """Tell errors of JAX and Python, which a choice or a cost has caused, with the user's line and a remedy."""
+    try:
+        yield
+    except tuple(_CONVERSIONS) as error:
+        remedy = next(text for kind, text in _CONVERSIONS.items() if isinstance(error, kind))
+        raise _told(
+            TypeError,
+            place_of_error(error) or place,
+            f"a choice, or a parameter, has a value only when the model is run, and cannot be in {remedy}.",
+        ) from error
+    except TypeError as error:
+        if "NoneType" not in str(error) or not scope.pays or hasattr(error, "_place"):
+            raise
+        raise _told(
+            TypeError,
+            place_of_error(error) or place,
+            f"{str(error).rstrip('.')}. logderiv.cost and logderiv.expected (at {scope.pays}) incur costs and return None; scale what they are given, as in "
+            "logderiv.expected(distribution, lambda x: 2 * cost(x)).",
+        ) from error
+
+
+def _told(kind: type[Exception], place: str, message: str) -> Exception:
+    """An error that has its place."""
+    told = kind(f"{place}: {message}")
+    told._place = place  # pyright: ignore[reportAttributeAccessIssue]
+    return told
+
+
 @contextmanager
 def located(place: str) -> Iterator[None]:
     """Put the place of a call before the message of an error that has none."""
@@ -206,9 +267,7 @@ def located(place: str) -> Iterator[None]:
     except (TypeError, ValueError) as error:
         if type(error) not in (TypeError, ValueError) or hasattr(error, "_place"):
             raise
-        told = type(error)(f"{place}: {error}")
-        told._place = place  # pyright: ignore[reportAttributeAccessIssue]
-        raise told from error
+        raise _told(type(error), place, str(error)) from error
 
 
 def turn(call: str, move: Callable[[Tape], tuple[Tape, Any]], **about: Any) -> Any:

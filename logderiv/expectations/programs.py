@@ -130,7 +130,10 @@ class Expectation:
                 "runs or a value of the state is given at the choice: tape.sample, or logderiv.sample, (distribution, baseline=...)."
             )
         check.one_of(("independent", "antithetic"), draws=self.draws)
-        check.whole(at_least=self.together * (1 if self.baseline is None else 2), num_samples=self.num_samples)
+        least, hint = self.together, ""
+        if self.baseline is not None:
+            least, hint = 2 * least, "baseline='leave_one_out' is the mean of other runs; take more, or baseline=None"
+        check.whole(at_least=least, num_samples=self.num_samples, hint=hint)
         if self.num_samples % self.together:
             raise ValueError(
                 f"num_samples: expected an even number where draws='antithetic' makes pairs, received {self.num_samples}."

@@ -1,6 +1,7 @@
 """Where a tape's choices come from: from random keys, or from a list of all paths."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -101,7 +102,7 @@ class Given:
         """Make one choice: the source to go on with, and its value."""
         value = outcome(distribution, self.choices.at[self.position].get(mode="fill", fill_value=-1))
         if value is None:
-            raise _cannot_list(f"a sample of {type(distribution).__name__}")
+            raise _cannot_list(_described(distribution))
         log_prob = summable(distributions.log_probs(distribution, value)).astype(self.log_probs.dtype)
         behind = self.choices.shape[0]
         position = jnp.where(where, jnp.minimum(self.position, behind), behind)
@@ -144,6 +145,14 @@ class Given:
 def detached(tree: Any) -> Any:
     """The same tree without derivatives; what is no array stays as it is."""
     return jax.tree.map(lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree)
+
+
+def _described(distribution: Any) -> str:
+    like = jax.tree.leaves(jax.eval_shape(partial(distributions.sample, distribution), jax.random.key(0)))
+    kind = type(distribution).__name__
+    if len(like) == 1 and like[0].ndim and jnp.issubdtype(like[0].dtype, jnp.integer):
+        return f"a sample of {kind}, {like[0].shape} choices at once; make one for each row by logderiv.plate, or tape.plate"
+    return f"a sample of {kind}"
 
 
 def _cannot_list(what: str) -> TypeError:
