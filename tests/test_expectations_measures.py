@@ -328,6 +328,14 @@ def test_sites_say_how_many_runs_a_choice_takes():
     ]
 
 
+def test_a_normal_of_another_library_is_refused_by_its_name():
+    dist = pytest.importorskip("numpyro.distributions")
+    with pytest.raises(
+        TypeError, match=r"a logderiv\.Normal or .* received numpyro's Normal; .* 'score' or 'pathwise'"
+    ):
+        ld.expectation(lambda p: ld.sample(dist.Normal(p, 1.0), method="alternative"))(0.3, jax.random.key(0))
+
+
 @pytest.mark.parametrize("mode", [jax.jacfwd, jax.jacrev])
 def test_a_second_derivative_raises(mode):
     with pytest.raises(ValueError, match="first derivative only"):

@@ -1,5 +1,6 @@
 """What a model may not do is refused at the file and line of the user's call, with what to do; what stands beside it is not."""
 
+import functools
 import inspect
 import re
 from pathlib import Path
@@ -139,6 +140,20 @@ def a_custom_rule_of_what_has_no_choice(theta):
 
     same.defjvp(lambda x, t: (x[0], t[0]))
     ld.cost(same(coin(same(theta))))
+
+
+def _with_another_argument(model):
+    @functools.wraps(model)
+    def call(theta):
+        return model(theta, 2.0)
+
+    return call
+
+
+@allowed(lambda p: 2 * p)
+@_with_another_argument
+def a_decorator_that_passes_another_argument(theta, factor):
+    ld.cost(factor * coin(theta))
 
 
 @allowed(lambda p: p + (1 + 1 / (1 + np.exp(-1.0))))

@@ -174,9 +174,10 @@ def otherwise(name: str, distribution: Any) -> Otherwise:
         return _OfPoisson(distribution)
     num = num_outcomes(distribution)
     if num is None:
+        kind = type(distribution)
         raise TypeError(
             f"{name}: expected one choice with finitely many outcomes, or a logderiv.Normal or logderiv.distributions.Poisson, without "
-            f"batch axes, received {type(distribution).__name__}; another real number is drawn by 'score' or 'pathwise', another count by "
+            f"batch axes, received {kind.__module__.partition('.')[0]}'s {kind.__name__}; another real number is drawn by 'score' or 'pathwise', another count by "
             "'score', several choices are made by logderiv.plate."
         )
     return _OfFinite(distribution, num)

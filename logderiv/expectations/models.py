@@ -214,7 +214,7 @@ class Model:
 def _check_arguments(function: Callable[..., Any], args: Sequence[Any], place: str) -> None:
     """Raise `TypeError` where the function cannot be called with these arguments."""
     try:
-        signature = inspect.signature(function)
+        signature = inspect.signature(function, follow_wrapped=False)  # a decorator may pass other arguments on
     except (TypeError, ValueError):
         return
     try:
