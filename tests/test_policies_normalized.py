@@ -38,6 +38,14 @@ def test_what_the_inner_policy_is_shown_by_hand():
         np.testing.assert_allclose(logits, np.array(shown) @ PARAMS, rtol=1e-12)
 
 
+def test_parameters_are_those_of_the_inner_policy():
+    inner = ld.MLP(2, hidden=(3,))
+    made, same = (policy.init(jax.random.key(0), jnp.ones(2)) for policy in (Normalized(inner), inner))
+    jax.tree.map(np.testing.assert_array_equal, made, same)
+    with pytest.raises(TypeError, match=r"init: expected an inner policy that has init, received .*linear"):
+        Normalized(linear).init(jax.random.key(0), jnp.ones(2))
+
+
 def test_the_statistics_are_detached_and_settings_are_leaves():
     def score(policy):
         return policy.apply(PARAMS, FEATURES[0]).log_prob(jnp.int32(1))

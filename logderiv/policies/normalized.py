@@ -11,7 +11,7 @@ from logderiv._core.moments import RunningMoments
 from logderiv._core.pytrees import pytree
 from logderiv.policies.stepwise import as_policy
 from logderiv.policies.wrapper import PolicyWrapper
-from logderiv.types import Observation, Params, Stream, Trajectories
+from logderiv.types import Key, Observation, Params, Stream, Trajectories
 
 
 @pytree
@@ -65,6 +65,26 @@ class Normalized(PolicyWrapper):
             if isinstance(below, Normalized):
                 raise ValueError("inner: expected a policy that is not normalized, received one; normalize once.")
             below = below.inner.policy
+
+    def init(self, key: Key, observation: Observation) -> Params:
+        """Parameters, which are the inner policy's.
+
+        Args:
+            key: Consumed.
+            observation: One observation, for its shape.
+
+        Returns:
+            What the inner policy's own `init` makes.
+
+        Raises:
+            TypeError: The inner policy has no `init`.
+        """
+        inner = self.inner.policy
+        if not hasattr(inner, "init"):
+            raise TypeError(
+                f"init: expected an inner policy that has init, received {inner}; make its parameters yourself."
+            )
+        return inner.init(key, observation)
 
     def observe(self, params: Params, observation: Observation) -> Observation:
         del params
