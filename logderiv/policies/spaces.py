@@ -96,7 +96,7 @@ def policy_for(
     squash: bool | None = None,
     mask: str | None = "action_mask",
     environment_params: Any = None,
-) -> MLP:
+) -> Any:
     """A perceptron whose distribution fits the actions of an environment; its `head` prints what was chosen.
 
     A space of choices gets categorical distributions, one of real numbers a `TanhNormal` between its bounds or, where it has none, a

@@ -180,5 +180,6 @@ _BRANCHED = (
 )
 _LOST = (
     "environment: the episodes of this state are no longer on the host. They were closed, belong to another process (a "
-    "resumed stream must be started anew), or more than max_batches = {capacity} batches were in use; raise max_batches."
+    "resumed stream must be started anew), or more than max_batches = {capacity} batches were in use; raise max_batches. An "
+    "environment of your own around this one has to hand its method renew through, or a stream starts a batch at every step."
 )
