@@ -8,6 +8,7 @@ its own and one that fails does not stop the others, and end in one table.
 import argparse
 import ast
 import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -46,6 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help=f"which to run; none means the main job, {MAIN_JOB}")
     parser.add_argument("--all", action="store_true", help=f"run all but {', '.join(BY_NAME)}")
     parser.add_argument("--quick", action="store_true", help="smaller runs, all of them in a few minutes")
+    parser.add_argument("--peers", action="store_true", help="train other libraries beside, in benchmarks that can")
     parser.add_argument("--platform", help="cpu, gpu (NVIDIA's), rocm or tpu: run there instead of where JAX would")
     parser.add_argument("--list", action="store_true", help="only list them")
     options = parser.parse_args(arguments)
@@ -72,13 +74,16 @@ def main(arguments: list[str]) -> int:
         kind = "cuda" if options.platform == "gpu" else options.platform
         os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys((kind, "cpu")))
     if len(names) == 1:
-        return _run_here(names[0], options.quick)
-    return _conclude([_run_alone(name, known[name], options.quick) for name in names])
+        return _run_here(names[0], options.quick, options.peers)
+    flags = [flag for flag, given in (("--quick", options.quick), ("--peers", options.peers)) if given]
+    return _conclude([_run_alone(name, known[name], flags) for name in names])
 
 
-def _run_here(name: str, quick: bool) -> int:
+def _run_here(name: str, quick: bool, peers: bool) -> int:
     try:
-        report = importlib.import_module(f"benchmarks.{name}").main(quick)
+        run = importlib.import_module(f"benchmarks.{name}").main
+        beside = {"peers": True} if peers and "peers" in inspect.signature(run).parameters else {}
+        report = run(quick, **beside)
         missed = importlib.import_module("benchmarks.harness").publish(name, report, quick=quick)
     except ImportError as error:
         print(f"{name} cannot run: {str(error).rstrip('.')}; {INSTALL} installs what they all need.", file=sys.stderr)
@@ -86,11 +91,11 @@ def _run_here(name: str, quick: bool) -> int:
     return 1 if missed else 0
 
 
-def _run_alone(name: str, question: str, quick: bool) -> dict[str, Any]:
+def _run_alone(name: str, question: str, flags: list[str]) -> dict[str, Any]:
     """Run it in a process of its own. Returns its row of the last table; one that failed has kept nothing."""
     print(f"\n== {name}: {question}", flush=True)
     start, path = time.time(), RESULTS / f"{name}.jsonl"
-    subprocess.run([sys.executable, "-m", "benchmarks", name, *["--quick"] * quick], cwd=FOLDER.parent, check=False)
+    subprocess.run([sys.executable, "-m", "benchmarks", name, *flags], cwd=FOLDER.parent, check=False)
     row = {"name": name, "seconds": time.time() - start}
     if not path.exists() or path.stat().st_mtime < start:
         return row | {"outcome": "failed"}

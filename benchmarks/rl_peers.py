@@ -177,7 +177,9 @@ def purejaxrl_style(settings: Settings, environment: Any = None) -> Peer | None:
     def train(key: jax.Array, num_updates: int, every: int) -> Any:
         key, key_init, key_reset = jax.random.split(key, 3)
         observation, state = reset(jax.random.split(key_reset, c.num_environments), world.default_params)
-        params = network.init(key_init, observation[0])
+        # One seed after the other: orthogonal matrices are QR factorizations, and two batches of these at once, of two layers, wait for
+        # each other for ever where jaxlib 0.10.2 has two threads.
+        params = jax.custom_batching.sequential_vmap(network.init)(key_init, observation[0])
         optimizer = optax.chain(optax.clip_by_global_norm(c.max_grad_norm), optax.adam(c.rate(num_updates), eps=1e-5))
         moments, observation = _seen(Moments.start(observation.shape[1]) if c.normalize else None, observation)
 

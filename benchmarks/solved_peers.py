@@ -2,10 +2,13 @@
 
 import itertools
 import math
+import multiprocessing
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,26 +19,56 @@ import logderiv as ld
 from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.peers_sb3 import SB3
 from benchmarks.rl_peers import PEERS, Settings
+from benchmarks.seeds import Run
 
 MORE = 4  # times as many episodes of what was trained at last
+POINTS = 24  # evaluations of a run, so that numbers of updates are multiples of it
 
 
-class PeerCurve(NamedTuple):
-    """Training of several seeds, evaluated on fresh episodes, actions sampled.
+def peer_runs(recipe: Mapping[str, Any], rate: float, gymnasium: Any, *, seeds: int, episodes: int) -> dict[str, Run]:
+    """What the peers that are installed make of a task by the settings that the library's PPO has there.
 
-    Attributes:
-        steps: Environment steps before each evaluation, `(seeds, points)`.
-        returns: Mean return of each evaluation, `(seeds, points)`.
-        final: Mean return of what was trained at last, on four times as many episodes, `(seeds,)`.
-        compile_seconds: Tracing and compiling of the training; NaN where nothing is compiled.
-        seconds: Training of all seeds, without evaluations: those of JAX side by side, those of stable-baselines3 one after another.
+    Args:
+        recipe: What `ld.train` takes: PPO as an actor-critic, on a stream.
+        rate: Its learning rate, which falls to 0.
+        gymnasium: What stable-baselines3 steps; `None` leaves it out. Environments of Gymnasium are for stable-baselines3 alone.
+        seeds: How many.
+        episodes: Of each evaluation.
+
+    Returns:
+        Runs by name.
     """
+    world, num_updates = recipe["environment"], recipe["num_updates"]
+    names = [] if isinstance(world, ld.environments.Gymnasium) else list(PEERS)
+    counts = {"num_updates": num_updates, "every": num_updates // POINTS, "num_episodes": episodes}
+    runs = {}
+    for name in [*names, SB3]:
+        keys = jax.random.split(jax.random.key(0), seeds)
+        run = peer_curves(name, world, settings_of(recipe, rate), keys, gymnasium=gymnasium, **counts)
+        runs |= {} if run is None else {name: run}
+    return runs
 
-    steps: np.ndarray
-    returns: np.ndarray
-    final: np.ndarray
-    compile_seconds: float
-    seconds: float
+
+def settings_of(recipe: Mapping[str, Any], rate: float) -> Settings:
+    """The peers' settings for a recipe of the library, the learning rate `rate` falling to 0."""
+    estimator, batch = recipe["estimator"], recipe["batch"]
+    advantage: Any = estimator.actor.advantage.advantage  # below `Standardized`
+    scale = getattr(advantage, "scale", None)  # of `ScaledRewards`
+    return Settings(
+        num_environments=batch.num_environments,
+        num_steps=batch.num_steps,
+        epochs=recipe["epochs"],
+        minibatches=recipe["minibatches"],
+        learning_rate=rate,
+        discount=estimator.actor.discount,
+        lambda_=(advantage.advantage if scale else advantage).lambda_,
+        clip=estimator.actor.clip,
+        entropy_weight=estimator.entropy_weight or 0.0,
+        value_weight=estimator.value_weight,
+        anneal=True,
+        normalize=isinstance(recipe["policy"], ld.policies.Normalized),
+        reward_scale=1 / scale if scale else 1.0,
+    )
 
 
 def peer_curves(
@@ -49,7 +82,7 @@ def peer_curves(
     num_episodes: int,
     gymnasium: str | Callable[[], Any] | None = None,
     **options: Any,
-) -> PeerCurve | None:
+) -> Run | None:
     """Train and evaluate one peer.
 
     Args:
@@ -75,7 +108,7 @@ def peer_curves(
     if name == SB3:
         if gymnasium is None:
             return None
-        return _one_after_another(gymnasium, settings, len(keys), **counts, options=options)
+        return _on_all_cores(gymnasium, settings, len(keys), **counts, options=options)
     if name not in PEERS:
         raise ValueError(f"name: expected one of {[*PEERS, SB3]}, received {name!r}.")
     peer = PEERS[name](settings, environment)
@@ -95,7 +128,7 @@ def _side_by_side(
     num_updates: int,
     every: int,
     num_episodes: int,
-) -> PeerCurve:
+) -> Run:
     """All seeds by one `vmap`, in a call that only trains."""
     keys, keys_evaluation = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     call = harness.compile_call(jax.vmap(lambda key: peer.train(key, num_updates, every)), keys)
@@ -104,7 +137,7 @@ def _side_by_side(
     seconds = time.perf_counter() - start
     evaluate = partial(_evaluated, ld.FunctionPolicy(peer.policy), environment, num_episodes)
     returns, final = map(np.asarray, jax.jit(partial(lax.map, evaluate))((snapshots, keys_evaluation)))
-    return PeerCurve(_steps(settings, len(keys), num_updates, every), returns, final, call.compile_seconds, seconds)
+    return Run(_steps(settings, len(keys), num_updates, every), returns, final, call.compile_seconds, seconds)
 
 
 def _evaluated(policy: Any, environment: Any, num_episodes: int, snapshots_and_key: Any) -> tuple[jax.Array, jax.Array]:
@@ -120,20 +153,28 @@ def _evaluated(policy: Any, environment: Any, num_episodes: int, snapshots_and_k
     return returns, mean_return(jax.tree.map(lambda x: x[-1], snapshots), key_last, MORE * num_episodes)
 
 
-def _one_after_another(
+def _on_all_cores(
     make: Any, settings: Settings, seeds: int, num_updates: int, every: int, num_episodes: int, options: Any
-) -> PeerCurve | None:
-    """stable-baselines3: the seeds in turn, the clock running while they learn; no two episodes of evaluations start from one seed."""
-    returns, final, seconds, steps = [], [], 0.0, _steps(settings, seeds, num_updates, every)
-    first = itertools.count(step=MORE * num_episodes)
-    for seed in range(seeds):
-        model = peers_sb3.stable_baselines3_ppo(settings, seed, make, **options)
-        if model is None:
-            return None
-        start = time.perf_counter()
-        snapshots = peers_sb3.stable_baselines3_train(model, settings, num_updates, every)
-        seconds += time.perf_counter() - start
-        mean_return = partial(peers_sb3.stable_baselines3_return, model, make=make)
-        returns.append([mean_return(num_episodes, next(first), snapshot=snapshot) for snapshot in snapshots])
-        final.append(mean_return(MORE * num_episodes, next(first)))
-    return PeerCurve(steps, np.array(returns), np.array(final), math.nan, seconds)
+) -> Run | None:
+    """stable-baselines3: as many seeds at once as there are cores, one thread each, the clock running while they learn."""
+    if not rl_peers.installed("stable_baselines3", "gymnasium"):
+        return None
+    how = (make, settings, num_updates, every, num_episodes, options)
+    workers = min(seeds, os.cpu_count() or 1)
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        found = list(pool.map(partial(_one_seed, how), range(seeds)))
+    returns, final, seconds = map(np.array, zip(*found, strict=True))
+    return Run(_steps(settings, seeds, num_updates, every), returns, final, math.nan, seconds.sum() / workers)
+
+
+def _one_seed(how: Any, seed: int) -> tuple[list[float], float, float]:
+    """Mean returns of all snapshots and of the last one, training seconds; no two episodes of evaluations start from one seed."""
+    make, settings, num_updates, every, num_episodes, options = how
+    model = peers_sb3.stable_baselines3_ppo(settings, seed, make, **options)
+    start = time.perf_counter()
+    snapshots = peers_sb3.stable_baselines3_train(model, settings, num_updates, every)
+    seconds = time.perf_counter() - start
+    first = itertools.count(seed * (len(snapshots) + 1) * MORE * num_episodes, MORE * num_episodes)
+    mean_return = partial(peers_sb3.stable_baselines3_return, model, make=make)
+    returns = [mean_return(num_episodes, next(first), snapshot=snapshot) for snapshot in snapshots]
+    return returns, mean_return(MORE * num_episodes, next(first)), seconds

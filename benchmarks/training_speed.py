@@ -32,6 +32,8 @@ from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.harness import Bound, Report, Table, at_least
 from benchmarks.peers_sb3 import SB3
 from benchmarks.rl_peers import PEERS, PUREJAXRL, REJAX, Settings
+from benchmarks.seeds import Run
+from benchmarks.solved_peers import peer_curves
 
 SOLVED = 475.0
 SIZES = (64, 1024)
@@ -121,26 +123,7 @@ def _run(peer: rl_peers.Peer, num_updates: int) -> Callable[[jax.Array], Any]:
     return lambda key: peer.train(key, num_updates, num_updates)
 
 
-class Curve(NamedTuple):
-    """Evaluations of several seeds.
-
-    Attributes:
-        steps: Environment steps before each evaluation. Shape `(seeds, evaluations)`.
-        returns: Their mean returns. Shape `(seeds, evaluations)`.
-    """
-
-    steps: np.ndarray
-    returns: np.ndarray
-
-    @property
-    def steps_to_solve(self) -> np.ndarray:
-        """Of each seed, up to the first evaluation of at least `SOLVED`; infinite where there is none."""
-        solved = self.returns >= SOLVED
-        first = np.take_along_axis(self.steps, np.argmax(solved, axis=1)[:, None], axis=1)[:, 0]
-        return np.where(solved.any(axis=1), first, math.inf)
-
-
-def learn(method: Method, keys: jax.Array, environment: Any = None, *, num_episodes: int = 32) -> Curve:
+def learn(method: Method, keys: jax.Array, environment: Any = None, *, num_episodes: int = 32) -> Run:
     """Curves of one of the library's algorithms."""
     evaluation = ld.Evaluation(every=method.every, num_episodes=num_episodes)
 
@@ -149,41 +132,8 @@ def learn(method: Method, keys: jax.Array, environment: Any = None, *, num_episo
         last = slice(method.every - 1, None, method.every)
         return jnp.cumsum(metrics.num_steps)[last], metrics.evaluation[last]
 
-    return Curve(*(np.asarray(x) for x in jax.jit(partial(lax.map, one))(keys)))
-
-
-def learn_peer(peer: rl_peers.Peer, settings: Settings, keys: jax.Array, like: Method, num_episodes: int = 32) -> Curve:
-    """Curves of a peer's PPO, its snapshots evaluated here as ours are."""
-    environment = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0])
-    policy = ld.FunctionPolicy(peer.policy)
-
-    def one(key: jax.Array) -> jax.Array:
-        key, key_evaluation = jax.random.split(key)
-
-        def mean_return(snapshot: Any) -> jax.Array:
-            return jnp.mean(ld.evaluate(snapshot, key_evaluation, policy, environment, num_episodes=num_episodes))
-
-        return lax.map(mean_return, peer.train(key, like.num_updates, like.every))
-
-    returns = np.asarray(jax.jit(partial(lax.map, one))(keys))
-    steps = settings.batch * like.every * np.arange(1, returns.shape[1] + 1)
-    return Curve(np.broadcast_to(steps, returns.shape), returns)
-
-
-def learn_stable_baselines3(settings: Settings, num_seeds: int, like: Method, num_episodes: int = 32) -> Curve | None:
-    """Curves of stable-baselines3's PPO on Gymnasium's CartPole."""
-    returns, stride = [], settings.batch * like.every
-    for seed in range(num_seeds):
-        model = peers_sb3.stable_baselines3_ppo(settings, seed)
-        if model is None:
-            return None
-        row = []
-        for _ in range(like.num_updates // like.every):
-            model.learn(stride, reset_num_timesteps=False)
-            row.append(peers_sb3.stable_baselines3_return(model, num_episodes, seed))
-        returns.append(row)
-    steps = np.broadcast_to(stride * np.arange(1, len(returns[0]) + 1), (num_seeds, len(returns[0])))
-    return Curve(steps, np.array(returns))
+    steps, returns = map(np.asarray, jax.jit(partial(lax.map, one))(keys))
+    return Run(steps, returns, returns[:, -1], math.nan, math.nan)  # what training takes is measured by `rates`
 
 
 def rates(methods: Mapping[str, Method], peers: Mapping[str, Any], *, num_updates: int, repeats: int) -> Rates:
@@ -208,20 +158,21 @@ def rates(methods: Mapping[str, Method], peers: Mapping[str, Any], *, num_update
     return _rates({name: steps.get(name, settings.batch * num_updates) for name in runs}, seconds, calls)
 
 
-def curves(methods: Mapping[str, Method], peers: Mapping[str, Any], num_seeds: int) -> dict[str, Curve]:
+def curves(methods: Mapping[str, Method], peers: Mapping[str, Any], num_seeds: int) -> dict[str, Run]:
     """Of these, from as many seeds."""
 
     def keys() -> jax.Array:
         return jax.random.split(jax.random.key(1), num_seeds)
 
     like = METHODS["PPO"]
+    counts = {"num_updates": like.num_updates, "every": like.every, "num_episodes": 32}
     found = {f"{OURS} {name}": learn(method, keys()) for name, method in methods.items()}
     found[HOST] = learn(like, keys(), ld.environments.Gymnasium("CartPole-v1"))
-    for name, make in peers.items():
-        if (peer := make(LEARNING)) is not None:
-            found[f"{name} PPO"] = learn_peer(peer, LEARNING, keys(), like)
-    if peers and (curve := learn_stable_baselines3(LEARNING, min(2, num_seeds), like)) is not None:
-        found[f"{SB3} PPO"] = curve
+    world = ld.environments.Gymnax(gymnax.make("CartPole-v1")[0])
+    for name in [*peers, SB3] if peers else []:
+        some = keys()[: 2 if name == SB3 else num_seeds]
+        run = peer_curves(name, world, LEARNING, some, gymnasium="CartPole-v1", **counts)
+        found |= {} if run is None else {f"{name} PPO": run}
     return found
 
 
@@ -259,8 +210,8 @@ def main(quick: bool = False) -> Report:
     return Report(tables, _learning_bounds(learned), numbers, partial(_draw, throughputs, speed, learned), timings)
 
 
-def _summary(row: Mapping[str, float], curve: Curve) -> dict[str, Any]:
-    steps, last = np.sort(curve.steps_to_solve), np.sort(curve.returns[:, -1])
+def _summary(row: Mapping[str, float], curve: Run) -> dict[str, Any]:
+    steps, last = np.sort(curve.steps_to(SOLVED)), np.sort(curve.returns[:, -1])
     median, seeds = float(np.median(steps)), f"{np.isfinite(steps).sum()} of {steps.size}"
     seconds = median / row["steps_per_s"]
     return {"steps_to_475": steps, "median": median, "seconds_to_475": seconds, "seeds": seeds, "last_returns": last}
@@ -279,16 +230,16 @@ def _throughput_bounds(throughputs: Mapping[int, Rates], speed: Rates) -> list[B
     return bounds
 
 
-def _learning_bounds(learned: Mapping[str, Curve]) -> list[Bound]:
-    within = np.mean(learned[f"{OURS} PPO"].steps_to_solve <= 1e5)
-    ours = {name: np.mean(np.isfinite(c.steps_to_solve)) for name, c in learned.items() if name.startswith(OURS)}
+def _learning_bounds(learned: Mapping[str, Run]) -> list[Bound]:
+    within = np.mean(learned[f"{OURS} PPO"].steps_to(SOLVED) <= 1e5)
+    ours = {name: np.mean(np.isfinite(c.steps_to(SOLVED))) for name, c in learned.items() if name.startswith(OURS)}
     return [
         *(at_least(f"{name}: fraction of seeds that reach 475", solved, 1.0) for name, solved in ours.items()),
         at_least("PPO: fraction of seeds that reach 475 within 100 000 steps", within, 0.75),
     ]
 
 
-def _draw(throughputs: Mapping[int, Rates], speed: Rates, learned: Mapping[str, Curve]) -> Any:
+def _draw(throughputs: Mapping[int, Rates], speed: Rates, learned: Mapping[str, Run]) -> Any:
     figure, (left, right) = harness.new_figure(ncols=2, figsize=(10, 4))
     names = list(throughputs[SIZES[0]])
     for i, name in enumerate(names):

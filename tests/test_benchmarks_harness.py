@@ -1,5 +1,4 @@
 import contextlib
-import dataclasses
 import importlib
 import itertools
 import json
@@ -9,7 +8,6 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, cast
 
-import gymnasium
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +15,7 @@ import pytest
 
 import logderiv as ld
 from benchmarks import __main__ as command
-from benchmarks import control_tasks, harness, likelihood_accuracy, overview, product_vs_score, reinforce_table
+from benchmarks import harness, likelihood_accuracy, overview, product_vs_score
 from tests.mostly import slow
 
 # First T at which a product of T equal factors is zero on XLA's CPU backend (jax 0.10.2); None: it never is. Counted by
@@ -34,8 +32,8 @@ FIRST_ZERO = {
 def test_list_names_every_benchmark_and_its_question_and_an_unknown_name_is_an_error(capsys):
     assert command.main(["--list"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    assert {"product_vs_score", "likelihood_accuracy", "reinforce_table"} <= set(listed)
-    assert not {"harness", "control_tasks", "__main__", "__init__"} & set(listed)
+    assert {"product_vs_score", "likelihood_accuracy", "solved"} <= set(listed)
+    assert not {"harness", "solved_tasks", "__main__", "__init__"} & set(listed)
     assert all(question.endswith("?") for question in listed.values()), listed
 
     assert command.main(["nile", "nil", "--quick"]) == 2
@@ -47,13 +45,14 @@ def test_list_names_every_benchmark_and_its_question_and_an_unknown_name_is_an_e
 
 @pytest.fixture
 def made_up(monkeypatch, tmp_path):
-    """Benchmarks `kept`, `missed`, `slow`, `raises`, `needs` instead of the real ones, run here instead of in processes."""
+    """Benchmarks `kept`, `missed`, `slow`, `raises`, `needs`, `beside` instead of the real ones, run here instead of in processes."""
     modules = {
         "kept": lambda quick: made_up_report(bounds=[harness.at_most("x", 1, 1)], draw=lambda: harness.new_figure()[0]),
         "missed": lambda quick: made_up_report(),
         "slow": lambda quick: made_up_report(bounds=[], timings=[harness.at_most("seconds", 2, 1)]),
         "raises": lambda quick: 1 / 0,
         "needs": lambda quick: importlib.import_module("no_such_package"),
+        "beside": lambda quick, peers=False: made_up_report(bounds=[harness.at_least("peers", peers, 1)]),
     }
     real = importlib.import_module
 
@@ -90,6 +89,7 @@ def test_all_of_them_end_in_one_table(capsys):
         "slow": ["0", "0", "1", "-"],
         "raises": ["-", "-", "-", "-", "failed"],
         "needs": ["-", "-", "-", "-", "failed"],
+        "beside": ["0", "1", "0", "-", "missed", "a", "bound"],
     }
     assert command.main(["kept", "slow"]) == 0
     assert set(last_table(capsys.readouterr().out)) == {"kept", "slow"}
@@ -100,6 +100,16 @@ def test_one_benchmark_fails_by_an_exception_and_by_a_bound_that_is_none_of_time
     assert [command.main([name]) for name in ("kept", "missed", "slow")] == [0, 1, 0]
     with pytest.raises(ZeroDivisionError):
         command.main(["raises"])
+
+
+@pytest.mark.usefixtures("results", "made_up")
+def test_peers_are_for_benchmarks_that_can():
+    assert [command.main(arguments) for arguments in (["beside"], ["beside", "--peers"], ["kept", "--peers"])] == [
+        1,
+        0,
+        0,
+    ]
+    assert command.main(["beside", "kept", "--peers"]) == 0
 
 
 @pytest.mark.usefixtures("results", "made_up")
@@ -124,9 +134,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_anything_runs(monkeypat
 def test_without_a_name_the_main_job_is_run(monkeypatch, tmp_path):
     ran = []
     monkeypatch.setattr(command, "RESULTS", tmp_path)
-    monkeypatch.setattr(command, "_run_here", lambda name, quick: ran.append((name, quick)) or 0)
+    monkeypatch.setattr(command, "_run_here", lambda name, quick, peers: ran.append((name, quick, peers)) or 0)
     assert command.main([]) == command.main(["--quick"]) == 0
-    assert ran == [("overview", False), ("overview", True)]
+    assert ran == [("overview", False, False), ("overview", True, False)]
 
 
 @pytest.mark.usefixtures("as_shipped")
@@ -238,84 +248,6 @@ def test_likelihood_accuracy_beats_a_plain_scan():
     for row in measured:
         assert row.error < 1e-5, row
         assert row.plain > 1e-4, row
-
-
-def made_up_run(curve, final):
-    steps = np.cumsum(np.full(curve.shape, 1000), axis=1)
-    return reinforce_table.Run(None, curve, steps, final, final, 1.0, 2.0)
-
-
-def test_steps_to_a_threshold_and_the_interval_by_hand():
-    curve = np.array([[475.0, 0, 500], [0, 474, 475], [500, 0, 0], [0, 400, 474]])
-    run = made_up_run(curve, np.array([0.0, 0, 0, 4]))
-    assert run.steps_to(475.0).tolist() == [1000, 3000, 1000, np.inf]
-    # of four seeds a resample holds the fourth 0 times with probability 0.32, 3 times or more with 0.05, 4 times with 0.004
-    assert run.interval() == (0.0, 3.0)
-
-
-def corridor(**options):
-    policy, how = ld.MLP(2, hidden=()), {"rate": 0.1, "updates": 24, "batch": ld.Episodes(4)}
-    recipes = {"REINFORCE": control_tasks.reinforce(policy, control_tasks.LEAVE_ONE_OUT, **how)}
-    published = (("somebody", "-11.7", "1 k", "a book"),)
-    make = partial(ld.environments.short_corridor, horizon=40)
-    return dataclasses.replace(control_tasks.Task("corridor", make, -20.0, published, recipes), **options)
-
-
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.slow
-def test_seeds_are_trained_on_scaled_rewards_and_reported_on_the_task():
-    """Every step costs 1: a return is minus a length, between 2 and 40."""
-    task = corridor(reward_scale=0.01, episodes=2)
-    run = reinforce_table.train_seeds(task, task.recipes["REINFORCE"], seeds=2)
-    assert run.curve.shape == run.steps.shape == (2, control_tasks.POINTS)
-    for returns in (run.curve, run.final):
-        assert -40 <= returns.min() <= returns.max() <= -2
-    assert 2 * 4 <= run.steps[:, 0].min() <= run.steps[:, -1].max() <= 24 * 4 * 40
-    assert (np.diff(run.steps) >= 2 * 4).all()
-
-
-def test_gymnasium_returns_equal_a_plain_loop():
-    """A policy of zeros takes action 0, greedily: each episode falls as it does in one environment with that seed."""
-    policy = ld.MLP(2)
-    params = policy.init(jax.random.key(0), jnp.zeros(4, jnp.float32))
-    params = jax.tree.map(lambda x: jnp.zeros((2, *x.shape), x.dtype), params)
-    world, expected = gymnasium.make("CartPole-v1"), []
-    for seed in range(6):
-        world.reset(seed=seed)
-        expected.append(1)
-        while not world.step(0)[2]:  # each step is paid 1
-            expected[-1] += 1
-    played = reinforce_table.play_gymnasium(policy, params, episodes=3, greedy=True)
-    assert played.tolist() == [expected[:3], expected[3:]]
-    sampled = reinforce_table.play_gymnasium(policy, params, episodes=20)
-    assert sampled.mean() > 1.5 * np.mean(expected)  # fair coins balance for about 22 steps, one direction for 9
-
-
-def test_a_task_whose_world_is_not_installed_is_left_out_and_the_others_are_bounded(monkeypatch):
-    def missing():
-        raise ImportError("brax is not installed")
-
-    ends = {"PPO": 480.0, "A2C": 470.0}
-    cartpole = dataclasses.replace(
-        control_tasks.cartpole(), recipes={n: SimpleNamespace(policy=None, end=end) for n, end in ends.items()}
-    )
-    monkeypatch.setattr(reinforce_table.control_tasks, "all_tasks", lambda: (cartpole, corridor(make=missing)))
-
-    def train_seeds(task, recipe):
-        return made_up_run(np.tile(np.linspace(20, recipe.end, 24), (8, 1)), np.full(8, recipe.end))
-
-    monkeypatch.setattr(reinforce_table, "train_seeds", train_seeds)
-    monkeypatch.setattr(reinforce_table, "play_gymnasium", lambda *_, **__: np.full((8, 100), 470.0))
-    report = reinforce_table.main(quick=False)
-    assert set(report.numbers) == {"CartPole-v1", "gymnasium"}
-    steps = {name: row["steps_to_threshold"].tolist() for name, row in report.numbers["CartPole-v1"].items()}
-    assert steps == {"PPO": [24000] * 8, "A2C": [np.inf] * 8}  # only the last evaluation
-    assert {bound.name: (bound.value, bound.holds) for bound in report.bounds} == {
-        "CartPole-v1, PPO: seeds that return 475": (8, True),
-        "CartPole-v1, A2C: seeds that return 475": (0, False),
-        "CartPole-v1, PPO: steps": (24000, True),
-        "Gymnasium, PPO, mean over seeds": (470, False),
-    }
 
 
 # The harness

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import types
 
 import pytest
 
@@ -19,11 +18,11 @@ from benchmarks import (
     training_speed,
 )
 from tests.mostly import mostly_slow
-from tests.test_benchmarks_harness import corridor
 from tests.test_benchmarks_objectives import TINY as TINY_TABLE
+from tests.test_benchmarks_solved import corridor
 from tests.test_benchmarks_training_speed import TINY
 
-EASY = corridor(threshold=-40.0, held={"REINFORCE": 8})  # where every return is at least -40
+EASY = corridor(threshold=-40.0, held={"reward-to-go, leave-one-out": 2})  # where every return is at least -40
 MEMORY = {"ours": 30, "ours, value": 20, "plain": 90, "plain, value": 0}
 # What `tests/test_training_devices.py` measures in a process with so many devices.
 SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_seconds": 1.0}
@@ -50,9 +49,9 @@ SMALLER = {
     "prisoners_dilemma": {"QUICK": ("exact, 1 step",), "QUICK_SIZE": prisoners_dilemma.Size(1, 4, 20, 5)},
     "product_vs_score": {"DTYPES": ("float32",)},
     "proof_table": {"QUICK": ("total return", "biased: batch mean", "biased: standardized")},
-    "reinforce_table": {"QUICK": ("REINFORCE",), "control_tasks": types.SimpleNamespace(cartpole=lambda: EASY)},
     "reporting_cost": {"SIZES": {"quick": dict.fromkeys(("0.1 s", "nothing", "ld.train"), (2, 1))}},
     "scaling": {"scale": lambda counts, **_: [SCALED | {"devices": n, "steps_per_second": 10.0 * n} for n in counts]},
+    "solved": {"QUICK": (EASY,)},
     "structure_speed": {
         "NET": ld.MLP(2, hidden=(5, 4)),
         "recurrent_memory": lambda lengths: [MEMORY | {"T": t} for t in lengths],

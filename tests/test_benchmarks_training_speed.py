@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from benchmarks import rl_peers
+from benchmarks import rl_peers, seeds
 
 pytest.importorskip("gymnax")
 pytest.importorskip("gymnasium")
@@ -18,14 +18,19 @@ TINY = rl_peers.Settings(num_environments=2, num_steps=8, minibatches=2, epochs=
 pytestmark = [pytest.mark.usefixtures("broadcasting"), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
+def made_up_run(steps, returns):
+    return seeds.Run(steps, returns, returns[:, -1], 1.0, 2.0)
+
+
 def test_steps_to_solve_by_hand():
     steps = np.tile([10, 20, 30], (3, 1))
     returns = np.array([[475.0, 1, 1], [474.9, 100, 500], [1, 2, 3]])
-    np.testing.assert_array_equal(benchmark.Curve(steps, returns).steps_to_solve, [10, 30, np.inf])
+    np.testing.assert_array_equal(made_up_run(steps, returns).steps_to(475.0), [10, 30, np.inf])
 
 
 def test_seconds_are_the_median_steps_over_the_rate():
-    curve = benchmark.Curve(np.tile([100, 200, 400], (3, 1)), np.array([[500.0] * 3, [0, 0, 500], [0, 500, 0]]))
+    returns = np.array([[500.0] * 3, [0, 0, 500], [0, 500, 0]])
+    curve = made_up_run(np.tile([100, 200, 400], (3, 1)), returns)
     assert benchmark._summary({"steps_per_s": 50.0}, curve)["seconds_to_475"] == 4.0
 
 
