@@ -95,9 +95,10 @@ def _run_alone(name: str, question: str, flags: list[str]) -> dict[str, Any]:
     """Run it in a process of its own. Returns its row of the last table; one that failed has kept nothing."""
     print(f"\n== {name}: {question}", flush=True)
     start, path = time.time(), RESULTS / f"{name}.jsonl"
+    before = path.stat().st_size if path.exists() else 0
     subprocess.run([sys.executable, "-m", "benchmarks", name, *flags], cwd=FOLDER.parent, check=False)
     row = {"name": name, "seconds": time.time() - start}
-    if not path.exists() or path.stat().st_mtime < start:
+    if not path.exists() or path.stat().st_size == before:
         return row | {"outcome": "failed"}
     saved = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
     missed = {kind: [bound["name"] for bound in saved[kind] if not bound["holds"]] for kind in ("bounds", "timings")}
