@@ -8,6 +8,7 @@ from jax import lax
 
 import logderiv as ld
 from logderiv.distributions import OneHotCategorical, Poisson
+from tests.mostly import mostly_slow
 
 PARAMS = jnp.array([0.3, -0.6])
 VALID = np.array([False, True, False, True, False])
@@ -35,7 +36,7 @@ def chain(method, padded=True):
 @pytest.mark.parametrize(
     "options", [{}, {"num_samples": 2, "baseline": "leave_one_out"}], ids=["alone", "leave one out"]
 )
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, ("score", "enumerate", "alternative")))
 def test_every_method_has_the_moments_of_the_model_without_padding(method, options):
     found, expected = (
         ld.exact.program_derivatives(
