@@ -5,6 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import trim_mean
 
+POINTS = 24  # evaluations of a run, so that numbers of updates are multiples of it
+MORE = 4  # times as many episodes of what was trained at last
+
 
 class Run(NamedTuple):
     """Training of several seeds, evaluated on fresh episodes, actions sampled.
@@ -12,7 +15,7 @@ class Run(NamedTuple):
     Attributes:
         steps: Environment steps before each evaluation, `(seeds, points)`.
         returns: Mean return of each evaluation, `(seeds, points)`.
-        final: Mean return of what was trained at last, on four times as many episodes, `(seeds,)`.
+        final: Mean return of what was trained at last, on `MORE` times as many episodes, `(seeds,)`.
         compile_seconds: Tracing and compiling of the training; NaN where nothing is compiled.
         seconds: Training of all seeds, without evaluations: all side by side but for those of stable-baselines3, one a core.
         params: What was trained, leading axis `(seeds,)`, where it is the library's.

@@ -38,8 +38,8 @@ from benchmarks.harness import (
     interleaved_medians,
     new_figure,
 )
-from benchmarks.seeds import Run, interquartile_mean, interval
-from benchmarks.solved_peers import POINTS, peer_runs
+from benchmarks.seeds import MORE, POINTS, Run, interquartile_mean, interval
+from benchmarks.solved_peers import peer_runs
 from benchmarks.solved_tasks import Recipe, Task
 from logderiv import plots
 
@@ -69,7 +69,7 @@ def train_seeds(recipe: Recipe, *, seeds: int, episodes: int, repeats: int = 3) 
         trained = policy
         if isinstance(policy, ld.policies.Normalized):
             trained = dataclasses.replace(policy, statistics=result.state.statistics)
-        final = ld.evaluate(result.params, key_final, trained, world, num_episodes=4 * episodes)
+        final = ld.evaluate(result.params, key_final, trained, world, num_episodes=MORE * episodes)
         metrics = result.metrics
         return jnp.cumsum(metrics.num_steps), metrics.evaluation, jnp.mean(final), result.params
 
@@ -149,7 +149,7 @@ class Found(NamedTuple):
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Of the table."""
-        return [{"name": name} | run.summary(self.threshold) for name, run in ({**self.ours, **self.peers}).items()]
+        return [{"name": name} | run.summary(self.threshold) for name, run in {**self.ours, **self.peers}.items()]
 
 
 def _size(task: Task) -> dict[str, int]:

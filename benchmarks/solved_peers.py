@@ -19,10 +19,7 @@ import logderiv as ld
 from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.peers_sb3 import SB3
 from benchmarks.rl_peers import PEERS, Settings
-from benchmarks.seeds import Run
-
-MORE = 4  # times as many episodes of what was trained at last
-POINTS = 24  # evaluations of a run, so that numbers of updates are multiples of it
+from benchmarks.seeds import MORE, POINTS, Run
 
 
 def peer_runs(recipe: Mapping[str, Any], rate: float, gymnasium: Any, *, seeds: int, episodes: int) -> dict[str, Run]:
@@ -81,7 +78,6 @@ def peer_curves(
     every: int,
     num_episodes: int,
     gymnasium: str | Callable[[], Any] | None = None,
-    **options: Any,
 ) -> Run | None:
     """Train and evaluate one peer.
 
@@ -94,7 +90,6 @@ def peer_curves(
         every: Updates from one evaluation to the next.
         num_episodes: Of an evaluation.
         gymnasium: An id of Gymnasium, or what makes an environment: that of stable-baselines3.
-        **options: More of `stable_baselines3.PPO`.
 
     Returns:
         The curves; `None` where the peer is not installed, or is to step an environment of Gymnasium and there is none.
@@ -108,7 +103,7 @@ def peer_curves(
     if name == SB3:
         if gymnasium is None:
             return None
-        return _on_all_cores(gymnasium, settings, len(keys), **counts, options=options)
+        return _on_all_cores(gymnasium, settings, len(keys), **counts)
     if name not in PEERS:
         raise ValueError(f"name: expected one of {[*PEERS, SB3]}, received {name!r}.")
     peer = PEERS[name](settings, environment)
@@ -154,12 +149,12 @@ def _evaluated(policy: Any, environment: Any, num_episodes: int, snapshots_and_k
 
 
 def _on_all_cores(
-    make: Any, settings: Settings, seeds: int, num_updates: int, every: int, num_episodes: int, options: Any
+    make: Any, settings: Settings, seeds: int, num_updates: int, every: int, num_episodes: int
 ) -> Run | None:
     """stable-baselines3: as many seeds at once as there are cores, one thread each, the clock running while they learn."""
     if not rl_peers.installed("stable_baselines3", "gymnasium"):
         return None
-    how = (make, settings, num_updates, every, num_episodes, options)
+    how = (make, settings, num_updates, every, num_episodes)
     workers = min(seeds, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         found = list(pool.map(partial(_one_seed, how), range(seeds)))
@@ -169,8 +164,8 @@ def _on_all_cores(
 
 def _one_seed(how: Any, seed: int) -> tuple[list[float], float, float]:
     """Mean returns of all snapshots and of the last one, training seconds; no two episodes of evaluations start from one seed."""
-    make, settings, num_updates, every, num_episodes, options = how
-    model = peers_sb3.stable_baselines3_ppo(settings, seed, make, **options)
+    make, settings, num_updates, every, num_episodes = how
+    model = peers_sb3.stable_baselines3_ppo(settings, seed, make)
     start = time.perf_counter()
     snapshots = peers_sb3.stable_baselines3_train(model, settings, num_updates, every)
     seconds = time.perf_counter() - start

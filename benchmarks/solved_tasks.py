@@ -24,10 +24,11 @@ CLEANRL = "CleanRL docs"
 TIANSHOU = "tianshou examples/mujoco, MuJoCo's simulator"
 
 
-def annealed(rate: float, steps: int, clip: float = 0.5) -> optax.GradientTransformation:
-    """Adam whose rate falls linearly to 0 over so many steps, gradients clipped to norm `clip`."""
-    adam = optax.adam(optax.linear_schedule(rate, 0.0, steps), eps=1e-5)
-    return optax.chain(optax.clip_by_global_norm(clip), adam)
+def annealed(rate: float, steps: int, clip: float | None = 0.5, first: Any = None) -> optax.GradientTransformation:
+    """Adam, or `first` and plain steps, whose rate falls linearly to 0 over so many; gradients clipped to norm `clip`."""
+    clipped = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
+    falling = optax.scale_by_learning_rate(optax.linear_schedule(rate, 0.0, steps))
+    return optax.chain(clipped, optax.chain(first or optax.scale_by_adam(eps=1e-5), falling))
 
 
 def scaled_ppo(
@@ -180,25 +181,18 @@ EPISODES = ld.Episodes(16)
 LEAVE_ONE_OUT = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()))
 
 
-def _rate(rate: float, steps: int, clip: float | None = None, first: Any = None) -> optax.GradientTransformation:
-    """Adam, or `first` and plain steps, with a rate that falls linearly to 0 over so many steps; clipped to norm `clip`."""
-    clipped = optax.identity() if clip is None else optax.clip_by_global_norm(clip)
-    schedule = optax.scale_by_learning_rate(optax.linear_schedule(rate, 0.0, steps))
-    return optax.chain(clipped, first or optax.scale_by_adam(), schedule)
-
-
 def reinforce(
     policy: Any, environment: Any, estimator: Any, rate: float = 5e-3, updates: int = 96, **how: Any
 ) -> Recipe:
     """Whole episodes, one Adam step each batch or epoch, the rate falling to 0."""
     how = {"batch": EPISODES, "epochs": 1, "num_updates": updates} | how
-    optimizer = _rate(rate, updates * how["epochs"])
+    optimizer = annealed(rate, updates * how["epochs"], None, optax.scale_by_adam())
     return {"policy": policy, "environment": environment, "estimator": estimator, "optimizer": optimizer} | how
 
 
 def natural(policy: Any, environment: Any, rate: float = 0.03, updates: int = 48) -> Recipe:
     """Reward-to-go and leave-one-out, the gradient times the inverse of the Fisher matrix."""
-    optimizer = _rate(rate, updates, first=ld.natural_gradient(policy, damping=1e-3))
+    optimizer = annealed(rate, updates, None, ld.natural_gradient(policy, damping=1e-3))
     return reinforce(policy, environment, LEAVE_ONE_OUT, updates=updates) | {"optimizer": optimizer}
 
 
@@ -209,7 +203,11 @@ def a2c(policy: Any, environment: Any, rate: float, updates: int, discount: floa
         actor = estimator.actor
         scaled = dataclasses.replace(actor, advantage=ld.advantages.ScaledRewards(actor.advantage, unit))
         estimator = dataclasses.replace(estimator, actor=scaled)
-    how = {"batch": ld.Steps(16, 8), "num_updates": updates, "optimizer": _rate(rate, updates, clip=0.5)}
+    how = {
+        "batch": ld.Steps(16, 8),
+        "num_updates": updates,
+        "optimizer": annealed(rate, updates, first=optax.scale_by_adam()),
+    }
     return {"policy": policy, "environment": environment, "estimator": estimator} | how
 
 

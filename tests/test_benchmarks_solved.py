@@ -1,6 +1,7 @@
 """Tasks and their configurations, training of several seeds and what is said of it: by hand, and at a tiny size."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,7 @@ import pytest
 import logderiv as ld
 from benchmarks import solved, solved_peers, solved_tasks
 from benchmarks.rl_peers import Settings
-from benchmarks.seeds import Run, interquartile_mean, interval
+from benchmarks.seeds import POINTS, Run, interquartile_mean, interval
 
 pytestmark = [
     pytest.mark.usefixtures("as_shipped"),
@@ -50,16 +51,19 @@ def test_interquartile_means_and_their_intervals_by_hand():
 
 def corridor(**options):
     """Every step costs 1: a return is minus a length, between 2 and 40."""
-    policy, world = solved_tasks.SoftmaxTables(4, 2), ld.environments.short_corridor(horizon=40)
+    policy = solved_tasks.SoftmaxTables(4, 2)
+    world = partial(ld.environments.short_corridor, horizon=40)  # in the precision of who calls it
 
     def recipe(rate=0.1):
-        how = {"estimator": solved_tasks.scaled_ppo(policy.value, unit=10.0), "num_updates": solved_peers.POINTS}
-        where = {"policy": policy, "environment": world, "batch": ld.Steps(4, 8), "epochs": 2, "minibatches": 2}
+        how = {"estimator": solved_tasks.scaled_ppo(policy.value, unit=10.0), "num_updates": POINTS}
+        where = {"policy": policy, "environment": world(), "batch": ld.Steps(4, 8), "epochs": 2, "minibatches": 2}
         return where | how | {"optimizer": solved_tasks.annealed(rate, 96)}
 
     def by_others():
         return {
-            "reward-to-go, leave-one-out": solved_tasks.reinforce(policy, world, solved_tasks.LEAVE_ONE_OUT, updates=24)
+            "reward-to-go, leave-one-out": solved_tasks.reinforce(
+                policy, world(), solved_tasks.LEAVE_ONE_OUT, updates=24
+            )
         }
 
     task = solved_tasks.Task("corridor", recipe, -20.0, (("somebody", "-11.7", "1 k", "a book"),), by_others)
@@ -70,7 +74,7 @@ def corridor(**options):
 def test_seeds_are_trained_in_other_units_and_reported_in_the_task_s():
     task = corridor()
     run = solved.train_seeds(task.recipe(), seeds=2, episodes=2, repeats=1)
-    assert run.returns.shape == run.steps.shape == (2, solved_peers.POINTS)
+    assert run.returns.shape == run.steps.shape == (2, POINTS)
     for returns in (run.returns, run.final):
         assert -40 <= returns.min() <= returns.max() <= -2
     np.testing.assert_array_equal(run.steps, np.tile(32 * np.arange(1, 25), (2, 1)))
@@ -99,7 +103,7 @@ def test_every_configuration_fits_its_points_its_minibatches_and_its_schedule(ta
         recipe = task.recipe()
     except solved.MISSING as error:
         pytest.skip(str(error))
-    assert recipe["num_updates"] % solved_peers.POINTS == 0
+    assert recipe["num_updates"] % POINTS == 0
     assert recipe["batch"].num_steps % recipe["minibatches"] == 0
     steps = recipe["num_updates"] * recipe["epochs"] * recipe["minibatches"]
     *_, scale = jax.eval_shape(recipe["optimizer"].init, jnp.zeros(()))[1]
