@@ -211,7 +211,7 @@ def a2c(policy: Any, environment: Any, rate: float, updates: int, discount: floa
     return {"policy": policy, "environment": environment, "estimator": estimator} | how
 
 
-def learned_value(size: int) -> ld.Estimator:
+def learned_value(size: int) -> ld.estimators.Estimator:
     """Reward-to-go, and a value of the state with parameters of its own, fitted by ten steps of Adam after each batch."""
     critic = ld.MLP(1, head=lambda outputs: outputs[0])
     start = critic.init(jax.random.key(0), jnp.zeros(size))

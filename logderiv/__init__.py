@@ -25,7 +25,7 @@ from logderiv import (
     training,
     types,
 )
-from logderiv.distributions import Bernoulli, Categorical, Forced, Normal, TanhNormal, masked
+from logderiv.distributions import Bernoulli, Categorical, Normal, masked
 from logderiv.distributions.tanh_normal import normal_head
 from logderiv.estimators import (
     A2C,
@@ -33,7 +33,6 @@ from logderiv.estimators import (
     PPO,
     RLOO,
     ActorCritic,
-    Estimator,
     PPOActorCritic,
     ScoreFunction,
     gradient_from_samples,
@@ -51,9 +50,9 @@ from logderiv.likelihood import (
     weighted_log_prob,
 )
 from logderiv.policies import GRU, MLP, MLPActorCritic, policy_for, shared_softmax, tabular_softmax
-from logderiv.sampling import collect, rollout, start_streams
+from logderiv.sampling import rollout
 from logderiv.training import Checkpoints, Episodes, Evaluation, Groups, Steps, evaluate, make_mesh, maximize, train
-from logderiv.types import Distribution, Environment, Estimate, FunctionPolicy, Policy, Stream, Trajectory
+from logderiv.types import FunctionPolicy, Policy, Trajectory
 
 __version__ = "0.1.0"
 
@@ -68,13 +67,8 @@ __all__ = [
     "Bernoulli",
     "Categorical",
     "Checkpoints",
-    "Distribution",
-    "Environment",
     "Episodes",
-    "Estimate",
-    "Estimator",
     "Evaluation",
-    "Forced",
     "FunctionPolicy",
     "Groups",
     "MLPActorCritic",
@@ -83,14 +77,11 @@ __all__ = [
     "Policy",
     "ScoreFunction",
     "Steps",
-    "Stream",
-    "TanhNormal",
     "Tape",
     "Trajectory",
     "advantages",
     "baselines",
     "bounded_while_loop",
-    "collect",
     "compare",
     "cost",
     "diagnostics",
@@ -127,7 +118,6 @@ __all__ = [
     "sampling",
     "score",
     "shared_softmax",
-    "start_streams",
     "tabular_softmax",
     "testing",
     "token_log_probs",

@@ -212,12 +212,12 @@ ENVIRONMENTS = {
         terminated=[0, 1, 1],
     ),
     "collect": case(
-        lambda params, reward, terminated: ld.collect(
+        lambda params, reward, terminated: ld.sampling.collect(
             params,
             KEY,
             ld.shared_softmax,
             Clock(reward, terminated),
-            ld.start_streams(KEY, Clock(reward, terminated), 2),
+            ld.sampling.start_streams(KEY, Clock(reward, terminated), 2),
             num_steps=4,
         ),
         params=LOGITS,
@@ -285,7 +285,7 @@ DISTRIBUTIONS = {
     ),
     "Bernoulli": by_log_prob(ld.Bernoulli, [1, 0, 1], True, logits=[0.3, -0.9, 20.2]),
     "Normal": by_log_prob(ld.Normal, ROW, loc=[0.2, 0.1, 100.9], scale=[0.9, 1.2, 3.1]),
-    "TanhNormal": by_log_prob(ld.TanhNormal, [0.37, -0.2], loc=[0.2, 0.9], scale=[0.9, 1.2]),
+    "TanhNormal": by_log_prob(ld.distributions.TanhNormal, [0.37, -0.2], loc=[0.2, 0.9], scale=[0.9, 1.2]),
     "MultivariateNormal": by_log_prob(
         distributions.MultivariateNormal, [0.37, -0.2], loc=[0.2, 100.9], scale_tril=[[0.9, 0.0], [0.2, 1.2]]
     ),

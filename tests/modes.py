@@ -77,8 +77,8 @@ def weighted() -> Any:
 
 
 def stream() -> Any:
-    start = ld.start_streams(key(), WORLD, 2)
-    return ld.collect(PARAMS, key(), POLICY, WORLD, start, num_steps=3, horizon=4)[0]
+    start = ld.sampling.start_streams(key(), WORLD, 2)
+    return ld.sampling.collect(PARAMS, key(), POLICY, WORLD, start, num_steps=3, horizon=4)[0]
 
 
 def train(batch: Any, estimator: Any = LOO, *, params: Any = PARAMS, keys: Any = None, **options: Any) -> Any:
@@ -173,7 +173,7 @@ TRACED = {
     "diagnostics.variance_by_step": lambda: diagnostics.variance_by_step(PARAMS, POLICY, draws(), jnp.ones((4, 3))),
     "distributions": lambda: [
         (distributions.prob(d, x), distributions.log_prob(d, x), distributions.log_probs(d, x))
-        for d in (ld.Categorical(TWO), ld.Bernoulli(HALF), normal(HALF), ld.TanhNormal(HALF, HALF), JOINT)
+        for d in (ld.Categorical(TWO), ld.Bernoulli(HALF), normal(HALF), ld.distributions.TanhNormal(HALF, HALF), JOINT)
         for x in [distributions.sample(d, key())]
     ],
     "distributions.masked": of(distributions.masked, TWO, jnp.array([True, False])),

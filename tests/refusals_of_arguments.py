@@ -99,7 +99,7 @@ def three_alternative_normals_at_once(theta):
 
 @refused("finitely many outcomes.*Normal.*Poisson.*received logderiv's TanhNormal.*'score' or 'pathwise'")
 def an_alternative_normal_within_bounds(theta):
-    ld.cost(ld.sample(ld.TanhNormal(theta, jnp.ones(()), -1.0, 1.0), method="alternative"))  # here
+    ld.cost(ld.sample(ld.distributions.TanhNormal(theta, jnp.ones(()), -1.0, 1.0), method="alternative"))  # here
 
 
 @refused("OneHotCategorical.*Categorical")

@@ -212,7 +212,7 @@ def test_coefficients_of_the_normal_tail():
 
 @jax.jit
 def tanh_entropies(loc, scale):
-    function = jax.vmap(lambda loc, scale: ld.TanhNormal(loc, scale).entropy())
+    function = jax.vmap(lambda loc, scale: ld.distributions.TanhNormal(loc, scale).entropy())
     orders = [function]
     for _ in range(2):
         orders.append(

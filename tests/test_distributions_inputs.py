@@ -30,7 +30,7 @@ KINDS = {
 
 def numbers(cast):
     """Every number that a distribution gives, of parameters that are whole."""
-    normal, box = ld.Normal(cast([1, 2]), cast([2, 1])), ld.TanhNormal(cast(1), cast(2), -2.0, 2.0)
+    normal, box = ld.Normal(cast([1, 2]), cast([2, 1])), ld.distributions.TanhNormal(cast(1), cast(2), -2.0, 2.0)
     choice, flip = ld.Categorical(cast([0, 1, 3])), ld.Bernoulli(cast([1, 2]))
     both = MultivariateNormal(cast([1, 2]), cast([[2, 0], [1, 1]]))
     some = PartlyObserved(cast([1, 2]), cast([[2, 1], [1, 2]]), np.array([True, False]))
@@ -62,7 +62,7 @@ def test_python_numbers_take_the_dtype_of_what_stands_beside_them():
     assert ld.Normal(jnp.float32(1), 2.0).log_prob(0.5).dtype == jnp.float32
     assert ld.Normal(1, 2.0).log_prob(0.5).dtype == jnp.float64
     np.testing.assert_allclose(ld.Normal(0.0, 1.0).log_prob(0.5), -0.125 - 0.5 * np.log(2 * np.pi))
-    assert ld.TanhNormal(0.0, 1.0).mode() == 0
+    assert ld.distributions.TanhNormal(0.0, 1.0).mode() == 0
 
 
 @pytest.mark.parametrize(
@@ -72,12 +72,12 @@ def test_python_numbers_take_the_dtype_of_what_stands_beside_them():
         lambda z: ld.Bernoulli(z),
         lambda z: ld.Normal(z, 1.0),
         lambda z: ld.Normal(0.0, z),
-        lambda z: ld.TanhNormal(z, 1.0),
+        lambda z: ld.distributions.TanhNormal(z, 1.0),
         lambda z: MultivariateNormal([z], [[1.0]]),
         lambda z: ld.masked([z, 0.0], [True, True]),
         lambda z: TreeNormal({"a": z}, 1.0),
         lambda z: ld.Normal(0.0, 1.0).log_prob(z),
-        lambda z: ld.TanhNormal(0.0, 1.0).log_prob(z),
+        lambda z: ld.distributions.TanhNormal(0.0, 1.0).log_prob(z),
         lambda z: MultivariateNormal([0.0], [[1.0]]).log_prob([z]),
         lambda z: ld.Categorical([0.0, 1.0]).log_prob(z),
         lambda z: ld.Bernoulli(0.0).log_prob(z),
@@ -107,20 +107,25 @@ SHAPES = [
     (lambda: ld.Normal(jnp.zeros((2, 1)), 1.0).log_prob(jnp.zeros((2, 4))), "action: expected 1 numbers"),
     (lambda: ld.Normal(jnp.zeros((2, 3)), 1.0).log_prob(jnp.zeros((5, 3))), "action: expected a shape"),
     (lambda: ld.Normal(jnp.zeros(3), jnp.ones(2)), "scale: expected a shape"),
-    (lambda: ld.TanhNormal(jnp.zeros(1), jnp.ones(1)).log_prob(jnp.zeros(3)), "action: expected 1 numbers"),
-    (lambda: ld.TanhNormal(0.0, 1.0, (-1.0, -2.0), 3.0), "low: expected shape"),
+    (
+        lambda: ld.distributions.TanhNormal(jnp.zeros(1), jnp.ones(1)).log_prob(jnp.zeros(3)),
+        "action: expected 1 numbers",
+    ),
+    (lambda: ld.distributions.TanhNormal(0.0, 1.0, (-1.0, -2.0), 3.0), "low: expected shape"),
     (lambda: MultivariateNormal(jnp.zeros(3), jnp.eye(3)).log_prob(jnp.zeros(1)), "x: expected shape"),
     (lambda: MultivariateNormal(jnp.zeros(3), jnp.eye(2)), "scale_tril: expected shape"),
     (lambda: PartlyObserved(jnp.zeros(3), jnp.eye(3), jnp.ones(1, bool)), "observed: expected shape"),
     (lambda: TreeNormal({"a": jnp.zeros(1)}, 1.0).log_prob({"a": jnp.zeros(3)}), "action"),
     (lambda: ld.masked(jnp.zeros(3), jnp.ones(2, bool)), "mask: expected a shape"),
     (
-        lambda: ld.Forced(ld.Categorical(jnp.zeros(3)), jnp.zeros(2, int), True).sample(jax.random.key(2)),
+        lambda: ld.distributions.Forced(ld.Categorical(jnp.zeros(3)), jnp.zeros(2, int), True).sample(
+            jax.random.key(2)
+        ),
         "Forced.action",
     ),
     (lambda: ld.Normal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: ld.Normal(jnp.zeros(2), jnp.array([1.0, 0.0])), "scale: expected a positive number"),
-    (lambda: ld.TanhNormal(0.0, -1.0), "scale: expected a positive number"),
+    (lambda: ld.distributions.TanhNormal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: MultivariateNormal(jnp.zeros(1), -jnp.eye(1)), "diagonal of scale_tril"),
 ]
 
@@ -136,7 +141,7 @@ def test_leading_axes_broadcast_and_scalars_stay_elementwise():
     rows = ld.Normal(jnp.zeros(2), 1.0).log_prob(x)
     np.testing.assert_allclose(rows, ld.Normal(0.0, 1.0).log_prob(x).sum(axis=1), rtol=1e-14)
     assert ld.Normal(0.0, 1.0).log_prob(x).shape == (3, 2)
-    assert ld.TanhNormal(0.0, 1.0).log_prob(x / 2).shape == (3, 2)
+    assert ld.distributions.TanhNormal(0.0, 1.0).log_prob(x / 2).shape == (3, 2)
 
 
 @pytest.mark.parametrize("value", [1.5, jnp.asarray(1.0), "1", None])
@@ -145,33 +150,37 @@ def test_an_index_is_a_whole_number(value):
         lambda: ld.Categorical(jnp.zeros(3)).log_prob(value),
         lambda: ld.Bernoulli(0.0).prob(value),
         lambda: ld.tabular_softmax.apply(jnp.zeros((2, 2)), value),
-        lambda: ld.Forced(ld.Categorical(jnp.zeros(3)), value, True).sample(jax.random.key(1)),
+        lambda: ld.distributions.Forced(ld.Categorical(jnp.zeros(3)), value, True).sample(jax.random.key(1)),
     ):
         with pytest.raises((TypeError, ValueError)):
             call()
 
 
 def test_a_negative_scale_under_a_trace_is_nan_on_the_bound_too():
-    log_prob = jax.jit(lambda scale, y: ld.TanhNormal(0.0, scale).log_prob(y))
+    log_prob = jax.jit(lambda scale, y: ld.distributions.TanhNormal(0.0, scale).log_prob(y))
     assert jnp.isnan(log_prob(-1.0, 1.0))
     assert jnp.isnan(log_prob(-1.0, 0.5))
 
 
 def test_nan_stays_nan_with_its_gradient():
-    value, slope = jax.jit(jax.value_and_grad(lambda m: ld.TanhNormal(m, 1.0).log_prob(jnp.nan)))(1.0)
+    value, slope = jax.jit(jax.value_and_grad(lambda m: ld.distributions.TanhNormal(m, 1.0).log_prob(jnp.nan)))(1.0)
     assert jnp.isnan(value)
     assert jnp.isnan(slope)
 
 
 def test_equality_is_true_or_false():
-    one = [lambda: ld.Categorical([0.0, 1.0]), lambda: ld.TanhNormal(jnp.zeros(2), 1.0), lambda: RandomWalk(3)]
-    other = [ld.Categorical([0.0, 2.0]), ld.TanhNormal(jnp.zeros(2), 2.0), RandomWalk(4)]
+    one = [
+        lambda: ld.Categorical([0.0, 1.0]),
+        lambda: ld.distributions.TanhNormal(jnp.zeros(2), 1.0),
+        lambda: RandomWalk(3),
+    ]
+    other = [ld.Categorical([0.0, 2.0]), ld.distributions.TanhNormal(jnp.zeros(2), 2.0), RandomWalk(4)]
     for make, different in zip(one, other, strict=True):
         assert (make() == make()) is True
         assert (make() == different) is False
         assert (make() != different) is True
         assert make() != 3
     assert ld.Categorical(jnp.zeros(3)) != ld.Categorical(jnp.zeros((1, 3)))
-    assert ld.TanhNormal(0.0, 1.0) != ld.TanhNormal(0.0, 1.0, -2.0, 2.0)
+    assert ld.distributions.TanhNormal(0.0, 1.0) != ld.distributions.TanhNormal(0.0, 1.0, -2.0, 2.0)
     assert ld.environments.short_corridor() == ld.environments.short_corridor()
     assert ld.environments.short_corridor() != ld.environments.short_corridor(horizon=5)

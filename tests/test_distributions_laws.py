@@ -80,7 +80,7 @@ def test_draws_of_the_others_follow_their_laws(dtype):
     quantiles = {
         "Normal": law.cdf(drawn(ld.Normal(loc, scale))),
         "MultivariateNormal": law.cdf(drawn(both)[:, 0]),
-        "TanhNormal": law.cdf(np.arctanh(drawn(ld.TanhNormal(loc / 4, scale / 4)).astype(float)) * 4),
+        "TanhNormal": law.cdf(np.arctanh(drawn(ld.distributions.TanhNormal(loc / 4, scale / 4)).astype(float)) * 4),
         "NextEvent": scipy.stats.expon(scale=0.5).cdf(waits),
     }
     for name, values in quantiles.items():
@@ -161,7 +161,7 @@ def in_dtype(kind, dtype):
         (ld.Categorical, jnp.bfloat16, (logits_of(40, jnp.float32),)),
         (ld.Bernoulli, jnp.float16, (jnp.asarray(-2.5, jnp.float32),)),
         (ld.Normal, jnp.bfloat16, (jnp.asarray(0.5, jnp.float32), jnp.asarray(1.5, jnp.float32))),
-        (ld.TanhNormal, jnp.bfloat16, (jnp.asarray(2.0, jnp.float32), jnp.asarray(1.0, jnp.float32))),
+        (ld.distributions.TanhNormal, jnp.bfloat16, (jnp.asarray(2.0, jnp.float32), jnp.asarray(1.0, jnp.float32))),
     ],
 )
 def test_the_score_of_draws_in_half_precision_has_mean_zero(kind, dtype, params):
@@ -178,9 +178,9 @@ def test_a_draw_on_a_bound_is_one_in_any_dtype(stored):
 
     @jax.jit
     def scores(keys):
-        actions = jax.vmap(in_dtype(ld.TanhNormal, jnp.float32)(*params).sample)(keys)
+        actions = jax.vmap(in_dtype(ld.distributions.TanhNormal, jnp.float32)(*params).sample)(keys)
         actions = actions if stored is None else actions.astype(stored)
-        score = jax.vmap(jax.grad(lambda loc, a: ld.TanhNormal(loc, params[1]).log_prob(a)), (None, 0))
+        score = jax.vmap(jax.grad(lambda loc, a: ld.distributions.TanhNormal(loc, params[1]).log_prob(a)), (None, 0))
         return score(params[0], actions), score(params[0], actions.astype(jnp.float64))
 
     right, as_before = (np.asarray(x) for x in scores(keys))
@@ -225,7 +225,7 @@ def of_uniform(distribution, u):
 def test_quantiles_of_real_numbers_are_those_of_scipy():
     law = scipy.stats.norm(0.4, 1.7)
     np.testing.assert_allclose(of_uniform(ld.Normal(0.4, 1.7), GRID), law.ppf(GRID), rtol=1e-12)
-    squashed = of_uniform(ld.TanhNormal(0.4, 1.7, low=-2.0, high=2.0), GRID)
+    squashed = of_uniform(ld.distributions.TanhNormal(0.4, 1.7, low=-2.0, high=2.0), GRID)
     np.testing.assert_allclose(squashed, 2 * np.tanh(law.ppf(GRID)), rtol=1e-12)
 
 

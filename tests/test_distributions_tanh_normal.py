@@ -16,7 +16,9 @@ from logderiv.distributions.tanh_normal import log_ndtr
 FLOATS = [jnp.float32, jnp.float64]
 GAP = float(jnp.finfo(jnp.float64).eps) ** (2 / 3)
 LAST = 0.5 * np.log((2 - GAP) / GAP)  # where the bounds begin in u
-value_and_score = jax.jit(jax.value_and_grad(lambda loc, scale, y: ld.TanhNormal(loc, scale).log_prob(y), (0, 1)))
+value_and_score = jax.jit(
+    jax.value_and_grad(lambda loc, scale, y: ld.distributions.TanhNormal(loc, scale).log_prob(y), (0, 1))
+)
 
 
 def exact(loc, scale, y):
@@ -45,7 +47,7 @@ def masses(x):
     """Mass inside, by Gauss-Legendre quadrature over u, together with the masses of the two bounds; these alone."""
     nodes, weights = np.polynomial.legendre.leggauss(400)
     y = np.tanh(LAST * nodes)
-    dist = ld.TanhNormal(x[0], x[1])
+    dist = ld.distributions.TanhNormal(x[0], x[1])
     inside = jnp.exp(jax.vmap(dist.log_prob)(jnp.asarray(y))) * LAST * weights * (1 - y) * (1 + y)
     bounds = jnp.exp(dist.log_prob(jnp.array(1.0))) + jnp.exp(dist.log_prob(jnp.array(-1.0)))
     return jnp.sum(inside) + bounds, bounds
@@ -62,7 +64,7 @@ def test_mass_inside_and_on_the_bounds_is_one_and_the_score_has_mean_zero(loc, s
 
 def test_bounds_begin_where_they_are_said_to():
     gap = float(jnp.finfo(jnp.float32).eps) ** (2 / 3)
-    dist = ld.TanhNormal(jnp.float32(0.3), jnp.float32(1.7))
+    dist = ld.distributions.TanhNormal(jnp.float32(0.3), jnp.float32(1.7))
     tail: Any = scipy.stats.norm(0.3, 1.7)
     last = np.arctanh(1 - gap)
     np.testing.assert_allclose(dist.log_prob(jnp.float32(1)), tail.logsf(last), rtol=1e-6)
@@ -98,11 +100,13 @@ def test_slope_of_the_tail_agrees_with_four_hundred_digits():
 
 def test_draws_lie_in_the_box_and_on_its_bounds_as_often_as_said():
     n, low, high = 20_000, (-2.0, 0.0), (2.0, 5.0)
-    dist = ld.TanhNormal(jnp.array([0.2, 5.0], jnp.float32), jnp.ones(2, jnp.float32), low, high)
+    dist = ld.distributions.TanhNormal(jnp.array([0.2, 5.0], jnp.float32), jnp.ones(2, jnp.float32), low, high)
     draws = jax.jit(jax.vmap(dist.sample))(jax.random.split(jax.random.key(0), n))
     assert ((np.asarray(draws) >= low) & (np.asarray(draws) <= high)).all()
     assert np.isfinite(jax.jit(jax.vmap(dist.log_prob))(draws)).all()
-    probability = float(jnp.exp(ld.TanhNormal(jnp.float32(5), jnp.float32(1), 0.0, 5.0).log_prob(jnp.float32(5))))
+    probability = float(
+        jnp.exp(ld.distributions.TanhNormal(jnp.float32(5), jnp.float32(1), 0.0, 5.0).log_prob(jnp.float32(5)))
+    )
     share, sem = float((draws[:, 1] == 5).mean()), np.sqrt(probability * (1 - probability) / n)
     assert 0.1 < probability < 0.9
     assert abs(share - probability) < 4 * sem
@@ -113,7 +117,10 @@ def test_draws_lie_in_the_box_and_on_its_bounds_as_often_as_said():
 
 def test_bounds_move_the_density_by_their_width():
     loc, scale, y = jnp.array([0.3, -1.0]), jnp.array([0.5, 2.0]), jnp.array([0.1, -0.8])
-    unit, box = ld.TanhNormal(loc, scale), ld.TanhNormal(loc, scale, (-2.0, 1.0), (2.0, 4.0))
+    unit, box = (
+        ld.distributions.TanhNormal(loc, scale),
+        ld.distributions.TanhNormal(loc, scale, (-2.0, 1.0), (2.0, 4.0)),
+    )
     moved = jnp.array([0.0, 2.5]) + jnp.array([2.0, 1.5]) * y
     np.testing.assert_allclose(box.log_prob(moved), unit.log_prob(y) - np.log(3), rtol=1e-13)
     np.testing.assert_allclose(box.entropy(), unit.entropy() + np.log(3), rtol=1e-13)
@@ -129,7 +136,7 @@ def test_entropy_and_its_slope_agree_with_adaptive_quadrature(loc, scale, rtol):
         normal = mpmath.log(scale) + (1 + mpmath.log(2 * mpmath.pi)) / 2
         return normal + mpmath.quad(integrand, [-12, -4, -1, 0, 1, 4, 12])
 
-    ours = jax.jit(jax.value_and_grad(lambda loc, scale: ld.TanhNormal(loc, scale).entropy(), (0, 1)))
+    ours = jax.jit(jax.value_and_grad(lambda loc, scale: ld.distributions.TanhNormal(loc, scale).entropy(), (0, 1)))
     value, slope = ours(loc, scale)
     np.testing.assert_allclose(value, float(entropy(loc, scale)), rtol=rtol)
     h = mpmath.mpf("1e-4")

@@ -251,12 +251,12 @@ class Box(gymnasium.Env):
 
 def test_actions_outside_the_space_are_refused_or_clipped():
     wide = ld.FunctionPolicy(lambda params, _: ld.Normal(params + 7, jnp.ones(1)))
-    squashed = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
+    squashed = ld.FunctionPolicy(lambda params, _: ld.distributions.TanhNormal(params + 7, jnp.ones(1), -2.0, 2.0))
 
     def taus(policy, **options):
         return draw(jnp.zeros(1), keys(1, 2), policy, ld.environments.Gymnasium(Box, **options), horizon=3)
 
-    fails(r"received .* in row 0; use logderiv.TanhNormal", taus, wide)
+    fails(r"received .* in row 0; use logderiv.distributions.TanhNormal", taus, wide)
     clipped = taus(wide, clip=True)
     assert (clipped.rewards == 2).all()
     assert (clipped.actions > 2).all()
@@ -302,7 +302,9 @@ def test_numbers_that_would_be_cut_off_are_refused(monkeypatch):
 
 
 def test_a_bound_with_more_digits_than_an_action_is_within_the_space():
-    bound = ld.FunctionPolicy(lambda params, _: ld.TanhNormal(params + 9, jnp.ones(1, jnp.float32), -0.1, 0.1))
+    bound = ld.FunctionPolicy(
+        lambda params, _: ld.distributions.TanhNormal(params + 9, jnp.ones(1, jnp.float32), -0.1, 0.1)
+    )
     tau = draw(jnp.zeros(1, jnp.float32), keys(1, 2), bound, ld.environments.Gymnasium(Pair), horizon=3)
     assert (np.asarray(tau.actions, np.float32) == np.float32(0.1)).any()
 

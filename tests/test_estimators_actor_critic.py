@@ -40,7 +40,7 @@ def _episodes(num: int = 3) -> ld.Trajectory:
     )
 
 
-def _stream() -> ld.Stream:
+def _stream() -> ld.types.Stream:
     """More steps than fill one block of rows."""
     shape = 8, 80
     taus, numbers = batch(jax.random.key(1), (*shape, 1)), np.arange(640).reshape(shape)
@@ -54,7 +54,7 @@ def _stream() -> ld.Stream:
     times = np.zeros(shape, np.int32)
     for t in range(1, 80):
         times[:, t] = np.where(ends[:, t - 1], 0, times[:, t - 1] + 1)
-    return ld.Stream(steps, jnp.asarray(ends), jnp.asarray(times), jnp.zeros(shape))
+    return ld.types.Stream(steps, jnp.asarray(ends), jnp.asarray(times), jnp.zeros(shape))
 
 
 def _by_hand(params, taus, advantages, targets, *, clip, value_weight=0.5, entropy_weight=0.01):

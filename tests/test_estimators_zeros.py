@@ -153,7 +153,7 @@ def test_what_stands_after_the_end_of_an_episode_is_never_looked_at(kind, stream
     )
     if stream:
         steps = jax.tree.map(lambda x: x[..., None], taus)._replace(final_observation=jnp.array([[1.0, 2, 3, NAN]]))
-        taus = ld.Stream(steps, ends == 0, jnp.arange(4, dtype=jnp.int32)[None], jnp.cumsum(rewards, axis=1))
+        taus = ld.types.Stream(steps, ends == 0, jnp.arange(4, dtype=jnp.int32)[None], jnp.cumsum(rewards, axis=1))
     weights = of_rows(estimator, taus)
     np.testing.assert_allclose(np.ravel(weights), [2, 1.75, 1.5, 1.25])
     assert seen

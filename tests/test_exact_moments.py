@@ -102,7 +102,7 @@ class Users:
 
     def estimate(self, params, state, policy, trajectories):
         grads = weighting(self.weigh)(params, policy, trajectories)
-        return ld.Estimate(grads, ld.types.batch_info(trajectories)), state
+        return ld.types.Estimate(grads, ld.types.batch_info(trajectories)), state
 
 
 def triples(returns):

@@ -157,7 +157,9 @@ def test_suites_in_jax(standard_promotion):
     assert taus.actions.shape == (5, 3, 2)
     assert repr(policy.head) == "<MultiDiscreteArray of shape (2,): 2 categorical choices, 5 logits>"
     _, taus, policy = trip(examples.brax().environment)
-    assert isinstance(policy.apply(policy.init(jax.random.key(0), jnp.zeros(1)), jnp.zeros(1)), ld.TanhNormal)
+    assert isinstance(
+        policy.apply(policy.init(jax.random.key(0), jnp.zeros(1)), jnp.zeros(1)), ld.distributions.TanhNormal
+    )
     assert abs(taus.actions).max() <= 1
     assert Brax(examples.brax().environment.environment).action_space.high == 1
 

@@ -63,7 +63,7 @@ def test_forced_choices_have_probability_one_and_no_score():
     @jax.jit
     def run(logits):
         def of(forced, action):
-            choice = ld.Forced(ld.Categorical(logits), jnp.int32(2), jnp.asarray(forced))
+            choice = ld.distributions.Forced(ld.Categorical(logits), jnp.int32(2), jnp.asarray(forced))
             return jnp.stack([choice.log_prob(jnp.int32(action)), choice.prob(jnp.int32(action))])
 
         return of(True, 2), of(True, 1), of(False, 2), of(False, 1)
@@ -88,7 +88,7 @@ def test_forced_takes_any_distribution_and_structure():
             return -0.5 * jnp.sum(action["x"] ** 2)
 
     given = {"x": jnp.array([1.0, 2.0])}
-    forced, free = (ld.Forced(Pair(), given, jnp.asarray(f)) for f in (True, False))
+    forced, free = (ld.distributions.Forced(Pair(), given, jnp.asarray(f)) for f in (True, False))
     np.testing.assert_array_equal(forced.sample(jax.random.key(0))["x"], given["x"])
     drawn = free.sample(jax.random.key(0))
     np.testing.assert_array_equal(drawn["x"], jax.random.normal(jax.random.key(0), (2,)))

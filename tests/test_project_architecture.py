@@ -3,11 +3,14 @@
 import ast
 import graphlib
 import importlib
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import logderiv
 
 PACKAGE = Path(__file__).resolve().parent.parent / "logderiv"
 
@@ -94,6 +97,11 @@ def test_a_package_lists_what_is_public(module):
     package = importlib.import_module(module)
     assert set(package.__all__) <= set(dir(package))
     assert all((getattr(package, name).__doc__ or "").strip() for name in package.__all__)
+
+
+def test_a_first_hour_has_at_most_fifty_names():
+    names = [name for name in logderiv.__all__ if not inspect.ismodule(getattr(logderiv, name))]
+    assert len(names) <= 50, names
 
 
 def test_the_core_imports_without_any_extra_and_starts_no_device():

@@ -31,8 +31,8 @@ def likelihood(of):
 
 def collect(seed):
     key, start = jax.random.split(jax.random.key(seed))
-    state = ld.start_streams(start, terminating(), 3)
-    return ld.collect(TERMINATING_LOGITS, key, TabularSoftmax(), terminating(), state, num_steps=4, horizon=5)
+    state = ld.sampling.start_streams(start, terminating(), 3)
+    return ld.sampling.collect(TERMINATING_LOGITS, key, TabularSoftmax(), terminating(), state, num_steps=4, horizon=5)
 
 
 def rollout(seed, num=(3,), **options):

@@ -107,7 +107,7 @@ def _any(wrong: Any) -> Any:
     return wrong
 
 
-STREAM: Any = ld.Stream(
+STREAM: Any = ld.types.Stream(
     jax.tree.map(lambda x: x[:, :, None], TAUS)._replace(final_observation=TAUS.observations),
     ends=jnp.zeros((3, 5), bool),
     times=jnp.zeros((3, 5), int),

@@ -86,8 +86,8 @@ class Stateful(NamedTuple):
 LAW, GRU = ld.Categorical(BLIND), ld.GRU(2)
 KEYS = {
     "evaluate": lambda key: ld.evaluate(BLIND, key, ld.shared_softmax, WORLD, num_episodes=2),
-    "start_streams": lambda key: ld.start_streams(key, WORLD, 2),
-    "collect": lambda key: ld.collect(BLIND, key, ld.shared_softmax, WORLD, _any(None), num_steps=2),
+    "start_streams": lambda key: ld.sampling.start_streams(key, WORLD, 2),
+    "collect": lambda key: ld.sampling.collect(BLIND, key, ld.shared_softmax, WORLD, _any(None), num_steps=2),
     "expectation": lambda key: ld.expectation(_flip)(jnp.zeros(()), key),
     "Tape.start": lambda key: ld.Tape.start(key),
     "gradients_score": lambda key: expectations.gradients_score(jnp.zeros(()), key, ld.Bernoulli, _one, num_samples=2),

@@ -50,7 +50,7 @@ def _in_pairs(number):
 
 
 def _collect(num_steps=1, **options):
-    start = ld.start_streams(jax.random.key(0), two_states(), 2)
+    start = ld.sampling.start_streams(jax.random.key(0), two_states(), 2)
     how = {"params": jnp.zeros((2, 2)), "policy": ld.tabular_softmax} | options
     arguments: Any = {
         "key": jax.random.key(0),
@@ -58,7 +58,7 @@ def _collect(num_steps=1, **options):
         "state": start,
         "num_steps": num_steps,
     } | how
-    return ld.collect(**arguments)
+    return ld.sampling.collect(**arguments)
 
 
 AR, _, AR_PARAMS = examples.process("Autoregressive")
@@ -73,9 +73,9 @@ EYE, TALL = jnp.eye(2), jnp.ones((2, 1))
 
 VALUES = {
     "block_size": lambda: ld.log_prob(BLIND, ld.shared_softmax, TAUS, block_size=0),
-    "low < high, received .*1.*1": lambda: ld.TanhNormal(BLIND, BLIND + 1, 1.0, 1.0),
-    "low < high, received .*0.*inf": lambda: ld.TanhNormal(BLIND, BLIND + 1, 0.0, jnp.inf),
-    "low < high, received .*3.*2": lambda: ld.TanhNormal(BLIND, BLIND + 1, (0.0, 3.0), 2.0),
+    "low < high, received .*1.*1": lambda: ld.distributions.TanhNormal(BLIND, BLIND + 1, 1.0, 1.0),
+    "low < high, received .*0.*inf": lambda: ld.distributions.TanhNormal(BLIND, BLIND + 1, 0.0, jnp.inf),
+    "low < high, received .*3.*2": lambda: ld.distributions.TanhNormal(BLIND, BLIND + 1, (0.0, 3.0), 2.0),
     "outputs - state_independent: expected a whole number >= 1, received 0": lambda: ld.MLP(4, state_independent=4),
     "state_independent: expected .* -1": lambda: ld.MLP(4, state_independent=-1),
     "damping": lambda: natural_gradient(MLP, damping=-1.0),
@@ -94,7 +94,7 @@ VALUES = {
     r"params: expected logits of shape \(S, A\), received \(1, 2, 2\)": lambda: ld.weighted_log_prob(
         jnp.zeros((1, 2, 2)), ld.tabular_softmax, TAUS._replace(observations=TAUS.actions), jnp.ones((3, 5))
     ),
-    "num_environments: .*>= 1, received 0": lambda: ld.start_streams(jax.random.key(0), two_states(), 0),
+    "num_environments: .*>= 1, received 0": lambda: ld.sampling.start_streams(jax.random.key(0), two_states(), 0),
     "num_steps": lambda: _collect(0),
     "horizon: expected a whole number >= 1, received 0": lambda: _collect(horizon=0),
     r"series: expected shape \(T,\).*use jax.vmap": lambda: AR.log_likelihood(AR_PARAMS, Y),

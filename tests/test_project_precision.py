@@ -157,7 +157,7 @@ CALLS = modes.TRACED | {
     "exact.compare_expectation": modes.EAGER["exact.compare_expectation"],
     "a smoother": smoothed,
     "a controller": controlled,
-    "an entropy": lambda: [ld.TanhNormal(jnp.zeros(2), jnp.ones(2)).entropy()],
+    "an entropy": lambda: [ld.distributions.TanhNormal(jnp.zeros(2), jnp.ones(2)).entropy()],
     "by enumeration": modes.exactly("value", horizon=2, method="enumeration"),
     "endless play": lambda: modes.GAME.value(modes.GAME.init(), discount=0.9),
 }

@@ -25,7 +25,7 @@ def test_trajectories_say_what_is_valid_and_returned():
 
 def test_printing_is_safe_without_numbers():
     taus = trajectory(rewards=jnp.ones((2, 3)))
-    estimate = ld.Estimate(jnp.ones((4, 2)), ld.types.batch_info(taus))
+    estimate = ld.types.Estimate(jnp.ones((4, 2)), ld.types.batch_info(taus))
     batched = estimate._replace(info=jax.tree.map(lambda x: jnp.stack([x, x]), estimate.info))
     assert str(batched).startswith("Estimate\n  leaf")
     assert str(jax.tree.map(lambda x: x[:0], taus)).startswith("Trajectory\n")
@@ -43,7 +43,9 @@ def test_printing_is_safe_without_numbers():
 
 
 def test_estimates_moments_and_training_say_how_large():
-    estimate = ld.Estimate({"w": jnp.array([3.0, 4.0])}, ld.types.batch_info(trajectory(rewards=jnp.ones((2, 3)))))
+    estimate = ld.types.Estimate(
+        {"w": jnp.array([3.0, 4.0])}, ld.types.batch_info(trajectory(rewards=jnp.ones((2, 3))))
+    )
     assert str(estimate).startswith("Estimate of grad E[R]: norm 5\n  from 2 episodes, 6 steps, mean return 3\n")
     world = (TERMINATING_LOGITS, ld.tabular_softmax, terminating())
     moments = ld.exact.moments(*world, ESTIMATOR, horizon=2, num_trajectories=2)

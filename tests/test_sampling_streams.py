@@ -17,15 +17,15 @@ from tests.worlds import TERMINATING_LOGITS, terminating, two_states
 GAMMA = 0.9
 VALUES = jnp.array([0.7, -0.3, 0.4])
 GIVEN = ld.baselines.Value(lambda state: VALUES[state])
-collect = jax.jit(ld.collect, static_argnames=("num_steps", "horizon"))
+collect = jax.jit(ld.sampling.collect, static_argnames=("num_steps", "horizon"))
 
 
 def _streams(
     seed: int = 0, num_environments: int = 5, state: Any = None, **options: Any
-) -> tuple[ld.Stream, ld.sampling.StreamState]:
+) -> tuple[ld.types.Stream, ld.sampling.StreamState]:
     mdp, keys = terminating(), jax.random.split(jax.random.key(seed))
     options = {"num_steps": 12, "horizon": 4} | options
-    start = ld.start_streams(keys[0], mdp, num_environments) if state is None else state
+    start = ld.sampling.start_streams(keys[0], mdp, num_environments) if state is None else state
     return collect(TERMINATING_LOGITS, keys[1], ld.tabular_softmax, mdp, start, **options)
 
 
@@ -52,7 +52,7 @@ def test_a_stream_goes_on_from_the_true_observation_or_from_a_fresh_start():
     np.testing.assert_allclose(first.steps.behavior_log_probs, logs, rtol=1e-14)
 
 
-def _pieces(stream: ld.Stream) -> list[tuple[int, slice, ld.Trajectory]]:
+def _pieces(stream: ld.types.Stream) -> list[tuple[int, slice, ld.Trajectory]]:
     """Every environment's steps, cut into episodes by hand and padded."""
     found = []
     for e, ends in enumerate(stream.ends):
@@ -176,8 +176,8 @@ def test_an_environment_may_restart_itself():
         def renew(self, key, ended, observation, state, params=None):
             return jnp.where(ended, 10.0, observation), jnp.where(ended, -2.0, state)
 
-    start = ld.start_streams(jax.random.key(0), Counting(), 2)
-    run = jax.jit(lambda key: ld.collect(jnp.zeros(2), key, ld.shared_softmax, Counting(), start, num_steps=6))
+    start = ld.sampling.start_streams(jax.random.key(0), Counting(), 2)
+    run = jax.jit(lambda key: ld.sampling.collect(jnp.zeros(2), key, ld.shared_softmax, Counting(), start, num_steps=6))
     stream, _ = run(jax.random.key(1))
     assert stream.steps.observations[0, :, 0].tolist() == [0, 1, 10, -1, 0, 1]
     assert stream.ends[0].tolist() == [False, True, False, False, False, True]
@@ -192,9 +192,11 @@ def test_every_step_of_a_stream_is_a_trajectory():
 def test_episodes_of_a_stream_are_no_longer_than_the_environments_horizon():
     """An attribute `horizon` says so, as to `rollout`; an argument goes before it. A truncated episode has discount 1."""
     mdp, params = dataclasses.replace(two_states(), horizon=3), jnp.zeros((2, 2))
-    start = ld.start_streams(jax.random.key(0), mdp, 2)
+    start = ld.sampling.start_streams(jax.random.key(0), mdp, 2)
     for horizon, last in ((None, 2), (5, 4)):
-        stream, _ = ld.collect(params, jax.random.key(1), ld.tabular_softmax, mdp, start, num_steps=10, horizon=horizon)
+        stream, _ = ld.sampling.collect(
+            params, jax.random.key(1), ld.tabular_softmax, mdp, start, num_steps=10, horizon=horizon
+        )
         np.testing.assert_array_equal(stream.ends, stream.times == last)
         assert (stream.steps.discounts == 1).all()
 

@@ -98,11 +98,13 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
         climb = ld.maximize(SGD)
         opt_state = climb.init(params)
         key, key_start = jax.random.split(key)
-        streams = ld.start_streams(key_start, MDP, 8)
+        streams = ld.sampling.start_streams(key_start, MDP, 8)
         returns = []
         for _ in range(2):
             key, key_batch, _ = jax.random.split(key, 3)
-            stream, streams = ld.collect(params, key_batch, ld.tabular_softmax, MDP, streams, num_steps=4, horizon=6)
+            stream, streams = ld.sampling.collect(
+                params, key_batch, ld.tabular_softmax, MDP, streams, num_steps=4, horizon=6
+            )
             estimate, _ = A2C.estimate(params, (), ld.tabular_softmax, stream)
             updates, opt_state = climb.update(estimate.grads, opt_state, params)
             params = optax.apply_updates(params, updates)
@@ -118,8 +120,8 @@ def test_one_update_of_a_stream_is_collect_weigh_and_improve():
 
 @pytest.mark.usefixtures("nans_are_errors")
 def test_a_stream_in_which_no_episode_ends_has_no_return():
-    start = ld.start_streams(jax.random.key(0), MDP, 1)
-    stream, _ = ld.collect(TERMINATING_LOGITS, jax.random.key(1), ld.tabular_softmax, MDP, start, num_steps=1)
+    start = ld.sampling.start_streams(jax.random.key(0), MDP, 1)
+    stream, _ = ld.sampling.collect(TERMINATING_LOGITS, jax.random.key(1), ld.tabular_softmax, MDP, start, num_steps=1)
     assert not stream.ends.any()
     assert np.isnan(np.asarray(ld.types.batch_info(stream).mean_return))
 

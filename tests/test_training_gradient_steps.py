@@ -35,7 +35,7 @@ def _labeled(num, length, stream):
     shape = (num, length, 1) if stream else (num, length)
     taus = batch(jax.random.key(0), shape)._replace(actions=jnp.arange(num * length).reshape(shape))
     zeros = jnp.zeros((num, length))
-    return ld.Stream(taus, zeros > 0, zeros.astype(jnp.int32), zeros) if stream else taus
+    return ld.types.Stream(taus, zeros > 0, zeros.astype(jnp.int32), zeros) if stream else taus
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["episodes", "stream"])
@@ -91,8 +91,8 @@ def test_the_optimizer_receives_the_part_of_the_batch():
     @jax.jit
     def run(params, key):
         keys = jax.random.split(key, 3)
-        start = ld.start_streams(keys[0], mdp, 5)
-        stream, _ = ld.collect(params, keys[1], ld.tabular_softmax, mdp, start, num_steps=6)
+        start = ld.sampling.start_streams(keys[0], mdp, 5)
+        stream, _ = ld.sampling.collect(params, keys[1], ld.tabular_softmax, mdp, start, num_steps=6)
         weights, _ = estimator.advantages(params, (), ld.tabular_softmax, stream)
         options = {"estimator": estimator, "optimizer": optimizer}
         ours = improve(params, optimizer.init(params), keys[2], ld.tabular_softmax, stream, weights, **options)

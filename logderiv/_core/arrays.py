@@ -52,7 +52,7 @@ def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> ja
         where = tuple(np.argwhere(holes)[0].tolist())
         raise ValueError(
             f"{name}: expected a prefix mask, received a hole: the step at index {where} is invalid and the next one valid, "
-            "which would pass for the end of the episode. Keep the step valid (logderiv.Forced, where its action was not the "
+            "which would pass for the end of the episode. Keep the step valid (logderiv.distributions.Forced, where its action was not the "
             "policy's own), or split the trajectory there."
         )
     return np.ones((*values.shape[:-1], 1), dtype)  # pyright: ignore[reportReturnType]

@@ -26,7 +26,7 @@ class Estimator(Part):
     Where the objective is a sum over steps, `term` may be defined instead of it.
 
     Attributes:
-        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`; steps that a `logderiv.Forced`
+        normalizer: What the sum over steps is divided by, as of `logderiv.estimators.reduce_steps`; steps that a `logderiv.distributions.Forced`
             prescribes, such as a prompt's, are not counted.
     """
 

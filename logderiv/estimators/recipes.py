@@ -44,7 +44,7 @@ def GRPO(
     """Group-relative policy optimization: returns standardized within the group, clipped, each trajectory divided by its length.
 
     Biased twice: by the group's mean and deviation, which contain the own sample, and by the random length, of the steps that the
-    policy chose: a prompt's (`logderiv.Forced`) are not counted. The KL penalty of the paper is not included; subtracted from the
+    policy chose: a prompt's (`logderiv.distributions.Forced`) are not counted. The KL penalty of the paper is not included; subtracted from the
     rewards it is the divergence of sequences, which the paper's, in the loss, is not: `logderiv.objectives.KL` has both.
     `Grouped(Return(LeaveOneOut(per="trajectory")), group_size)` is an unbiased advantage.
 

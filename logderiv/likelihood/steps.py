@@ -47,7 +47,7 @@ Term = Callable[..., jax.Array]
 
 
 def own_steps(params: Params, policy: Any, trajectories: Trajectory) -> jax.Array:
-    """Which valid steps the policy chose itself: not those that a `logderiv.Forced` prescribes, such as a prompt's.
+    """Which valid steps the policy chose itself: not those that a `logderiv.distributions.Forced` prescribes, such as a prompt's.
 
     They alone are counted in lengths, means and normalizers.
 

@@ -101,7 +101,7 @@ class StepPolicy:
         return self._of_a_step(num_categories, params, observation, action)
 
     def forces(self, params: Params, observation: Observation) -> bool:
-        """Whether a step's distribution may be a `logderiv.Forced`; nothing is computed.
+        """Whether a step's distribution may be a `logderiv.distributions.Forced`; nothing is computed.
 
         Args:
             params: Parameters of the policy.

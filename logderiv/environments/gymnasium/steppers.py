@@ -172,7 +172,11 @@ def _bounds(space: Any) -> tuple[Any, Any, str]:
         return 0, (space.n if name == "Discrete" else space.nvec) - 1, fix
     if name == "MultiBinary":
         return 0, 1, fix
-    return space.low, space.high, "use logderiv.TanhNormal with these bounds, or Gymnasium(..., clip=True)"
+    return (
+        space.low,
+        space.high,
+        "use logderiv.distributions.TanhNormal with these bounds, or Gymnasium(..., clip=True)",
+    )
 
 
 def _outcome(found: Any) -> list[float]:
