@@ -18,16 +18,21 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 import logderiv as ld
-from benchmarks import harness
+from benchmarks import harness, peers
 from benchmarks.harness import Report, Table, at_least
+from benchmarks.likelihood_speed import LARGE, MLP, parameters, trajectories
 from logderiv._core.sharding import gather, replicate, spread, using
 
 NET = ld.MLPActorCritic(2, hidden=(64, 64))
 EPOCHS, MINIBATCHES = 4, 4
 COUNTS = (1, 2, 4, 8)
 LEAST = 1.2  # of two cores, which two devices share with everything else
+POINTS = ((10**6, 1), (65536, 16), (1024, 1024), (1024, 64))
+QUICK_POINTS = ((8192, 2),)
+AHEAD = 4.0  # of the vectorized form on one device, which takes all cores
 
 
 def measure(devices: int, environments: int, steps: int, updates: int, repeats: int) -> dict[str, float]:
@@ -70,6 +75,21 @@ def communicate(x: jax.Array, mesh: Any, params: Any, steps: int, updates: int) 
         return lax.scan(update, replicate(x, mesh), None, length=updates)[0]
 
 
+def measure_likelihood(devices: int, length: int, num: int, repeats: int) -> dict[str, float]:
+    """Milliseconds of value and gradient of the mean log P with a mesh of so many devices in use; vectorized with it, and on one device."""
+    params, taus = parameters(), trajectories(length, num)
+    mesh = ld.make_mesh(devices)
+    placed = (
+        replicate(params, mesh),
+        jax.device_put(taus, NamedSharding(mesh, PartitionSpec("batch" if num > 1 else None))),
+    )
+    calls = {"vectorized, one device": peers.compiled(peers.vectorized, params, taus)}
+    with jax.set_mesh(mesh):
+        calls["logderiv"] = peers.compiled(peers.ours(MLP), *placed)
+        calls["vectorized"] = peers.compiled(peers.vectorized, *placed)
+    return {name: 1e3 * s for name, s in harness.interleaved_medians(calls, repeats).items()}
+
+
 def scale(counts: tuple[int, ...], *, environments: int, steps: int, updates: int, repeats: int, weak: bool) -> Any:
     """A row per number of devices and kind of scaling; one device is where both start."""
     rows = []
@@ -101,7 +121,35 @@ def main(quick: bool) -> Report:
     )
     two = [row for row in rows if row["devices"] == 2 and allowed > 1]
     timings = [at_least(f"{row['kind']} scaling, 2 devices over 1", row["speedup"], LEAST) for row in two]
-    return Report([table], [], {"rows": rows, "size": size}, partial(_draw, rows, allowed), timings)
+    likelihoods = (
+        []
+        if there < 2
+        else [likelihood_row(*point, 3 if quick else 7) for point in (QUICK_POINTS if quick else POINTS)]
+    )
+    large = [row for row in likelihoods if row["length"] * row["num"] >= LARGE and cpu and allowed > 1]
+    timings += [
+        at_least(
+            f"log P, T = {row['length']}, B = {row['num']}: vectorized on one device over two", row["ahead"], AHEAD
+        )
+        for row in large
+    ]
+    found = {"rows": rows, "size": size, "likelihoods": likelihoods}
+    return Report([table, _likelihoods(likelihoods)], [], found, partial(_draw, rows, allowed), timings)
+
+
+def likelihood_row(length: int, num: int, repeats: int) -> dict[str, Any]:
+    """Two devices beside one, in a process that has two."""
+    found = harness.on_devices(2, "benchmarks.scaling:measure_likelihood", 2, length, num, repeats)
+    return {"length": length, "num": num, "ahead": found["vectorized, one device"] / found["logderiv"]} | found
+
+
+def _likelihoods(rows: list[dict[str, Any]]) -> Table:
+    return Table(
+        "value and gradient of the mean log P, MLP 4-64-2, float32, two devices: ms",
+        "T, B | logderiv | vectorized | vectorized, one device | over logderiv",
+        "{r[length]}, {r[num]} | {r[logderiv]:.3g} | {r[vectorized]:.3g} | {r[vectorized, one device]:.3g} | {r[ahead]:.2f}",
+        rows,
+    )
 
 
 def _draw(rows: list[dict[str, Any]], allowed: int) -> Any:

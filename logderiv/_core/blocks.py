@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core.arrays import accumulator_dtype
-from logderiv._core.sharding import by_shard
+from logderiv._core.sharding import by_shard, in_use, over_devices
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere a device wants all rows at once, and blocks
@@ -164,7 +164,7 @@ def sum_rows(
     Returns:
         A scalar, in float32 at least.
     """
-    inputs = fill_steps(inputs, valid)
+    inputs, valid = over_devices((fill_steps(inputs, valid), valid))
     block_size = rows_in_block(function, params, inputs, block_size)
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
@@ -211,22 +211,28 @@ def fill_steps(tree: Any, valid: jax.Array) -> Any:
     return jax.tree.map(fill, tree)
 
 
-def map_trajectories(function: Callable[[Any], Any], inputs: Any) -> Any:
-    """`function` of each trajectory: one after the other, with one a device side by side in case their axis is sharded.
+def map_trajectories(function: Function, params: Any, inputs: Any) -> Any:
+    """`function(params, trajectory)` of each trajectory, one after the other on each device.
 
     Args:
-        function: From one trajectory's part of `inputs` to a pytree of arrays.
+        function: From `params` and one trajectory's part of `inputs` to a pytree of arrays.
+        params: Whatever `function` shares between trajectories.
         inputs: Pytree with leading axis `(N,)`.
 
     Returns:
         The results with leading axis `(N,)`.
     """
+    return by_shard(partial(_in_turns, function), params, inputs)
+
+
+def _in_turns(function: Function, params: Any, inputs: Any) -> Any:
+    """One after the other; without a mesh in use one a device side by side, in case their axis is sharded."""
     num = jax.tree.leaves(inputs)[0].shape[0]
     if num == 1:  # without the axis: a copy of the inputs less
-        return jax.tree.map(lambda y: y[None], function(jax.tree.map(lambda x: x[0], inputs)))
-    together = math.gcd(num, jax.device_count())
+        return jax.tree.map(lambda y: y[None], function(params, jax.tree.map(lambda x: x[0], inputs)))
+    together = 1 if in_use() else math.gcd(num, jax.device_count())
     turns = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])).swapaxes(0, 1), inputs)
-    results = lax.map(jax.vmap(function), turns)
+    results = lax.map(jax.vmap(partial(function, params)), turns)
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)
 
 
