@@ -88,7 +88,7 @@ def mountain_car(rate: float = 1e-3) -> Recipe:
 def minatar(name: str, rate: float = 1e-2) -> Recipe:
     """A small Atari game on a grid of 10 x 10 cells, a plane of bits for each kind of object; at most 1000 steps."""
     environment = ld.environments.Gymnax(*gymnax.make(name))
-    policy = ld.policy_for(environment, value=True)
+    policy = ld.policy_for(environment, value=True, initializer="orthogonal")
     estimator = ld.PPOActorCritic(policy.value, lambda_=0.8, entropy_weight=0.03)
     how = {
         "estimator": estimator,

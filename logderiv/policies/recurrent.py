@@ -11,7 +11,8 @@ from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.distributions.tanh_normal import Head
-from logderiv.policies.stepwise import dense, dense_init, flatten_observation
+from logderiv.policies.initializers import dense_init
+from logderiv.policies.stepwise import dense, flatten_observation
 from logderiv.types import Observation, Params, Policy
 
 

@@ -95,6 +95,7 @@ def policy_for(
     value: bool = False,
     squash: bool | None = None,
     mask: str | None = "action_mask",
+    initializer: str = "lecun_normal",
     environment_params: Any = None,
 ) -> Any:
     """A perceptron whose distribution fits the actions of an environment; its `head` prints what was chosen.
@@ -111,6 +112,7 @@ def policy_for(
         squash: Whether real numbers are squashed into their bounds; `None` for where all bounds are finite.
         mask: The entry or field of the observation with the mask of the actions, booleans or 0 and 1 in eight bits, which only the
             default may lack; `None` to leave it aside.
+        initializer: Where weights start, as of `MLP`: "lecun_normal" or "orthogonal".
         environment_params: Passed to `reset`, which is traced for the form of the observation.
 
     Returns:
@@ -118,7 +120,8 @@ def policy_for(
 
     Raises:
         TypeError: The environment has no action space, or one of a kind that no distribution here fits.
-        ValueError: `squash=True` where a bound is infinite; bounds of which some are infinite; a mask that does not fit, or is not there.
+        ValueError: `squash=True` where a bound is infinite; bounds of which some are infinite; a mask that does not fit, or is not there;
+            an unknown `initializer`.
 
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
@@ -144,7 +147,7 @@ def policy_for(
         outputs = jax.ShapeDtypeStruct((head.num_outputs,), jnp.float32)
         jax.eval_shape(head.masked, outputs, masks)
     make = MLPActorCritic if value else MLP
-    return make(head.num_outputs, hidden, head, mask=mask)
+    return make(head.num_outputs, hidden, head, mask=mask, initializer=initializer)
 
 
 def _head(environment: Environment, squash: bool | None) -> ActionHead:

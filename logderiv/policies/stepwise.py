@@ -5,7 +5,6 @@ Here and in `logderiv.likelihood.steps` alone it is known what kinds of policy t
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +19,7 @@ from logderiv.distributions.basic import Categorical, masked
 from logderiv.distributions.interop import Forced, check_distribution, num_categories
 from logderiv.distributions.tanh_normal import Head
 from logderiv.environments._masks import find_mask
+from logderiv.policies.initializers import INITIALIZERS, perceptron_init
 from logderiv.types import FunctionPolicy, Observation, Params, Policy
 
 
@@ -173,7 +173,7 @@ def _described(found: Any) -> str:
     return type(found).__name__
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask", "initializer"))
 class MLP(Policy):
     """A multi-layer perceptron on flattened observations, tanh between layers; `hidden=()` is a linear policy.
 
@@ -189,9 +189,12 @@ class MLP(Policy):
         mask: The entry or field of the observation with the mask of the actions, booleans or 0 and 1 in eight bits: what is not
             allowed has the logit `-inf`. The head's own method `masked(outputs, mask)` puts it there, or else `logderiv.masked`. The
             network sees the mask too.
+        initializer: Where weights start: "lecun_normal", deviation 1/√inputs, or "orthogonal", √2 times an orthogonal matrix, as PPO is
+            mostly used with.
 
     Raises:
-        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` or `initializer` is
+            unknown.
     """
 
     outputs: int
@@ -201,14 +204,16 @@ class MLP(Policy):
     _: dataclasses.KW_ONLY
     precision: Any = None
     mask: str | None = None
+    initializer: str = "lecun_normal"
 
     def __post_init__(self) -> None:
         precision_of(self.precision)
+        check.one_of(INITIALIZERS, initializer=self.initializer)
         object.__setattr__(self, "hidden", _widths(self.hidden))
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
     def init(self, key: jax.Array, observation: Any) -> Params:
-        """Parameters: LeCun-normal weights, zero biases, a last layer 100 times smaller, which starts the policy near uniform.
+        """Parameters: weights by the `initializer`, zero biases, a last layer of scale 0.01, which starts the policy near uniform.
 
         Args:
             key: Consumed.
@@ -218,8 +223,7 @@ class MLP(Policy):
             One dictionary a layer.
         """
         widths = (flatten_observation(observation).size, *self.hidden, self.outputs - self.state_independent)
-        keys, scales = jax.random.split(as_key(key), len(widths) - 1), [1.0] * len(self.hidden) + [0.01]
-        params: Any = list(map(dense_init, keys, widths[:-1], widths[1:], scales))
+        params: Any = perceptron_init(as_key(key), widths, self.initializer)
         if self.state_independent:
             params[-1]["state_independent"] = jnp.zeros(self.state_independent, params[-1]["weight"].dtype)
         return params
@@ -251,7 +255,7 @@ class MLP(Policy):
         return self.head(getattr(self.head, "masked", masked)(outputs, mask))
 
 
-@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask"))
+@pytree(static=("outputs", "hidden", "head", "state_independent", "precision", "mask", "initializer"))
 class MLPActorCritic(MLP):
     """Two perceptrons in one pytree of parameters: a policy, and a value of the state for `logderiv.ActorCritic`.
 
@@ -262,9 +266,14 @@ class MLPActorCritic(MLP):
         state_independent: How many of the policy's outputs, the last ones, do not depend on the observation.
         precision: Of the products of both, as of `MLP`.
         mask: Where the observation has the mask of the actions, as of `MLP`.
+        initializer: Where weights start, as of `MLP`; the last layer of the value has scale 0.01 with "lecun_normal", 1 with "orthogonal".
 
     Raises:
-        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` is unknown.
+        ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` or `initializer` is
+            unknown.
+
+    References:
+        Huang et al. (2022), "The 37 implementation details of proximal policy optimization", detail 2, for "orthogonal" (from memory).
     """
 
     hidden: tuple[int, ...] = (64, 64)
@@ -272,9 +281,8 @@ class MLPActorCritic(MLP):
     @property
     def actor(self) -> MLP:
         """The policy alone."""
-        return MLP(
-            self.outputs, self.hidden, self.head, self.state_independent, precision=self.precision, mask=self.mask
-        )
+        options = {"precision": self.precision, "mask": self.mask, "initializer": self.initializer}
+        return MLP(self.outputs, self.hidden, self.head, self.state_independent, **options)
 
     @property
     def value(self) -> "MLPValue":
@@ -292,7 +300,9 @@ class MLPActorCritic(MLP):
             A dictionary of the two.
         """
         actor, critic = jax.random.split(as_key(key))
-        return {"actor": self.actor.init(actor, observation), "critic": MLP(1, self.hidden).init(critic, observation)}
+        widths = (flatten_observation(observation).size, *self.hidden, 1)
+        value = perceptron_init(critic, widths, self.initializer, of_value=True)
+        return {"actor": self.actor.init(actor, observation), "critic": value}
 
     def apply(self, params: Params, observation: Any) -> Any:
         return super().apply(params["actor"], observation)
@@ -343,12 +353,6 @@ def flatten_observation(observation: Any) -> jax.Array:
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
     dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
-
-
-def dense_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> dict[str, jax.Array]:
-    """LeCun-normal weight `(inputs, outputs)`, times `scale`, and zero bias."""
-    weight = jax.random.normal(key, (inputs, outputs)) / math.sqrt(max(inputs, 1)) * scale
-    return {"weight": weight, "bias": jnp.zeros(outputs, weight.dtype)}
 
 
 def dense(layer: dict[str, jax.Array], x: jax.Array, precision: Any) -> jax.Array:
