@@ -24,6 +24,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 def test_a_tiny_run(monkeypatch):
     """One preset of no objective, whose ratio does nothing on policy, and one of the return."""
     for name, value in TINY.items():

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 import logderiv as ld
 from logderiv.distributions import Joint, OneHotCategorical
 from logderiv.distributions.finite import num_outcomes, outcome
+from tests.mostly import slow
 from tests.oracle import QUICK
 
 LOGITS = {"gear": jnp.array([0.3, -1.2, 2.0]), "lamps": jnp.array([[0.1, 0.4, -jnp.inf], [0.7, -0.2, 0.5]])}
@@ -173,7 +174,7 @@ def moments_of_batches(policy, estimator, num, horizon):
     return mean, (found - mean).T @ (chance[:, None] * (found - mean))
 
 
-@pytest.mark.parametrize("num", [1, 2])
+@pytest.mark.parametrize("num", [slow(1), 2])
 def test_mean_and_covariance_of_an_estimator_over_actions_of_two_parts_are_exact(num):
     """Against `exact.moments` of one choice among all pairs, which knows no parts, and the gradient by dynamic programming."""
     baseline = ld.baselines.LeaveOneOut() if num > 1 else ld.baselines.Constant(0.3)

@@ -132,9 +132,7 @@ MADE = {
     ),
 }
 KEPT = {
-    ("trl_grpo_k3", 3, 1, True),
     ("trl_dapo", 2, 2, True),
-    ("trl_dapo", 4, 1, True),
     ("trl_rloo", 3, 1, False),
     ("openrlhf_reinforce_plus_plus_baseline", 2, 2, False),
     ("verl_passk of 2", 3, 1, False),

@@ -19,6 +19,7 @@ from logderiv.expectations.forced import Detour
 from logderiv.expectations.sources import Given
 from logderiv.expectations.tape import Tape
 
+from .mostly import slow
 from .quadrature import gauss_hermite
 
 POINT = jnp.array([0.4, -0.3])
@@ -307,7 +308,7 @@ def mixed_exact(params):
     return total
 
 
-@pytest.mark.parametrize("options", [{}, {"baseline": "leave_one_out"}], ids=["alone", "leave one out"])
+@pytest.mark.parametrize("options", [slow({}), {"baseline": "leave_one_out"}], ids=["alone", "leave one out"])
 def test_methods_and_distributions_mix(options):
     runs = ld.expectation(mixed, num_samples=4, **options)
     keys = jax.random.split(jax.random.key(3), 40_000)

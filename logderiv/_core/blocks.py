@@ -164,11 +164,12 @@ def sum_rows(
     Returns:
         A scalar, in float32 at least.
     """
-    inputs, valid = over_devices((fill_steps(inputs, valid), valid))
+    inputs = fill_steps(inputs, valid)
     block_size = rows_in_block(function, params, inputs, block_size)
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
+    inputs, valid = over_devices((inputs, valid))
     function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
@@ -211,28 +212,30 @@ def fill_steps(tree: Any, valid: jax.Array) -> Any:
     return jax.tree.map(fill, tree)
 
 
-def map_trajectories(function: Function, params: Any, inputs: Any) -> Any:
-    """`function(params, trajectory)` of each trajectory, one after the other on each device.
+def map_trajectories(function: Callable[..., Any], params: Any, *inputs: Any) -> Any:
+    """`function(params, *trajectory)` of each trajectory, one after the other on each device.
 
     Args:
-        function: From `params` and one trajectory's part of `inputs` to a pytree of arrays.
+        function: From `params` and one trajectory's part of each of the `inputs` to a pytree of arrays.
         params: Whatever `function` shares between trajectories.
-        inputs: Pytree with leading axis `(N,)`.
+        *inputs: Pytrees with leading axis `(N,)`.
 
     Returns:
         The results with leading axis `(N,)`.
     """
-    return by_shard(partial(_in_turns, function), params, inputs)
-
-
-def _in_turns(function: Function, params: Any, inputs: Any) -> Any:
-    """One after the other; without a mesh in use one a device side by side, in case their axis is sharded."""
     num = jax.tree.leaves(inputs)[0].shape[0]
     if num == 1:  # without the axis: a copy of the inputs less
-        return jax.tree.map(lambda y: y[None], function(params, jax.tree.map(lambda x: x[0], inputs)))
-    together = 1 if in_use() else math.gcd(num, jax.device_count())
+        return jax.tree.map(lambda y: y[None], function(params, *jax.tree.map(lambda x: x[0], inputs)))
+    together = (
+        1 if in_use() else math.gcd(num, jax.device_count())
+    )  # one a device side by side, in case their axis is sharded
+    return by_shard(partial(_in_turns, function, together), params, inputs)
+
+
+def _in_turns(function: Callable[..., Any], together: int, params: Any, inputs: Any) -> Any:
+    num = jax.tree.leaves(inputs)[0].shape[0]
     turns = jax.tree.map(lambda x: x.reshape((together, num // together, *x.shape[1:])).swapaxes(0, 1), inputs)
-    results = lax.map(jax.vmap(partial(function, params)), turns)
+    results = lax.map(jax.vmap(lambda x: function(params, *x)), turns)
     return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape((num, *y.shape[2:])), results)
 
 

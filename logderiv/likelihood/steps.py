@@ -189,10 +189,7 @@ def _over_steps(
     def alone(params: Params, row: Any) -> jax.Array:
         return visit(params, (), row)[1]
 
-    def total(params: Params, part: Any) -> jax.Array:
-        return sum_rows(alone, params, *part, block_size=block_size)
-
-    summed = reduce is not None
+    total, summed = partial(sum_rows, alone, block_size=block_size), reduce is not None
     if policy.takes_sequences:
         rows = fill_steps((steps, extras), valid)
         model = policy.policy.log_factors
@@ -201,9 +198,9 @@ def _over_steps(
         rows, mask = of_shape(num, length)
         values = scan_steps(visit, params, policy.start(params), fill_steps(rows, mask), mask, total=summed)
     elif reduce == "all":
-        values = total(params, of_shape(first, valid.size // max(first, 1)))
+        values = total(params, *of_shape(first, valid.size // max(first, 1)))
     elif reduce == "time" and _fits_one_pass(alone, params, of_shape(num, length)[0], block_size):
-        values = map_trajectories(total, params, of_shape(num, 1, length))
+        values = map_trajectories(total, params, *of_shape(num, 1, length))
     else:
         rows = fill_steps(*of_shape(num, length))
         values, summed = map_rows(alone, params, rows, block_size=block_size), False
