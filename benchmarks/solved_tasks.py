@@ -78,7 +78,7 @@ def pendulum(rate: float = 2e-3) -> Recipe:
 
 def mountain_car(rate: float = 1e-3) -> Recipe:
     """A car too weak for its hill, a force in [-1, 1] that is paid for by its square; 100 for the top, at most 999 steps."""
-    environment = ld.environments.Gymnax(*gymnax.make("MountainCarContinuous-v0"))
+    environment = ld.environments.Gymnax(*gymnax.make("MountainCarContinuous-v0"), clip=True)
     policy = ld.policies.Normalized(actor := ld.MLPActorCritic(2, head=ld.normal_head, state_independent=1))
     estimator, optimizer = scaled_ppo(actor.value, unit=10.0, discount=0.999), annealed(rate, 96 * 8 * 4)
     how = {"estimator": estimator, "optimizer": optimizer, "num_updates": 96, "epochs": 8, "minibatches": 4}
@@ -141,7 +141,7 @@ def lunar_lander(rate: float = 1e-3) -> Recipe:
     environment = ld.environments.Gymnasium(two_engines)
     policy = ld.policies.Normalized(actor := ld.policy_for(environment, value=True))
     estimator = scaled_ppo(actor.value, unit=10.0, discount=0.999, lambda_=0.98, entropy=0.01)
-    how = {"optimizer": annealed(rate, 96 * 8 * 8), "num_updates": 96, "epochs": 8, "minibatches": 8}
+    how = {"optimizer": annealed(rate, 192 * 8 * 8), "num_updates": 192, "epochs": 8, "minibatches": 8}
     return {"policy": policy, "environment": environment, "batch": ld.Steps(16, 256), "estimator": estimator} | how
 
 

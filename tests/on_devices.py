@@ -185,7 +185,6 @@ def blocks(mesh):
     network = ld.MLP(2, hidden=(3,))
     params = network.init(jax.random.key(1), jnp.zeros(4))
     cases["trajectories"] = lambda p, t: jnp.sum(ld.log_prob(p, network, t, block_size=8)), params, taus
-    cases["one long trajectory"] = lambda p, t: ld.log_prob(p, network, in_a_row(t), block_size=8), params, taus
     unembedding = jax.random.normal(jax.random.key(2), (5, 4))
     cases["tokens"] = (
         lambda p, t: ld.token_sum(score, p, t.observations, t.actions, chunk_size=8).value,
@@ -201,12 +200,6 @@ def blocks(mesh):
             numbers = meshed(params, batch)
         found[name] = {"plain": (plain(params, batch), communication(plain)), "mesh": (numbers, communication(meshed))}
     return found
-
-
-def in_a_row(taus):
-    """All steps as those of one trajectory."""
-    steps = jax.tree.map(lambda x: x.reshape((-1, *x.shape[2:])), taus._replace(final_observation=taus.observations))
-    return steps._replace(final_observation=taus.final_observation[-1])
 
 
 def score(token):

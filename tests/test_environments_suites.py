@@ -98,6 +98,17 @@ def test_gymnax_is_cut_with_its_own_last_observation(as_shipped):
     check(ld.environments.Gymnax(environment, params), constant([0.5]), unrolled(first, step, 4))
 
 
+@pytest.mark.parametrize(("clip", "cost"), [(False, 0.9), (True, 0.1)])
+def test_an_action_out_of_bounds_costs_what_it_does_where_it_is_clipped(as_shipped, clip, cost):
+    """A force of -3 acts as -1 either way; MountainCarContinuous takes 0.1 times its square."""
+    environment = ld.environments.Gymnax(*suite("gymnax").make("MountainCarContinuous-v0"), clip=clip)
+    _, state = environment.reset(jax.random.key(0))
+    step = jax.jit(environment.step)
+    far, least = (step(jax.random.key(1), state, jnp.array([force])) for force in (-3.0, -1.0))
+    np.testing.assert_allclose(far.reward, -cost, rtol=1e-6)
+    np.testing.assert_array_equal(far.observation, least.observation)
+
+
 def test_brax_is_cut_with_its_own_last_observation(as_shipped):
     envs = suite("brax.envs")
     raw = envs.get_environment("fast")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import logderiv as ld
 
@@ -18,6 +19,15 @@ def scale_if_orthogonal(weight):
     gram = weight.T @ weight if weight.shape[0] >= weight.shape[1] else weight @ weight.T
     is_multiple = np.allclose(gram, gram[0, 0] * np.eye(len(gram)), rtol=0, atol=1e-12)
     return math.sqrt(gram[0, 0]) if is_multiple else math.nan
+
+
+def equations(jaxpr, name):
+    """The equations of a primitive, at any depth."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn
+        for inner in jaxprs_in_params(eqn.params):
+            yield from equations(inner, name)
 
 
 @pytest.mark.parametrize("inputs", [2, 11])
@@ -46,6 +56,23 @@ def test_seeds_side_by_side_start_as_one_by_one():
     each = [jax.jit(lambda key: NETWORK.init(key, jnp.zeros(5)))(key) for key in keys]
     jax.tree.map(lambda x, *ys: np.testing.assert_allclose(x, np.stack(ys), rtol=0, atol=1e-12), batch, *each)
     assert np.abs(batch["actor"][0]["weight"][0] - batch["actor"][0]["weight"][1]).max() > 0.1
+
+
+def test_one_factorization_is_taken_after_the_other():
+    """Two batches of them at once may never end. The wrong twin is the initializer of JAX, which takes the seeds side by side."""
+    keys = jax.random.split(jax.random.key(1), 3)
+    at_once = jax.nn.initializers.orthogonal()
+    for init, rank in ((lambda key: NETWORK.init(key, jnp.zeros(5)), 2), (lambda key: at_once(key, (5, 8)), 3)):
+        found = [eqn.invars[0].aval.ndim for eqn in equations(jax.make_jaxpr(jax.vmap(init))(keys).jaxpr, "qr")]
+        assert found
+        assert set(found) == {rank}
+
+
+def test_dtypes_are_those_of_the_call():
+    NETWORK.init(jax.random.key(0), jnp.zeros(5))
+    with jax.enable_x64(False):
+        params = NETWORK.init(jax.random.key(0), jnp.zeros(5))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {np.dtype(np.float32)}
 
 
 def test_no_inputs_and_unknown_names():

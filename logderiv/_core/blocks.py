@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core.arrays import accumulator_dtype
-from logderiv._core.sharding import by_shard, in_use, over_devices
+from logderiv._core.sharding import by_shard, divides
 from logderiv._core.tangents import is_zero, jvp_of_moving, moving
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere a device wants all rows at once, and blocks
@@ -169,7 +169,6 @@ def sum_rows(
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
-    inputs, valid = over_devices((inputs, valid))
     function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
@@ -217,7 +216,7 @@ def map_trajectories(function: Callable[..., Any], params: Any, *inputs: Any) ->
 
     Args:
         function: From `params` and one trajectory's part of each of the `inputs` to a pytree of arrays.
-        params: Whatever `function` shares between trajectories.
+        params: Whatever `function` shares between trajectories; for its derivatives the devices of a mesh in use meet once.
         *inputs: Pytrees with leading axis `(N,)`.
 
     Returns:
@@ -226,9 +225,8 @@ def map_trajectories(function: Callable[..., Any], params: Any, *inputs: Any) ->
     num = jax.tree.leaves(inputs)[0].shape[0]
     if num == 1:  # without the axis: a copy of the inputs less
         return jax.tree.map(lambda y: y[None], function(params, *jax.tree.map(lambda x: x[0], inputs)))
-    together = (
-        1 if in_use() else math.gcd(num, jax.device_count())
-    )  # one a device side by side, in case their axis is sharded
+    # Where `by_shard` does not divide them, one a device side by side, in case their axis is sharded.
+    together = 1 if divides(num) else math.gcd(num, jax.device_count())
     return by_shard(partial(_in_turns, function, together), params, inputs)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from logderiv._core import check
 from logderiv._core.pytrees import TRACED
@@ -105,32 +105,18 @@ def by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> A
         What `function` returns, the leading axes of the devices as one.
     """
     num = jax.tree.leaves(inputs)[0].shape[0]
-    size = _size()
-    if size == 1 or num % size:
+    if not divides(num):
         return function(params, inputs)
+    size = _size()
     copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), params)
     parts = jax.tree.map(lambda x: x.reshape((size, num // size, *x.shape[1:])), inputs)
-
-    def of_one_device(params: Any, inputs: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):
-            return function(params, inputs)
-
-    results = jax.vmap(of_one_device)(spread(copies), parts)
+    results = jax.vmap(function)(spread(copies), parts)
     return jax.tree.map(lambda y: y.reshape((size * y.shape[1], *y.shape[2:])), results)
 
 
-def in_use() -> bool:
-    """Whether a mesh is, so that `by_shard` goes device by device where the trajectories divide over them."""
-    return _size() > 1
-
-
-def over_devices(tree: Any) -> Any:
-    """Rows `(N, T, ...)` in any order, as many for each device of the mesh in use as their number allows, `N` a multiple of its size."""
-    num, length = jax.tree.leaves(tree)[0].shape[:2]
-    size = _size()
-    if num % size == 0 or num * length % size:
-        return tree
-    return jax.tree.map(lambda x: x.reshape((size, num * length // size, *x.shape[2:])), tree)
+def divides(num: int) -> bool:
+    """Whether there is a mesh in use of more than one device, and so many trajectories are as many for each of them."""
+    return _size() > 1 and num % _size() == 0
 
 
 def spread(tree: Any) -> Any:

@@ -106,6 +106,17 @@ def from_start(space: Any, action: Any) -> Any:
     return action if start is None else action + np.asarray(start, action.dtype)
 
 
+def into_bounds(space: Any, action: Any) -> Any:
+    """An action whose real numbers are clipped to the bounds of their space; part by part."""
+    inner = parts_of(space)
+    if inner is not None:
+        return map_spaces(into_bounds, inner, action)
+    if not hasattr(space, "low") or not jnp.issubdtype(jnp.result_type(action), jnp.floating):
+        return action
+    low, high = (jnp.asarray(bound, jnp.result_type(action)) for bound in (space.low, space.high))
+    return jnp.clip(action, low, high)
+
+
 def flat_spaces(space: Any) -> tuple[list[tuple[str, ActionSpace]], Any]:
     """The parts of an action space, each with its place, and their structure."""
     paths, structure = jax.tree_util.tree_flatten_with_path(space, is_leaf=_is_whole)

@@ -7,7 +7,14 @@ import jax.numpy as jnp
 
 from logderiv._core import check
 from logderiv._core.pytrees import pytree
-from logderiv.environments._spaces import ActionSpace, action_space, from_start, no_params, standard_promotion
+from logderiv.environments._spaces import (
+    ActionSpace,
+    action_space,
+    from_start,
+    into_bounds,
+    no_params,
+    standard_promotion,
+)
 from logderiv.environments.gymnasium.adapter import Gymnasium
 from logderiv.types import Environment, Key, Observation, State, Step
 
@@ -109,18 +116,20 @@ class Brax(Environment):
         return Step(inner.obs, (inner, time), reward, jnp.reshape(inner.done, ()) > 0, time >= self.horizon)
 
 
-@pytree(static=("environment", "horizon"))
+@pytree(static=("environment", "horizon", "clip"))
 class Gymnax(Environment):
     """A gymnax environment, of the 1.x or the 0.x contract, or a craftax one, without its auto-reset.
 
     Steps through `reset_env` and `step_env`. Where the environment has `is_truncated` (1.x), the two end signals are
     its own; otherwise it is stepped without its time limit, which is then applied here, so that an episode which merely
-    ran out of time is not called terminated. Continuous actions outside their bounds are clipped by the environments.
+    ran out of time is not called terminated. Continuous actions outside their bounds are clipped by the environments, after some
+    have counted what they cost: `MountainCarContinuous-v0`, where exploring is then dear.
 
     Attributes:
         environment: The gymnax object, static; compared by identity.
         params: Its parameters; `None` for `default_params`.
         horizon: Default number of steps of a rollout: `max_steps_in_episode` (craftax: `max_timesteps`) where it exists.
+        clip: Whether real actions are clipped to their bounds before the environment sees them, as stable-baselines3 does.
 
     Raises:
         TypeError: `environment` is none.
@@ -129,6 +138,7 @@ class Gymnax(Environment):
     environment: Any
     params: Any = None
     horizon: int | None = None
+    clip: bool = False
 
     def __post_init__(self) -> None:
         _check("Gymnax", self.environment, "step_env", "gymnax.make(id)[0]")
@@ -153,7 +163,8 @@ class Gymnax(Environment):
         own, limit = hasattr(self.environment, "is_truncated"), _limit_name(params)
         unlimited = params if own or limit is None else params.replace(**{limit: _NO_LIMIT})
         truncated, space = False, getattr(self.environment, "action_space", None)
-        action = action if space is None else from_start(space(params), action)
+        if space is not None:
+            action = from_start(space(params), into_bounds(space(params), action) if self.clip else action)
         with standard_promotion():
             observation, state, reward, terminated, _ = self.environment.step_env(key, state, action, unlimited)
             if own:

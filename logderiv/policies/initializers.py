@@ -18,14 +18,12 @@ def dense_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) ->
 
 def orthogonal_init(key: jax.Array, inputs: int, outputs: int, scale: float = 1.0) -> Layer:
     """Weight `(inputs, outputs)` whose shorter side is orthonormal, times `scale`, and zero bias."""
-    if inputs == 0:
-        return _layer(jnp.zeros((inputs, outputs)))
     return _layer(_orthogonal(inputs, outputs)(key) * scale)
 
 
 @functools.cache
 def _orthogonal(inputs: int, outputs: int) -> Callable[[jax.Array], jax.Array]:
-    """One seed after the other: two batches of QR factorizations at once wait for each other for ever where jaxlib 0.10.2 has few threads."""
+    """One seed after the other: two batches of factorizations at once may never end on few cores (notebooks/stability.md)."""
     draw = jax.nn.initializers.orthogonal()
     return jax.custom_batching.sequential_vmap(lambda key: draw(key, (inputs, outputs)))
 

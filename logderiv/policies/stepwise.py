@@ -189,8 +189,8 @@ class MLP(Policy):
         mask: The entry or field of the observation with the mask of the actions, booleans or 0 and 1 in eight bits: what is not
             allowed has the logit `-inf`. The head's own method `masked(outputs, mask)` puts it there, or else `logderiv.masked`. The
             network sees the mask too.
-        initializer: Where weights start: "lecun_normal", deviation 1/√inputs, or "orthogonal", √2 times an orthogonal matrix, as PPO is
-            mostly used with.
+        initializer: Where weights start: "lecun_normal", deviation 1/√inputs, or "orthogonal", √2 times an orthogonal matrix; a
+            policy's last layer is scaled by 0.01 with either.
 
     Raises:
         ValueError: A width is no whole number from 1, or `state_independent` none from 0 to `outputs - 1`; `precision` or `initializer` is
@@ -213,7 +213,7 @@ class MLP(Policy):
         check.whole(**{"outputs - state_independent": self.outputs - self.state_independent})
 
     def init(self, key: jax.Array, observation: Any) -> Params:
-        """Parameters: weights by the `initializer`, zero biases, a last layer of scale 0.01, which starts the policy near uniform.
+        """Parameters: weights by the `initializer`, zero biases, a last layer scaled by 0.01, which starts the policy near uniform.
 
         Args:
             key: Consumed.
