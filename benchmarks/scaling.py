@@ -1,12 +1,16 @@
-r"""How does training speed up with devices: the same batch on more of them (strong), and a batch for each (weak)?
+r"""How do training and log P speed up with devices: the same batch on more of them (strong), and a batch for each (weak)?
 
 Environment steps a second of PPO on gymnax's CartPole-v1 (MLP 64-64, 4 epochs of 4 minibatches) by `ld.train(mesh=...)`, compiled program only; each
 number of devices in a process of its own, on as many cores as it has devices, at most all. On a CPU the devices are XLA's virtual ones, which share its
 cores: more of them than cores cannot be expected to gain. Communication: the sums over devices that the compiled program holds (a flag for every step of
 the environments, and every gradient), timed in a program that does nothing else.
 
+Value and gradient of the mean log P, MLP 4-64-2, float32: two devices with a mesh in use and trajectories spread over them beforehand, a vectorized form likewise, and the vectorized form
+on one of the two devices, which takes all cores.
+
 Finding (2 CPU cores, jax 0.10.2; 128 steps): one device on one core makes 440 000 steps a second with 256 environments. Two devices on two cores make 1.13 times that with
 the same batch, with 6 % of the time on communication, and 1.31 times with twice the batch; four and eight devices on the same two cores only add communication (28 and 39 %).
+Log P of 10^6 steps takes 100 to 113 ms on two devices, of 65 536 6.7 ms: a vectorized form takes 1.6 to 3.2 times as long there, and 3.1 to 3.8 times on one device.
 """
 
 import os
