@@ -51,6 +51,7 @@ def test_a_missing_tool_is_named_with_its_extra(monkeypatch):
         mutants("area.py", AREA)
 
 
+@pytest.mark.slow
 def test_killed_survived_and_timed_out_are_told_apart(tmp_path):
     """2 * 2 = 2 + 2: the test of 2 is blind to it, the test of 3 is not. The file is as before afterwards."""
     (tmp_path / "test_blind.py").write_text(CHECKS.format(2, 4))

@@ -14,7 +14,7 @@ import logderiv as ld
 from benchmarks.variance_laws import COIN, COINS, logit
 from logderiv.estimators import Structure
 from tests.listed import DISCOUNT, PARAMS, POLICY, TWO_STATES_VARIANCES, listed, mean_and_covariance, ravel, shifted
-from tests.mostly import mostly_slow
+from tests.mostly import mostly_slow, slow
 from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, cast, terminating, two_states
 
 LOO = ld.ScoreFunction(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory")), discount=DISCOUNT)
@@ -333,10 +333,11 @@ def in_numpy(params, policy, trajectories):
     return total / len(trajectories.valid)
 
 
-def test_an_estimator_that_cannot_be_traced_is_called_batch_by_batch():
+@pytest.mark.parametrize("num_trajectories", [1, slow(2)])
+def test_an_estimator_that_cannot_be_traced_is_called_batch_by_batch(num_trajectories):
     params = jnp.array([0.3, -0.2])
     moments = partial(ld.exact.moments, params, ld.shared_softmax, ld.environments.short_corridor())
-    options: Any = {"horizon": 4, "num_trajectories": 2, "method": "multisets"}
+    options: Any = {"horizon": 4, "num_trajectories": num_trajectories, "method": "multisets"}
     expected = moments(ld.ScoreFunction(ld.advantages.ToGo()), **options)
     found = moments(in_numpy, **options, traced=False)
     np.testing.assert_allclose(found.mean, expected.mean, rtol=0, atol=1e-12)

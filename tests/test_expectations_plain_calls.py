@@ -295,6 +295,7 @@ def test_derivative_rules_of_the_functions_that_a_model_calls_hold(nest, rule):
     np.testing.assert_allclose(slopes, 7.0, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_hundred_calls_leave_nothing_more_behind_than_three():
     """Counted: the Python objects that are alive, cache entries among them; a lambda made anew each time does leave some."""
 

@@ -13,7 +13,7 @@ import pytest
 
 import logderiv as ld
 
-from .mostly import mostly_slow
+from .mostly import mostly_slow, slow
 
 SCALE: Any = 1.0
 
@@ -31,7 +31,7 @@ def by_hand_with_a_global(logit, tape):
     return tape.cost(SCALE * x.astype(float))
 
 
-@pytest.mark.parametrize("program", [through_a_helper, by_hand_with_a_global])
+@pytest.mark.parametrize("program", [through_a_helper, slow(by_hand_with_a_global)])
 def test_globals_are_read_at_each_call(program, monkeypatch):
     """As in a notebook, where a constant or a helper is defined anew; the list of all paths has them anew, too."""
     objective = ld.expectation(program, num_samples=8)

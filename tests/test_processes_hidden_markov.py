@@ -21,6 +21,7 @@ from logderiv.processes import (
     normal_emission,
     poisson_emission,
 )
+from tests.mostly import mostly_slow
 
 T, S = 4, 3
 MODEL = HiddenMarkovModel()
@@ -56,7 +57,8 @@ CASES = {
     "vectors, missing NaN": (VECTORS, VECTOR_PARAMS, PAIRS, MASK),
     "normal, missing NaN": (NORMAL, NORMAL_PARAMS, jnp.array([0.3, -1.0, jnp.nan, 2.5]), MASK),
 }
-EVERY = pytest.mark.parametrize("name", CASES)
+KEPT = ("missing", "left to right", "counts, stationary, missing", "vectors, missing NaN")
+EVERY = pytest.mark.parametrize("name", mostly_slow(CASES, KEPT))
 
 
 @functools.partial(jax.jit, static_argnames="model")
