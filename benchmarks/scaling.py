@@ -26,7 +26,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import logderiv as ld
 from benchmarks import harness, peers
-from benchmarks.harness import Report, Table, at_least
+from benchmarks.harness import Bound, Report, Table, at_least
 from benchmarks.likelihood_speed import LARGE, MLP, parameters, trajectories
 from logderiv._core.sharding import gather, replicate, spread, using
 
@@ -122,18 +122,10 @@ def main(quick: bool) -> Report:
     )
     two = [row for row in rows if row["devices"] == 2 and allowed > 1]
     timings = [at_least(f"{row['kind']} scaling, 2 devices over 1", row["speedup"], LEAST) for row in two]
-    likelihoods = (
-        []
-        if there < 2
-        else [likelihood_row(*point, 3 if quick else 7) for point in (QUICK_POINTS if quick else POINTS)]
-    )
-    large = [row for row in likelihoods if row["length"] * row["num"] >= LARGE and cpu and allowed > 1]
-    timings += [
-        at_least(
-            f"log P, T = {row['length']}, B = {row['num']}: vectorized on one device over two", row["ahead"], AHEAD
-        )
-        for row in large
+    likelihoods = [
+        likelihood_row(*point, 3 if quick else 7) for point in (QUICK_POINTS if quick else POINTS) if there > 1
     ]
+    timings += _ahead(likelihoods) if cpu and allowed > 1 else []
     found = {"rows": rows, "size": size, "likelihoods": likelihoods}
     return Report([table, _likelihoods(likelihoods)], [], found, partial(_draw, rows, allowed), timings)
 
@@ -142,6 +134,12 @@ def likelihood_row(length: int, num: int, repeats: int) -> dict[str, Any]:
     """Two devices beside one, in a process that has two."""
     found = harness.on_devices(2, "benchmarks.scaling:measure_likelihood", 2, length, num, repeats)
     return {"length": length, "num": num, "ahead": found["vectorized, one device"] / found["logderiv"]} | found
+
+
+def _ahead(rows: list[dict[str, Any]]) -> list[Bound]:
+    """Where there is enough to do for two cores."""
+    words = "log P, T = {r[length]}, B = {r[num]}: vectorized on one device over two"
+    return [at_least(words.format(r=row), row["ahead"], AHEAD) for row in rows if row["length"] * row["num"] >= LARGE]
 
 
 def _likelihoods(rows: list[dict[str, Any]]) -> Table:

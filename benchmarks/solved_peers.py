@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,25 @@ from benchmarks import harness, peers_sb3, rl_peers
 from benchmarks.peers_sb3 import SB3
 from benchmarks.rl_peers import PEERS, Settings
 from benchmarks.seeds import MORE, POINTS, Run
+
+
+class Counts(NamedTuple):
+    """How long a run is, and how it is evaluated.
+
+    Attributes:
+        num_updates: Of the run.
+        every: Updates from one evaluation to the next.
+        num_episodes: Of an evaluation.
+    """
+
+    num_updates: int
+    every: int
+    num_episodes: int
+
+    def steps(self, settings: Settings, seeds: int) -> np.ndarray:
+        """Environment steps before each evaluation, `(seeds, points)`."""
+        points = settings.batch * self.every * np.arange(1, self.num_updates // self.every + 1)
+        return np.broadcast_to(points, (seeds, len(points)))
 
 
 def peer_runs(recipe: Mapping[str, Any], rate: float, gymnasium: Any, *, seeds: int, episodes: int) -> dict[str, Run]:
@@ -99,40 +118,27 @@ def peer_curves(
     """
     if num_updates % every:
         raise ValueError(f"num_updates: expected a multiple of every = {every}, received {num_updates}.")
-    counts = {"num_updates": num_updates, "every": every, "num_episodes": num_episodes}
+    counts = Counts(num_updates, every, num_episodes)
     if name == SB3:
         if gymnasium is None:
             return None
-        return _on_all_cores(gymnasium, settings, len(keys), **counts)
+        return _on_all_cores(gymnasium, settings, len(keys), counts)
     if name not in PEERS:
         raise ValueError(f"name: expected one of {[*PEERS, SB3]}, received {name!r}.")
     peer = PEERS[name](settings, environment)
-    return None if peer is None else _side_by_side(peer, environment, settings, keys, **counts)
+    return None if peer is None else _side_by_side(peer, environment, settings, keys, counts)
 
 
-def _steps(settings: Settings, seeds: int, num_updates: int, every: int) -> np.ndarray:
-    points = settings.batch * every * np.arange(1, num_updates // every + 1)
-    return np.broadcast_to(points, (seeds, len(points)))
-
-
-def _side_by_side(
-    peer: rl_peers.Peer,
-    environment: Any,
-    settings: Settings,
-    keys: jax.Array,
-    num_updates: int,
-    every: int,
-    num_episodes: int,
-) -> Run:
+def _side_by_side(peer: rl_peers.Peer, environment: Any, settings: Settings, keys: jax.Array, counts: Counts) -> Run:
     """All seeds by one `vmap`, in a call that only trains."""
     keys, keys_evaluation = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    call = harness.compile_call(jax.vmap(lambda key: peer.train(key, num_updates, every)), keys)
+    call = harness.compile_call(jax.vmap(lambda key: peer.train(key, counts.num_updates, counts.every)), keys)
     start = time.perf_counter()
     snapshots = call.run()
     seconds = time.perf_counter() - start
-    evaluate = partial(_evaluated, ld.FunctionPolicy(peer.policy), environment, num_episodes)
+    evaluate = partial(_evaluated, ld.FunctionPolicy(peer.policy), environment, counts.num_episodes)
     returns, final = map(np.asarray, jax.jit(partial(lax.map, evaluate))((snapshots, keys_evaluation)))
-    return Run(_steps(settings, len(keys), num_updates, every), returns, final, call.compile_seconds, seconds)
+    return Run(counts.steps(settings, len(keys)), returns, final, call.compile_seconds, seconds)
 
 
 def _evaluated(policy: Any, environment: Any, num_episodes: int, snapshots_and_key: Any) -> tuple[jax.Array, jax.Array]:
@@ -148,28 +154,25 @@ def _evaluated(policy: Any, environment: Any, num_episodes: int, snapshots_and_k
     return returns, mean_return(jax.tree.map(lambda x: x[-1], snapshots), key_last, MORE * num_episodes)
 
 
-def _on_all_cores(
-    make: Any, settings: Settings, seeds: int, num_updates: int, every: int, num_episodes: int
-) -> Run | None:
+def _on_all_cores(make: Any, settings: Settings, seeds: int, counts: Counts) -> Run | None:
     """stable-baselines3: as many seeds at once as there are cores, one thread each, the clock running while they learn."""
     if not rl_peers.installed("stable_baselines3", "gymnasium"):
         return None
-    how = (make, settings, num_updates, every, num_episodes)
     workers = min(seeds, os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        found = list(pool.map(partial(_one_seed, how), range(seeds)))
+        found = list(pool.map(partial(_one_seed, make, settings, counts), range(seeds)))
     returns, final, seconds = map(np.array, zip(*found, strict=True))
-    return Run(_steps(settings, seeds, num_updates, every), returns, final, math.nan, seconds.sum() / workers)
+    return Run(counts.steps(settings, seeds), returns, final, math.nan, seconds.sum() / workers)
 
 
-def _one_seed(how: Any, seed: int) -> tuple[list[float], float, float]:
+def _one_seed(make: Any, settings: Settings, counts: Counts, seed: int) -> tuple[list[float], float, float]:
     """Mean returns of all snapshots and of the last one, training seconds; no two episodes of evaluations start from one seed."""
-    make, settings, num_updates, every, num_episodes = how
     model = peers_sb3.stable_baselines3_ppo(settings, seed, make)
     start = time.perf_counter()
-    snapshots = peers_sb3.stable_baselines3_train(model, settings, num_updates, every)
+    snapshots = peers_sb3.stable_baselines3_train(model, settings, counts.num_updates, counts.every)
     seconds = time.perf_counter() - start
-    first = itertools.count(seed * (len(snapshots) + 1) * MORE * num_episodes, MORE * num_episodes)
+    last = MORE * counts.num_episodes
+    first = itertools.count(seed * (len(snapshots) + 1) * last, last)
     mean_return = partial(peers_sb3.stable_baselines3_return, model, make=make)
-    returns = [mean_return(num_episodes, next(first), snapshot=snapshot) for snapshot in snapshots]
-    return returns, mean_return(MORE * num_episodes, next(first)), seconds
+    returns = [mean_return(counts.num_episodes, next(first), snapshot=snapshot) for snapshot in snapshots]
+    return returns, mean_return(last, next(first)), seconds
