@@ -36,7 +36,8 @@ def objective(
 
     over the tokens with a weight w other than 0, with the bounded `ratio` ρ and the `correction` c of the sampler, which is held.
     It adds up over any split of the batch between answers, with advantages and weights taken on the whole. Whatever stands at
-    tokens of weight 0 has no influence.
+    tokens of weight 0 has no influence. Of a single answer, with a leading axis of 1, it is a term of
+    `logderiv.token_sum(by="sequence")`, which takes value and gradient from hidden states in one pass.
 
     Args:
         log_probs: Log-probabilities of the drawn tokens under the policy that is trained. Shape `(N, T)`, or `(R, L)` with
