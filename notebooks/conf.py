@@ -4,8 +4,12 @@ Notebooks are shown with the outputs that they were committed with; the tests ex
 fetched, neither when the site is built nor when it is read.
 """
 
+import gc
 import sys
 from pathlib import Path
+
+# The trees of all pages live until the end; looking through them again and again costs a seventh.
+gc.set_threshold(100_000, 20, 50)
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE / "_site"), str(HERE.parent)]
