@@ -5,7 +5,8 @@ that can be taken in any order. All at once needs memory for all of them; one at
 takes a block of rows at a time, vectorized inside, scans over the blocks and recomputes each block on the way back
 (`jax.checkpoint`), so that memory is that of one block. The scan is two levels deep: each inner scan starts its
 parameter cotangent from zero, which keeps float32 gradients exact to about 1e-6 at 10^7 steps where a single running
-sum is wrong in the second digit. `sum_rows` does the same for a sum, and takes value and gradient in one pass.
+sum is wrong in the second digit. `sum_rows` does the same for a sum, and takes value and gradient in one pass. How exact
+a gradient is does not depend on the block: a large one adds up parts of it (`_of_block`).
 
 A policy with memory has its steps scanned in time instead (`scan_steps`), in checkpointed segments: memory O(sqrt(T)) on the
 way back.
@@ -23,9 +24,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import accumulator_dtype
+from logderiv._core.arrays import accumulator_dtype, copies
 from logderiv._core.sharding import by_shard, divides
-from logderiv._core.tangents import is_zero, jvp_of_moving, moving
+from logderiv._core.tangents import is_zero, jvp_of_moving, moving, with_captured
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere a device wants all rows at once, and blocks
 # only bound the memory of what is kept between the way forward and back: to `_BYTES`, or to a part of what the device has in all. Never to what is free:
@@ -35,6 +36,8 @@ _BYTES, _PART = 3 << 28, 32
 # On a CPU, rows of which XLA spreads a layer of 64 over the cores, as it does not for 512. Training an actor and a critic
 # by minibatches is 1.4 to 1.5 times as fast with these (`benchmarks/training_speed`, 2 cores).
 _WIDE = {"cpu": 2048}
+# Rows whose gradients are one sum: from 10^6 rows on a gradient is the sum of 64 such sums at least, however large a block is.
+_SUMMED = 10**6 // 64
 
 Function = Callable[[Any, Any], Any]  # of what rows share, and of a row
 
@@ -130,17 +133,44 @@ def map_rows(function: Function, params: Any, inputs: Any, *, block_size: int | 
     """
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     block_size = rows_in_block(function, params, inputs, block_size)
-    if num * length <= block_size:
-        flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
-        values = jax.vmap(function, (None, 0))(params, flat)
-        return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), values)
-    return by_shard(partial(_map_blocks, function, block_size), params, inputs)
+    if num * length <= min(block_size, _SUMMED):
+        return _map_block(function, params, inputs)
+    mapped = partial(_map_block, function) if num * length <= block_size else partial(_map_blocks, function, block_size)
+    return by_shard(mapped, params, inputs)
+
+
+def _map_block(function: Function, params: Any, inputs: Any) -> Any:
+    num, length = jax.tree.leaves(inputs)[0].shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
+    values = _of_block(function, params, flat)
+    return jax.tree.map(lambda y: y.reshape((num, length, *y.shape[1:])), values)
+
+
+def _of_block(function: Function, params: Any, rows: Any) -> Any:
+    """`function(params, row)` of the rows of a block, side by side.
+
+        d/dθ Σ_r f(θ, x_r) = Σ_k d/dθ_k Σ_(r in part k) f(θ_k, x_r)  at θ_k = θ
+
+    A float32 sum of n terms of one sign errs in proportion to n. What rows share is therefore given once to each part of at
+    most `_SUMMED` rows, and the parts' gradients are added up at the end. The parts divide the rows where a number of up to
+    twice as many does; else the last row is repeated, in a copy of the rows.
+    """
+    num = jax.tree.leaves(rows)[0].shape[0]
+    least = -(-num // _SUMMED)
+    if least <= 1:
+        return jax.vmap(function, (None, 0))(params, rows)
+    parts = next((k for k in range(least, 2 * least) if num % k == 0), least)
+    layout = Layout(1, 1, 1, parts, -(-num // parts))
+    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0], rows))
+    every = jax.vmap(jax.vmap(jax.vmap(function, (None, 0))))
+    values = every(copies(shared, (1, parts)), layout.fold(jax.tree.map(lambda x: x[None], rows)))
+    return jax.tree.map(lambda y: y[0], layout.unfold(values, num))
 
 
 def _map_blocks(function: Function, block_size: int, params: Any, inputs: Any) -> Any:
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     layout = Layout.of(num, length, block_size)
-    block = jax.checkpoint(jax.vmap(function, (None, 0)), prevent_cse=False)
+    block = jax.checkpoint(partial(_of_block, function), prevent_cse=False)
     group = jax.checkpoint(lambda params, xs: lax.map(partial(block, params), xs), prevent_cse=False)
     return layout.unfold(lax.map(partial(group, params), layout.fold(inputs)), length)
 
@@ -169,10 +199,10 @@ def sum_rows(
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
-    function, captured = jax.closure_convert(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
+    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
-        values = map_rows(lambda p, x: function(p[0], x, *p[1]), shared, inputs, block_size=block_size)
+        values = map_rows(function, shared, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
 
     total: Any = jax.custom_jvp(plain)
@@ -184,15 +214,14 @@ def sum_rows(
         values, directions, among_all = moving(primals[0], tangents[0])
 
         def of_moving(values: Any, x: Any) -> jax.Array:
-            p, captured = among_all(values)
-            return function(p, x, *captured)
+            return function(among_all(values), x)
 
         sums = by_shard(partial(_sum_blocks, of_moving, block_size), values, primals[1:])
         value, gradient = jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
         terms = jax.tree.map(lambda g, d: jnp.sum(g * d.astype(g.dtype), dtype=value.dtype), gradient, directions)
         return value, sum(jax.tree.leaves(terms), jnp.zeros_like(value))
 
-    return total((params, captured), inputs, valid)
+    return total(shared, inputs, valid)
 
 
 def fill_steps(tree: Any, valid: jax.Array) -> Any:
@@ -291,7 +320,7 @@ def _sum_blocks(function: Function, block_size: int, shared: Any, batch: Any) ->
     layout = Layout.of(num, length, block_size)
 
     def block(shared: Any, x: Any, valid: jax.Array) -> tuple[jax.Array, jax.Array]:
-        values = jax.vmap(function, (None, 0))(shared, x)
+        values = _of_block(function, shared, x)
         values = jnp.where(valid, values, jnp.zeros_like(values))
         return jnp.sum(values), _partial_sums(values)
 
