@@ -3,16 +3,19 @@ r"""How near to what the device allows are likelihood and training, and how exac
 One run, most important first, each part within a time of its own, results printed as they come: on a GPU five minutes in all. The device's limits: a copy, and products by dtype
 and precision. Exactness: log P and the worst leaf of its gradient in float32 with one action only, so that no errors cancel, against float64 on the CPU. Likelihood: value and
 gradient of the mean log P, MLP 4-64-2, beside the vectorized form and the installed libraries; everybody's products are exact ("highest"), times as they come by default
-beside. Training: PPO on CartPole-v1 with exact products. A limit is the longer of reading the inputs once and doing the operations at the measured rates; what keeps activations in
+beside. Training: PPO on CartPole-v1 with exact products. Last, an experiment: value and gradient as one kernel (`fused_kernel`), which enters the library if it is four times as fast
+as the faster of the library and the vectorized form, and exact to float32. A limit is the longer of reading the inputs once and doing the operations at the measured rates; what keeps activations in
 memory, as all forms do here, stays far below it.
 
 Finding (one H100 80GB, jax 0.11.2; a copy 2.18 TB/s, products of 8192^3 in bfloat16 620, float32 349 by default and 50 exact TFLOP/s): log P errs by 2e-8 to 7e-8 and its gradient by
 5e-8 to 5e-7 from 10^3 to 10^7 steps, where products as they come by default make it 9e-6 and 3e-4. Likelihoods take 0.99 of the vectorized form's time at (10^6, 1), (1024, 1024) and
 (65 536, 16), where they are one block, and 1.12 in blocks at 10^7 steps, with 0.27 of its memory; since then a block is three quarters of what it was, which was not measured. All forms
 are at 2 to 3 % of the limit: the activations go through memory. PPO with 16 384 environments makes 45 M steps a second, 0.90 of PureJaxRL's style; fewer environments and the GRU were not
-reached in the time there was.
+reached in the time there was. The kernel was not measured on a GPU yet.
 """
 
+import functools
+import importlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,12 +24,14 @@ import jax
 import numpy as np
 
 import logderiv as ld
-from benchmarks import harness, likelihood_speed, peers, training_speed
+from benchmarks import fused_kernel, harness, likelihood_speed, peers, training_speed
 from benchmarks import likelihood_accuracy as accuracy
 from benchmarks.harness import Bound, Report, Table, at_least, at_most
 from benchmarks.rl_peers import Settings
 
 OURS, VECTORIZED = "logderiv", "vectorized"
+ERRORS = ("value", "gradient")
+TIMES_AS_FAST = 4.0  # what a second way of doing the same would have to be
 POLICIES = {"MLP 4-64-2": accuracy.MLP, "GRU 16": accuracy.GRU}
 PRODUCTS = {"bfloat16": ("bfloat16", None), "float32": ("float32", None), "float32, highest": ("float32", "highest")}
 BYTES_A_ROW = 4 * 4 + 4  # four observations and an action
@@ -43,7 +48,8 @@ class Sizes(NamedTuple):
         points: `(T, B)` of the likelihoods.
         repeats: Calls whose median is a time.
         updates: Of one call of PPO, by number of environments.
-        seconds: After which nothing more is begun: of exactness, likelihood and training.
+        fused: Rows that one kernel takes.
+        seconds: After which nothing more is begun: of exactness, likelihood, training and the kernel.
     """
 
     copy: int
@@ -52,14 +58,19 @@ class Sizes(NamedTuple):
     points: Sequence[tuple[int, int]]
     repeats: int
     updates: Mapping[int, int]
-    seconds: tuple[float, float, float]
+    fused: Sequence[int]
+    seconds: tuple[float, float, float, float]
 
 
 _LENGTHS = {"MLP 4-64-2": [10**n for n in range(3, 8)], "GRU 16": [10**3, 10**4, 10**5]}
 _POINTS = ((10**7, 1), (10**6, 1), (1024, 1024), (65536, 16))
-DEVICE = Sizes(1 << 28, 8192, _LENGTHS, _POINTS, 30, {16384: 5, 1024: 20, 4096: 5, 64: 20}, (80, 60, 120))
-CPU = Sizes(1 << 24, 1024, _LENGTHS, ((65536, 1), (1024, 64)), 15, {64: 8, 1024: 1}, (120, 60, 120))
-QUICK = Sizes(1 << 22, 1024, {"MLP 4-64-2": [1000, 10**5], "GRU 16": [1000]}, CPU.points, 3, {64: 1}, (60, 30, 60))
+DEVICE = Sizes(
+    1 << 28, 8192, _LENGTHS, _POINTS, 30, {16384: 5, 1024: 20, 4096: 5, 64: 20}, (10**6, 10**7), (80, 60, 100, 40)
+)
+CPU = Sizes(1 << 24, 1024, _LENGTHS, ((65536, 1), (1024, 64)), 15, {64: 8, 1024: 1}, (1000,), (120, 60, 120, 20))
+QUICK = Sizes(
+    1 << 22, 1024, {"MLP 4-64-2": [1000, 10**5], "GRU 16": [1000]}, CPU.points, 3, {64: 1}, CPU.fused, (60, 30, 60, 20)
+)
 
 
 def limits_of_device(sizes: Sizes) -> dict[str, float]:
@@ -80,13 +91,20 @@ def exactness(sizes: Sizes) -> list[dict[str, Any]]:
     points = [(name, length) for name, lengths in sizes.lengths.items() for length in lengths]
     for name, length in within(sizes.seconds[0], points):
         policy, (params, tau) = POLICIES[name], accuracy.one_action(POLICIES[name], length)
-        exact = accuracy.exact_mlp(params, tau) if policy is accuracy.MLP else _by_scan(policy, params, tau)
+        exact = reference(name, length)
         value, gradient = accuracy.errors(ld.log_prob, policy, params, tau, exact)
         row = {"policy": name, "T": length, "value": value, "gradient": gradient}
         if policy is accuracy.MLP:
             row["plain value"], row["plain gradient"] = accuracy.errors(_vectorized, policy, params, tau, exact)
         rows.append(told(row))
     return rows
+
+
+@functools.cache
+def reference(name: str, length: int) -> tuple[float, Any]:
+    """Log P and its gradient in float64 where one action was taken only."""
+    policy, (params, tau) = POLICIES[name], accuracy.one_action(POLICIES[name], length)
+    return accuracy.exact_mlp(params, tau) if policy is accuracy.MLP else _by_scan(policy, params, tau)
 
 
 def _vectorized(params: Any, _: Any, tau: ld.Trajectory) -> jax.Array:
@@ -138,6 +156,50 @@ def training(sizes: Sizes, limits: Mapping[str, float]) -> list[dict[str, Any]]:
     return rows
 
 
+def fused(sizes: Sizes) -> list[dict[str, Any]]:
+    """One kernel, in each shape that it compiles in, beside the library and the vectorized form: milliseconds, errors, times as fast."""
+    try:
+        importlib.import_module("jax.experimental.pallas.triton")
+    except ImportError as error:
+        print(f"  without the kernel: {error}", flush=True)
+        return []
+    rows = []
+    for num in within(sizes.seconds[3], sizes.fused):
+        params, tau = accuracy.one_action(accuracy.MLP, num)
+        log_probs = {OURS: ld.log_prob, VECTORIZED: _vectorized}
+        with jax.default_matmul_precision("highest"):
+            calls = {name: _value_and_grad(function, params, tau) for name, function in log_probs.items()}
+        calls |= _kernels(params, tau)
+        seconds = harness.interleaved_medians(calls, sizes.repeats)
+        fastest = min(seconds[name] for name in log_probs)
+        for name, call in calls.items():
+            value, gradient = accuracy.gaps(call(), reference("MLP 4-64-2", num))
+            row = {"rows": num, "form": name, "ms": 1e3 * seconds[name], "value": value, "gradient": gradient}
+            rows.append(told(row | {"times as fast": fastest / seconds[name]}))
+    return rows
+
+
+def _value_and_grad(function: Any, params: Any, tau: ld.Trajectory) -> harness.Compiled:
+    return harness.compile_call(
+        jax.value_and_grad(lambda params, tau: function(params, accuracy.MLP, tau)), params, tau
+    )
+
+
+def _kernels(params: Any, tau: ld.Trajectory) -> dict[str, harness.Compiled]:
+    """By shape; one that this device's compiler refuses is named."""
+    calls, inputs = {}, fused_kernel.Rows(tau.observations, tau.actions, tau.valid)
+    for shape in fused_kernel.INTERPRETED if jax.default_backend() == "cpu" else fused_kernel.SHAPES:
+        name, function = (
+            f"kernel {shape.rows} x {shape.programs}",
+            functools.partial(fused_kernel.value_and_grad, shape),
+        )
+        try:
+            calls[name] = harness.compile_call(function, params, inputs)
+        except Exception as error:  # whatever a compiler raises; the other shapes are still of interest
+            print(f"  without {name}: {type(error).__name__}: {str(error)[:300]}", flush=True)
+    return calls
+
+
 def operations_a_step(settings: Settings) -> float:
     """Of PPO's two networks 4-64-64-x: once forwards to collect, and in each epoch forwards and, twice that, backwards."""
     weights = sum(4 * 64 + 64 * 64 + 64 * outputs for outputs in (2, 1))
@@ -167,16 +229,14 @@ def main(quick: bool) -> Report:
     sizes = QUICK if quick else CPU if jax.default_backend() == "cpu" else DEVICE
     limits = limits_of_device(sizes)
     errors = exactness(sizes)
-    likelihoods, trained = likelihood(sizes, limits), training(sizes, limits)
-    bounds = [
-        at_most(f"error of the {what}, {row['policy']}, T = {row['T']:.0e}", row[what], 2e-6)
-        for row in errors
-        for what in ("value", "gradient")
-    ]
-    numbers = {"limits": limits, "exactness": errors, "likelihood": likelihoods, "training": trained}
-    return Report(
-        _tables(**numbers), bounds, numbers, timings=likelihood_bounds(likelihoods) + training_bounds(trained)
-    )
+    likelihoods, trained, kernels = likelihood(sizes, limits), training(sizes, limits), fused(sizes)
+    exact = {f"{row['policy']}, T = {row['T']:.0e}": row for row in errors}
+    exact |= {f"{row['form']}, {row['rows']:.0e} rows": row for row in kernels if row["form"] not in (OURS, VECTORIZED)}
+    bounds = [at_most(f"error of the {w}, {name}", row[w], 2e-6) for name, row in exact.items() for w in ERRORS]
+    numbers = {"limits": limits, "exactness": errors, "likelihood": likelihoods, "training": trained, "fused": kernels}
+    timings = likelihood_bounds(likelihoods) + training_bounds(trained)
+    timings += [] if jax.default_backend() == "cpu" else verdicts(kernels)
+    return Report(_tables(**numbers), bounds, numbers, timings=timings)
 
 
 def likelihood_bounds(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
@@ -197,7 +257,17 @@ def training_bounds(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
     ]
 
 
-def _tables(limits: Any, exactness: Any, likelihood: Any, training: Any) -> list[Table]:
+def verdicts(rows: Sequence[Mapping[str, Any]]) -> list[Bound]:
+    """Whether the kernel enters the library, by the shape that is the fastest at each number of rows."""
+    name = "fused kernel, times as fast as the faster of the library and the vectorized form"
+    best: dict[int, float] = {}
+    for row in rows:
+        if row["form"] not in (OURS, VECTORIZED):
+            best[row["rows"]] = max(best.get(row["rows"], 0.0), row["times as fast"])
+    return [at_least(f"{name}, {num:.0e} rows", found, TIMES_AS_FAST) for num, found in best.items()]
+
+
+def _tables(limits: Any, exactness: Any, likelihood: Any, training: Any, fused: Any) -> list[Table]:
     tables = [
         Table(
             "The device",
@@ -223,6 +293,12 @@ def _tables(limits: Any, exactness: Any, likelihood: Any, training: Any) -> list
             "environments | form | steps/s | of limit | logderiv over it | compile s",
             "{r[environments]} | {r[form]} | {r[steps_per_s]:.0f} | {r[of limit]:.3f} | {r[ours over]:.2f} | {r[compile_s]:.1f}",
             training,
+        ),
+        Table(
+            "Value and gradient of log P, MLP 4-64-2, one action only: one kernel beside the others, exact products",
+            "rows | form | ms | times as fast | log P | gradient",
+            "{r[rows]} | {r[form]} | {r[ms]:.3f} | {r[times as fast]:.2f} | " + harness.cells(ERRORS, ".1e"),
+            fused,
         ),
     ]
     return [table for table in tables if table.rows]

@@ -171,10 +171,14 @@ def errors(
     function: Callable[..., Any], policy: Any, params: Any, tau: ld.Trajectory, exact: Any
 ) -> tuple[float, float]:
     """Relative errors of a log P and of the worst leaf of its gradient."""
-    value, grads = jax.jit(jax.value_and_grad(function))(params, policy, tau)
-    pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(exact[1]), strict=True)
-    gaps = [np.linalg.norm(np.asarray(g, np.float64) - e) / np.linalg.norm(e) for g, e in pairs]
-    return abs(float(value) / exact[0] - 1), float(max(gaps))
+    return gaps(jax.jit(jax.value_and_grad(function))(params, policy, tau), exact)
+
+
+def gaps(found: Any, exact: Any) -> tuple[float, float]:
+    """Relative errors of a value and of the worst leaf of its gradient, in the norm of the leaf."""
+    pairs = zip(jax.tree.leaves(found[1]), jax.tree.leaves(exact[1]), strict=True)
+    of_leaves = [np.linalg.norm(np.asarray(g, np.float64) - e) / np.linalg.norm(e) for g, e in pairs]
+    return abs(float(found[0]) / exact[0] - 1), float(max(of_leaves))
 
 
 def coherent_rows(length: int) -> list[Row]:

@@ -29,7 +29,9 @@ SCALED = {"kind": "strong", "environments": 4, "communication": 0.1, "compile_se
 # Where a quick run is still more than a test should take.
 SMALLER = {
     "accelerator": {
-        "QUICK": accelerator.Sizes(64, 8, {"MLP 4-64-2": [50], "GRU 16": [9]}, ((50, 1),), 1, {2: 1}, (9, 9, 9))
+        "QUICK": accelerator.Sizes(
+            64, 8, {"MLP 4-64-2": [50], "GRU 16": [9]}, ((50, 1),), 1, {2: 1}, (20,), (9, 9, 9, 9)
+        )
     },
     "estimator_frontier": {
         "QUICK": ("total return", estimator_frontier.PATHWISE),
