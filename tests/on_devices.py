@@ -4,15 +4,17 @@ import json
 import math
 import re
 import tempfile
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import logderiv as ld
+from logderiv._core import blocks as core_blocks
 from tests import worlds
 
 POLICY = ld.FunctionPolicy(lambda params, observation: ld.Categorical(params["logits"][observation]))
@@ -175,9 +177,40 @@ def estimates(mesh):
     }
 
 
+def padded(num):
+    """Trajectories of 0 to 24 steps."""
+    taus = worlds.batch(jax.random.key(0), (num, 24))
+    return taus._replace(valid=jnp.arange(24) < (5 * jnp.arange(num) % 25)[:, None])
+
+
+def policy_of(params):
+    """A policy's function that closes over the parameters, and takes none."""
+    return lambda _, observation: ld.MLP(2, hidden=(3,)).apply(params, observation)
+
+
+def curvature(params, taus):
+    """A slope whose gradient is a product with the Hessian, of parameters that are captured."""
+
+    def squares(params):
+        return jnp.sum(ld.log_prob((), policy_of(params), taus, block_size=8) ** 2)
+
+    return jax.jvp(squares, (params,), (jax.tree.map(jnp.ones_like, params),))[1]
+
+
+def squares(params, taus, block_size):
+    """Of the log-factors of every step, in blocks."""
+    return jnp.sum(ld.log_factors((), policy_of(params), taus, block_size=block_size) ** 2)
+
+
+def squares_at_once(params, taus):
+    """The same without blocks."""
+    log_probs = jax.vmap(jax.vmap(lambda x, a: policy_of(params)((), x).log_prob(a)))(taus.observations, taus.actions)
+    return jnp.sum(log_probs**2, where=taus.valid)
+
+
 def blocks(mesh):
     """Gradients through loops over blocks and over time, with the mesh in use and without: numbers, communication."""
-    taus = worlds.batch(jax.random.key(0), (16, 24))
+    taus = padded(16)
     cases: dict[str, Any] = {}
     for name, policy in {"rows": ld.MLP(2, hidden=(3,)), "steps": ld.GRU(2, hidden=2)}.items():
         params = policy.init(jax.random.key(1), jnp.zeros(4))
@@ -185,6 +218,7 @@ def blocks(mesh):
     network = ld.MLP(2, hidden=(3,))
     params = network.init(jax.random.key(1), jnp.zeros(4))
     cases["trajectories"] = lambda p, t: jnp.sum(ld.log_prob(p, network, t, block_size=8)), params, taus
+    cases["captured, Hessian"] = curvature, params, taus
     unembedding = jax.random.normal(jax.random.key(2), (5, 4))
     cases["tokens"] = (
         lambda p, t: ld.token_sum(score, p, t.observations, t.actions, chunk_size=8).value,
@@ -200,6 +234,26 @@ def blocks(mesh):
             numbers = meshed(params, batch)
         found[name] = {"plain": (plain(params, batch), communication(plain)), "mesh": (numbers, communication(meshed))}
     return found
+
+
+def undivided(mesh):
+    """Gradients of twelve trajectories that are spread over four devices of the eight in use, and at once on one."""
+    params, taus = ld.MLP(2, hidden=(3,)).init(jax.random.key(1), jnp.zeros(4)), padded(12)
+    alone = jax.jit(jax.grad(squares_at_once))(params, taus)
+    mesh = jax.sharding.Mesh(mesh.devices.reshape(2, 4), ("a", "b"), axis_types=(AxisType.Auto,) * 2)
+    placed = jax.device_put(taus, NamedSharding(mesh, PartitionSpec("b")))
+    with jax.set_mesh(mesh):
+        return {"one": alone, "eight": jax.jit(jax.grad(partial(squares, block_size=8)))(params, placed)}
+
+
+def parts(mesh):
+    """A block of 384 rows whose gradient is the sum of those of parts, on eight devices, and at once on one."""
+    params, taus = ld.MLP(2, hidden=(3,)).init(jax.random.key(1), jnp.zeros(4)), padded(16)
+    alone = jax.jit(jax.grad(squares_at_once))(params, taus)
+    core_blocks._SUMMED, placed = 16, spread(taus, mesh)
+    with jax.set_mesh(mesh):
+        program = jax.jit(jax.grad(partial(squares, block_size=384))).lower(params, placed).compile()
+        return {"one": alone, "eight": program(params, placed), "communication": communication(program)}
 
 
 def score(token):
@@ -255,6 +309,6 @@ def main():
     if mesh.size > 1 and jax.process_count() == 1:
         whole = run("minibatches of episodes", jnp.float64, mesh)
         found["whole"] = communication(jax.jit(whole).lower(start(jnp.float64)[0], jax.random.key(0)).compile())
-        for function in (estimates, blocks, sharded, reported, errors):
+        for function in (estimates, blocks, undivided, sharded, reported, errors, parts):  # the last sets a constant
             found[function.__name__] = function(mesh)
     print(json.dumps(jax.tree.map(lambda x: x if isinstance(x, str) else np.asarray(x).tolist(), found)))

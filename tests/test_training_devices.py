@@ -123,6 +123,15 @@ def test_devices_wait_for_each_other_once_a_gradient_where_the_mesh_is_in_use(fo
         assert within["moves"] == 0, case
 
 
+def test_trajectories_that_the_devices_do_not_divide_and_parts_of_a_large_block_are_the_same(found):
+    """Padded ones, with captured parameters. Parts of a block lie on one device each: the devices meet once, and nothing is moved."""
+    undivided, parts = (found["eight"][name] for name in ("undivided", "parts"))
+    assert gap(undivided["one"], undivided["eight"]) < 1e-12
+    assert gap(parts["one"], parts["eight"]) < 1e-12
+    assert parts["communication"]["in loops"] == parts["communication"]["moves"] == 0
+    assert parts["communication"]["largest"] <= 12  # numbers of one leaf
+
+
 def test_bad_numbers_of_devices_and_batches_are_named(found):
     errors = found["eight"]["errors"]
     assert "params on cpu:1, key on cpu:0" in errors["apart"].replace("TFRT_CPU_", "cpu:")

@@ -245,7 +245,8 @@ def map_trajectories(function: Callable[..., Any], params: Any, *inputs: Any) ->
 
     Args:
         function: From `params` and one trajectory's part of each of the `inputs` to a pytree of arrays.
-        params: Whatever `function` shares between trajectories; for its derivatives the devices of a mesh in use meet once.
+        params: Whatever `function` shares between trajectories; for its derivatives, and for those of what `function` closes over,
+            the devices of a mesh in use meet once.
         *inputs: Pytrees with leading axis `(N,)`.
 
     Returns:

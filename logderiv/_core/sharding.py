@@ -16,7 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from logderiv._core import check
+from logderiv._core.arrays import copies
 from logderiv._core.pytrees import TRACED
+from logderiv._core.tangents import with_captured
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -93,8 +95,8 @@ def using(mesh: Mesh | None) -> contextlib.AbstractContextManager[Any]:
 def by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> Any:
     """`function(params, inputs)` of the trajectories of each device, where their axis is spread over a mesh in use.
 
-    Each device has its own copy of `params`, whose derivatives are added up over the devices at the very end: a sum inside
-    the loops over blocks or steps would make the devices wait for each other every time around.
+    Each device has its own copy of `params`, and of what `function` closes over, whose derivatives are added up over the
+    devices at the very end: a sum inside the loops over blocks or steps would make the devices wait for each other every time around.
 
     Args:
         function: From `params` and `inputs` to a pytree with a leading axis.
@@ -108,9 +110,9 @@ def by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> A
     if not divides(num):
         return function(params, inputs)
     size = _size()
-    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, (size, *jnp.shape(x))), params)
     parts = jax.tree.map(lambda x: x.reshape((size, num // size, *x.shape[1:])), inputs)
-    results = jax.vmap(function)(spread(copies), parts)
+    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0], parts))
+    results = jax.vmap(function)(spread(copies(shared, (size,))), parts)
     return jax.tree.map(lambda y: y.reshape((size * y.shape[1], *y.shape[2:])), results)
 
 
