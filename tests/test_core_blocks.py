@@ -223,7 +223,8 @@ def test_a_gradient_of_a_million_rows_of_one_sign_keeps_its_digits_in_any_block(
     exact = 2 * x.T @ (x @ np.asarray(weights, np.float64))
 
     def error():
-        found = jax.grad(lambda w: _SUMS[form](lambda w, x: jnp.sum((x @ w) ** 2), w, inputs, valid, rows))
+        squares = lambda w, x: jnp.sum(jnp.matmul(x, w, precision="highest") ** 2)  # noqa: E731
+        found = jax.grad(lambda w: _SUMS[form](squares, w, inputs, valid, rows))
         return np.max(np.abs(np.asarray(jax.jit(found)(weights), np.float64) / exact - 1))
 
     assert error() < 2e-7
