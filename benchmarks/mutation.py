@@ -47,12 +47,15 @@ PARTS: dict[str, tuple[str, str]] = {
     "credit": ("returns.py", "credit importance zeros"),
     "advantages": (
         "advantages.py bootstrapped.py batch.py",
-        "credit baselines importance compositions actor_critic settings zeros extremes",
+        "credit baselines importance declaration compositions actor_critic settings zeros extremes",
     ),
     "importance": ("importance.py", "importance"),
     "surrogates": ("surrogates.py", "surrogates zeros"),
-    "baselines": ("baselines.py least_variance.py", "baselines"),
-    "declarations": ("declaration.py policy_gradient.py", "declaration expectations compositions baselines"),
+    "baselines": ("baselines.py least_variance.py", "baselines declaration"),
+    "declarations": (
+        "declaration.py policy_gradient.py",
+        "declaration expectations compositions baselines actor_critic",
+    ),
 }
 OPERATORS = (
     *(
@@ -69,6 +72,7 @@ OPERATORS = (
 )
 # Survivors that compute the same, by the line after the change, so that the reason stays true when lines move.
 EQUIVALENT = {
+    "clip, up = jnp.asarray(clip, log_ratio.dtype), weight > 0": "a weight of 0 gives 0 on both sides",
     "average = state.total / jnp.where(state.weight == 0, 2, state.weight)": "the sum is 0 wherever its weight is",
     "return jnp.where(unseen, 0, numerator / jnp.where(unseen, 2, denominator))": "masked; it only must not be 0",
     **{

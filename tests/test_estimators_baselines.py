@@ -11,9 +11,10 @@ import pytest
 
 import logderiv as ld
 from logderiv._core.pytrees import pytree
-from logderiv.advantages import Batch, Grouped, Return, Standardized, ToGo
+from logderiv.advantages import GAE, Batch, Grouped, Return, Standardized, ToGo, VTrace
 from logderiv.baselines import MovingAverageState
 from logderiv.estimators.baselines import own_sample
+from logderiv.estimators.batch import evaluate_value, prepare
 from logderiv.estimators.declaration import Declaration, Structure
 
 from . import oracle
@@ -85,6 +86,24 @@ RETURNS = np.array([[6.0] * 3, [7.5] * 3, [4.5] * 3])  # of the others, on avera
 )
 def test_what_is_subtracted_by_hand(baseline, batch, expected):
     np.testing.assert_array_equal(values(baseline, batch), expected)
+
+
+@pytest.mark.parametrize(
+    ("per", "expected"),
+    [
+        ("step", [[4.5, 3.5, 2.5], [4.5, 3.5, 2.5], [6.0, 3.0, 4.0], [6.0, 3.0, 4.0]]),
+        ("trajectory", [4.5, 4.5, 6.0, 6.0]),
+    ],
+)
+def test_pairs_are_left_out_together(per, expected):
+    """Credit 8, 5, 4 and 4, 1 | 6, 5, 5 and 3, 2: each pair gets the mean of the other, of those that are alive."""
+    credit = jnp.array([[8.0, 5.0, 4.0], [4.0, 1.0, 0.0], [6.0, 5.0, 2.5], [3.0, 2.0, 0.0]])
+    valid = jnp.array([[True, True, True], [True, True, False]] * 2)
+    steps = trajectory(rewards=credit, valid=valid)
+    pairs = ld.baselines.LeaveOneOut(per, group_size=2)
+    found = pairs.values((), credit, ON_POLICY._replace(steps=steps, valid=valid))
+    np.testing.assert_array_equal(found, np.reshape(expected, (4, -1)) * np.ones(3))
+    assert pairs.structure == Structure(min_trajectories=4, degree=None, symmetric=False)
 
 
 def test_the_mean_with_its_own_sample_is_short_by_one_over_n():
@@ -221,6 +240,7 @@ def test_standardized_weights_by_hand():
     np.testing.assert_allclose(whole[:, 0], (firsts - 6.0) / (np.std(firsts, ddof=1) + 1.0))
 
 
+@pytest.mark.usefixtures("nans_are_errors")
 def test_batches_with_hardly_a_step():
     """One valid step, or none: means of nothing are 0, not NaN; one step is its own mean."""
     no_step = jnp.zeros((3, 3), bool)
@@ -228,7 +248,7 @@ def test_batches_with_hardly_a_step():
     one, none = (ON_POLICY._replace(steps=TAUS._replace(valid=v), valid=v) for v in masks)
     credit, empty, targets = jnp.zeros((3, 3)).at[0, 0].set(6.0), jnp.zeros((3, 3)), jnp.full((3, 3), 2.0)
     two = Standardized(Return(), per="trajectory", ddof=1, epsilon=0.0)
-    first = lambda x: x[:2]  # noqa: E731
+    first = lambda x: np.asarray(x)[:2]  # noqa: E731, NumPy cuts NaN, too
     pair = BATCH._replace(
         steps=jax.tree.map(first, TAUS),
         valid=VALID[:2],
@@ -264,6 +284,30 @@ def test_next_values_are_those_of_the_same_trajectory():
     now, then = ld.baselines.Value(lambda o: o).state_values((), ON_POLICY._replace(steps=seen))
     np.testing.assert_array_equal(now, [[0, 1, 2], [3, 4, 0], [6, 0, 0]])
     np.testing.assert_array_equal(then, [[1, 2, -1], [4, -2, 0], [-3, 0, 0]])
+
+
+def test_values_of_more_leading_axes_are_those_of_each_row():
+    rows = trajectory(observations=jnp.arange(12.0).reshape(4, 3), valid=jnp.concatenate([VALID, VALID[1:2]]))
+    grid = jax.tree.map(lambda x: x.reshape((2, 2, *x.shape[1:])), rows)
+    for found, expected in zip(*(evaluate_value(lambda _, o: o + 1, (), x) for x in (grid, rows)), strict=True):
+        np.testing.assert_array_equal(found.reshape(4, 3), expected)
+
+
+def test_what_an_advantage_sees_of_padding_by_hand():
+    """Rewards of 0 and discounts of 1, whatever stands there; γ^t goes on."""
+    garbage = TAUS._replace(discounts=jnp.where(VALID, jnp.array([1.0, 1.0, 0.0]), NAN))
+    batch = prepare(ld.ScoreFunction(discount=0.5), jnp.zeros(2), ld.shared_softmax, garbage)
+    np.testing.assert_array_equal(batch.rewards, [[1, 1, 1], [1, 1, 0], [1, 0, 0]])
+    np.testing.assert_array_equal(batch.discounts, [[1, 1, 0], [1, 1, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(batch.powers, [[1, 0.5, 0.25]] * 3)
+
+
+def test_weights_and_targets_of_padding_are_zero_and_no_others():
+    advantages = [ToGo(), Return(GIVEN), GAE(0.5, GIVEN), VTrace(GIVEN), Grouped(ToGo(), 3), Standardized(ToGo(GIVEN))]
+    batch = BATCH._replace(rewards=jnp.where(VALID, 5.0, 0))
+    every = jax.jit(lambda: [a((), a.init(None), batch)[:2] for a in advantages])()
+    for found in jax.tree.leaves(every):
+        np.testing.assert_array_equal(found != 0, VALID)
 
 
 def test_values_of_vector_observations():

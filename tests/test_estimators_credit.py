@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from logderiv.estimators.batch import prepare
 from logderiv.estimators.declaration import Declaration
 from logderiv.estimators.returns import (
     Scaled,
@@ -201,6 +202,32 @@ def test_gamma_t_is_kept_unless_left_out_by_name():
         estimator = ld.ScoreFunction(discount=0.5, gamma_t=kept)
         found, _ = estimator.advantages(REWARDS, (), ld.shared_softmax, taus)
         np.testing.assert_array_equal(found, [returns * powers] * 2)
+
+
+@pytest.mark.usefixtures("nans_are_errors")
+def test_powers_of_a_discount_of_zero_are_logarithms_off_policy():
+    """γ^t = 1, 0, 0 has no logarithm at the first step, where 0 log 0 would be NaN, and 0 is exp(−inf)."""
+    estimator = ld.ScoreFunction(discount=0.0, importance=ld.importance.Importance())
+    taus = trajectory(rewards=REWARDS[None], behavior_log_probs=jnp.log(jnp.full((1, 3), 0.25)))
+    batch = prepare(estimator, jnp.zeros(2), ld.shared_softmax, taus)
+    np.testing.assert_array_equal(batch.powers, [[1, 1, 1]])
+    np.testing.assert_allclose(batch.log_scale, [[np.log(2), -np.inf, -np.inf]], rtol=1e-14)
+    np.testing.assert_allclose(estimator.advantages(jnp.zeros(2), (), ld.shared_softmax, taus)[0], [[2, 0, 0]])
+
+
+def test_weights_and_targets_of_gae_off_policy_by_hand():
+    """Ratios of 2, λ = γ = 1/2, δ = 1, 2, 3: w_t = γ^t ρ_{≤t} δ_t + λ w_{t+1}, and targets v_t + e_t, e_t = ρ_t (δ_t + γ λ e_{t+1})."""
+    gae = ld.advantages.GAE(0.5, ld.baselines.Value(lambda observation: observation))
+    estimator = ld.ScoreFunction(gae, discount=0.5, importance=ld.importance.Importance())
+    taus = trajectory(
+        rewards=REWARDS[None],
+        observations=VALUES[None],
+        final_observation=NEXT[2:],
+        behavior_log_probs=jnp.log(jnp.full((1, 3), 0.25)),
+    )
+    weights, targets, _ = jax.jit(lambda: estimator.weigh(jnp.zeros(2), (), ld.shared_softmax, taus))()
+    np.testing.assert_allclose(weights, [[2 + 7 / 2, 4 + 6 / 2, 6]], rtol=1e-14)
+    np.testing.assert_allclose(targets, [[10 + 2 * (1 + 7 / 4), 20 + 2 * (2 + 6 / 4), 40 + 2 * 3]], rtol=1e-14)
 
 
 def test_declarations():

@@ -1,5 +1,6 @@
 """Composition of declarations and structures."""
 
+import dataclasses
 import math
 
 import jax
@@ -8,7 +9,10 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from logderiv.estimators import DiCE, OptimalPerParameter
 from logderiv.estimators.declaration import RETURN, Declaration, Structure, biased, concrete, declaration_of, one
+
+from .zoo import GIVEN, wrong_value
 
 
 def half(num_trajectories):
@@ -124,6 +128,35 @@ def test_an_entropy_bonus_is_declared_unless_it_weighs_nothing():
     for weight, reasons in ((0.01, 1), (0.0, 0), (None, 0)):
         declared = ld.ActorCritic(ld.ScoreFunction(), entropy_weight=weight).declaration
         assert sum("entropy bonus" in reason for reason in declared.reasons) == reasons
+
+
+def test_streams_are_taken_without_ratios_and_without_folds_only():
+    gae = ld.advantages.GAE(0.9, GIVEN)
+    assert ld.ScoreFunction(gae).structure.streams
+    assert not ld.ScoreFunction(gae, importance=ld.importance.Importance()).structure.streams
+    assert not OptimalPerParameter(gae).structure.streams
+    assert ld.PPO().structure == Structure(reusable=True)
+
+
+def test_every_order_is_that_of_the_surrogate_and_else_one():
+    """A surrogate of the weights alone has order one, and so has what is fitted to scores or trained beside a value."""
+    plain = ld.ScoreFunction()
+    assert ld.ScoreFunction(surrogate=DiCE()).declaration.order == math.inf
+    for estimator in (
+        plain,
+        ld.PPO(),
+        OptimalPerParameter(),
+        ld.ActorCritic(plain, wrong_value),
+        ld.ActorCritic(plain),
+    ):
+        assert estimator.declaration.order == 1
+
+
+def test_a_declaration_is_a_value():
+    """It is compared by its fields, and cannot be changed under the estimators that share it."""
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PLAIN.order = 1  # pyright: ignore[reportAttributeAccessIssue]
+    assert Declaration(order=1) == Declaration(order=1) != PLAIN
 
 
 def test_weights_standardized_over_trajectories_take_no_stream():

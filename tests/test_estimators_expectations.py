@@ -267,6 +267,25 @@ def test_weights_of_a_published_example():
     np.testing.assert_allclose(weights[1], dr_grpo.declaration.factor(8) * weights[0], rtol=0, atol=EXACT)
 
 
+def test_a_term_of_the_score_function_by_hand():
+    """w log π of any weight; an impossible choice of weight 0 counts as nothing."""
+    weights, term = jnp.array([0.0, 1.0, -1.0, 2.0]), ld.ScoreFunction().term
+    for log, expected in ((-0.5, [0, -0.5, 0.5, -1]), (-np.inf, [0, -np.inf, np.inf, -np.inf])):
+        log_probs = jnp.full(4, log)
+        np.testing.assert_array_equal(term((), None, None, log_probs, weights), expected)  # pyright: ignore
+
+
+def test_the_mean_is_over_all_leading_axes():
+    """Of trajectories in rows and columns, and of the steps of a stream, `(E, T, 1)`; on a coin whose score is a − 1/2."""
+    rng = np.random.default_rng(0)
+    actions, weights = rng.integers(0, 2, 8), rng.normal(size=8)
+    policy = ld.FunctionPolicy(lambda params, o: ld.Bernoulli(params))
+    for shape in ((2, 4, 1), (8, 1), (2, 2, 2)):
+        taken, given = (jnp.asarray(x.reshape(shape)) for x in (actions, weights))
+        found = jax.grad(ld.ScoreFunction().objective)(jnp.zeros(()), policy, trajectory(actions=taken), given)
+        np.testing.assert_allclose(found, weights @ (actions - 0.5) / np.prod(shape[:-1]), rtol=1e-13)
+
+
 def test_ppo_takes_many_gradients_and_stops_at_the_clip():
     """One action with a positive weight: its probability rises until the ratio reaches 1 + clip, then the gradient is 0."""
     world, batch = oracle.cut(), oracle.batch(oracle.cut(), 1)

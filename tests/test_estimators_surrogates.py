@@ -164,6 +164,12 @@ def test_clipped_terms_by_hand():
     np.testing.assert_allclose(slope(up, None), [1.5, 3.0, 3.3, 6.0])
 
 
+def test_a_clip_above_one_has_no_lower_edge_and_forms_no_nan():
+    """1 − ε is below 0, and has no logarithm."""
+    with jax.debug_nans(True):
+        np.testing.assert_allclose(clipped(jnp.array([-5.0, 1.0]), jnp.full(2, -2.0), 1.5), -2 * np.exp([-5.0, 1.0]))
+
+
 @pytest.mark.parametrize(
     ("normalizer", "degree", "sums"),
     [
@@ -177,6 +183,9 @@ def test_normalizers_by_hand(normalizer, degree, sums):
     terms = np.array([[[1.0, 2.0, 3.0], [8.0, 0.0, 0.0]], [[3.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.zeros((2, 3))])
     found = [reduce_steps(jnp.asarray(x), jnp.asarray(x > 0), normalizer) for x in terms]
     np.testing.assert_array_equal(found, sums)
+    grid = jnp.asarray([terms[0], terms[1]])
+    rows = grid.reshape(4, 3)
+    assert reduce_steps(grid, grid > 0, normalizer) == reduce_steps(rows, rows > 0, normalizer)
     structure, declared = NORMALIZERS[normalizer]
     assert structure == Structure(degree=degree)
     assert declared == (Declaration() if normalizer == "per_trajectory" else biased(declared.reasons[0]))

@@ -9,7 +9,7 @@ import pytest
 
 import logderiv as ld
 from logderiv import estimators
-from logderiv.advantages import GAE, Grouped, ToGo, VTrace, generalized_advantages, reward_to_go, vtrace
+from logderiv.advantages import GAE, Grouped, Standardized, ToGo, VTrace, generalized_advantages, reward_to_go, vtrace
 from logderiv.baselines import LearnedValue, MovingAverage, Value
 from logderiv.estimators import DiCE, clipped
 from logderiv.importance import Importance
@@ -197,11 +197,21 @@ CASES = [
     # parts of estimators
     (ValueError, "discount: expected", lambda: ld.ScoreFunction(discount=float("nan"))),
     (ValueError, "discount: expected", lambda: ld.ScoreFunction(discount=2.0, gamma_t=False)),
+    (ValueError, r"discount: .*received -0\.01", lambda: ld.PPO(discount=-0.01)),
     (ValueError, "bootstraps from values.*received NoneType", lambda: GAE(0.5, _any(None))),
     (ValueError, "bootstraps from values.*received LeaveOneOut", lambda: GAE(0.5, _any(LEAVE_ONE_OUT))),
     (ValueError, "bootstraps from values.*received LeaveOneOut", lambda: VTrace(_any(LEAVE_ONE_OUT))),
     (ValueError, "expected None, since VTrace", lambda: ld.ScoreFunction(VTrace(), importance=Importance())),
     (ValueError, "lambda_: expected", lambda: VTrace(lambda_=2.0)),
+    *(
+        (ValueError, f"{clip}: expected a positive number", lambda clip=clip: VTrace(**_any({clip: 0.0})))
+        for clip in ("clip_rho", "clip_c", "clip_pg")
+    ),
+    (ValueError, "per: expected 'step' or 'trajectory'", lambda: Standardized(ToGo(), _any("batch"))),
+    (ValueError, "ddof: expected a whole number >= 0, received -1", lambda: Standardized(ToGo(), ddof=-1)),
+    (ValueError, "epsilon: expected a number >= 0", lambda: Standardized(ToGo(), epsilon=-1e-8)),
+    (ValueError, "epsilon: .*received inf", lambda: Standardized(ToGo(), epsilon=float("inf"))),
+    (ValueError, "value: .*received inf", lambda: ld.baselines.Constant(float("inf"))),
     (ValueError, r"lambda_: expected a number in \[0, 1\], received -0\.1", lambda: GAE(-0.1)),
     (ValueError, r"lambda_: expected a number in \[0, 1\], received 1\.1", lambda: GAE(1.1)),
     (ValueError, "lambda_: expected", lambda: estimators.LoadedDiCE(-0.01)),
@@ -210,6 +220,11 @@ CASES = [
     (ValueError, "normalizer: expected 'per_trajectory'", lambda: ld.PPO(normalizer=_any("per_batch"))),
     (ValueError, "received 'mean'", lambda: estimators.reduce_steps(jnp.ones(2), jnp.ones(2, bool), _any("mean"))),
     (ValueError, r"weight: expected shape \(3, 1\), received \(3,\)", lambda: clipped(COLUMN, THREE, 0.1)),
+    (
+        ValueError,
+        r"weights: expected shape \(3, 5\), received \(3, 1\); that of trajectory.valid",
+        lambda: ld.ScoreFunction().objective(PARAMS, MLP, TAUS, COLUMN),
+    ),
     (ValueError, "group_size: expected a whole number >= 2", lambda: ld.RLOO(group_size=1)),
     (ValueError, "group_size: expected a whole number >= 2", lambda: Grouped(ToGo(LEAVE_ONE_OUT), 1)),
     (ValueError, "multiple of group_size = 2, received 3", lambda: _weigh(Grouped(ToGo(), 2))),
@@ -230,6 +245,8 @@ CASES = [
         lambda: _weigh(ToGo(Value(lambda s: jnp.ones(2)))),
     ),
     (ValueError, "entropy_weight: expected a number >= 0", lambda: ld.ActorCritic(LOO, entropy_weight=-1.0)),
+    (ValueError, "entropy_weight: .*received inf", lambda: ld.ActorCritic(LOO, entropy_weight=float("inf"))),
+    (ValueError, "value_weight: expected a number >= 0", lambda: ld.ActorCritic(LOO, value_weight=-1.0)),
     (ValueError, "value_weight: .*received inf", lambda: ld.ActorCritic(LOO, value_weight=float("inf"))),
     (ValueError, r"surrogate: expected Score\(\)", lambda: ld.ActorCritic(ld.ScoreFunction(surrogate=DiCE()))),
     (TypeError, "OptimalPerParameter", lambda: ld.ActorCritic(_any(estimators.OptimalPerParameter()))),

@@ -277,6 +277,7 @@ class Standardized(Transformed):
     def __post_init__(self) -> None:
         super().__post_init__()
         check.one_of(("step", "trajectory"), per=self.per)
+        check.whole(at_least=0, ddof=self.ddof)
         check.not_negative(finite=True, epsilon=self.epsilon)
 
     @property
@@ -300,7 +301,7 @@ class Standardized(Transformed):
         weights, epsilon = weights / unit, epsilon / unit
         over, counts = averaged(weights, batch, self.per)
         count = jnp.sum(counts)
-        mean = jnp.sum(jnp.where(counts > 0, over, 0)) / jnp.maximum(count, 1)
+        mean = jnp.sum(over) / jnp.maximum(count, 1)
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
         scale = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1)) + epsilon
         scale = jnp.where(scale == 0, 1, scale)

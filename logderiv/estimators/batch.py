@@ -197,7 +197,7 @@ def averaged(weights: jax.Array, batch: Batch, per: str) -> tuple[jax.Array, jax
         per: "step": every step that the policy chose; "trajectory": the first step of every trajectory.
 
     Returns:
-        The weights, and 1 where they count: shape `(N, T)` per step, `(N, 1)` per trajectory.
+        The weights, 0 where they do not count, and 1 where they do: shape `(N, T)` per step, `(N, 1)` per trajectory.
     """
     if per == "trajectory":
         return weights[:, :1], jnp.ones_like(weights[:, :1])

@@ -57,9 +57,8 @@ class Structure(NamedTuple):
         Raises:
             ValueError: There are too few.
         """
-        if num_trajectories < self.min_trajectories:
-            hint = "this estimator needs as many; draw more, or choose another baseline"
-            check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
+        hint = "this estimator needs as many; draw more, or choose another baseline"
+        check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
 
 
 def one(num_trajectories: int) -> float:

@@ -301,7 +301,7 @@ class ActorCritic(Estimator):
         declared = self.actor.declaration
         if self.value is not None:
             apart = "the parameters of the value are not looked at: theirs is the gradient of its error"
-            declared &= Declaration(order=1, assumes=(apart,))
+            declared &= Declaration(assumes=(apart,))
         if self.entropy_weight is not None and concrete("entropy_weight", self.entropy_weight).any():
             declared &= biased("an entropy bonus is part of the objective")
         return declared

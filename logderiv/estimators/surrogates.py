@@ -241,8 +241,7 @@ def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
 
     def number(x: Any, name: str) -> jax.Array:
         x = summable(x, name)
-        if x.shape != shape:
-            check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
+        check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
         return x
 
     return named_leaf_by_leaf(number, weights, "weights")
