@@ -140,14 +140,14 @@ def _of_block(weights: Weights, rows: Rows) -> tuple[jax.Array, Weights]:
     h = jnp.tanh(_sum(map(_outer, x, weights.hidden)) + weights.hidden_bias[None, :])
     z = [jnp.sum(h * v[None, :], axis=1) + c for v, c in zip(weights.output, weights.output_bias, strict=True)]
     largest = reduce(jnp.maximum, z)
-    exponential = [jnp.exp(z - largest) for z in z]
+    exponential = [jnp.exp(logit - largest) for logit in z]
     normalizer = _sum(exponential)
     taken = [jnp.where(action == j, 1.0, 0.0) for j in range(len(z))]
     log_prob = _sum(map(jnp.multiply, taken, z)) - largest - jnp.log(normalizer)
     d_z = [jnp.where(counts, t - e / normalizer, 0.0) for t, e in zip(taken, exponential, strict=True)]
     d_in = _sum(map(_outer, d_z, weights.output)) * (1 - h * h)
     gradient = Weights(
-        [jnp.sum(x[:, None] * d_in, axis=0) for x in x],
+        [jnp.sum(one[:, None] * d_in, axis=0) for one in x],
         jnp.sum(d_in, axis=0),
         [jnp.sum(d[:, None] * h, axis=0) for d in d_z],
         [jnp.sum(d) for d in d_z],

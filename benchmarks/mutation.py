@@ -20,9 +20,8 @@ and the 4 of declarations are; what survived of the others was not run again.
 
 The second, of 181 mutants, all 112 of surrogates and random ones of three parts: 171 were noticed, surrogates 107 of 112,
 advantages 27 of 28, baselines 19 of 20, declarations 18 of 21. With the tests that were added then, and the files that were
-missing in the lists below, 8 more are. Two are left, of surrogates: one computes the same, and one showed a condition that was
-not needed and is gone. Of the three parts the fastest files were run without slow tests, and of their other files what a
-survivor touches.
+missing in the lists below, 8 more are. Two are left, of surrogates, and compute the same. Of the three parts the fastest files
+were run without slow tests, and of their other files what a survivor touches.
 """
 
 import ast

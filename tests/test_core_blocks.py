@@ -215,8 +215,8 @@ def test_no_gradient_is_one_sum_over_a_large_block(rows, form, monkeypatch):
 
 @pytest.mark.parametrize("form", _SUMS)
 @pytest.mark.parametrize("rows", [10**6, slow(10**6 - 1), slow(300_000)])
-def test_a_gradient_of_a_million_rows_of_one_sign_keeps_its_digits_in_any_block(rows, form, monkeypatch):
-    """At most 1e-7 is lost, where one sum over the block loses 5e-7 on two cores and 1.3e-6 on one; more of them share it."""
+def test_a_gradient_of_a_million_rows_of_one_sign_keeps_its_digits_in_a_large_block(rows, form, monkeypatch):
+    """One sum over the block loses 5e-7 on two cores and 1.3e-6 on one; more cores share it, so that the twin is run on few."""
     inputs = jax.random.uniform(jax.random.key(0), (1, 10**6, 2), jnp.float32, 0.5, 1.5)
     weights, valid = jnp.full((2, 8), 0.1, jnp.float32), jnp.ones((1, 10**6), bool)
     x = np.asarray(inputs, np.float64)[0]
@@ -234,13 +234,76 @@ def test_a_gradient_of_a_million_rows_of_one_sign_keeps_its_digits_in_any_block(
 
 
 def test_the_parts_gradients_of_half_precision_are_added_up_in_float32(monkeypatch):
-    """4096 parts of one sign; their sum in bfloat16 would stop at 256 times the first."""
+    """4096 parts of one sign; the wrong twin adds them up as they are."""
     monkeypatch.setattr(blocks, "_SUMMED", 4)
     x = jax.random.uniform(jax.random.key(2), (1, 2**14), jnp.bfloat16, 0.5, 1.5)
     exact = np.sum(np.asarray(x, np.float64))
+
+    def error(function):
+        return abs(float(jax.jit(jax.grad(function))(jnp.bfloat16(1))) / exact - 1)
+
+    def plain(p):
+        return jnp.sum(jax.vmap(lambda p, x: jnp.sum(p * x))(jnp.broadcast_to(p, 2**12), x.reshape(2**12, 4)))
+
     for total in _SUMS.values():
-        found = jax.jit(jax.grad(lambda p, total=total: total(lambda p, x: p * x, p, x, x > 0, 2**14)))
-        assert abs(float(found(jnp.bfloat16(1))) / exact - 1) < 2**-8
+        assert error(lambda p, total=total: total(lambda p, x: p * x, p, x, x > 0, 2**14)) < 2**-8
+    assert error(plain) > 2**-8
+
+
+@pytest.mark.parametrize("form", _SUMS)
+def test_what_a_function_closes_over_is_looked_up_at_each_call_and_not_kept(form, monkeypatch):
+    """`jax.closure_convert` (0.10.2) keeps it, and finds the first call's tracer again at the second."""
+    monkeypatch.setattr(blocks, "_SUMMED", 5)
+    held, x, valid = {}, jnp.arange(1.0, 13.0)[None], jnp.ones((1, 12), bool)
+
+    def row(p, x):
+        return p * held["scale"] * x
+
+    def total(scale):
+        held["scale"] = scale
+        return _SUMS[form](row, 2.0, x, valid, 12)
+
+    for scale in (3.0, 4.0):
+        value, slope = jax.value_and_grad(total)(scale)
+        assert (float(value), float(slope)) == (156 * scale, 156)
+
+    held.clear()
+
+    def of_table(n):
+        table = jnp.full(1000, float(n))
+        return float(_SUMS[form](lambda p, x: p * table[0] * x, 2.0, x, valid, 12))
+
+    before = len(jax.live_arrays())
+    assert [of_table(n) for n in (1, 2, 3)] == [156, 312, 468]
+    assert len(jax.live_arrays()) <= before
+
+
+def test_a_key_that_rows_share_is_the_same_in_every_part(monkeypatch):
+    """Copies of it would draw differently: under `vmap` some kinds of keys do."""
+    x = jnp.ones((1, 12))
+
+    def drawn(summed):
+        monkeypatch.setattr(blocks, "_SUMMED", summed)
+        shared = {"scale": jnp.asarray(2.0), "key": jax.random.key(0, impl="rbg"), "times": 3}
+        return map_rows(
+            lambda p, x: p["scale"] * p["times"] * x * jax.random.uniform(p["key"]), shared, x, block_size=12
+        )
+
+    np.testing.assert_array_equal(drawn(5), drawn(100))
+    assert len(np.unique(drawn(5))) == 1
+
+
+def test_parts_are_larger_where_as_many_gradients_would_not_fit(monkeypatch):
+    inputs, valid = _inputs(1, 120), jnp.ones((1, 120), bool)
+
+    def longest(room):
+        monkeypatch.setattr(blocks, "_SUMMED", 10)
+        monkeypatch.setattr(blocks, "_BYTES", room)
+        function = jax.grad(lambda params: sum_rows(_units, params, inputs, valid, block_size=120))
+        return _longest_product(jax.make_jaxpr(function)(_UNITS).jaxpr)
+
+    gradient = 8 * (6 + 2)
+    assert [longest(gradient * room) for room in (12, 6, 1)] == [10, 20, 120]
 
 
 @pytest.mark.parametrize(("num", "length"), [slow((3, 1)), (3, 10), slow((2, 17))])

@@ -52,7 +52,8 @@ def test_an_answer_is_a_term_and_a_token_is_none(name):
     extras = jnp.broadcast_to(advantages[:, None], MASK.shape), weights, LOGS
 
     def on_arrays(states):
-        numbers = ld.token_log_probs(*states, tokens, **how)
+        unembedding, hidden = states
+        numbers = ld.token_log_probs(unembedding, hidden, tokens, **how)
         steps = {"step_kl": numbers.kl, "step_entropy": numbers.entropy}
         return recipe.objective(numbers.log_probs, advantages, weights, **LOGS, **steps)
 

@@ -191,19 +191,6 @@ def accumulator_dtype(dtype: Any) -> Any:
     return widest(dtype, jnp.float32)
 
 
-def copies(tree: Any, leading: tuple[int, ...]) -> Any:
-    """Arrays repeated along these leading axes, over which their cotangents are added up in float32 at least."""
-
-    def copy(x: Any) -> jax.Array:
-        x = jnp.asarray(x)
-        shape = (*leading, *x.shape)
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return jnp.broadcast_to(x, shape)
-        return jnp.broadcast_to(x.astype(accumulator_dtype(x.dtype)), shape).astype(x.dtype)
-
-    return jax.tree.map(copy, tree)
-
-
 def integers(x: Any, name: str) -> jax.Array:
     """Integers or booleans, as integers of 32 bits at least.
 

@@ -5,8 +5,8 @@ that can be taken in any order. All at once needs memory for all of them; one at
 takes a block of rows at a time, vectorized inside, scans over the blocks and recomputes each block on the way back
 (`jax.checkpoint`), so that memory is that of one block. The scan is two levels deep: each inner scan starts its
 parameter cotangent from zero, which keeps float32 gradients exact to about 1e-6 at 10^7 steps where a single running
-sum is wrong in the second digit. `sum_rows` does the same for a sum, and takes value and gradient in one pass. How exact
-a gradient is does not depend on the block: a large one adds up parts of it (`_of_block`).
+sum is wrong in the second digit. `sum_rows` does the same for a sum, and takes value and gradient in one pass. No large block
+takes digits from a gradient: it adds up those of its parts (`_of_block`).
 
 A policy with memory has its steps scanned in time instead (`scan_steps`), in checkpointed segments: memory O(sqrt(T)) on the
 way back.
@@ -24,13 +24,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from logderiv._core.arrays import accumulator_dtype, copies
+from logderiv._core.arrays import accumulator_dtype
 from logderiv._core.sharding import by_shard, divides
-from logderiv._core.tangents import is_zero, jvp_of_moving, moving, with_captured
+from logderiv._core.shared import num_bytes, of_each_part, with_captured
+from logderiv._core.tangents import is_zero, jvp_of_moving, moving
 
 # Rows in a block: on a CPU about what keeps a block of a small network's activations in its cache. Elsewhere a device wants all rows at once, and blocks
 # only bound the memory of what is kept between the way forward and back: to `_BYTES`, or to a part of what the device has in all. Never to what is free:
-# the same program in every run. On an H100, MLP 4-64-2, 10^6 rows are one block and take 0.99 of the vectorized form's time, 10^7 rows 1.12.
+# the same program in every run. On an H100, MLP 4-64-2, 10^6 rows were one block and took 0.99 of the vectorized form's time, 10^7 rows 1.12,
+# measured before the gradients of parts were added up.
 _ROWS = {"cpu": 512}
 _BYTES, _PART = 3 << 28, 32
 # On a CPU, rows of which XLA spreads a layer of 64 over the cores, as it does not for 512. Training an actor and a critic
@@ -134,12 +136,12 @@ def map_rows(function: Function, params: Any, inputs: Any, *, block_size: int | 
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     block_size = rows_in_block(function, params, inputs, block_size)
     if num * length <= min(block_size, _SUMMED):
-        return _map_block(function, params, inputs)
-    mapped = partial(_map_block, function) if num * length <= block_size else partial(_map_blocks, function, block_size)
+        return _at_once(function, params, inputs)
+    mapped = partial(_at_once, function) if num * length <= block_size else partial(_in_blocks, function, block_size)
     return by_shard(mapped, params, inputs)
 
 
-def _map_block(function: Function, params: Any, inputs: Any) -> Any:
+def _at_once(function: Function, params: Any, inputs: Any) -> Any:
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     flat = jax.tree.map(lambda x: x.reshape((num * length, *x.shape[2:])), inputs)
     values = _of_block(function, params, flat)
@@ -152,22 +154,23 @@ def _of_block(function: Function, params: Any, rows: Any) -> Any:
         d/dθ Σ_r f(θ, x_r) = Σ_k d/dθ_k Σ_(r in part k) f(θ_k, x_r)  at θ_k = θ
 
     A float32 sum of n terms of one sign errs in proportion to n. What rows share is therefore given once to each part of at
-    most `_SUMMED` rows, and the parts' gradients are added up at the end. The parts divide the rows where a number of up to
-    twice as many does; else the last row is repeated, in a copy of the rows.
+    most `_SUMMED` rows, and the parts' gradients are added up at the end; larger parts where so many gradients would take more than
+    `_BYTES`. The parts divide the rows where a number of fewer than twice as many does; else the last row is repeated, in a copy of
+    the rows.
     """
     num = jax.tree.leaves(rows)[0].shape[0]
-    least = -(-num // _SUMMED)
-    if least <= 1:
+    if num <= _SUMMED:
         return jax.vmap(function, (None, 0))(params, rows)
+    function, shared = with_captured(function, params, rows, axes=1)
+    least = max(1, min(-(-num // _SUMMED), _BYTES // max(num_bytes(shared), 1)))
     parts = next((k for k in range(least, 2 * least) if num % k == 0), least)
     layout = Layout(1, 1, 1, parts, -(-num // parts))
-    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0], rows))
-    every = jax.vmap(jax.vmap(jax.vmap(function, (None, 0))))
-    values = every(copies(shared, (1, parts)), layout.fold(jax.tree.map(lambda x: x[None], rows)))
-    return jax.tree.map(lambda y: y[0], layout.unfold(values, num))
+    folded = jax.tree.map(lambda x: x[0], layout.fold(jax.tree.map(lambda x: x[None], rows)))
+    values = of_each_part(jax.vmap(function, (None, 0)), shared, folded)
+    return jax.tree.map(lambda y: y[0], layout.unfold(jax.tree.map(lambda y: y[None], values), num))
 
 
-def _map_blocks(function: Function, block_size: int, params: Any, inputs: Any) -> Any:
+def _in_blocks(function: Function, block_size: int, params: Any, inputs: Any) -> Any:
     num, length = jax.tree.leaves(inputs)[0].shape[:2]
     layout = Layout.of(num, length, block_size)
     block = jax.checkpoint(partial(_of_block, function), prevent_cse=False)
@@ -199,7 +202,7 @@ def sum_rows(
     if valid.size <= block_size:
         values = map_rows(function, params, inputs, block_size=block_size)
         return jnp.sum(values, where=valid, dtype=accumulator_dtype(values.dtype))
-    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0, 0], inputs))
+    function, shared = with_captured(function, params, inputs, axes=2)
 
     def plain(shared: Any, inputs: Any, valid: jax.Array) -> jax.Array:
         values = map_rows(function, shared, inputs, block_size=block_size)

@@ -16,9 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from logderiv._core import check
-from logderiv._core.arrays import copies
 from logderiv._core.pytrees import TRACED
-from logderiv._core.tangents import with_captured
+from logderiv._core.shared import of_each_part, with_captured
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -111,8 +110,8 @@ def by_shard(function: Callable[[Any, Any], Any], params: Any, inputs: Any) -> A
         return function(params, inputs)
     size = _size()
     parts = jax.tree.map(lambda x: x.reshape((size, num // size, *x.shape[1:])), inputs)
-    function, shared = with_captured(function, params, jax.tree.map(lambda x: x[0], parts))
-    results = jax.vmap(function)(spread(copies(shared, (size,))), parts)
+    function, shared = with_captured(function, params, parts, axes=1)
+    results = of_each_part(function, shared, parts, spread)
     return jax.tree.map(lambda y: y.reshape((size * y.shape[1], *y.shape[2:])), results)
 
 

@@ -36,21 +36,6 @@ def jvp_of_moving(function: Callable[..., Any], primals: tuple[Any, ...], tangen
     return jax.jvp(lambda values: function(*among_all(values)), (values,), (directions,))
 
 
-def with_captured(function: Callable[..., Any], params: Any, *examples: Any) -> tuple[Callable[..., Any], Any]:
-    """A function that closes over nothing that is being differentiated, and the params that hold this as well.
-
-    Args:
-        function: `function(params, *inputs)`.
-        params: Its first argument.
-        *examples: Inputs of the shapes that it will be called with.
-
-    Returns:
-        `among`, `shared`, so that `among(shared, *inputs)` is `function(params, *inputs)`.
-    """
-    function, captured = jax.closure_convert(function, params, *examples)
-    return lambda shared, *inputs: function(shared[0], *inputs, *shared[1]), (params, captured)
-
-
 @jax.custom_jvp
 def with_slope(value: jax.Array, slope: jax.Array, moving: jax.Array) -> jax.Array:
     """`value`, whose derivative is `slope` times that of `moving`; value and slope are detached, so it is one of order one."""

@@ -57,8 +57,9 @@ class Structure(NamedTuple):
         Raises:
             ValueError: There are too few.
         """
-        hint = "this estimator needs as many; draw more, or choose another baseline"
-        check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
+        if num_trajectories < self.min_trajectories:  # also of a symbolic dimension, which `check` does not know
+            hint = "this estimator needs as many; draw more, or choose another baseline"
+            check.whole(at_least=self.min_trajectories, hint=hint, trajectories=num_trajectories)
 
 
 def one(num_trajectories: int) -> float:

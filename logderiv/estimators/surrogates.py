@@ -241,7 +241,8 @@ def of_each_step(trajectory: Trajectory, weights: Any) -> Any:
 
     def number(x: Any, name: str) -> jax.Array:
         x = summable(x, name)
-        check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
+        if x.shape != shape:
+            check.shape(shape, hint=f"that of trajectory.valid; {_ONE_SHAPE}", **{name: x})
         return x
 
     return named_leaf_by_leaf(number, weights, "weights")

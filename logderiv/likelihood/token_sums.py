@@ -18,6 +18,7 @@ from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, array_of, expand, named_leaf_by_leaf
 from logderiv._core.blocks import Layout, fill_steps
 from logderiv._core.sharding import by_shard
+from logderiv._core.shared import with_captured
 from logderiv._core.tangents import is_zero, put_back, those_that
 from logderiv.likelihood.logits import Arithmetic, Scales, TokenNumbers, Tokens, detached_reference, numbers_of, scaled
 
@@ -164,14 +165,13 @@ def _row_function(term: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tupl
     of_reference = None if shared.reference is None else products
     numbers = jax.eval_shape(softmax, shared.scales, example, products, of_reference)
     _check_scalar(jax.eval_shape(term, numbers, *example.extras))
-    term, captured = jax.closure_convert(term, numbers, *example.extras)
-    captured = jax.tree.map(jnp.asarray, captured)
+    among, (_, captured) = with_captured(lambda _, *given: term(*given), (), numbers, *example.extras)
 
     def of_row(
         scales: Scales, captured: Any, row: _Rows, products: Any, of_reference: Any
     ) -> tuple[jax.Array, TokenNumbers]:
         numbers = softmax(scales, row, products, of_reference)
-        value = jnp.asarray(term(numbers, *row.extras, *captured)).astype(products.dtype)
+        value = jnp.asarray(among(((), captured), numbers, *row.extras)).astype(products.dtype)
         return jnp.where(row.counts, value, jnp.zeros_like(value)), numbers
 
     return of_row, captured
