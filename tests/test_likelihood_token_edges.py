@@ -69,6 +69,21 @@ def test_python_numbers_are_captured_and_returned():
     assert ld.token_sum(lambda t: 1.5, UNEMBEDDING, HIDDEN, TOKENS).value == 1.5 * NUM
 
 
+def test_what_a_term_reads_is_read_at_each_call():
+    """One function, and what it closes over is differentiated twice."""
+    held = {}
+
+    def term(token):
+        return held["scale"] * token.log_prob
+
+    def total(scale):
+        held["scale"] = scale
+        return ld.token_sum(term, UNEMBEDDING, HIDDEN, TOKENS).value
+
+    expected = jnp.sum(numbers_of(UNEMBEDDING, HIDDEN, TOKENS).log_prob)
+    np.testing.assert_allclose([jax.grad(total)(scale) for scale in (2.0, 3.0)], [expected] * 2, rtol=1e-12)
+
+
 @pytest.mark.parametrize("given", [jnp.float32, jnp.bfloat16])
 def test_an_unembedding_in_fewer_digits_than_the_hidden_states(given):
     narrow = UNEMBEDDING.astype(given)
