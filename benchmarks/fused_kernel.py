@@ -9,7 +9,8 @@ Whatever is written with arrays keeps h in memory, 256 bytes of each row for 64 
 into. Here h stays in registers, and a row's 20 bytes are read once. Each program of the kernel adds up the gradients of its own rows; the sums of all programs
 are added at the end. `benchmarks/accelerator` times it beside the library, which takes it in if it is four times as fast.
 
-Finding: on a CPU, where Pallas interprets it, it is exact to float32; for a GPU it is lowered, by Pallas' Triton back end. It was not measured on a GPU yet.
+Finding: on a CPU, where Pallas interprets it, it is exact to float32; for a GPU it is lowered, by Pallas' Triton back end. It was not measured on a GPU yet. From JAX 0.12 on that
+back end is deprecated: before it enters the library, it would have to be written for Pallas' Mosaic back end.
 """
 
 from collections.abc import Iterable

@@ -54,6 +54,7 @@ def test_rows_that_do_not_count_are_noticed(wrong, monkeypatch):
     assert min(_errors(params, rows, exact)) > 1e-2
 
 
+@pytest.mark.filterwarnings("ignore:The Pallas Triton backend is deprecated")  # from JAX 0.12 on
 def test_on_a_gpu_it_is_one_kernel(monkeypatch):
     """Lowered for one that is not there; all shapes that are tried."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

@@ -155,10 +155,10 @@ def test_every_mix_of_modes_within_a_scan(name):
 
 
 def test_a_rule_of_its_own_is_forgotten_within_a_scan():
-    """What `jax.nn.log_sigmoid` gives at its kink, where ours is right: the reason for writing it out."""
+    """What `jax.nn.log_sigmoid` gives at its kink before JAX 0.12, where ours is right: the reason for writing it out."""
     theirs, ours = (jax.jit(nested(scanned(f), "rr")) for f in (jax.nn.log_sigmoid, log_sigmoid))
     np.testing.assert_allclose(ours(0.0), -0.25, rtol=1e-14)
-    assert abs(theirs(0.0) + 0.25) > 0.2
+    assert jax.__version_info__ >= (0, 12) or abs(theirs(0.0) + 0.25) > 0.2
 
 
 @pytest.mark.parametrize("mask", [[0.0] * 3, [0.0, -np.inf, 0.0]], ids=["all", "masked"])

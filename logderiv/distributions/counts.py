@@ -1,8 +1,9 @@
 """Counts: the Poisson distribution."""
 
+import math
+
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import gammaln
 
 from logderiv._core.arrays import HALF_LOG_2PI, summable
 from logderiv._core.pytrees import pytree
@@ -10,6 +11,9 @@ from logderiv.distributions.basic import fit, in_range
 
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
 _SMALL = 16  # from here on five terms of the series are enough for float64
+_REMAINDERS = tuple(
+    math.lgamma(a + 1) - a * math.log(a) + a - 0.5 * math.log(2 * math.pi * a) for a in range(1, _SMALL)
+)
 
 
 @pytree
@@ -112,7 +116,7 @@ def _stirling_remainder(count: jax.Array) -> jax.Array:
     """δ(a) = log a! - a log a + a - log(2π a) / 2."""
     small = count < _SMALL
     few, many = jnp.where(small, count, 1), jnp.where(small, _SMALL, count)
-    exact = gammaln(few + 1) - few * jnp.log(few) + few - _log_root(few)
+    exact = jnp.array(_REMAINDERS, count.dtype)[few.astype(jnp.int32) - 1]
     square, series = 1 / (many * many), jnp.zeros_like(many)
     for term in reversed(_STIRLING):
         series = series * square + term
