@@ -278,6 +278,28 @@ def test_what_a_function_closes_over_is_looked_up_at_each_call_and_not_kept(form
     assert len(jax.live_arrays()) <= before
 
 
+@pytest.mark.parametrize("form", _SUMS)
+def test_traced_integers_masks_and_keys_may_be_captured_and_differentiated_around(form):
+    """A program whose arguments they are is differentiated as a whole: the derivative's rule is used after they were traced."""
+    x, valid = jnp.arange(1.0, 13.0)[None], jnp.ones((1, 12), bool)
+
+    def total(p, times, mask, seed):
+        def row(p, x):
+            drawn = jax.random.uniform(jax.random.wrap_key_data(seed))
+            return p * jnp.where(mask, x, 0.0) * times * drawn
+
+        return _SUMS[form](row, p, x, valid, 4)
+
+    given = jnp.asarray(3), jnp.asarray(True), jax.random.key_data(jax.random.key(0))
+    expected = 234 * float(jax.random.uniform(jax.random.key(0)))
+    for mode in (jax.grad(jax.jit(total)), jax.jit(jax.grad(jax.jit(total))), jax.jit(jax.grad(jax.checkpoint(total)))):
+        np.testing.assert_allclose(mode(2.0, *given), expected, rtol=1e-12)
+    by_mask = jax.vmap(jax.grad(jax.jit(total)), (None, None, 0, None))(
+        2.0, given[0], jnp.array([True, False]), given[2]
+    )
+    np.testing.assert_allclose(by_mask, [expected, 0.0], rtol=1e-12)
+
+
 def test_a_key_that_rows_share_is_the_same_in_every_part(monkeypatch):
     """Copies of it would draw differently: under `vmap` some kinds of keys do."""
     x = jnp.ones((1, 12))
@@ -299,11 +321,13 @@ def test_parts_are_larger_where_as_many_gradients_would_not_fit(monkeypatch):
     def longest(room):
         monkeypatch.setattr(blocks, "_SUMMED", 10)
         monkeypatch.setattr(blocks, "_BYTES", room)
-        function = jax.grad(lambda params: sum_rows(_units, params, inputs, valid, block_size=120))
+        function = jax.grad(lambda params: sum_rows(_units, params, inputs, valid, block_size=valid.size))
         return _longest_product(jax.make_jaxpr(function)(_UNITS).jaxpr)
 
     gradient = 8 * (6 + 2)
     assert [longest(gradient * room) for room in (12, 6, 1)] == [10, 20, 120]
+    inputs, valid = _inputs(1, 121), jnp.ones((1, 121), bool)
+    assert longest(gradient * 6) == 21  # no more than six copies, the last of them filled
 
 
 @pytest.mark.parametrize(("num", "length"), [slow((3, 1)), (3, 10), slow((2, 17))])

@@ -84,6 +84,19 @@ def test_what_a_term_reads_is_read_at_each_call():
     np.testing.assert_allclose([jax.grad(total)(scale) for scale in (2.0, 3.0)], [expected] * 2, rtol=1e-12)
 
 
+def test_traced_masks_and_integers_may_be_captured_and_differentiated_around():
+    """The tokens that are allowed, and an integer in the term, are arguments of a program that is differentiated as a whole."""
+    allowed = jnp.arange(len(UNEMBEDDING)) != 1
+
+    def total(unembedding, allowed, times):
+        found = ld.token_sum(lambda token: times * token.log_prob, unembedding, HIDDEN, 0 * TOKENS, allowed=allowed)
+        return found.value
+
+    expected = 3 * jax.grad(total)(UNEMBEDDING, allowed, 1)
+    for mode in (jax.grad(jax.jit(total)), jax.jit(jax.grad(jax.checkpoint(total)))):
+        np.testing.assert_allclose(mode(UNEMBEDDING, allowed, 3), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("given", [jnp.float32, jnp.bfloat16])
 def test_an_unembedding_in_fewer_digits_than_the_hidden_states(given):
     narrow = UNEMBEDDING.astype(given)

@@ -155,15 +155,16 @@ def _of_block(function: Function, params: Any, rows: Any) -> Any:
 
     A float32 sum of n terms of one sign errs in proportion to n. What rows share is therefore given once to each part of at
     most `_SUMMED` rows, and the parts' gradients are added up at the end; larger parts where so many gradients would take more than
-    `_BYTES`. The parts divide the rows where a number of fewer than twice as many does; else the last row is repeated, in a copy of
+    `_BYTES`. The parts divide the rows where a number close by does; else the last row is repeated, in a copy of
     the rows.
     """
     num = jax.tree.leaves(rows)[0].shape[0]
     if num <= _SUMMED:
         return jax.vmap(function, (None, 0))(params, rows)
     function, shared = with_captured(function, params, rows, axes=1)
-    least = max(1, min(-(-num // _SUMMED), _BYTES // max(num_bytes(shared), 1)))
-    parts = next((k for k in range(least, 2 * least) if num % k == 0), least)
+    wanted, most = -(-num // _SUMMED), max(1, _BYTES // max(num_bytes(shared), 1))
+    numbers = range(wanted, min(2 * wanted, most + 1)) or range(most, most // 2, -1)
+    parts = next((k for k in numbers if num % k == 0), numbers[0])
     layout = Layout(1, 1, 1, parts, -(-num // parts))
     folded = jax.tree.map(lambda x: x[0], layout.fold(jax.tree.map(lambda x: x[None], rows)))
     values = of_each_part(jax.vmap(function, (None, 0)), shared, folded)

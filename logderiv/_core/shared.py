@@ -15,9 +15,10 @@ from logderiv._core.tangents import put_back, those_that
 def with_captured(
     function: Callable[..., Any], params: Any, *inputs: Any, axes: int = 0
 ) -> tuple[Callable[..., Any], Any]:
-    """A function that closes over nothing that may be being differentiated, and `(params, captured)`, which it takes for `params`.
+    """A function that closes over nothing that is being traced, and `(params, captured)`, which it takes for `params`.
 
-    `jax.closure_convert` would keep what is captured, and find it again at the next call of the same function.
+    `jax.closure_convert` would keep what is captured, and find it again at the next call of the same function; and it leaves integers
+    and keys behind, which a rule of `jax.custom_jvp` then uses after their trace has ended.
 
     Args:
         function: `function(params, *inputs)`.
@@ -28,11 +29,16 @@ def with_captured(
     Returns:
         `among`, `shared`, so that `among(shared, *inputs)` is `function(params, *inputs)`.
     """
-    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x)), inputs)
+
+    def of_one(x: Any) -> jax.ShapeDtypeStruct:
+        weak = getattr(x, "weak_type", False)
+        return jax.ShapeDtypeStruct(jnp.shape(x)[axes:], jnp.result_type(x), weak_type=weak)
+
+    one = jax.tree.map(of_one, inputs)
     closed, like = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(params, *one)
     structure = jax.tree.structure(like)
-    moves = [isinstance(x, Tracer) and _is_real(x) for x in closed.consts]
-    captured = jax.tree.map(jnp.asarray, those_that(moves, closed.consts))
+    traced = [isinstance(x, Tracer) and isinstance(x, jax.Array) for x in closed.consts]
+    captured = jax.tree.map(jnp.asarray, those_that(traced, closed.consts))
 
     def among(shared: Any, *inputs: Any) -> Any:
         params, captured = shared
