@@ -114,7 +114,7 @@ def chunked(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax
 
 def cross_entropy(unembedding: jax.Array, hidden: jax.Array, tokens: jax.Array) -> jax.Array:
     """Optax's loss of all logits."""
-    return -optax.softmax_cross_entropy_with_integer_labels(_logits(unembedding, hidden), tokens)
+    return jnp.negative(optax.softmax_cross_entropy_with_integer_labels(_logits(unembedding, hidden), tokens))
 
 
 def _logits(unembedding: jax.Array, hidden: jax.Array) -> jax.Array:
