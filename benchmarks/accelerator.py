@@ -189,12 +189,9 @@ def _kernels(params: Any, tau: ld.Trajectory) -> dict[str, harness.Compiled]:
     """By shape; one that does not compile or run on this device is named."""
     calls, inputs = {}, fused_kernel.Rows(tau.observations, tau.actions, tau.valid)
     for shape in fused_kernel.INTERPRETED if jax.default_backend() == "cpu" else fused_kernel.SHAPES:
-        name, function = (
-            f"kernel {shape.rows} x {shape.programs}",
-            functools.partial(fused_kernel.value_and_grad, shape),
-        )
+        name = f"kernel {shape.rows} x {shape.programs}"
         try:
-            call = harness.compile_call(function, params, inputs)
+            call = harness.compile_call(functools.partial(fused_kernel.value_and_grad, shape), params, inputs)
             call.run()
             calls[name] = call
         except Exception as error:  # whatever a device raises; the other shapes are still of interest

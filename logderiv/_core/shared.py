@@ -37,7 +37,7 @@ def with_captured(
     one = jax.tree.map(of_one, inputs)
     closed, like = jax.make_jaxpr(lambda *args: function(*args), return_shape=True)(params, *one)
     structure = jax.tree.structure(like)
-    traced = [isinstance(x, Tracer) and isinstance(x, jax.Array) for x in closed.consts]
+    traced = [isinstance(x, Tracer) and isinstance(x, jax.Array) for x in closed.consts]  # a `jax.Ref` is no array
     captured = jax.tree.map(jnp.asarray, those_that(traced, closed.consts))
 
     def among(shared: Any, *inputs: Any) -> Any:

@@ -158,25 +158,20 @@ class _Rows(NamedTuple):
     counts: Any
 
 
-def _row_function(term_of: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tuple[Callable[..., Any], Any]:
-    """From products with the unembedding to a row's term and its numbers, and what the term closes over."""
+def _row_function(term: Any, softmax: Any, shared: _Shared, rows: _Rows) -> tuple[Callable[..., Any], Any]:
+    """From products with the unembedding to a row's term and its numbers, and what term and softmax close over."""
     example = jax.tree.map(lambda x: x[0, 0], rows)
     products = jnp.zeros((*example.tokens.shape, shared.unembedding.shape[0]), shared.scales.temperature.dtype)
-    of_reference = None if shared.reference is None else products
-    numbers = jax.eval_shape(softmax, shared.scales, example, products, of_reference)
-    _check_scalar(jax.eval_shape(term_of, numbers, *example.extras))
-    softmax, (_, of_softmax) = with_captured(softmax, shared.scales, example, products, of_reference)
-    term, (_, of_term) = with_captured(lambda _, *given: term_of(*given), (), numbers, *example.extras)
+    given = shared.scales, example, products, None if shared.reference is None else products
+    _check_scalar(jax.eval_shape(term, jax.eval_shape(softmax, *given), *example.extras))
 
-    def of_row(
-        scales: Scales, captured: Any, row: _Rows, products: Any, of_reference: Any
-    ) -> tuple[jax.Array, TokenNumbers]:
-        of_softmax, of_term = captured
-        numbers = softmax((scales, of_softmax), row, products, of_reference)
-        value = jnp.asarray(term(((), of_term), numbers, *row.extras)).astype(products.dtype)
+    def of_row(scales: Scales, row: _Rows, products: Any, of_reference: Any) -> tuple[jax.Array, TokenNumbers]:
+        numbers = softmax(scales, row, products, of_reference)
+        value = jnp.asarray(term(numbers, *row.extras)).astype(products.dtype)
         return jnp.where(row.counts, value, jnp.zeros_like(value)), numbers
 
-    return of_row, (of_softmax, of_term)
+    among, (_, captured) = with_captured(of_row, *given)
+    return lambda scales, captured, *row: among((scales, captured), *row), captured
 
 
 def _softmax(allowed: Any, entropy: bool, scales: Scales, row: _Rows, products: Any, of_reference: Any) -> TokenNumbers:
