@@ -71,24 +71,27 @@ def ppo(settings: Settings, *, every: int = 1, num_updates: int = 1) -> Method:
 def a2c(settings: Settings, *, every: int, num_updates: int) -> Method:
     c, policy = settings, ld.MLPActorCritic(2)
     estimator = ld.A2C(policy.value, discount=c.discount, lambda_=c.lambda_, entropy_weight=c.entropy_weight)
-    return Method(policy, _options(c, estimator), every, num_updates)
+    return Method(policy, _options(c, estimator, num_updates), every, num_updates)
 
 
 def reinforce(learning_rate: float, *, every: int, num_updates: int) -> Method:
     estimator = ld.ScoreFunction(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), discount=0.99, gamma_t=False)
-    options = _options(Settings(learning_rate=learning_rate), estimator) | {"batch": ld.Episodes(16, horizon=500)}
+    options = _options(Settings(learning_rate=learning_rate, anneal=True), estimator, num_updates)
+    options |= {"batch": ld.Episodes(16, horizon=500)}
     return Method(ld.MLP(2, (64, 64)), options, every, num_updates)
 
 
-def _options(c: Settings, estimator: Any) -> dict[str, Any]:
-    adam = optax.adam(c.learning_rate, eps=1e-5)
+def _options(c: Settings, estimator: Any, num_updates: int = 1) -> dict[str, Any]:
+    rate = optax.linear_schedule(c.learning_rate, 0.0, num_updates) if c.anneal else c.learning_rate
+    adam = optax.adam(rate, eps=1e-5)
     optimizer = optax.chain(optax.clip_by_global_norm(c.max_grad_norm), adam)
     return {"batch": ld.Steps(c.num_environments, c.num_steps), "estimator": estimator, "optimizer": optimizer}
 
 
+# At rates that do not fall, REINFORCE and A2C each lose one seed of 24 before it has reached 475, or after.
 METHODS = {
     "REINFORCE": reinforce(1e-2, every=5, num_updates=60),
-    "A2C": a2c(Settings(16, 8, learning_rate=2e-3, lambda_=1.0, entropy_weight=0.0), every=64, num_updates=1536),
+    "A2C": a2c(Settings(16, 8, learning_rate=5e-3, entropy_weight=0.0, anneal=True), every=64, num_updates=1536),
     "PPO": ppo(LEARNING, every=4, num_updates=48),
 }
 
