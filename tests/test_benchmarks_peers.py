@@ -132,7 +132,7 @@ def test_statistics_are_those_of_all_batches():
     variance = weight * (1 + mean**2) + (1 - weight) * (rows.var(0) + (rows.mean(0) - mean) ** 2)
     np.testing.assert_allclose(found.mean, mean, rtol=1e-5)
     np.testing.assert_allclose(found.variance, variance, rtol=1e-4)
-    np.testing.assert_allclose(found.normalize(mean + 2 * np.sqrt(variance)), [2, 2], rtol=1e-4)
+    np.testing.assert_allclose(found.normalize(jnp.asarray(mean + 2 * np.sqrt(variance))), [2, 2], rtol=1e-4)
 
 
 def test_the_rate_falls_from_update_to_update():

@@ -1,5 +1,7 @@
 """Credit by hand, by identity and against rlax."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,7 +30,7 @@ VALUES = jnp.array([10.0, 20.0, 40.0])
 NEXT = jnp.array([20.0, 40.0, 80.0])  # the last is the value of the final observation
 
 
-def random_arrays(seed, terminated=False, dtype=float):
+def random_arrays(seed, terminated=False, dtype: Any = float):
     """Rewards, discounts, values now and then, lambdas and ratios of seven steps."""
     random = np.random.default_rng(seed)
     discounts = np.where(terminated & (np.arange(7) == 3), 0, 0.9)

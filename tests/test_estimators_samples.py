@@ -236,7 +236,7 @@ def test_a_constant_in_log_prob_and_in_the_values_changes_nothing():
         FREE.params,
         lambda params, x: FREE.log_prob(params, x) + 7.0 * params["field"] + params["coupling"],
         jnp.asarray(FREE.states)[index],
-        FREE.values[100:130] + 11.0,
+        jnp.asarray(FREE.values[100:130] + 11.0),
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11), shifted, FREE.found(index))
 

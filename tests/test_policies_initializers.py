@@ -1,6 +1,7 @@
 """Where the weights of perceptrons start: their scales, orthogonality, the same for each seed of a batch."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +64,11 @@ def test_one_factorization_is_taken_after_the_other():
     keys = jax.random.split(jax.random.key(1), 3)
     at_once = jax.nn.initializers.orthogonal()
     for init, rank in ((lambda key: NETWORK.init(key, jnp.zeros(5)), 2), (lambda key: at_once(key, (5, 8)), 3)):
-        found = [eqn.invars[0].aval.ndim for eqn in equations(jax.make_jaxpr(jax.vmap(init))(keys).jaxpr, "qr")]
-        assert found
-        assert set(found) == {rank}
+        operands: list[Any] = [
+            eqn.invars[0].aval for eqn in equations(jax.make_jaxpr(jax.vmap(init))(keys).jaxpr, "qr")
+        ]
+        assert operands
+        assert {operand.ndim for operand in operands} == {rank}
 
 
 def test_dtypes_are_those_of_the_call():

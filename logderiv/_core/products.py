@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
 EXACT = lax.Precision.HIGHEST
 _LEVELS = {name: lax.Precision(name) for name in ("default", "high", "highest", "bfloat16", "tensorfloat32", "float32")}
@@ -89,7 +88,7 @@ def precisions(jaxpr: Any, dtype: Any = jnp.floating) -> set[Any]:
         where a call cannot be looked into.
     """
     found: set[Any] = set()
-    for eqn in getattr(jaxpr, "jaxpr", jaxpr).eqns:
+    for eqn in jaxpr.eqns:
         if "precision" in eqn.params and all(jnp.issubdtype(x.aval.dtype, dtype) for x in eqn.invars[:2]):
             precision = eqn.params["precision"]
             found.add(precision[0] if type(precision) is tuple and len({*precision}) == 1 else precision)
@@ -101,7 +100,7 @@ def precisions(jaxpr: Any, dtype: Any = jnp.floating) -> set[Any]:
 
 
 def _is_program(x: Any) -> bool:
-    return isinstance(x, Jaxpr | ClosedJaxpr)
+    return hasattr(x, "eqns")
 
 
 def float32_products(function: Callable[..., Any], *args: Any) -> jax.Array:

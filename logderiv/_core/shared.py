@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+from jax.extend.core import jaxpr_as_fun
 
 from logderiv._core.arrays import accumulator_dtype
 from logderiv._core.tangents import put_back, those_that
@@ -42,7 +42,7 @@ def with_captured(
 
     def among(shared: Any, *inputs: Any) -> Any:
         params, captured = shared
-        run = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, put_back(captured, closed.consts)))
+        run = jaxpr_as_fun(closed.replace(consts=put_back(captured, closed.consts)))
         return jax.tree.unflatten(structure, run(*jax.tree.leaves((params, *inputs))))
 
     return among, (params, captured)
