@@ -299,10 +299,9 @@ def main():
     gc.set_threshold(100_000, 20, 50)  # as in `conftest.py`: a sixth less processor time
     mesh = ld.make_mesh()
     found: dict[str, Any] = {"devices": jax.device_count(), "processes": jax.process_count(), "numbers": {}}
-    wanted = [(STREAM, jnp.float32), (STREAM, jnp.float64), (EPISODES, jnp.float32), (EPISODES, jnp.float64)]
-    wanted += [(NORMALIZED, jnp.float64)]
-    if mesh.size > 1:
-        wanted = wanted[1:] if jax.process_count() == 1 else [wanted[0], wanted[3]]
+    wanted = [(STREAM, jnp.float64), (EPISODES, jnp.float32), (EPISODES, jnp.float64), (NORMALIZED, jnp.float64)]
+    if jax.process_count() > 1:
+        wanted = wanted[:2]
     for name, dtype in wanted:
         case = f"{name}, {np.dtype(dtype)}"
         if mesh.size == 1 or jax.process_count() > 1 or dtype == jnp.float32:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RARELY = "import gc; gc.freeze(); gc.set_threshold(100_000, 20, 50)"  # as in `conftest.py`
 
 
 def blocks(page: Path, language: str = "python") -> list[str]:
@@ -19,7 +20,7 @@ def run(source: str, folder: Path) -> str:
     user = {k: v for k, v in os.environ.items() if k not in ("JAX_ENABLE_X64", "JAX_DEBUG_NANS")}
     user |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
     user["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
-    command = [sys.executable, "-c", source]
+    command = [sys.executable, "-c", f"{RARELY}\n{source}"]
     done = subprocess.run(command, cwd=folder, env=user, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr

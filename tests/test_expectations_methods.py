@@ -1,5 +1,6 @@
 """How derivatives pass through a choice: each method against every path, and beside it what would be wrong."""
 
+import functools
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ def draw(distribution, method="score"):
     return ld.sample(distribution, method=method).astype(float)
 
 
+@functools.cache  # a model that is made anew is compiled anew
 def dependent(method):
     """Three choices, each with a law that depends on those before it, and a cost that depends on the parameters too."""
 
@@ -68,8 +70,9 @@ def rows(method):
     return model
 
 
-def listed(model, params: Any = PARAMS, *, order=1, sizes=SIZES, modes=("forward",), **options):
-    return ld.exact.program_derivatives(params, ld.expectation(model, **options), order=order, modes=modes, **sizes)
+def listed(model, params: Any = PARAMS, *args, order=1, sizes=SIZES, modes=("forward",), **options):
+    objective = ld.expectation(model, **options)
+    return ld.exact.program_derivatives(params, objective, *args, order=order, modes=modes, **sizes)
 
 
 def assert_exact(found):
@@ -167,45 +170,51 @@ def test_expected_is_the_sum_over_outcomes():
     np.testing.assert_allclose(slope, p * (c - p @ c), rtol=1e-13)
 
 
-def one_hot(method, power):
-    def model(logits):
+@functools.cache
+def one_hot(method):
+    """The first, second or third power of a number of the choice, as the numbers of `powers` say."""
+
+    def model(logits, powers):
         unit = ld.sample(ld.distributions.OneHotCategorical(logits), method=method)
-        return jnp.dot(unit, jnp.array([1.0, 2.0, -1.0])) ** power
+        x = jnp.dot(unit, jnp.array([1.0, 2.0, -1.0]))
+        return jnp.dot(powers, jnp.stack([x, x**2, x**3]))
 
     return model
 
 
 LOGITS = jnp.array([0.3, -0.2, 0.5])
+FIRST, SECOND, THIRD = jnp.eye(3)
 
 
 @pytest.mark.parametrize("method", ["score", "enumerate", "alternative"])
 def test_every_method_takes_a_one_hot_choice(method):
-    assert_exact(listed(one_hot(method, 3), LOGITS, sizes={"num_choices": 1, "num_outcomes": 3}))
+    assert_exact(listed(one_hot(method), LOGITS, THIRD, sizes={"num_choices": 1, "num_outcomes": 3}))
 
 
 def test_straight_through_is_biased_and_reinmax_only_beyond_quadratic_costs():
     sizes = {"num_choices": 1, "num_outcomes": 3}
 
-    def bias(method, power):
-        return np.max(np.abs(listed(one_hot(method, power), LOGITS, sizes=sizes)[1].bias))
+    def bias(method, powers):
+        return np.max(np.abs(listed(one_hot(method), LOGITS, powers, sizes=sizes)[1].bias))
 
-    assert bias("reinmax_biased", 2) < 1e-12
-    assert min(bias("straight_through_biased", 2), bias("straight_through_biased", 3), bias("reinmax_biased", 3)) > 0.1
-    assert bias("straight_through_biased", 1) < 1e-12
+    assert bias("reinmax_biased", SECOND) < 1e-12
+    assert min(bias("straight_through_biased", powers) for powers in (SECOND, THIRD)) > 0.1
+    assert bias("reinmax_biased", THIRD) > 0.1
+    assert bias("straight_through_biased", FIRST) < 1e-12
 
 
 @pytest.mark.parametrize("method", ["alternative", "straight_through_biased", "reinmax_biased"])
 def test_a_derivative_beyond_the_order_raises_in_every_mix_of_modes(method):
-    objective, key = ld.expectation(one_hot(method, 2)), jax.random.key(0)
+    objective, key = ld.expectation(one_hot(method)), jax.random.key(0)
     modes = (jax.jacfwd, jax.jacrev, jax.grad)
     for inner in modes:
         for outer in modes[:2]:
             with pytest.raises(ValueError, match="first derivative only"):
-                outer(inner(objective))(LOGITS, key)
+                outer(inner(objective))(LOGITS, key, SECOND)
             with pytest.raises(ValueError, match="first derivative only"):
-                outer(jax.jit(inner(jax.jit(objective))))(LOGITS, key)
+                outer(jax.jit(inner(jax.jit(objective))))(LOGITS, key, SECOND)
     with pytest.raises(ValueError, match="first derivative only"):
-        listed(one_hot(method, 2), LOGITS, order=2, sizes={"num_choices": 1, "num_outcomes": 3})
+        listed(one_hot(method), LOGITS, SECOND, order=2, sizes={"num_choices": 1, "num_outcomes": 3})
 
 
 def test_without_the_guard_a_hessian_of_the_alternative_path_is_wrong(monkeypatch):

@@ -76,7 +76,7 @@ class Ensemble(NamedTuple):
                 ) from error
             return np.asarray(values, np.float64)[: len(indices)]
 
-        if self.method == "multisets":
+        if self.method == "multisets" and self.size > 1:
             self._check_symmetric(values, min(rows, 64))
         for indices, repeats in self._blocks(rows):
             yield indices, np.prod(repeats * self.probabilities[indices], axis=-1), values(indices)

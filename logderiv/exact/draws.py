@@ -42,12 +42,12 @@ def all_draws(expectation: Expectation, params: Params, args: tuple[Any, ...], c
     Elsewhere each world is listed for itself, which gives the mean alone; and the second run of an alternative path draws
     independently after the choice that is made otherwise.
     """
-    peers, worlds = expectation.peers, expectation.num_worlds(params, *args)
+    peers = expectation.peers
+    model = None if is_program(expectation.program) else expectation._traced(params, args)
+    worlds = 1 if model is None else model.worlds(expectation.max_worlds)
     laws = [_paths(_laws(expectation, params, args, choices, np.int32(world)), choices) for world in range(worlds)]
-    if not is_program(expectation.program):
-        methods = {site.method for site in expectation.sites(params, *args)}
-        if "alternative" in methods:
-            return [_detours(expectation, params, args, laws[0])]
+    if model is not None and "alternative" in {site.method for site in model.sites}:
+        return [_detours(expectation, params, args, laws[0])]
     one_law = all(_equal(law, laws[0]) for law in laws)
     draws = []
     for world, law in enumerate(laws[:1] if one_law else laws):

@@ -171,10 +171,13 @@ def _exact(params: Params, expectation: Expectation, args: Any, paths: Any, orde
 def _of_runs(
     expectation: Expectation, params: Params, args: Any, world: Any, tapes: Tape, order: int, modes: Any
 ) -> jax.Array:
-    def value(params: Params) -> jax.Array:
-        return expectation.on_tapes(params, tapes, *args, world=world).mean
+    return derivative(lambda params: _mean(expectation, params, args, world, tapes), params, order, modes).ravel()
 
-    return derivative(value, params, order, modes).ravel()
+
+@jit
+def _mean(expectation: Expectation, params: Params, args: Any, world: Any, tapes: Tape) -> jax.Array:
+    """What is estimated on these tapes; a function of its own, which is traced once for derivatives of all orders."""
+    return expectation.on_tapes(params, tapes, *args, world=world).mean
 
 
 def _check_sum(probabilities: np.ndarray) -> None:
