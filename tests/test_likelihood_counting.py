@@ -170,3 +170,18 @@ def test_states_and_actions_are_whole_numbers_and_weights_real_ones_of_any_kind(
     for name, call in refused.items():
         with pytest.raises(TypeError, match=f"{name}: expected"):
             call()
+
+
+@pytest.mark.parametrize("policy", [ld.tabular_softmax, STEPWISE], ids=["counted", "step by step"])
+def test_a_state_outside_the_table_makes_derivatives_nan_too(policy):
+    """A finite gradient would be trained on; the wrong twin has the value alone NaN, by `jnp.where`."""
+    logits, estimator = jnp.array([[0.3, -0.2], [1.0, 0.5]]), ld.RLOO()
+    taus = trajectory(observations=jnp.array([[0, 1, 2], [0, 1, 1]]), rewards=jnp.arange(6.0).reshape(2, 3))
+    value, slope = jax.jit(jax.value_and_grad(lambda p: ld.log_prob(p, policy, taus).sum()))(logits)
+    assert np.isnan(value)
+    assert np.isnan(slope).any()
+    estimate, _ = jax.jit(lambda p: estimator.estimate(p, estimator.init(p), policy, taus))(logits)
+    assert np.isnan(estimate.grads).any()
+    inside = taus._replace(observations=jnp.minimum(taus.observations, 1))
+    twin = jax.grad(lambda p: jnp.where(False, ld.log_prob(p, policy, inside).sum(), jnp.nan))(logits)
+    assert np.isfinite(twin).all()

@@ -37,6 +37,11 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
     return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
 
 
+def nan_unless(right: jax.Array, x: jax.Array) -> jax.Array:
+    """`x`, or NaN where it is not `right`; its derivatives, too, which `jnp.where` would make 0."""
+    return x * jnp.where(right, 1, jnp.nan).astype(x.dtype)
+
+
 def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
     """The factor of numbers that depend on the order of steps: 1 where the mask is a prefix, NaN where it has a hole. Shape `(*batch, 1)`.
 
@@ -213,6 +218,13 @@ def wide(tree: Any) -> Any:
         return summable(x) if real else x
 
     return jax.tree.map(leaf, tree)
+
+
+def chances_of(table: jax.Array, *index: jax.Array) -> jax.Array:
+    """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays of whole numbers."""
+    index = tuple(integers(i, "index") for i in index)
+    index = tuple(jnp.where(i < 0, size, i) for i, size in zip(index, table.shape, strict=False))
+    return table.at[index].get(mode="fill", fill_value=0)
 
 
 def check_params(tree: Any) -> None:

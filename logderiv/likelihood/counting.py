@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, integers, summable
+from logderiv._core.arrays import accumulator_dtype, integers, nan_unless, summable
 from logderiv.distributions.basic import log_softmax
 
 
@@ -75,4 +75,4 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
         return jnp.any(counted & ((x < 0) | (x >= size)))
 
     total = jnp.where(outside(actions, logits.shape[1]), -jnp.inf, total)
-    return jnp.where(outside(states, logits.shape[0]), jnp.nan, total)
+    return nan_unless(~outside(states, logits.shape[0]), total)

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import integers, summable
+from logderiv._core.arrays import integers, nan_unless, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.types import Policy
@@ -32,8 +32,8 @@ class TabularSoftmax(Policy):
         params, state = summable(params, "params"), integers(observation, "observation")
         if params.ndim != 2:
             raise ValueError(f"params: expected logits of shape (S, A), received {params.shape}.")
-        state = jnp.where(state < 0, params.shape[0], state)
-        return Categorical(params.at[state].get(mode="fill", fill_value=jnp.nan))
+        inside = (state >= 0) & (state < params.shape[0])
+        return Categorical(nan_unless(inside, params.at[state].get(mode="clip")))
 
     def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """The logits, and the state of each step.

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import integers, set_alike, summable
+from logderiv._core.arrays import integers, nan_unless, set_alike, summable
 from logderiv._core.noise import exponential
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
@@ -123,7 +123,7 @@ class NextEvent:
 
     def _total(self) -> jax.Array:
         legal = jnp.all((self.rates >= 0) & jnp.isfinite(self.rates))
-        return jnp.where(legal, jnp.sum(self.rates), jnp.nan)
+        return nan_unless(legal, jnp.sum(self.rates))
 
     def _factors(self, action: Event) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
         """Rate of what happened (1 for nothing), total rate, for how long it acted, and whether all that is possible."""

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from logderiv._core.arrays import nan_unless
 from logderiv.processes.state_space.hidden import normalized
 
 
@@ -41,11 +42,10 @@ def stationary_log_probs(kernel: jax.Array) -> jax.Array:
         return jnp.where(states == n, normalized(logs + column)[1], logs), None
 
     irreducible = _irreducible(kernel)
-    safe = jnp.where(irreducible, kernel, -jnp.log(jnp.asarray(size, kernel.dtype)))
-    columns = lax.scan(eliminate, safe, states[1:], reverse=True)[1]
+    columns = lax.scan(eliminate, nan_unless(irreducible, kernel), states[1:], reverse=True)[1]
     start = jnp.where(states == 0, 0, -jnp.inf).astype(kernel.dtype)
     logs = lax.scan(extend, start, (states[1:], columns))[0]
-    return jnp.where(irreducible, normalized(logs)[0], jnp.nan)
+    return normalized(logs)[0]
 
 
 def _irreducible(kernel: jax.Array) -> jax.Array:
