@@ -62,3 +62,21 @@ def test_what_is_truncated_is_categorical():
         Truncated(lambda params, x: ld.Normal(params, params)).apply(jnp.ones(1), jnp.zeros(()))
     with pytest.raises(ValueError, match="top_p"):
         Truncated(ld.shared_softmax, top_p=1.5)
+
+
+@pytest.mark.parametrize(("options", "kept"), [({}, 4), ({"top_k": 3}, 3)])
+def test_a_peaked_policy_keeps_all_with_a_top_p_of_one(options, kept):
+    """The sum of the largest chances is rounded to 1 before the last; the wrong twin compares that sum with 1."""
+    logits = jnp.array([17.0, 0.0, -1.0, -30.0], jnp.float32)
+    truncated = jax.jit(lambda p: Truncated(ld.shared_softmax, top_p=p, **options).apply(logits, jnp.zeros(())).logits)
+    assert jnp.isfinite(truncated(1.0)).sum() == kept
+    before = jnp.cumsum(jax.nn.softmax(logits)) - jax.nn.softmax(logits)
+    assert (before < 1).sum() < kept
+
+
+def test_a_logit_that_is_nan_is_not_truncated_away():
+    logits = jnp.array([1.0, jnp.nan, 0.5, 0.2])
+    policy = Truncated(ld.shared_softmax, top_k=2)
+    value, slope = jax.value_and_grad(lambda x: policy.apply(x, jnp.zeros(())).log_prob(jnp.int32(0)))(logits)
+    assert np.isnan(value)
+    assert np.isnan(slope).any()

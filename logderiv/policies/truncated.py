@@ -67,7 +67,10 @@ class Truncated(PolicyWrapper):
         ranked = jnp.where(jnp.arange(logits.shape[-1]) < most, jnp.take_along_axis(logits, order, axis=-1), -jnp.inf)
         chances = jax.nn.softmax(ranked, axis=-1)
         before = jnp.cumsum(chances, axis=-1) - chances
-        kept = (before < jnp.asarray(self.top_p, chances.dtype)) & (ranked > -jnp.inf)
+        top_p = jnp.asarray(self.top_p, chances.dtype)
+        kept = ((before < top_p) | (top_p >= 1)) & (
+            ranked > -jnp.inf
+        )  # in rounded sums, all but the last may be 1 already
         kept = kept.at[..., 0].set(True)
         kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
-        return Categorical(jnp.where(kept, logits, -jnp.inf))
+        return Categorical(jnp.where(kept | jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), logits, -jnp.inf))
