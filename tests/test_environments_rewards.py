@@ -1,5 +1,6 @@
 """Rewards that are paid on arrival or drawn: every exact answer against a list of paths over (s, a, s', r) written in NumPy."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, rollout, terminating
+from tests.worlds import TERMINATING_LOGITS, rollout, terminating, trajectory
 
 DISCOUNT, HORIZON = 0.9, 2
 VALUES = np.array([0.7, -0.3, 0.0])
@@ -266,3 +267,34 @@ def test_a_reward_that_never_comes_may_be_anything():
             found.append([*map(float, values), np.trace(listed.covariance), float(jnp.trace(by_step.covariance))])
         np.testing.assert_allclose(found[1], found[0], rtol=1e-12)
         np.testing.assert_allclose(found[0][::2], found[0][1::2], rtol=1e-12)
+
+
+@pytest.mark.parametrize("outside", [-1, 3, 7])
+def test_a_logged_step_outside_the_tables_is_impossible(outside):
+    """An index that is clamped, or counts from the end, would give it the probability of another step."""
+    states, actions = jnp.array([0, 1]), jnp.array([1, 0])
+    inside = trajectory(observations=states, actions=actions, final_observation=jnp.array(0))
+    for reward in (jnp.zeros((3, 2)), REWARDS["law on arrival"]):
+        world = dataclasses.replace(terminating(), reward=reward)
+        tau = inside._replace(rewards=jnp.full(2, 2.0))
+        assert np.isfinite(world.log_factors(tau)).all()
+        assert np.isfinite(world.log_initial(tau))
+        assert world.log_initial(tau._replace(observations=states.at[0].set(outside))) == -jnp.inf
+        for other in (
+            tau._replace(observations=states.at[1].set(outside)),
+            tau._replace(actions=actions.at[1].set(outside)),
+            tau._replace(final_observation=jnp.array(outside)),
+        ):
+            assert world.log_factors(other)[1] == -jnp.inf
+
+
+@pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, bool])
+def test_whole_rewards_are_compared_as_numbers(dtype):
+    law = ld.environments.RewardLaw([0.0, 0.5], [[[0.3, 0.7]]])
+    at = jnp.zeros(2, int)
+    np.testing.assert_allclose(jnp.exp(law.log_prob(jnp.array([0, 1], dtype), at, at, at)), [0.3, 0], rtol=1e-12)
+
+
+def test_a_policy_of_more_actions_than_the_tables_have_is_refused():
+    with pytest.raises(ValueError, match=r"chooses among 3, this environment has Discrete\(2\)"):
+        ld.rollout(jnp.zeros((3, 3)), jax.random.key(0), ld.tabular_softmax, terminating(), horizon=2)

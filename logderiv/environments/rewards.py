@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import summable
+from logderiv._core.arrays import chances_of, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 
@@ -98,13 +98,15 @@ class RewardLaw:
         Gradients: flow to the probabilities.
         """
         values, probabilities = self._of(state, action, new)
+        reward = reward if jnp.issubdtype(reward.dtype, jnp.floating) else summable(reward, "reward")
         dtype = min(values.dtype, reward.dtype, key=lambda x: x.itemsize)
         same = jnp.broadcast_to(values.astype(dtype), probabilities.shape) == reward.astype(dtype)[:, None]
         return jnp.log(jnp.sum(jnp.where(same, probabilities, 0), axis=-1))
 
     def _of(self, *step: jax.Array) -> tuple[jax.Array, jax.Array]:
         index = step[: self.probabilities.ndim - 1]
-        return self.values if self.values.ndim == 1 else self.values[index], self.probabilities[index]
+        values = self.values if self.values.ndim == 1 else self.values[index]
+        return values, chances_of(self.probabilities, *index)
 
 
 def sums_to_one(name: str, table: jax.Array, given: Any, live: np.ndarray | None = None) -> jax.Array:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import integers, summable
+from logderiv._core.arrays import chances_of, integers, summable
 from logderiv._core.products import precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
+from logderiv.environments._spaces import ActionSpace
 from logderiv.environments.rewards import RewardLaw, possible, sums_to_one
 from logderiv.types import Environment, Step, Trajectory, next_observations
 
@@ -68,6 +69,11 @@ class TabularMDP(Environment):
                 raise ValueError(
                     "TabularMDP.initial: expected no mass on terminal states; an episode takes at least one step."
                 )
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """`0 .. A - 1`; a policy over more is refused where it is traced."""
+        return ActionSpace((), True, self.num_actions, f"Discrete({self.num_actions})")
 
     @property
     def num_states(self) -> int:
@@ -140,9 +146,9 @@ class TabularMDP(Environment):
             trajectory: One trajectory.
 
         Returns:
-            The logarithm, shape `()`; `-inf` of a state where none starts.
+            The logarithm, shape `()`; `-inf` of a state where none starts, or that is none.
         """
-        return jnp.log(self.initial[trajectory.observations[0]])
+        return jnp.log(chances_of(self.initial, trajectory.observations[0]))
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
         """Logarithm of p(s_{t+1}|s_t,a_t), or of p(s_{t+1}, r_t|s_t,a_t) where the reward has a law.
@@ -153,12 +159,12 @@ class TabularMDP(Environment):
             trajectory: One trajectory.
 
         Returns:
-            The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude.
+            The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude or do not know.
 
         Gradients: flow to the transition and to the probabilities of the law.
         """
         step = trajectory.observations, trajectory.actions, next_observations(trajectory)
-        logs = jnp.log(self.transition[step])
+        logs = jnp.log(chances_of(self.transition, *step))
         if isinstance(self.reward, RewardLaw):
             paid = self.reward.log_prob(trajectory.rewards, *step)
             dtype = jnp.promote_types(logs.dtype, paid.dtype)
