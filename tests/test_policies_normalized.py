@@ -129,3 +129,12 @@ BAD: list[tuple[Any, str, Any]] = [
 def test_bad_input_is_named(error, message, call):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_whole_numbers_beside_half_precision_keep_their_digits(dtype):
+    """In bfloat16 1001 is 1000, in float16 70001 is infinite."""
+    number = jnp.int32(1001 if dtype == jnp.bfloat16 else 70001)
+    layer = {"weight": jnp.eye(2, 1, dtype=jnp.float32), "bias": jnp.zeros(1, jnp.float32)}
+    shown = ld.MLP(1, hidden=()).apply([layer], {"a": number, "b": dtype(1)})
+    assert float(shown.logits[0]) == int(number)

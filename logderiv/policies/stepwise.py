@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import array_of, as_key
+from logderiv._core.arrays import accumulator_dtype, array_of, as_key
 from logderiv._core.products import EXACT, precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, masked
@@ -348,10 +348,10 @@ def _widths(hidden: Any) -> tuple[int, ...]:
 
 
 def flatten_observation(observation: Any) -> jax.Array:
-    """All leaves of one observation as one vector."""
+    """All leaves of one observation as one vector, in float32 at least: whole numbers beside half precision keep their digits."""
     leaves = [jnp.ravel(array_of(leaf, "observation")) for leaf in jax.tree.leaves(observation)]
     dtypes = [leaf.dtype for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    dtype = max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype)
+    dtype = accumulator_dtype(max(dtypes, key=lambda dtype: dtype.itemsize, default=jnp.zeros(()).dtype))
     return jnp.concatenate([leaf.astype(dtype) for leaf in leaves])
 
 
