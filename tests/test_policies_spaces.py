@@ -9,6 +9,7 @@ import pytest
 
 import logderiv as ld
 from logderiv.environments import ActionSpace, Brax, Gymnasium, Gymnax, Jumanji
+from logderiv.environments.gymnasium import steppers
 from tests import examples
 from tests.test_environments_suites import suite
 
@@ -102,6 +103,22 @@ def test_every_space_of_gymnasium(name, standard_promotion):
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float64])
 def test_parameters_of_any_dtype(dtype, standard_promotion):
     trip(Gymnasium(lambda: Any3(SPACES["Tuple"])), dtype=dtype)
+
+
+def test_one_row_of_scalar_observations_is_that_of_a_batch():
+    environment, keys = Gymnasium("FrozenLake-v1", horizon=4), jax.random.split(jax.random.key(12), 1)
+    one, batch = (ld.rollout(jnp.zeros((16, 4)), key, ld.tabular_softmax, environment) for key in (keys[0], keys))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), one, batch)
+    assert one.observations.shape == (4,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_bound_in_the_dtype_of_the_action_is_within_the_space_and_the_next_number_is_not(dtype):
+    box = spaces.Box(-0.3, 0.3, (1,), np.float32)
+    bound = np.asarray(jnp.full((1, 1), 0.3, dtype))
+    assert box.contains(steppers.checked(box, bound, False)[0])
+    with pytest.raises(ValueError, match="in row 0"):
+        steppers.checked(box, np.asarray(jnp.nextafter(bound, jnp.ones_like(bound))), False)
 
 
 class Own:
