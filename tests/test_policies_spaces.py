@@ -148,6 +148,29 @@ def test_own_environments_with_spaces_of_gymnasium(name, standard_promotion):
     assert taus.valid.all()
 
 
+def test_spaces_by_hand_take_lists_arrays_and_integers_of_any_kind():
+    make: Any = ActionSpace
+    one, two, box = make((), True, 3, ""), make((2,), True, (3, 5), ""), make((2,), False, None, "", (-1.0, -2.0), 1.0)
+    for number in (np.int64(3), jnp.int32(3), np.array(3)):
+        assert make([], True, number, "") == one
+    for shape, sizes in ((2, [3, 5]), ([2], np.array([3, 5])), (np.int64(2), jnp.array([3, 5]))):
+        assert make(shape, True, sizes, "") == two
+        assert hash(make(shape, True, sizes, "")) == hash(two)
+    for low in ([-1, -2], np.array([-1.0, -2.0]), jnp.array([-1, -2])):
+        assert make(2, False, None, "", low, np.float32(1)) == box
+    for message, *fields in (
+        (r"num_values: expected 2 numbers .* shape \(2,\), received 3", (2,), True, 3, ""),
+        (r"num_values: expected 2 numbers .*received \(3,\)", (2,), True, (3,), ""),
+        (r"num_values: expected one number .*received \[3, 5\]", (), True, [3, 5], ""),
+        ("num_values: expected a whole number >= 1, received 2.5", (), True, 2.5, ""),
+        ("shape: expected a whole number >= 0, received -1", (-1,), True, None, ""),
+        (r"low: expected one number, .* shape \(2,\), received 3", (2,), False, None, "", [0, 0, 0], 1),
+        ("high: expected one number, .*received 3", (2,), False, None, "", 0, [1, 1, 1]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(*fields)
+
+
 def test_suites_in_jax(standard_promotion):
     """Spaces of gymnax with parts, specs of jumanji with several choices, and brax; the environments are stubs around them."""
     own, specs = suite("gymnax.environments.spaces"), suite("jumanji.specs")
