@@ -301,6 +301,32 @@ def test_numbers_that_would_be_cut_off_are_refused(monkeypatch):
     fails("expected whole numbers", ld.environments.Gymnasium(Box, horizon=2).reset, jax.random.key(0))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "x64", "number", "message"),
+    [
+        (np.int64, False, 1, None),
+        (np.int64, True, 2**33 + 5, None),
+        (np.float32, False, 0.5, None),
+        (np.int64, False, 2**33 + 5, "that int32 holds, received 8589934597; scale .*jax_enable_x64"),
+        (np.uint8, True, -1, "that uint8 holds, received -1"),
+        (np.int64, True, jnp.dtype(jnp.bfloat16).type(0.5), "received bfloat16"),
+    ],
+)
+def test_arrays_wider_than_those_of_the_start_are_kept_or_refused(dtype, x64, number, message, monkeypatch):
+    parts = {"speed": Box.observation_space, "place": gymnasium.spaces.Box(0, 1, (1,), dtype)}
+    monkeypatch.setattr(Pair, "observation_space", gymnasium.spaces.Dict(parts))
+    monkeypatch.setattr(Pair, "place", np.zeros(1, np.int8))
+    with jax.enable_x64(x64):
+        environment = ld.environments.Gymnasium(lambda: Pair(), horizon=2)
+        arguments = jax.random.key(0), environment.reset(jax.random.key(0))[1], jnp.zeros(1)
+        monkeypatch.setattr(Pair, "place", np.array([number]))
+        if message is None:
+            assert environment.step(*arguments).observation["place"].tolist() == [number]
+        else:
+            message = rf"observation\['place'\]: expected whole numbers .*{message}"
+            fails(message, environment.step, *arguments)
+
+
 def test_a_bound_with_more_digits_than_an_action_is_within_the_space():
     bound = ld.FunctionPolicy(
         lambda params, _: ld.distributions.TanhNormal(params + 9, jnp.ones(1, jnp.float32), -0.1, 0.1)
@@ -322,6 +348,7 @@ def test_unmodified_environments_are_recognized_and_keep_their_adapter():
         ("function that makes one", as_environment, Clock()),
         ("expected one Gymnasium environment", as_environment, several),
         ("an id or a function", ld.environments.Gymnasium, 3),
+        ("that makes one .*num_envs=2.*pass", ld.environments.Gymnasium, lambda: gymnasium.make_vec("CartPole-v1", 2)),
     ):
         with pytest.raises(TypeError, match=message):
             make(wrong)

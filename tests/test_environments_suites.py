@@ -3,6 +3,7 @@
 Each adapter is held to the suite's own raw steps; its wrong twin resets by itself, as the suites' wrappers do.
 """
 
+import dataclasses
 import importlib
 import warnings
 from typing import Any, NamedTuple
@@ -266,7 +267,12 @@ def test_a_policy_that_cannot_mean_these_actions_is_refused_at_trace_time():
         (TypeError, r"2 actions, whole numbers; .* float64.*Categorical", two, ld.Normal(jnp.zeros(()), jnp.ones(()))),
         (ValueError, r"action of shape \(3,\); the policy drew \(2,\)", box, ld.Normal(jnp.zeros(2), jnp.ones(2))),
         (ValueError, r"one action of shape \(3,\); the policy drew \(\)", box, ld.Categorical(jnp.zeros(2))),
-        (TypeError, r"real numbers; .* int32.*Normal", box._replace(shape=()), ld.Categorical(jnp.zeros(2))),
+        (
+            TypeError,
+            r"real numbers; .* int32.*Normal",
+            dataclasses.replace(box, shape=()),
+            ld.Categorical(jnp.zeros(2)),
+        ),
     ):
         with pytest.raises(error, match=message):
             draw(space, distribution)

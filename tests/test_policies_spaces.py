@@ -9,6 +9,7 @@ import pytest
 
 import logderiv as ld
 from logderiv.environments import ActionSpace, Brax, Gymnasium, Gymnax, Jumanji
+from logderiv.environments.gymnasium import steppers
 from tests import examples
 from tests.test_environments_suites import suite
 
@@ -104,6 +105,22 @@ def test_parameters_of_any_dtype(dtype, standard_promotion):
     trip(Gymnasium(lambda: Any3(SPACES["Tuple"])), dtype=dtype)
 
 
+def test_one_row_of_scalar_observations_is_that_of_a_batch():
+    environment, keys = Gymnasium("FrozenLake-v1", horizon=4), jax.random.split(jax.random.key(12), 1)
+    one, batch = (ld.rollout(jnp.zeros((16, 4)), key, ld.tabular_softmax, environment) for key in (keys[0], keys))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[0]), one, batch)
+    assert one.observations.shape == (4,)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_a_bound_in_the_dtype_of_the_action_is_within_the_space_and_the_next_number_is_not(dtype):
+    box = spaces.Box(-0.3, 0.3, (1,), np.float32)
+    bound = np.asarray(jnp.full((1, 1), 0.3, dtype))
+    assert box.contains(steppers.checked(box, bound, False)[0])
+    with pytest.raises(ValueError, match="in row 0"):
+        steppers.checked(box, np.asarray(jnp.nextafter(bound, jnp.ones_like(bound))), False)
+
+
 class Own:
     """An environment of a user's own: pays 1 for a low gear and a high steer, as far as the mask allows."""
 
@@ -129,6 +146,29 @@ class Own:
 def test_own_environments_with_spaces_of_gymnasium(name, standard_promotion):
     _, taus, _ = trip(Own(SPACES[name]))
     assert taus.valid.all()
+
+
+def test_spaces_by_hand_take_lists_arrays_and_integers_of_any_kind():
+    make: Any = ActionSpace
+    one, two, box = make((), True, 3, ""), make((2,), True, (3, 5), ""), make((2,), False, None, "", (-1.0, -2.0), 1.0)
+    for number in (np.int64(3), jnp.int32(3), np.array(3)):
+        assert make([], True, number, "") == one
+    for shape, sizes in ((2, [3, 5]), ([2], np.array([3, 5])), (np.int64(2), jnp.array([3, 5]))):
+        assert make(shape, True, sizes, "") == two
+        assert hash(make(shape, True, sizes, "")) == hash(two)
+    for low in ([-1, -2], np.array([-1.0, -2.0]), jnp.array([-1, -2])):
+        assert make(2, False, None, "", low, np.float32(1)) == box
+    for message, *fields in (
+        (r"num_values: expected 2 numbers .* shape \(2,\), received 3", (2,), True, 3, ""),
+        (r"num_values: expected 2 numbers .*received \(3,\)", (2,), True, (3,), ""),
+        (r"num_values: expected one number .*received \[3, 5\]", (), True, [3, 5], ""),
+        ("num_values: expected a whole number >= 1, received 2.5", (), True, 2.5, ""),
+        ("shape: expected a whole number >= 0, received -1", (-1,), True, None, ""),
+        (r"low: expected one number, .* shape \(2,\), received 3", (2,), False, None, "", [0, 0, 0], 1),
+        ("high: expected one number, .*received 3", (2,), False, None, "", 0, [1, 1, 1]),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(*fields)
 
 
 def test_suites_in_jax(standard_promotion):

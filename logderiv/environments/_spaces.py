@@ -3,19 +3,23 @@
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
+from logderiv._core.pytrees import pytree
 from logderiv.distributions.interop import num_categories
 from logderiv.distributions.joint import Joint
 
 
-class ActionSpace(NamedTuple):
+@pytree(static=("shape", "integer", "num_values", "name", "low", "high"))
+class ActionSpace:
     """What a suite takes as one action, read from its own space object; a dictionary or tuple of them where it has parts.
+
+    Lists and arrays of numbers become tuples, and a `shape` that is one number a tuple of it.
 
     Attributes:
         shape: Shape of one action.
@@ -24,6 +28,10 @@ class ActionSpace(NamedTuple):
         name: For messages.
         low: Lower bound of real numbers, or one for each in the order of the last axis; `None` where it is not known.
         high: Upper bound.
+
+    Raises:
+        ValueError: `shape` or `num_values` is not made of whole numbers, `num_values` has not one number for each choice, or a bound is
+            neither one number nor one for each of the last axis or of all.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +40,40 @@ class ActionSpace(NamedTuple):
     name: str
     low: float | tuple[float, ...] | None = None
     high: float | tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        shape = tuple(check.whole(at_least=0, shape=size) for size in np.ravel(np.asarray(self.shape, object)))
+        low, high = (_plain_bound(name, getattr(self, name), shape) for name in ("low", "high"))
+        found = {"shape": shape, "num_values": _plain_sizes(self.num_values, shape), "low": low, "high": high}
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+
+def _plain_sizes(num_values: Any, shape: tuple[int, ...]) -> int | tuple[int, ...] | None:
+    """One whole number for one choice, a tuple with one for each of several."""
+    if num_values is None:
+        return None
+    if np.ndim(num_values) == 0 and shape == ():
+        return check.whole(num_values=num_values)
+    sizes = [check.whole(num_values=size) for size in np.ravel(np.asarray(num_values, object))]
+    if np.ndim(num_values) == 0 or shape == () or len(sizes) != math.prod(shape):
+        raise ValueError(
+            f"num_values: expected {'one number' if shape == () else f'{math.prod(shape)} numbers'} for choices of shape {shape}, "
+            f"received {num_values}."
+        )
+    return tuple(sizes)
+
+
+def _plain_bound(name: str, bound: Any, shape: tuple[int, ...]) -> float | tuple[float, ...] | None:
+    """One number, or a tuple with one for each of the last axis or of all."""
+    if bound is None:
+        return None
+    numbers = np.asarray(bound, float)
+    if numbers.ndim and numbers.size not in (*shape[-1:], math.prod(shape)):
+        raise ValueError(
+            f"{name}: expected one number, or one for each of an action of shape {shape}, received {numbers.size}."
+        )
+    return tuple(numbers.ravel().tolist()) if numbers.ndim else float(numbers)
 
 
 def action_space(space: Any) -> Any:

@@ -12,7 +12,7 @@ from logderiv._core.pytrees import pytree
 from logderiv.environments._masks import LEAF, mask_shapes
 from logderiv.environments._spaces import action_space, no_params
 from logderiv.environments.gymnasium.host import Host
-from logderiv.environments.gymnasium.steppers import checked, described, maker, remake
+from logderiv.environments.gymnasium.steppers import checked, described, in_dtype, is_vector, maker, remake
 from logderiv.types import Environment, Key, Observation, Step
 
 
@@ -39,8 +39,8 @@ class Gymnasium(Environment):
             whether 1 is allowed, not the 0, 1 and 2 of its `sample`. One that allows nothing at a step that is taken raises.
 
     Raises:
-        TypeError: `make` is neither an id nor a function, or a space holds no arrays (text, graphs, sequences); `mask` with an action
-            space that has none.
+        TypeError: `make` is neither an id nor a function, or makes a vector environment; a space holds no arrays (text, graphs,
+            sequences); `mask` with an action space that has none.
         ValueError: `max_batches` is below 1.
         ImportError: No gymnasium (the extra `envs`).
 
@@ -85,7 +85,7 @@ class Gymnasium(Environment):
             TypeError: It is a vector environment, or was made without a spec.
         """
         spec = getattr(environment, "spec", None)
-        if spec is None or getattr(environment, "num_envs", None) is not None:
+        if spec is None or is_vector(environment):
             raise TypeError(
                 f"environment: expected one Gymnasium environment made by gymnasium.make, received {environment}; "
                 "pass logderiv.environments.Gymnasium(id), or logderiv.environments.Gymnasium(a function that makes one)."
@@ -114,7 +114,8 @@ class Gymnasium(Environment):
             Observation, the next handle, reward, and the two signals of the end.
 
         Raises:
-            ValueError: On the host: an action outside the space, or a state that was used before.
+            ValueError: On the host: an action outside the space, a state that was used before, or an observation of whole numbers that
+                its dtype does not hold.
         """
         del key, params
         action = jax.lax.stop_gradient(action)
@@ -152,6 +153,8 @@ class Gymnasium(Environment):
         handle = jax.ShapeDtypeStruct((3,), jnp.int32)
         between = [jax.ShapeDtypeStruct((3,), jnp.zeros(()).dtype)] if outcome else []
         results = (observation, *between, handle)
+        places = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(observation)]
+        names = [*(f"observation{place}" for place in places), *["outcome"] * outcome, "state"]
         rank = jnp.ndim(arguments[0])
 
         def callback(*arguments: Any) -> Any:
@@ -160,7 +163,8 @@ class Gymnasium(Environment):
             rows = [np.asarray(leaf).reshape(-1, *leaf.shape[len(lead) :]) for leaf in leaves]
             new = getattr(_host(self), name)(*jax.tree.unflatten(treedef, rows))
             flat, shapes = [*new[0], *new[1:]], jax.tree.leaves(results)
-            out = [np.asarray(x, s.dtype).reshape(*lead, *s.shape) for x, s in zip(flat, shapes, strict=True)]
+            each = zip(names, flat, shapes, strict=True)
+            out = [in_dtype(where, x, s.dtype).reshape((*lead, *s.shape)) for where, x, s in each]
             return jax.tree.unflatten(jax.tree.structure(results), out)
 
         return jax.pure_callback(callback, results, *arguments, vmap_method="broadcast_all")

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core.optional import optional
@@ -31,12 +32,27 @@ def make(source: Any) -> Any:
 
 @functools.cache
 def described(source: Any) -> tuple[int | None, Any, Any]:
-    """Its time limit, and the spaces of what it observes and takes, as `nested` gives them."""
+    """Its time limit, and the spaces of what it observes and takes, as `nested` gives them.
+
+    Raises:
+        TypeError: It is a vector environment.
+    """
     single = make(source)
+    if is_vector(single):
+        single.close()
+        raise TypeError(
+            f"make: expected a function that makes one environment, received one that makes {single}; pass "
+            "logderiv.environments.Gymnasium(id), or a function with gymnasium.make: as many are made here as the batch has rows."
+        )
     limit = getattr(getattr(single, "spec", None), "max_episode_steps", None)
     spaces = nested(single.observation_space), nested(single.action_space)
     single.close()
     return limit, *spaces
+
+
+def is_vector(environment: Any) -> bool:
+    """Whether it steps several environments at once."""
+    return getattr(environment, "num_envs", None) is not None
 
 
 def maker(source: Any, mask: str | None = None) -> Callable[[int], Any]:
@@ -146,8 +162,9 @@ def checked(space: Any, action: np.ndarray, clip: bool) -> np.ndarray:
     low, high, fix = _bounds(space)
     if clip and type(space).__name__ == "Box":
         action = np.clip(action, low, high)
-    rounded = (low, high) if action.dtype.kind != "f" else (np.asarray(x).astype(action.dtype) for x in (low, high))
-    least, largest = rounded  # a bound of the space may have more digits than actions have
+    least, largest = low, high
+    if jnp.issubdtype(action.dtype, jnp.floating):  # a bound of the space may have more digits than actions have
+        least, largest = (np.asarray(x).astype(action.dtype) for x in (low, high))
     outside = ~((action >= least) & (action <= largest))  # NaN too
     if outside.any():
         row = int(np.argwhere(outside)[0, 0])
@@ -199,7 +216,7 @@ def _arranged(space: Any, observation: Any, path: str = "") -> Any:
     """An observation in the form of its space, by keys and not by their order.
 
     Raises:
-        ValueError: Of another shape.
+        ValueError: Of another shape, or a whole number that the dtype of its space does not hold.
         TypeError: Real numbers for whole ones, which would be cut off.
     """
     inner = parts_of(space)
@@ -210,9 +227,24 @@ def _arranged(space: Any, observation: Any, path: str = "") -> Any:
     value = np.asarray(observation)
     if value.shape != space.shape:
         raise ValueError(f"observation{path}: expected shape {space.shape} of {space}, received {value.shape}.")
-    if value.dtype.kind in "fc" and np.dtype(space.dtype).kind in "biu":
+    if jnp.issubdtype(value.dtype, jnp.inexact) and not jnp.issubdtype(space.dtype, jnp.inexact):
         raise TypeError(f"observation{path}: expected whole numbers of {space}, received {value.dtype}.")
-    return value
+    return in_dtype(f"observation{path}", value, space.dtype)
+
+
+def in_dtype(name: str, numbers: np.ndarray, dtype: Any) -> np.ndarray:
+    """The numbers in this dtype, real ones rounded.
+
+    Raises:
+        ValueError: A whole number that it does not hold, which would wrap around.
+    """
+    found = numbers.astype(dtype, copy=False)
+    if not jnp.issubdtype(dtype, jnp.inexact) and (wrapped := np.asarray(found != numbers)).any():
+        raise ValueError(
+            f"{name}: expected whole numbers that {np.dtype(dtype)} holds, received {numbers[wrapped][0]}; scale them, or give the "
+            "space a wider dtype: one of 64 bits needs jax.config.update('jax_enable_x64', True)."
+        )
+    return found
 
 
 def _stack(values: list[Any]) -> Leaves:
