@@ -31,7 +31,8 @@ class ActionSpace:
 
     Raises:
         ValueError: `shape` or `num_values` is not made of whole numbers, `num_values` has not one number for each choice, or a bound is
-            neither one number nor one for each of the last axis or of all.
+            neither one number nor one for each of the last axis or of all, or is NaN.
+        TypeError: A bound is not made of real numbers.
     """
 
     shape: tuple[int, ...]
@@ -68,6 +69,7 @@ def _plain_bound(name: str, bound: Any, shape: tuple[int, ...]) -> float | tuple
     """One number, or a tuple with one for each of the last axis or of all."""
     if bound is None:
         return None
+    check.between(-math.inf, math.inf, **{name: bound})
     numbers = np.asarray(bound, float)
     if numbers.ndim and numbers.size not in (*shape[-1:], math.prod(shape)):
         raise ValueError(
