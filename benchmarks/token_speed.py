@@ -5,10 +5,10 @@ beyond inputs and outputs: XLA's plan; of PyTorch, timed before JAX takes the de
 memory of one call in a process of its own. Beside a time stands that of three products at the rate that this machine has for the library's products.
 Errors are norms against float64 on the same inputs; half precision rounds gradients once, at the end ("float32 weights": nowhere). Float32 products are exact in every form.
 
-Finding, on 2 CPU cores with other work beside it (a load of 4 to 6, under which ratios vary by a quarter from run to run; jax 0.10.2, D 256): at (N
-2048, V 50 257) and (1024, 128 256) `token_sum` takes, of the time of `token_log_probs`, 0.61 to 0.76 and 0.71 to 0.83 in float32, 0.64 to 0.82 and
-0.72 to 0.81 in bfloat16; of the plain form's 0.77 and 0.69, 0.59 and 0.76. Chunks of tokens, checkpointed, take 1.4 to 1.7 of the plain form's: each
-reads and adds to a whole gradient of the unembedding. In float32 MiB are 99 and 251 for `token_sum`, 17 and 11 for `token_log_probs`, 1178 and 1503
+Finding, on 2 CPU cores (jax 0.10.2, D 256): at (N 2048, V 50 257) and (1024, 128 256) `token_sum` takes, of the time of `token_log_probs`, 0.61 to 0.76 and
+0.71 to 0.83 in float32 with other work beside it, but 0.96 and 1.12 alone on a slower machine (three products 0.56 s, 284 GFLOP/s; bfloat16 0.94 and 0.93); of the
+plain form's 0.79 and 0.74 there, `token_log_probs` 0.83 and 0.67. Chunks of tokens, checkpointed, take 1.5 to 1.7 of the plain form's: each reads and adds to a whole
+gradient of the unembedding. In float32 MiB are 99 and 251 for `token_sum`, 17 and 11 for `token_log_probs`, 1178 and 1503
 for the plain form, 785 and 1002 for optax's; bfloat16 adds two copies of the unembedding in float32 to `token_sum` (its gradient, and what a CPU
 multiplies) and one to `token_log_probs`. Errors at V 32 000: log-probabilities 4e-8 to 5e-8 in float32, bfloat16 and float16 alike, gradients 5e-7,
 of bfloat16 2e-3 (one rounding; 5e-7 from float32 weights), of float16 2e-4; logits of standard deviation 8: 2e-7 and 2e-6; with a common mean of 8:
