@@ -68,9 +68,8 @@ class Truncated(PolicyWrapper):
         chances = jax.nn.softmax(ranked, axis=-1)
         before = jnp.cumsum(chances, axis=-1) - chances
         top_p = jnp.asarray(self.top_p, chances.dtype)
-        kept = ((before < top_p) | (top_p >= 1)) & (
-            ranked > -jnp.inf
-        )  # in rounded sums, all but the last may be 1 already
+        enough = (before >= top_p) & (top_p < 1)  # not of 1, to which sums are rounded before the last
+        kept = ~enough & (ranked > -jnp.inf)
         kept = kept.at[..., 0].set(True)
         kept = jnp.put_along_axis(jnp.zeros_like(kept), order, kept, axis=-1, inplace=False)
         return Categorical(jnp.where(kept | jnp.any(jnp.isnan(logits), axis=-1, keepdims=True), logits, -jnp.inf))
