@@ -24,6 +24,7 @@ from logderiv._core.arrays import (
     check_leading_axes,
     check_params,
     named_leaf_by_leaf,
+    nan_unless,
     refuse_complex,
     scalar_cost,
     summable,
@@ -194,7 +195,7 @@ def _checked_weights(weights: Any, values: jax.Array, chains: bool) -> jax.Array
     allowed = 10 * float(jnp.finfo(weights.dtype).eps) ** 0.5
     if check.is_traced(weights):
         right = jnp.all(weights >= 0) & (jnp.abs(jnp.sum(weights) - 1) <= allowed)
-        return jnp.where(right, weights, jnp.nan)
+        return nan_unless(right, weights)
     check.not_negative(finite=True, weights=weights)
     if not abs((total := float(np.sum(np.asarray(weights, float)))) - 1) <= allowed:
         raise ValueError(
