@@ -59,7 +59,7 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     Args:
         logits: θ, shape `(S, A)`.
         states: Any shape; one out of range, on a step that counts, makes the value NaN.
-        actions: Same shape; one out of range, on a step that counts, makes the value `-inf`.
+        actions: Same shape; one out of range, on a step that counts, makes the value `-inf`, and leaves the derivatives of the other steps.
         weights: Same shape; detached. 0 or False for steps that do not count, whatever their state and action.
 
     Returns:
@@ -74,5 +74,5 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     def outside(x: jax.Array, size: int) -> jax.Array:
         return jnp.any(counted & ((x < 0) | (x >= size)))
 
-    total = jnp.where(outside(actions, logits.shape[1]), -jnp.inf, total)
+    total += jnp.where(outside(actions, logits.shape[1]), -jnp.inf, 0)  # added: the other steps keep their derivatives
     return nan_unless(~outside(states, logits.shape[0]), total)
