@@ -7,7 +7,9 @@ Errors are norms against float64 on the same inputs; half precision rounds gradi
 
 Finding, on 2 CPU cores (jax 0.10.2, D 256): at (N 2048, V 50 257) and (1024, 128 256) `token_sum` takes, of the time of `token_log_probs`, 0.61 to 0.76 and
 0.71 to 0.83 in float32 with other work beside it, but 0.96 and 1.12 alone on a slower machine (three products 0.56 s, 284 GFLOP/s; bfloat16 0.94 and 0.93); of the
-plain form's 0.79 and 0.74 there, `token_log_probs` 0.83 and 0.67. Chunks of tokens, checkpointed, take 1.5 to 1.7 of the plain form's: each reads and adds to a whole
+plain form's 0.79 and 0.74 there, `token_log_probs` 0.83 and 0.67. By XLA's profile of the first size `token_sum` spends 0.70 s of 0.95 in its three products, since with the whole
+vocabulary at once they reach 130 to 190 GFLOP/s where blocks of 2000 rows reach 210 to 290, 0.07 in additions to the unembedding's gradient and 0.16 in passes over the logits. Holding the logits of 1024
+tokens in blocks of the vocabulary (two loops, 206 MiB) took 0.73 to 0.81 s where it took 0.77 to 0.88 itself and four products in blocks 0.83: no more than a tenth, for twice the memory. Chunks of tokens, checkpointed, take 1.5 to 1.7 of the plain form's: each reads and adds to a whole
 gradient of the unembedding. In float32 MiB are 99 and 251 for `token_sum`, 17 and 11 for `token_log_probs`, 1178 and 1503
 for the plain form, 785 and 1002 for optax's; bfloat16 adds two copies of the unembedding in float32 to `token_sum` (its gradient, and what a CPU
 multiplies) and one to `token_log_probs`. Errors at V 32 000: log-probabilities 4e-8 to 5e-8 in float32, bfloat16 and float16 alike, gradients 5e-7,
