@@ -187,8 +187,11 @@ def test_a_state_outside_the_table_makes_derivatives_nan_too(policy):
     assert np.isfinite(twin).all()
 
 
+WEIGHED = jnp.array([[0.5, 2.0, 1.0]])
+
+
 @pytest.mark.parametrize(
-    "estimate", [ld.log_prob, lambda *given: ld.weighted_log_prob(*given, jnp.array([[0.5, 2.0, 1.0]]))]
+    "estimate", [ld.log_prob, lambda params, policy, tau: ld.weighted_log_prob(params, policy, tau, WEIGHED)]
 )
 def test_an_impossible_action_leaves_the_derivatives_of_the_other_steps(estimate):
     """Counted and step by step; the wrong twin replaces the sum by `jnp.where`, which has no derivative."""
