@@ -168,11 +168,13 @@ def test_learned_value_finds_the_values_of_a_task():
     np.testing.assert_allclose(learned, exact, atol=5e-3)
 
 
-def test_targets_are_what_a_state_value_should_predict():
-    """No gamma^t: the return from step t on, and off policy with the ratios from t on."""
+@pytest.mark.parametrize("advantage", [ToGo(), Return()], ids=["to go", "whole return"])
+def test_targets_are_what_a_state_value_should_predict(advantage):
+    """No gamma^t: the return from step t on, and off policy with the ratios from t on; of the whole return, too, whose credit is that of step 0."""
     world = oracle.cut(3)
     every, _ = oracle.trajectories(world, off_policy=True)
-    estimator = ld.ScoreFunction(discount=0.9, importance=ld.importance.Importance())
+    per = "step" if isinstance(advantage, ToGo) else "trajectory"
+    estimator = ld.ScoreFunction(advantage, discount=0.9, importance=ld.importance.Importance(per=per))
     targets = jax.jit(lambda e: estimator.weigh(world.params, (), oracle.POLICY, e)[1])(every)
     logs = np.asarray(jax.jit(ld.importance.log_ratios)(world.params, oracle.POLICY, every))
     rewards = np.where(every.valid, every.rewards, 0)

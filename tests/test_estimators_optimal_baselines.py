@@ -94,3 +94,21 @@ def test_optimal_baseline_holds_at_most_sixteen_scores(num, turns):
     jaxpr = jax.make_jaxpr(lambda: ld.baselines.Optimal().values((), credit, batch))()
     lengths = [e.params["length"] for e in jaxpr.eqns if e.primitive.name == "scan"]
     assert lengths == [turns] * 2
+
+
+@pytest.mark.parametrize(
+    "advantage",
+    [
+        ld.advantages.ToGo(ld.baselines.LeaveOneOut()),
+        ld.advantages.Return(ld.baselines.BatchMean()),
+        ld.advantages.Grouped(ld.advantages.Return(ld.baselines.LeaveOneOut(per="trajectory")), 2),
+        ld.advantages.Return(ld.baselines.Optimal()),
+        ld.advantages.ScaledRewards(ld.advantages.ToGo(ld.baselines.LeaveOneOut()), 2.0),
+    ],
+    ids=["others", "batch", "groups", "optimal", "scaled"],
+)
+def test_an_advantage_of_other_trajectories_is_refused(advantage):
+    """It brings each trajectory into the folds that its own baseline is fitted to: E[g] was 4/3, 1, 3/2 and 1.6 of what was declared."""
+    with pytest.raises(ValueError, match="advantage: expected one whose weights depend on their own trajectory alone"):
+        ld.estimators.OptimalPerParameter(advantage, folds=2)
+    assert ld.estimators.OptimalPerParameter(ld.advantages.ToGo(ld.baselines.Constant(0.5))).declaration.unbiased

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, expand, widest
 
-_ROUNDING = 8  # a deviation of so many units in the last place of the mean is none
+_ROUNDING = (
+    4  # a deviation of so many units in the last place of the numbers is none: 1e6 +- 1 still has one in float32
+)
 
 
 class RunningMoments(NamedTuple):
@@ -51,8 +53,7 @@ class RunningMoments(NamedTuple):
         """σ in the units of the values; 0 where it is no more than the rounding of μ."""
 
         def leaf(mean: jax.Array, variance: jax.Array) -> jax.Array:
-            found = jnp.sqrt(variance)
-            return jnp.where(found > _ROUNDING * jnp.finfo(mean.dtype).eps * jnp.abs(mean), found, 0)
+            return beyond_rounding(jnp.sqrt(variance), jnp.abs(mean))
 
         return jax.tree.map(leaf, self.mean, self.variance)
 
@@ -123,6 +124,11 @@ class RunningMoments(NamedTuple):
             return ((x.astype(dtype) - mean) / scale).astype(x.dtype)
 
         return jax.tree.map(leaf, values, moments.mean, moments.deviation)
+
+
+def beyond_rounding(deviation: jax.Array, size: jax.Array) -> jax.Array:
+    """The deviation of numbers of this size, or 0 where it is no more than their rounding."""
+    return jnp.where(deviation > _ROUNDING * jnp.finfo(size.dtype).eps * size, deviation, 0)
 
 
 def _one(values: Any, axes: int) -> Any:

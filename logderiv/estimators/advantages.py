@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
+from logderiv._core.moments import beyond_rounding
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import Baseline
 from logderiv.estimators.batch import SHARED, Batch, averaged, in_groups
@@ -107,6 +108,10 @@ class Credited(Advantage):
         """The credit of a batch, of rewards and discounts of shape `(N, T)`."""
         return Scaled(jax.vmap(self.credit)(rewards.value, discounts.value))
 
+    def _scaled_targets(self, rewards: Scaled, discounts: Scaled) -> Scaled:
+        """The credit from each step on, as if the trajectory started there."""
+        return self._scaled_credit(rewards, discounts)
+
     def init(self, params: Params) -> State:
         return () if self.baseline is None else self.baseline.init(params)
 
@@ -114,7 +119,7 @@ class Credited(Advantage):
         del params
         valid, inside, later = batch.valid, batch.inside * batch.discounts, batch.discount * batch.discounts
         scaled = self._scaled_credit(Scaled(batch.rewards * batch.powers, batch.log_scale), Scaled(inside))
-        target = self._scaled_credit(*(Scaled(x, batch.log_step_ratios) for x in (batch.rewards, later)))
+        target = self._scaled_targets(*(Scaled(x, batch.log_step_ratios) for x in (batch.rewards, later)))
         credit, targets = (jnp.where(valid, x.value, 0) for x in (scaled, target))
         if self.baseline is None:
             return credit, targets, state
@@ -179,10 +184,13 @@ class Return(Credited):
     def _scaled_credit(self, rewards: Scaled, discounts: Scaled) -> Scaled:
         return jax.tree.map(lambda x: jnp.broadcast_to(x[:, :1], x.shape), scaled_sums(rewards, discounts))
 
+    def _scaled_targets(self, rewards: Scaled, discounts: Scaled) -> Scaled:
+        return scaled_sums(rewards, discounts)
+
 
 @pytree(static=("function", "past_rewards"))
 class Credit(Credited):
-    """Credit by a function of your own, minus a baseline.
+    """Credit by a function of your own, minus a baseline. A baseline that is fitted is shown the credit, which should then look ahead only.
 
     Attributes:
         function: `(rewards (T,), discounts (T,)) -> (T,)` of one trajectory. It declares what it does to the expectation by an
@@ -256,7 +264,7 @@ class Transformed(Advantage):
 class Standardized(Transformed):
     """Weights with mean 0 and standard deviation 1 over the batch: (A − mean A) / (std A + ε). Biased, in size and direction.
 
-    Weights that are all equal become 0, with ε = 0 too.
+    Weights that are all equal, up to their rounding, become 0, whatever ε.
 
     Attributes:
         advantage: What gives A.
@@ -294,17 +302,18 @@ class Standardized(Transformed):
 
     def __call__(self, params: Params, state: State, batch: Batch) -> Weighed:
         weights, targets, state = self.advantage(params, state, batch)
-        epsilon = jnp.asarray(self.epsilon, weights.dtype)
-        # In units of the largest, whose square might overflow.
-        unit = jnp.maximum(jnp.max(jnp.abs(weights)), epsilon)
-        unit = jnp.where(unit == 0, jnp.ones_like(unit), unit)
-        weights, epsilon = weights / unit, epsilon / unit
         over, counts = averaged(weights, batch, self.per)
-        count = jnp.sum(counts)
-        mean = jnp.sum(over) / jnp.maximum(count, 1)
+        count, epsilon = jnp.maximum(jnp.sum(counts), 1), jnp.asarray(self.epsilon, weights.dtype)
+        # Relative to one of them, so that equal weights are 0 and others keep their digits; in units of a power of two, as a square might overflow.
+        size, origin = jnp.max(jnp.abs(weights)), over.ravel()[jnp.argmax(counts)]
+        exponent = jnp.frexp(jnp.maximum(size, epsilon))[1]
+        most = jnp.finfo(size.dtype).maxexp - 8  # beyond which the reciprocal of the unit has no number
+        unit = jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -most, most))
+        weights, over = (x / unit - origin / unit for x in (weights, over))
+        mean = jnp.sum(jnp.where(counts > 0, over, 0)) / count
         squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
-        scale = jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1)) + epsilon
-        scale = jnp.where(scale == 0, 1, scale)
+        deviation = beyond_rounding(jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1)), size / unit)
+        scale = jnp.where(deviation == 0, jnp.inf, deviation + epsilon / unit)
         return jnp.where(batch.valid, (weights - mean) / scale, 0), targets, state
 
 

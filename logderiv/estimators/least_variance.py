@@ -106,7 +106,7 @@ class OptimalPerParameter(Weighting):
         gamma_t: Whether γ^t stays in the weights.
 
     Raises:
-        ValueError: Fewer than two folds; `discount` is outside [0, 1].
+        ValueError: Fewer than two folds; `discount` is outside [0, 1]; an advantage whose weights depend on other trajectories.
         TypeError: `advantage` is none.
 
     References:
@@ -123,6 +123,11 @@ class OptimalPerParameter(Weighting):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.fit  # which checks the folds
+        if self.advantage.structure.degree != 1:
+            raise ValueError(
+                f"advantage: expected one whose weights depend on their own trajectory alone, such as ToGo() or Return(), received {self.advantage}; "
+                "a baseline of the batch would bring each trajectory into the folds that its own is fitted to."
+            )
 
     @property
     def fit(self) -> Optimal:

@@ -12,6 +12,7 @@ import numpy as np
 
 from logderiv._core import check
 from logderiv._core.arrays import integers, summable
+from logderiv._core.moments import beyond_rounding
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.baselines import own_sample
 from logderiv.estimators.declaration import Declaration, Part, biased, one
@@ -55,6 +56,24 @@ class Scores(NamedTuple):
     answers: Any
     mask: Any
     greedy: Any
+
+    def relative(self, origin: jax.Array) -> "Scores":
+        """Rewards less a number of each answer.
+
+        Args:
+            origin: Shape `(N,)`.
+
+        Returns:
+            The scores.
+        """
+        origin = jnp.where(self.scored, origin, 0)
+        return self._replace(credit=self.credit - self.spread(origin), totals=self.totals - origin)
+
+    def largest(self) -> jax.Array:
+        """The largest reward in the group of each scored answer, 0 for the others. Shape `(N,)`."""
+        groups = jnp.where(self.scored, self.groups, self.num_groups)
+        found = jax.ops.segment_max(self.totals, groups, self.num_groups + 1)
+        return jnp.where(self.scored, found[groups], 0)
 
     def in_group(self, x: jax.Array) -> jax.Array:
         """The sum over the scored answers of each one's group.
@@ -106,7 +125,8 @@ class Centered(Part):
 
     "tokens" subtracts the mean and divides by the deviation over all tokens of the batch, √(variance + ε); the others divide by
     deviation + ε. Of rewards for each token the credit is what comes from the token on, mean and deviation those of whole
-    rewards. The factors hold for sums over tokens and means over answers. Where only some are scored, it is the gradient of the
+    rewards. Equal rewards have advantage 0, exactly, and a deviation within the rounding of the rewards is none. The factors hold for
+    sums over tokens and means over answers. Where only some are scored, it is the gradient of the
     return given scored, times a factor that depends on how many are.
 
     Attributes:
@@ -156,30 +176,43 @@ class Centered(Part):
         Returns:
             Shape of the credit.
         """
-        centered = scores.credit - scores.spread(self._center(scores))
+        origin = self._origin(scores)  # equal rewards are then exactly 0, and others keep their digits
+        sizes, scores = jnp.where(scores.scored, jnp.abs(scores.totals), 0), scores.relative(origin)
+        centered = scores.credit - scores.spread(self._center(scores, origin))
         if self.scale is None:
             return centered
         if self.scale != "tokens":
-            count = jnp.sum(scores.scored, dtype=centered.dtype)
-            mean = jnp.sum(scores.totals) / jnp.maximum(count, 1)
-            if self.scale == "group":
-                count = scores.in_group(jnp.ones_like(scores.totals))
-                mean = scores.in_group(scores.totals) / jnp.maximum(count, 1)
-            squares = jnp.where(scores.scored, jnp.square(scores.totals - mean), 0)
-            total = scores.in_group(squares) if self.scale == "group" else jnp.sum(squares)
-            deviation = jnp.sqrt(self._variance(total, count)) + jnp.asarray(self.epsilon, total.dtype)
-            deviation = scores.spread(jnp.broadcast_to(deviation, scores.totals.shape))
-            return centered / jnp.where(deviation == 0, 1, deviation)
+            deviation = self._deviation(scores, origin, sizes) + jnp.asarray(self.epsilon, sizes.dtype)
+            return centered / scores.spread(jnp.where(deviation == 0, 1, deviation))
         counts = scores.lengths
         if centered.ndim == 2:
             counts = jnp.where(scores.mask & scores.spread(scores.scored), 1, 0).astype(centered.dtype)
         total = jnp.sum(counts)
         centered = centered - jnp.sum(jnp.where(counts > 0, counts * centered, 0)) / jnp.maximum(total, 1)
         variance = self._variance(jnp.sum(jnp.where(counts > 0, counts * jnp.square(centered), 0)), total)
+        variance = jnp.square(beyond_rounding(jnp.sqrt(variance), jnp.max(sizes, initial=0)))
         variance = variance + jnp.asarray(self.epsilon, variance.dtype)
         return centered / jnp.sqrt(jnp.where(variance == 0, 1, variance))
 
-    def _center(self, scores: Scores) -> jax.Array:
+    def _origin(self, scores: Scores) -> jax.Array:
+        if self.baseline is None and self.scale == "tokens":
+            return jnp.full_like(scores.totals, jnp.max(scores.totals, where=scores.scored, initial=-jnp.inf))
+        return jnp.zeros_like(scores.totals) if self.baseline in (None, "greedy") else scores.largest()
+
+    def _deviation(self, scores: Scores, origin: jax.Array, sizes: jax.Array) -> jax.Array:
+        """Of the rewards of each answer's group or of the batch, shape `(N,)`; 0 where it is no more than their rounding."""
+        ones = jnp.ones_like(sizes)
+        if self.scale == "group":
+            total, size = scores.in_group, scores._replace(totals=sizes).largest()
+        else:
+            scores = scores.relative(jnp.max(origin, where=scores.scored, initial=-jnp.inf) - origin)
+            total, size = (lambda x: jnp.full_like(x, jnp.sum(x, where=scores.scored))), jnp.max(sizes) * ones
+        count = total(ones)
+        mean = total(scores.totals) / jnp.maximum(count, 1)
+        squares = total(jnp.square(scores.totals - mean))
+        return beyond_rounding(jnp.sqrt(self._variance(squares, count)), size)
+
+    def _center(self, scores: Scores, origin: jax.Array) -> jax.Array:
         if self.baseline is None:
             return jnp.zeros_like(scores.totals)
         if self.baseline == "greedy":
@@ -191,7 +224,7 @@ class Centered(Part):
         total, count = scores.in_group(weighted), scores.in_group(counts)
         if "others" in self.baseline:
             total, count = total - weighted, count - counts
-        return total / jnp.where(count == 0, 1, count)
+        return jnp.where(count == 0, -origin, total / jnp.where(count == 0, 1, count))
 
     def _variance(self, squares: jax.Array, count: jax.Array) -> jax.Array:
         return squares / jnp.maximum(count - self.ddof, 1)
