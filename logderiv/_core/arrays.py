@@ -38,8 +38,8 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def nan_unless(right: jax.Array, x: jax.Array) -> jax.Array:
-    """`x`, or NaN where it is not `right`; its derivatives, too, which `jnp.where` would make 0."""
-    return x * jnp.where(right, 1, jnp.nan).astype(x.dtype)
+    """`x`, or NaN where it is not `right`, one for each of its leading axes; its derivatives, too, which `jnp.where` would make 0."""
+    return x * expand(jnp.where(right, 1, jnp.nan).astype(x.dtype), x)
 
 
 def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:

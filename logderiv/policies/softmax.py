@@ -16,14 +16,14 @@ class TabularSoftmax(Policy):
     """π(a|s) = softmax(θ_s)_a with `params` the logits, shape `(S, A)`; observations are states."""
 
     def apply(self, params: jax.Array, observation: jax.Array) -> Categorical:
-        """The distribution in one state.
+        """The distribution in one state, or in each of several.
 
         Args:
             params: Logits θ, shape `(S, A)`.
-            observation: The state, an integer of any width.
+            observation: The state, an integer of any width; or several, of any shape.
 
         Returns:
-            A `Categorical` over `A` actions; its logits are NaN in a state outside `0 .. S - 1`.
+            A `Categorical` over `A` actions, with the shape of the states; its logits are NaN in a state outside `0 .. S - 1`.
 
         Raises:
             ValueError: `params` has another number of axes.
