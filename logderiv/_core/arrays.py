@@ -220,6 +220,12 @@ def wide(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def row_of(table: jax.Array, state: Any, name: str = "observation") -> jax.Array:
+    """The row of a state, or of each of several; NaN, with its derivatives, outside `0 .. S - 1`. An index below 0 counts from no end."""
+    state = integers(state, name)
+    return nan_unless((state >= 0) & (state < len(table)), table.at[state].get(mode="clip"))
+
+
 def chances_of(table: jax.Array, *index: jax.Array) -> jax.Array:
     """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays of whole numbers."""
     index = tuple(integers(i, "index") for i in index)
