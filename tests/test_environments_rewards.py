@@ -323,6 +323,24 @@ def test_whole_rewards_are_compared_as_numbers(dtype):
     np.testing.assert_allclose(jnp.exp(law.log_prob(jnp.array([0, 1], dtype), at, at, at)), [0.3, 0], rtol=1e-12)
 
 
+@pytest.mark.parametrize("reward", [jnp.zeros((3, 2)), REWARDS["law on arrival"]], ids=["table", "law"])
+def test_states_and_actions_that_are_no_whole_numbers_are_named(reward):
+    tau, real = trajectory(observations=jnp.array([0, 1]), final_observation=jnp.array(0)), jnp.float32
+    for name in ("observations", "actions", "final_observation"):
+        wrong = tau._replace(**{name: getattr(tau, name).astype(real)})
+        with pytest.raises(
+            TypeError, match=rf"^trajectory.{name}: expected integers, received float32; use trajectory.{name}.ast"
+        ):
+            ld.log_prob(jnp.zeros(2), ld.FunctionPolicy(_any_action), wrong, environment=world(reward))
+    with pytest.raises(TypeError, match=r"^new: expected integers, received float32; use new.astype"):
+        REWARDS["law on arrival"].log_prob(tau.rewards, tau.observations, tau.actions, tau.actions.astype(real))
+
+
+def _any_action(params, observation):
+    """A policy that takes what it is given, of whatever kind."""
+    return ld.Normal(params[0] + 0 * jnp.asarray(observation, params.dtype), jnp.ones(()))
+
+
 def test_a_policy_of_more_actions_than_the_tables_have_is_refused():
     with pytest.raises(ValueError, match=r"chooses among 3, this environment has Discrete\(2\)"):
         ld.rollout(jnp.zeros((3, 3)), jax.random.key(0), ld.tabular_softmax, terminating(), horizon=2)

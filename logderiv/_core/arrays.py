@@ -227,8 +227,7 @@ def row_of(table: jax.Array, state: Any, name: str = "observation") -> jax.Array
 
 
 def chances_of(table: jax.Array, *index: jax.Array) -> jax.Array:
-    """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays of whole numbers."""
-    index = tuple(integers(i, "index") for i in index)
+    """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays from `integers`."""
     index = tuple(jnp.where(i < 0, size, i) for i, size in zip(index, table.shape, strict=False))
     return table.at[index].get(mode="fill", fill_value=0)
 

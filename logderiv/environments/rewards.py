@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import chances_of, summable
+from logderiv._core.arrays import chances_of, integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 
@@ -111,6 +111,9 @@ class RewardLaw:
         Returns:
             Shape `(T,)`; 0 of what is never paid.
 
+        Raises:
+            TypeError: States or actions are no whole numbers.
+
         Gradients: flow to the probabilities.
         """
         values, probabilities = self._of(state, action, new)
@@ -119,8 +122,9 @@ class RewardLaw:
         same = jnp.broadcast_to(values.astype(dtype), probabilities.shape) == reward.astype(dtype)[:, None]
         return jnp.sum(jnp.where(same, probabilities, 0), axis=-1)
 
-    def _of(self, *step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        index = step[: self.probabilities.ndim - 1]
+    def _of(self, state: jax.Array, action: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        step = {"state": state, "action": action, "new": new}
+        index = tuple(integers(x, name) for name, x in step.items())[: self.probabilities.ndim - 1]
         values = self.values if self.values.ndim == 1 else self.values[index]
         return values, chances_of(self.probabilities, *index)
 

@@ -148,9 +148,13 @@ class TabularMDP(Environment):
         Returns:
             The logarithm, shape `()`; `-inf` of a state where none starts, or that is none; 0 without a valid step.
 
+        Raises:
+            TypeError: Observations are no whole numbers.
+
         Gradients: flow to ρ_0.
         """
-        return _logs(trajectory.valid[0], chances_of(self.initial, trajectory.observations[0]))
+        states = integers(trajectory.observations, "trajectory.observations")
+        return _logs(trajectory.valid[0], chances_of(self.initial, states[0]))
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
         """Logarithm of p(s_{t+1}|s_t,a_t), or of p(s_{t+1}, r_t|s_t,a_t) where the reward has a law.
@@ -163,8 +167,12 @@ class TabularMDP(Environment):
         Returns:
             The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude or do not know; 0 of an invalid one.
 
+        Raises:
+            TypeError: Observations, actions or the final observation are no whole numbers.
+
         Gradients: flow to the transition and to the probabilities of the law, of valid steps alone.
         """
+        trajectory = _whole(trajectory)
         step = trajectory.observations, trajectory.actions, next_observations(trajectory)
         logs = _logs(trajectory.valid, chances_of(self.transition, *step))
         if isinstance(self.reward, RewardLaw):
@@ -172,6 +180,12 @@ class TabularMDP(Environment):
             dtype = jnp.promote_types(logs.dtype, paid.dtype)
             return logs.astype(dtype) + paid.astype(dtype)
         return logs
+
+
+def _whole(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with states and actions in whole numbers; a field that is not is named."""
+    found = {name: getattr(trajectory, name) for name in ("observations", "actions", "final_observation")}
+    return trajectory._replace(**{k: integers(x, f"trajectory.{k}") for k, x in found.items() if x is not None})
 
 
 def _logs(valid: jax.Array, chances: jax.Array) -> jax.Array:
