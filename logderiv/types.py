@@ -82,8 +82,10 @@ class Environment(Protocol):
     """Two pure functions. `params` is the environment's own pytree, `None` for its default.
 
     There is no auto-reset inside `step`. One with known densities also has `log_initial(trajectory)`, shape `()`,
-    and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. An integer attribute
-    `horizon` is the default number of steps of a rollout, one `num_players` says that a reward has a place for each player.
+    and `log_factors(trajectory)`, shape `(T,)`, both for one trajectory; a black box has not. Where
+    `trajectory.valid` is False a transition may be impossible: let its probability be 1 *before* the logarithm is taken, as log 0
+    has derivatives that no mask removes. An integer attribute `horizon` is the default number of steps of a rollout, one
+    `num_players` says that a reward has a place for each player.
     """
 
     def reset(self, key: jax.Array, params: Any = None) -> tuple[Any, Any]:

@@ -288,11 +288,57 @@ def test_a_logged_step_outside_the_tables_is_impossible(outside):
             assert world.log_factors(other)[1] == -jnp.inf
 
 
+@pytest.mark.parametrize("given", [CHANCES, CHANCES[:, :, 0]], ids=["on arrival", "of the choice"])
+def test_padding_does_not_reach_the_derivatives_in_the_law(given):
+    """By hand: 1 over the probability of what was paid. A padded reward is 0, which is never paid; the twin drops its logarithm afterwards."""
+    law = ld.environments.RewardLaw([-1.0, 0.0, 2.0], np.insert(given, 1, 0.0, axis=-1))
+    every = ld.exact.enumerate_trajectories(world(law), horizon=HORIZON)
+    assert np.all(np.asarray(every.rewards)[~np.asarray(every.valid)] == 0)
+    expected, chances = np.zeros(law.probabilities.shape), np.asarray(law.probabilities)
+    values, paid = np.broadcast_to(law.values, expected.shape), np.asarray(every.rewards)
+    steps = [np.asarray(x) for x in (every.observations, every.actions, ld.types.next_observations(every))]
+    for n, t in np.argwhere(every.valid):
+        at = tuple(x[n, t] for x in steps)[: expected.ndim - 1]
+        same = values[at] == paid[n, t]
+        expected[at] += same / np.sum(chances[at], where=same)
+
+    def total(chances, log_prob):
+        return jnp.sum(log_prob(ld.environments.RewardLaw(law.values, chances)))
+
+    def later(law):
+        return jnp.where(every.valid, jax.vmap(law.log_prob)(every.rewards, *map(jnp.asarray, steps)), 0)
+
+    def ours(law):
+        return ld.log_prob(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=world(law))
+
+    slopes = jax.jit(lambda x: [jax.grad(total)(x, of) for of in (ours, later)])(law.probabilities)
+    np.testing.assert_allclose(slopes[0], expected, rtol=1e-12)
+    assert np.isnan(slopes[1]).any()
+
+
 @pytest.mark.parametrize("dtype", [jnp.int8, jnp.int32, bool])
 def test_whole_rewards_are_compared_as_numbers(dtype):
     law = ld.environments.RewardLaw([0.0, 0.5], [[[0.3, 0.7]]])
     at = jnp.zeros(2, int)
     np.testing.assert_allclose(jnp.exp(law.log_prob(jnp.array([0, 1], dtype), at, at, at)), [0.3, 0], rtol=1e-12)
+
+
+@pytest.mark.parametrize("reward", [jnp.zeros((3, 2)), REWARDS["law on arrival"]], ids=["table", "law"])
+def test_states_and_actions_that_are_no_whole_numbers_are_named(reward):
+    tau, real = trajectory(observations=jnp.array([0, 1]), final_observation=jnp.array(0)), jnp.float32
+    for name in ("observations", "actions", "final_observation"):
+        wrong = tau._replace(**{name: getattr(tau, name).astype(real)})
+        with pytest.raises(
+            TypeError, match=rf"^trajectory.{name}: expected integers, received float32; use trajectory.{name}.ast"
+        ):
+            ld.log_prob(jnp.zeros(2), ld.FunctionPolicy(_any_action), wrong, environment=world(reward))
+    with pytest.raises(TypeError, match=r"^new: expected integers, received float32; use new.astype"):
+        REWARDS["law on arrival"].log_prob(tau.rewards, tau.observations, tau.actions, tau.actions.astype(real))
+
+
+def _any_action(params, observation):
+    """A policy that takes what it is given, of whatever kind."""
+    return ld.Normal(params[0] + 0 * jnp.asarray(observation, params.dtype), jnp.ones(()))
 
 
 def test_a_policy_of_more_actions_than_the_tables_have_is_refused():

@@ -1,5 +1,6 @@
 """Worlds and rollouts: the protocol, densities, ends of episodes, gymnax of both contracts."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 import scipy.stats
 
 import logderiv as ld
-from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, rollout, terminating, two_states
+from tests.worlds import TERMINATING_LOGITS, TWO_STATES_LOGITS, rollout, terminating, trajectory, two_states
 
 
 def test_sampled_trajectories_have_their_enumerated_probabilities():
@@ -50,6 +51,65 @@ def test_behavior_log_probs_are_the_log_factors_and_invalid_steps_are_neutral():
     ended = taus.final_observation == 2
     assert ended.any()
     np.testing.assert_array_equal(ended, (taus.discounts == 0).sum(1))  # once, or never
+
+
+class _MaskedLater(ld.environments.TabularMDP):
+    """The wrong twin: the logarithm of every step, of which `log_prob` drops the invalid ones."""
+
+    def log_factors(self, trajectory):
+        following = ld.types.next_observations(trajectory)
+        return jnp.log(self.transition[trajectory.observations, trajectory.actions, following])
+
+
+def test_padding_does_not_reach_the_derivatives_in_the_tables():
+    """Counts of valid steps over their probabilities, by hand; a padded step is often an impossible one, and one trajectory has no other."""
+    mdp = terminating()
+    every = ld.exact.enumerate_trajectories(mdp, horizon=3)
+    every = every._replace(valid=every.valid & (jnp.arange(len(every.valid)) > 0)[:, None])
+    n, t = np.nonzero(every.valid)
+    step = every.observations[n, t], every.actions[n, t], ld.types.next_observations(every)[n, t]
+    counts, starts = np.zeros((len(every.valid), 3, 2, 3)), np.zeros((len(every.valid), 3))
+    np.add.at(counts, (n, *step), 1)
+    np.add.at(starts, (n[t == 0], step[0][t == 0]), 1)
+    tables = {"initial": mdp.initial, "transition": mdp.transition}
+
+    def total(of, tables, kind=ld.environments.TabularMDP):
+        world = kind(**tables, reward=mdp.reward, terminal=mdp.terminal)
+        return jnp.sum(of(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=world))
+
+    @jax.jit
+    def run(tables):
+        log_slope = jax.grad(functools.partial(total, ld.log_prob))
+        probs = ld.prob(TERMINATING_LOGITS, ld.tabular_softmax, every, environment=mdp)
+        twin = jax.grad(functools.partial(total, ld.log_prob, kind=_MaskedLater))(tables)
+        return (
+            jax.jvp(log_slope, (tables,), (tables,)),
+            jax.grad(functools.partial(total, ld.prob))(tables),
+            probs,
+            twin,
+        )
+
+    (slope, along), of_prob, probs, twin = run(tables)
+    for name, of_each in (("initial", starts), ("transition", counts)):
+        chances = np.where(tables[name] > 0, tables[name], 1)
+        np.testing.assert_allclose(slope[name], of_each.sum(0) / chances, rtol=1e-12)
+        np.testing.assert_allclose(along[name], -of_each.sum(0) / chances, rtol=1e-12)
+        np.testing.assert_allclose(of_prob[name], np.tensordot(probs, of_each, 1) / chances, rtol=1e-12)
+    assert (every.valid.sum() < every.valid.size) & np.isnan(twin["transition"]).any()
+
+
+def test_a_valid_step_that_is_impossible_stays_so():
+    """1 -> 2 by action 0 has probability 0; the derivatives of the other steps are those they have without it."""
+    mdp, tau = terminating(), trajectory(observations=jnp.array([0, 1]), final_observation=jnp.array(2))
+    of = jax.jit(jax.value_and_grad(lambda x, t: jnp.sum(dataclasses.replace(mdp, transition=x).log_factors(t))))
+    value, slope = of(mdp.transition, tau)
+    expected = np.zeros((3, 2, 3))
+    expected[0, 0, 1], expected[1, 0, 2] = 1 / 0.3, np.inf
+    assert value == -jnp.inf
+    np.testing.assert_allclose(slope, expected, rtol=1e-14)
+    padded = of(mdp.transition, tau._replace(valid=jnp.array([True, False]), final_observation=jnp.array(1)))
+    np.testing.assert_allclose(padded[0], np.log(0.3), rtol=1e-14)
+    np.testing.assert_allclose(padded[1], np.where(expected == np.inf, 0, expected), rtol=1e-14)
 
 
 def test_the_sample_is_held_so_no_reparameterized_derivative_leaks():

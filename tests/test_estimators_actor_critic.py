@@ -218,6 +218,19 @@ def test_a_policy_without_entropy_is_refused(policy, words):
         ld.ActorCritic(ld.ScoreFunction(), entropy_weight=0.1).estimate(_params(), (), policy, _episodes())
 
 
+def test_a_critic_may_return_a_plain_number():
+    """As a value of a baseline may; another number has another gradient."""
+
+    def estimate(value):
+        of = ld.ActorCritic(ld.ScoreFunction(ld.advantages.GAE(LAMBDA)), value, value_weight=0.5)
+        return jax.jit(lambda p: of.estimate(p, (), policy, taus)[0].grads)(_params())
+
+    policy, taus = ld.FunctionPolicy(lambda p, x: NETWORK.apply(p, x)), _episodes()
+    found, twin = estimate(lambda p, x: 0.5), estimate(lambda p, x: 0.75)
+    jax.tree.map(np.testing.assert_array_equal, found, estimate(lambda p, x: jnp.asarray(0.5)))
+    assert any((x != y).any() for x, y in zip(*map(jax.tree.leaves, (found, twin)), strict=True))
+
+
 def test_the_critics_own_values_reach_the_advantage_however_it_is_wrapped():
     """GAE takes the actor-critic's values by default; without a critic it says what is missing."""
     taus, params = _episodes(4), _params()

@@ -276,6 +276,25 @@ def test_what_cannot_be_computed_is_named(changes, message):
         ld.exact.group_moments(named["params"], model.policy, model, recipe, horizon=model.horizon, **options)
 
 
+class Unnumbered:
+    """A black box that does not say how many actions there are."""
+
+    def reset(self, key, params=None):
+        return jnp.int32(0), jnp.int32(0)
+
+    def step(self, key, state, action, params=None):
+        return state, state, jnp.ones(()), jnp.zeros((), bool), jnp.zeros((), bool)
+
+
+def test_an_environment_without_a_number_of_actions_is_named_as_by_moments():
+    given = jnp.zeros(2), ld.shared_softmax, Unnumbered()
+    expected = r"environment: expected a TabularMDP, or an attribute num_actions, .* received Unnumbered\."
+    with pytest.raises(TypeError, match=expected):
+        ld.exact.group_moments(*given, Recipe(Centered("group")), horizon=1, size=2)
+    with pytest.raises(TypeError, match=expected):
+        ld.exact.moments(*given, ld.ScoreFunction(), horizon=1, num_trajectories=2)
+
+
 def test_groups_that_are_always_equal_cannot_be_drawn_anew():
     model = dataclasses.replace(world()[0], reward=lambda tokens, length: jnp.ones(()))
 

@@ -75,6 +75,21 @@ def test_impossible_choices_count_for_nothing_or_make_it_infinite():
     assert np.isfinite(gradient).all()
 
 
+def test_a_choice_whose_probability_underflows_is_possible_all_the_same():
+    """exp(-800) is 0 in float64, and 0 times infinity NaN: what the product alone, the wrong twin, would give."""
+    of = functools.partial(
+        ld.exact.divergences, policy=ld.shared_softmax, environment=ld.environments.short_corridor(), horizon=2
+    )
+    unlikely, impossible, even = jnp.array([800.0, 0.0]), jnp.array([0.0, -jnp.inf]), jnp.zeros(2)
+    found, turned = of(unlikely, impossible), of(impossible, unlikely)
+    assert found.reverse_kl == turned.forward_kl == jnp.inf
+    assert [found.forward_kl, turned.reverse_kl, found.entropy, turned.entropy] == [0.0] * 4
+    np.testing.assert_allclose(of(unlikely, even).reverse_kl, 2 * np.log(2), rtol=1e-15)  # two steps to the left
+    np.testing.assert_allclose(of(even, unlikely).reverse_kl, 2 * (400 - np.log(2)), rtol=1e-15)
+    assert of(impossible, impossible) == (0.0, 0.0, 0.0)
+    assert np.isnan(jnp.exp(-800.0) * jnp.inf)
+
+
 def test_a_reference_of_another_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"reference: expected shape \(2,\), received \(3,\)"):
         ld.exact.divergences(jnp.zeros(2), jnp.zeros(3), ld.shared_softmax, ld.environments.short_corridor(), horizon=2)

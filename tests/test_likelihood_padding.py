@@ -10,7 +10,7 @@ import logderiv as ld
 from logderiv._core.arrays import expand
 from logderiv.testing.padding import FIELDS, extend
 from tests.mostly import mostly_slow
-from tests.worlds import TERMINATING_LOGITS, batch, rollout, terminating
+from tests.worlds import TERMINATING_LOGITS, batch, rollout, terminating, trajectory
 
 SIZE, LENGTH = 3, 6
 MASKS = {
@@ -119,6 +119,32 @@ def test_a_trajectory_without_a_valid_step_has_probability_one_and_no_score():
         log_prob_and_score, prob = both(PARAMS, policy, tau)
         assert all((x == 0).all() for x in jax.tree.leaves(log_prob_and_score))
         assert prob == 1
+
+
+@pytest.mark.parametrize("kind", ["a table of one row", "a mask in eight bits", "a divisor"])
+def test_a_trajectory_without_a_valid_step_has_no_score_beside_others(kind):
+    """What stands for its observation is a row of the table, allows an action and may divide; filled with ones throughout, the first is NaN."""
+    shape, valid = (2, 3), jnp.array([[True, True, False], [False] * 3])
+    policy, observation = {
+        "a table of one row": (ld.FunctionPolicy(ld.tabular_softmax.apply), jnp.zeros(shape, int)),
+        "a mask in eight bits": (
+            ld.FunctionPolicy(lambda p, o: ld.Categorical(ld.masked(p[0], o.astype(bool)))),
+            jnp.ones((*shape, 2), jnp.int8),
+        ),
+        "a divisor": (ld.FunctionPolicy(lambda p, o: ld.Categorical(p[0] / o)), jnp.ones(shape)),
+    }[kind]
+    taus = trajectory(observations=jnp.where(expand(valid, observation), observation, 0), valid=valid)
+
+    def total(params, of, taus):
+        return jnp.sum(of(params, policy, taus))
+
+    run = jax.jit(lambda p, t: [jax.value_and_grad(total)(p, of, t) for of in (ld.log_factors, ld.log_prob, ld.prob)])
+    found, alone = (run(jnp.array([[0.3, -0.2]]), t) for t in (taus, jax.tree.map(lambda x: x[:1], taus)))
+    for (value, slope), (expected, by_one) in zip(found[:2], alone[:2], strict=True):
+        assert value == expected
+        np.testing.assert_array_equal(slope, by_one)
+    assert found[2][0] == alone[2][0] + 1
+    np.testing.assert_array_equal(found[2][1], alone[2][1])
 
 
 def test_longer_padding_changes_nothing_beyond_rounding():

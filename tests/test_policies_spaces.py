@@ -158,6 +158,9 @@ def test_spaces_by_hand_take_lists_arrays_and_integers_of_any_kind():
         assert hash(make(shape, True, sizes, "")) == hash(two)
     for low in ([-1, -2], np.array([-1.0, -2.0]), jnp.array([-1, -2])):
         assert make(2, False, None, "", low, np.float32(1)) == box
+    for number in (-1, np.float32(-1), jnp.array(-1.0)):
+        assert make((), False, None, "", number, number).low == -1.0
+    assert make((2, 2), False, None, "", [0, 1], [0, 1, 0.5, np.inf]).low == (0.0, 1.0)
     for message, *fields in (
         (r"num_values: expected 2 numbers .* shape \(2,\), received 3", (2,), True, 3, ""),
         (r"num_values: expected 2 numbers .*received \(3,\)", (2,), True, (3,), ""),
@@ -166,6 +169,28 @@ def test_spaces_by_hand_take_lists_arrays_and_integers_of_any_kind():
         ("shape: expected a whole number >= 0, received -1", (-1,), True, None, ""),
         (r"low: expected one number, .* shape \(2,\), received 3", (2,), False, None, "", [0, 0, 0], 1),
         ("high: expected one number, .*received 3", (2,), False, None, "", 0, [1, 1, 1]),
+        (r"low: expected one number for an action of shape \(\), received 1 in a list", (), False, None, "", [-1.0], 1),
+        (
+            r"high: expected one number for an action of shape \(\), received 1 in a list",
+            (),
+            False,
+            None,
+            "",
+            -1,
+            [1.0],
+        ),
+        (r"low: expected at most high = -1.0, received 1.0; are the two swapped", (2,), False, None, "", 1, -1),
+        (r"low: expected at most high = \[1.0, 0.0\], received 0.5", (2,), False, None, "", 0.5, [1, 0]),
+        (r"low: expected at most high = 1.0, received \[0.0, 2.0\]", (2, 2), False, None, "", [0, 2], 1),
+        (
+            r"low: .* high = \[0.0, 1.0\], .*\[\[0.0, 1.0\], \[0.5, 0.0\]\]",
+            (2, 2),
+            False,
+            None,
+            "",
+            [0, 1, 0.5, 0],
+            [0, 1],
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             make(*fields)

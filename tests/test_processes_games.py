@@ -39,7 +39,7 @@ def dilemma():
     return ld.processes.prisoners_dilemma()
 
 
-def uneven():
+def uneven() -> tuple[Any, Any]:
     """Two actions against three."""
     random = np.random.default_rng(5)
     game = ld.processes.MatrixGame(jnp.asarray(random.normal(size=(2, 2, 3))))
@@ -145,6 +145,22 @@ def test_rollout_has_a_reward_for_each_player_and_remembers_what_was_played():
     np.testing.assert_allclose(whole, alone, rtol=1e-14)
     assert impossible[0, 0] == -jnp.inf
     assert jnp.isfinite(impossible[1]).all()
+
+
+@pytest.mark.parametrize("outside", [-1, 7, 99])
+def test_a_round_that_is_none_has_no_law_and_the_start_keeps_its_own(outside):
+    """Number A_1 A_2 is the start, and no other: an index that is clamped or counts from the end would take them for it."""
+    game, params = uneven()
+    laws = jax.jit(jax.vmap(lambda s: game.transition(params, s).log_prob(jnp.arange(6))))(jnp.arange(7))
+    first, second = (np.log(np.asarray(jax.nn.softmax(x))) for x in params)
+    for s, law in enumerate(laws):
+        mirrored = s if s == 6 else 2 * (s % 3) + s // 3
+        np.testing.assert_allclose(law.reshape(2, 3), first[s][:, None] + second[mirrored], rtol=1e-12)
+    of = jax.jit(lambda s: jax.value_and_grad(lambda p: game.transition(p, s).log_prob(jnp.int32(1)))(params))
+    value, slopes = of(jnp.int32(outside))
+    assert np.isnan(value)
+    assert all(np.isnan(x).any() for x in slopes)  # of both players
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(of(jnp.int32(6))))
 
 
 @pytest.mark.slow

@@ -315,3 +315,18 @@ def test_policies_of_processes_take_parameters_of_numpy_at_a_traced_observation(
         draw = jax.vmap(lambda key, x, apply=apply, params=params: apply(params, x).sample(key))
         keys = jax.random.split(jax.random.key(1), jax.tree.leaves(observations)[0].shape[0])
         assert jax.tree.leaves(draw(keys, observations))[0].shape == keys.shape
+
+
+@pytest.mark.parametrize("outside", [-1, S, 99])
+def test_a_state_outside_the_model_has_no_law_and_none_is_needed_at_the_start(outside):
+    def of(params, state, start):
+        before = MODEL.first()._replace(state=state, start=start)
+        return MODEL.transition(params, before).log_prob((jnp.int32(1), jnp.int32(0)))
+
+    run = jax.jit(jax.value_and_grad(of))
+    value, slope = run(PARAMS, jnp.int32(outside), jnp.array(False))
+    assert np.isnan(value)
+    assert np.isnan(slope.transition).any()
+    found, right = (run(PARAMS, jnp.int32(state), jnp.array(True)) for state in (outside, 0))
+    chex.assert_tree_all_finite(found)
+    chex.assert_trees_all_equal(found, right)

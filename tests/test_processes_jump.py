@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from fractions import Fraction
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -214,6 +216,43 @@ def test_times_are_mapped_over():
         return ld.processes.birth_death_mean(RATES, birth_death(3, t))
 
     np.testing.assert_allclose(means(jnp.array([1e-9, 2.0])), [3, 4 - math.exp(-1)], rtol=1e-8)
+
+
+def mean_by_fractions(log_death):
+    """Mean, gradient and Hessian in (log λ, log μ) with n_0 = 2, λ = 3, t = 1/2; (1 - exp(-d)) / d from 40 terms of its series."""
+    d = 0.5 * math.exp(log_death)
+    terms = [Fraction(-d) ** k / math.factorial(k + 1) for k in range(40)]
+    share, slope, second = (1.5 * float(sum(k**n * term for k, term in enumerate(terms))) for n in range(3))
+    stays = 2 * math.exp(-d)
+    hessian = [[share, slope], [slope, stays * (d**2 - d) + second]]
+    return stays + share, [share, slope - stays * d], hessian
+
+
+def test_mean_of_birth_and_death_at_any_death_rate():
+    """A rate of 0, one that underflows, tiny and large ones; the quotient as it stands is NaN, or loses the digits of its derivatives."""
+    logs = jnp.array([-jnp.inf, -800.0, -90.0, -40.0, -5.0, 0.6, 0.7, 2.0])
+    process = birth_death(2, 0.5)
+
+    def quotient(params):
+        births, d = 0.5 * jnp.exp(params)
+        return 2 * jnp.exp(-d) - births / d * jnp.expm1(-d)
+
+    def derivatives(mean, logs):
+        params = jnp.stack([jnp.full_like(logs, math.log(3.0)), logs], axis=1)
+        return jax.vmap(lambda p: (mean(p), jax.grad(mean)(p), jax.hessian(mean)(p)))(params)
+
+    @jax.jit
+    def run():
+        mean = partial(ld.processes.birth_death_mean, process=process)
+        return derivatives(mean, logs), derivatives(mean, logs.astype(jnp.float32)), derivatives(quotient, logs)
+
+    expected = [np.stack(x) for x in zip(*map(mean_by_fractions, logs.tolist()), strict=True)]
+    exact, narrow, twin = run()
+    for wide, single, wanted in zip(exact, narrow, expected, strict=True):
+        np.testing.assert_allclose(wide, wanted, rtol=1e-13, atol=0)
+        np.testing.assert_allclose(single, wanted, rtol=1e-5, atol=1e-38)
+    assert np.isnan(twin[0][:2]).all()
+    assert (twin[1][2:4, 1] / expected[1][2:4, 1] < 0.8).all()  # what the deaths do to the births is lost
 
 
 def test_illegal_rates_raise_outside_jit_and_are_nan_inside():

@@ -97,3 +97,21 @@ def test_a_forbidden_transition_has_probability_zero_and_a_finite_score():
     run = jax.jit(jax.value_and_grad(ld.log_prob))
     assert run(forbids, chain.policy, path(chain, [0, 1, 2]))[0] == -jnp.inf
     chex.assert_tree_all_finite(run(forbids, chain.policy, path(chain, [0, 2, 2])))
+
+
+@pytest.mark.parametrize("outside", [-1, 4, 99])
+def test_a_state_outside_the_chain_has_no_law_and_the_start_keeps_its_own(outside):
+    """Number S is the start, and no other: the wrong twin, an index that is clamped or counts from the end, takes them for it."""
+    chain, (start, kernel) = MarkovChain(REWARD), probabilities()
+    laws = jax.jit(jax.vmap(lambda s: chain.policy.apply(PARAMS, s).prob(jnp.arange(3))))(jnp.arange(4))
+    np.testing.assert_allclose(laws, np.vstack([kernel, start]), rtol=1e-12)
+    right = path(chain, [0, 1, 2])
+    wrong = right._replace(observations=right.observations.at[2].set(outside))
+    run = jax.jit(jax.value_and_grad(lambda p, tau: ld.log_prob(p, chain.policy, tau)))
+    value, score = run(PARAMS, wrong)
+    assert np.isnan(value)
+    assert np.isnan(np.concatenate([score.initial, *score.transition])).any()
+    chex.assert_tree_all_finite(run(PARAMS, right))
+    chex.assert_tree_all_finite(run(PARAMS, wrong._replace(valid=jnp.array([True, True, False]))))
+    twin = ld.FunctionPolicy(lambda p, s: ld.Categorical(jnp.concatenate([p.transition, p.initial[None]])[s]))
+    assert np.isfinite(jax.jit(lambda tau: ld.log_prob(PARAMS, twin, tau))(wrong))

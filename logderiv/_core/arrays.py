@@ -38,8 +38,8 @@ def expand(mask: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def nan_unless(right: jax.Array, x: jax.Array) -> jax.Array:
-    """`x`, or NaN where it is not `right`; its derivatives, too, which `jnp.where` would make 0."""
-    return x * jnp.where(right, 1, jnp.nan).astype(x.dtype)
+    """`x`, or NaN where it is not `right`, one for each of its leading axes; its derivatives, too, which `jnp.where` would make 0."""
+    return x * expand(jnp.where(right, 1, jnp.nan).astype(x.dtype), x)
 
 
 def unbroken(valid: jax.Array, dtype: Any, name: str = "trajectory.valid") -> jax.Array:
@@ -220,9 +220,14 @@ def wide(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def row_of(table: jax.Array, state: Any, name: str = "observation") -> jax.Array:
+    """The row of a state, or of each of several; NaN, with its derivatives, outside `0 .. S - 1`. An index below 0 counts from no end."""
+    state = integers(state, name)
+    return nan_unless((state >= 0) & (state < len(table)), table.at[state].get(mode="clip"))
+
+
 def chances_of(table: jax.Array, *index: jax.Array) -> jax.Array:
-    """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays of whole numbers."""
-    index = tuple(integers(i, "index") for i in index)
+    """Entries of a table of probabilities, 0 where an index is out of range, below zero too; `index` arrays from `integers`."""
     index = tuple(jnp.where(i < 0, size, i) for i, size in zip(index, table.shape, strict=False))
     return table.at[index].get(mode="fill", fill_value=0)
 

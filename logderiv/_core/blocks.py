@@ -228,8 +228,14 @@ def sum_rows(
     return total(shared, inputs, valid)
 
 
+def neutral(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """What stands in `x` where there is no step: 0 for one whole number a step, a row that every table has; else 1: masks, divisors."""
+    index = x.ndim == valid.ndim and jnp.issubdtype(x.dtype, jnp.integer)
+    return jnp.zeros((), x.dtype) if index else jnp.ones((), x.dtype)
+
+
 def fill_steps(tree: Any, valid: jax.Array) -> Any:
-    """What stands in invalid steps, replaced by that of the first valid step on the last axis of `valid`, or by ones."""
+    """What stands in invalid steps, replaced by that of the first valid step on the last axis of `valid`, or by `neutral`."""
     length = valid.shape[-1]
     steps = jnp.where(valid, lax.broadcasted_iota(jnp.int32, valid.shape, valid.ndim - 1), length)
     first = jnp.min(steps, axis=-1, keepdims=True)
@@ -238,7 +244,7 @@ def fill_steps(tree: Any, valid: jax.Array) -> Any:
     def fill(x: Any) -> jax.Array:
         x, trailing = jnp.asarray(x), (..., *(None,) * (jnp.ndim(x) - valid.ndim))
         source = x if length == 1 else jnp.take_along_axis(x, first[trailing], axis=valid.ndim - 1)
-        source = jnp.where(some[trailing], source, jnp.ones((), x.dtype))
+        source = jnp.where(some[trailing], source, neutral(x, valid))
         return jnp.where(valid[trailing], x, source)
 
     return jax.tree.map(fill, tree)

@@ -30,8 +30,8 @@ class ActionSpace:
         high: Upper bound.
 
     Raises:
-        ValueError: `shape` or `num_values` is not made of whole numbers, `num_values` has not one number for each choice, or a bound is
-            neither one number nor one for each of the last axis or of all, or is NaN.
+        ValueError: `shape` or `num_values` is not made of whole numbers, `num_values` has not one number for each choice, a bound is
+            neither one number nor one for each of the last axis or of all, or is NaN, or `low` is above `high`.
         TypeError: A bound is not made of real numbers.
     """
 
@@ -45,6 +45,7 @@ class ActionSpace:
     def __post_init__(self) -> None:
         shape = tuple(check.whole(at_least=0, shape=size) for size in np.ravel(np.asarray(self.shape, object)))
         low, high = (_plain_bound(name, getattr(self, name), shape) for name in ("low", "high"))
+        _refuse_crossed(low, high, shape)
         found = {"shape": shape, "num_values": _plain_sizes(self.num_values, shape), "low": low, "high": high}
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -71,11 +72,19 @@ def _plain_bound(name: str, bound: Any, shape: tuple[int, ...]) -> float | tuple
         return None
     check.between(-math.inf, math.inf, **{name: bound})
     numbers = np.asarray(bound, float)
-    if numbers.ndim and numbers.size not in (*shape[-1:], math.prod(shape)):
-        raise ValueError(
-            f"{name}: expected one number, or one for each of an action of shape {shape}, received {numbers.size}."
-        )
+    if numbers.ndim and (shape == () or numbers.size not in (*shape[-1:], math.prod(shape))):
+        each = f", or one for each of an action of shape {shape}" if shape else " for an action of shape ()"
+        raise ValueError(f"{name}: expected one number{each}, received {numbers.size}{'' if shape else ' in a list'}.")
     return tuple(numbers.ravel().tolist()) if numbers.ndim else float(numbers)
+
+
+def _refuse_crossed(low: Any, high: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` where a lower bound is above its upper one."""
+    if low is None or high is None:
+        return
+    low, high = (np.reshape(x, shape) if np.size(x) == math.prod(shape) else np.asarray(x) for x in (low, high))
+    if np.any(low > high):
+        raise ValueError(f"low: expected at most high = {high.tolist()}, received {low.tolist()}; are the two swapped?")
 
 
 def action_space(space: Any) -> Any:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import chances_of, summable
+from logderiv._core.arrays import chances_of, integers, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 
@@ -84,10 +84,10 @@ class RewardLaw:
         return values[Categorical(jnp.log(probabilities)).sample(key)]
 
     def log_prob(self, reward: jax.Array, state: jax.Array, action: jax.Array, new: jax.Array) -> jax.Array:
-        """Logarithm of the probability that this reward is paid.
+        """Logarithm of `prob`.
 
         Args:
-            reward: Shape `(T,)`; compared in the narrower dtype of rewards and values.
+            reward: As of `prob`.
             state: Shape `(T,)`.
             action: Shape `(T,)`.
             new: The states that are entered, shape `(T,)`.
@@ -97,14 +97,34 @@ class RewardLaw:
 
         Gradients: flow to the probabilities.
         """
+        return jnp.log(self.prob(reward, state, action, new))
+
+    def prob(self, reward: jax.Array, state: jax.Array, action: jax.Array, new: jax.Array) -> jax.Array:
+        """Probability that this reward is paid.
+
+        Args:
+            reward: Shape `(T,)`; compared in the narrower dtype of rewards and values.
+            state: Shape `(T,)`.
+            action: Shape `(T,)`.
+            new: The states that are entered, shape `(T,)`.
+
+        Returns:
+            Shape `(T,)`; 0 of what is never paid.
+
+        Raises:
+            TypeError: States or actions are no whole numbers.
+
+        Gradients: flow to the probabilities.
+        """
         values, probabilities = self._of(state, action, new)
         reward = reward if jnp.issubdtype(reward.dtype, jnp.floating) else summable(reward, "reward")
         dtype = min(values.dtype, reward.dtype, key=lambda x: x.itemsize)
         same = jnp.broadcast_to(values.astype(dtype), probabilities.shape) == reward.astype(dtype)[:, None]
-        return jnp.log(jnp.sum(jnp.where(same, probabilities, 0), axis=-1))
+        return jnp.sum(jnp.where(same, probabilities, 0), axis=-1)
 
-    def _of(self, *step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        index = step[: self.probabilities.ndim - 1]
+    def _of(self, state: jax.Array, action: jax.Array, new: jax.Array) -> tuple[jax.Array, jax.Array]:
+        step = {"state": state, "action": action, "new": new}
+        index = tuple(integers(x, name) for name, x in step.items())[: self.probabilities.ndim - 1]
         values = self.values if self.values.ndim == 1 else self.values[index]
         return values, chances_of(self.probabilities, *index)
 

@@ -146,9 +146,15 @@ class TabularMDP(Environment):
             trajectory: One trajectory.
 
         Returns:
-            The logarithm, shape `()`; `-inf` of a state where none starts, or that is none.
+            The logarithm, shape `()`; `-inf` of a state where none starts, or that is none; 0 without a valid step.
+
+        Raises:
+            TypeError: Observations are no whole numbers.
+
+        Gradients: flow to ρ_0.
         """
-        return jnp.log(chances_of(self.initial, trajectory.observations[0]))
+        states = integers(trajectory.observations, "trajectory.observations")
+        return _logs(trajectory.valid[0], chances_of(self.initial, states[0]))
 
     def log_factors(self, trajectory: Trajectory) -> jax.Array:
         """Logarithm of p(s_{t+1}|s_t,a_t), or of p(s_{t+1}, r_t|s_t,a_t) where the reward has a law.
@@ -159,17 +165,32 @@ class TabularMDP(Environment):
             trajectory: One trajectory.
 
         Returns:
-            The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude or do not know.
+            The logarithms, shape `(T,)`; `-inf` of a step, or a reward, that the tables exclude or do not know; 0 of an invalid one.
 
-        Gradients: flow to the transition and to the probabilities of the law.
+        Raises:
+            TypeError: Observations, actions or the final observation are no whole numbers.
+
+        Gradients: flow to the transition and to the probabilities of the law, of valid steps alone.
         """
+        trajectory = _whole(trajectory)
         step = trajectory.observations, trajectory.actions, next_observations(trajectory)
-        logs = jnp.log(chances_of(self.transition, *step))
+        logs = _logs(trajectory.valid, chances_of(self.transition, *step))
         if isinstance(self.reward, RewardLaw):
-            paid = self.reward.log_prob(trajectory.rewards, *step)
+            paid = _logs(trajectory.valid, self.reward.prob(trajectory.rewards, *step))
             dtype = jnp.promote_types(logs.dtype, paid.dtype)
             return logs.astype(dtype) + paid.astype(dtype)
         return logs
+
+
+def _whole(trajectory: Trajectory) -> Trajectory:
+    """The trajectory with states and actions in whole numbers; a field that is not is named."""
+    found = {name: getattr(trajectory, name) for name in ("observations", "actions", "final_observation")}
+    return trajectory._replace(**{k: integers(x, f"trajectory.{k}") for k, x in found.items() if x is not None})
+
+
+def _logs(valid: jax.Array, chances: jax.Array) -> jax.Array:
+    """Logarithms, 0 of an invalid step, which is often an impossible one: log 0 that is masked later has NaN as its derivative."""
+    return jnp.log(jnp.where(valid, chances, 1))
 
 
 def short_corridor(*, horizon: int | None = 1000, dtype: Any = None) -> TabularMDP:

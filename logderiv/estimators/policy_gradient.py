@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import given
+from logderiv._core.arrays import given, summable
 from logderiv._core.pytrees import pytree
 from logderiv.estimators.advantages import Advantage, ToGo, check_advantage
 from logderiv.estimators.base import Estimator, check_state, keep_finite
@@ -317,8 +317,8 @@ class ActorCritic(Estimator):
         dtype, (advantage, target) = log_prob.dtype, weights
         total = self.actor.term(params, step, distribution, log_prob, advantage)
         if self.value is not None:
-            error = jnp.square(self.value(params, step.observation).astype(dtype) - target)
-            total -= 0.5 * jnp.asarray(self.value_weight, dtype) * error
+            value = summable(self.value(params, step.observation), "value").astype(dtype)
+            total -= 0.5 * jnp.asarray(self.value_weight, dtype) * jnp.square(value - target)
         if self.entropy_weight is not None:
             if not hasattr(distribution, "entropy"):
                 raise TypeError(f"entropy_weight: {type(distribution).__name__} has no entropy().")

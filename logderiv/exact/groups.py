@@ -154,8 +154,9 @@ def group_moments(
     policy = as_policy(policy)
     drawn_by = policy if sampler_policy is None else as_policy(sampler_policy)
     sampler = old if sampler is None else sampler
+    every = list_trajectories(environment, horizon)
     policies = Policies(params, policy, sampler, drawn_by, old, reference, environment.num_actions)
-    answers = list_answers(recipe, policies, list_trajectories(environment, horizon))
+    answers = list_answers(recipe, policies, every)
     slots = _slots(answers.of_prompts, num_groups, prompts, equal_rewards)
     problem, shares = _problem(recipe, answers, len(slots), size, equal_rewards, limit)
     return _moments(problem, answers, shares, slots, params, shown)

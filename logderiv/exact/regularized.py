@@ -43,13 +43,13 @@ def divergences(
         limit: Refuse to list more trajectories.
 
     Returns:
-        `Divergences`; a KL is infinite where a trajectory that is possible for the one is not for the other.
+        `Divergences`; a KL is infinite where a trajectory that is possible for the one, however unlikely, is not for the other.
 
     Raises:
         ValueError: Too many trajectories to list, or a number is out of its range; `reference` does not have the structure and shapes of `params`.
         TypeError: A parameter is not floating point; complex numbers; an environment that cannot be listed.
 
-    Gradients: flow through `params`; the reference is detached.
+    Gradients: flow through `params`; the reference is detached. Where a KL is infinite they mean nothing, and may be NaN.
 
     Example:
         >>> import jax.numpy as jnp, logderiv as ld
@@ -74,7 +74,8 @@ def _divergences(params: Params, reference: Params, policy: Any, every: Listing)
         """Of what is possible; elsewhere the values may be infinite."""
         possible = (chosen > -jnp.inf) & (every.weights > 0)
         chances = every.weights.astype(chosen.dtype) * jnp.exp(jnp.where(possible, chosen, 0))
-        return jnp.sum(jnp.where(possible, chances * jnp.where(possible, values, 0), 0))
+        terms = chances * jnp.where(possible, values, 0)  # NaN where a chance underflows and its value is infinite
+        return jnp.sum(jnp.where(possible, jnp.where(values == jnp.inf, jnp.inf, terms), 0))
 
     return Divergences(
         mean(logs, _minus(logs, of_reference)), mean(of_reference, _minus(of_reference, logs)), -mean(logs, logs)

@@ -35,7 +35,15 @@ from logderiv._core.arrays import (
     summable,
     unbroken,
 )
-from logderiv._core.blocks import fill_steps, map_rows, map_trajectories, rows_in_block, scan_steps, sum_rows
+from logderiv._core.blocks import (
+    fill_steps,
+    map_rows,
+    map_trajectories,
+    neutral,
+    rows_in_block,
+    scan_steps,
+    sum_rows,
+)
 from logderiv._core.pytrees import jit
 from logderiv.distributions import interop
 from logderiv.likelihood.counting import from_visits
@@ -163,11 +171,11 @@ def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: 
 def fill_invalid(trajectory: Trajectory) -> Trajectory:
     """The trajectory with the observations and actions of invalid steps replaced by those of its first valid step.
 
-    By ones where no step is valid. Zeros would not be safe: a policy may divide by its observation.
+    By `neutral` numbers where no step is valid.
     """
     observations, actions = fill_steps((trajectory.observations, trajectory.actions), trajectory.valid)
     some = jnp.any(trajectory.valid, axis=-1)
-    final = jax.tree.map(lambda x: jnp.where(expand(some, x), x, jnp.ones((), x.dtype)), trajectory.final_observation)
+    final = jax.tree.map(lambda x: jnp.where(expand(some, x), x, neutral(x, some)), trajectory.final_observation)
     return trajectory._replace(observations=observations, actions=actions, final_observation=final)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import integers, nan_unless, summable
+from logderiv._core.arrays import row_of, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical
 from logderiv.types import Policy
@@ -16,24 +16,23 @@ class TabularSoftmax(Policy):
     """π(a|s) = softmax(θ_s)_a with `params` the logits, shape `(S, A)`; observations are states."""
 
     def apply(self, params: jax.Array, observation: jax.Array) -> Categorical:
-        """The distribution in one state.
+        """The distribution in one state, or in each of several.
 
         Args:
             params: Logits θ, shape `(S, A)`.
-            observation: The state, an integer of any width.
+            observation: The state, an integer of any width; or several, of any shape.
 
         Returns:
-            A `Categorical` over `A` actions; its logits are NaN in a state outside `0 .. S - 1`.
+            A `Categorical` over `A` actions, with the shape of the states; its logits are NaN in a state outside `0 .. S - 1`.
 
         Raises:
             ValueError: `params` has another number of axes.
             TypeError: The state is no whole number.
         """
-        params, state = summable(params, "params"), integers(observation, "observation")
+        params = summable(params, "params")
         if params.ndim != 2:
             raise ValueError(f"params: expected logits of shape (S, A), received {params.shape}.")
-        inside = (state >= 0) & (state < params.shape[0])
-        return Categorical(nan_unless(inside, params.at[state].get(mode="clip")))
+        return Categorical(row_of(params, observation))
 
     def table(self, params: jax.Array, observations: Any, actions: jax.Array) -> tuple[jax.Array, jax.Array] | None:
         """The logits, and the state of each step.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import as_key, check_params, numbers, summable, wide
+from logderiv._core.arrays import as_key, check_params, integers, numbers, row_of, summable, wide
 from logderiv._core.products import exact_products
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical, log_softmax
@@ -83,18 +83,20 @@ class MatrixGame(Process):
             observation: The joint action of the last round, or the start.
 
         Returns:
-            A categorical distribution of A_1 A_2 joint actions.
+            A categorical distribution of A_1 A_2 joint actions; its logits are NaN in a state outside `0 .. A_1 A_2`.
 
         Raises:
             ValueError: `params` is no pair of logits of these shapes.
+            TypeError: The observation is no whole number.
         """
         hint = "a pair of logits of shapes (S, A_1) and (S, A_2); rows are the last round, own action first, then the start"
         params = numbers(tuple(params))
         check.like("params", params, jax.eval_shape(self.init), hint=hint)
         _, first, second = self.payoffs.shape
+        observation = integers(observation, "observation")
         a, b = jnp.divmod(observation, second)
         mirrored = jnp.where(observation == first * second, observation, b * first + a)
-        mine, other = map(log_softmax, (params[0][observation], params[1][mirrored]))
+        mine, other = map(log_softmax, (row_of(params[0], observation), row_of(params[1], mirrored)))
         return Categorical((mine[:, None] + other[None, :]).reshape(-1))
 
     def advance(self, state: jax.Array, action: jax.Array) -> tuple[jax.Array, jax.Array, bool]:

@@ -288,10 +288,10 @@ def birth_death(initial: int = 0, t_end: float = 1.0, **options: Any) -> JumpPro
 
 
 def birth_death_mean(params: jax.Array, process: JumpProcess) -> jax.Array:
-    """Mean of a `birth_death` process at its `t_end`: m(t) = n_0 exp(-μ t) + λ (1 - exp(-μ t)) / μ.
+    """Mean of a `birth_death` process at its `t_end`: m(t) = n_0 exp(-μ t) + λ (1 - exp(-μ t)) / μ; n_0 + λ t where μ = 0.
 
     Args:
-        params: (log λ, log μ), shape `(2,)`.
+        params: (log λ, log μ), shape `(2,)`; `-inf` for no births, or no deaths.
         process: From `birth_death`.
 
     Returns:
@@ -300,9 +300,11 @@ def birth_death_mean(params: jax.Array, process: JumpProcess) -> jax.Array:
     Gradients: flow through `params` and `t_end`.
     """
     params = summable(params, "params")
-    birth, death = jnp.exp(params)
-    decay = death * jnp.asarray(process.t_end, params.dtype)
-    return process.initial[0] * jnp.exp(-decay) - birth / death * jnp.expm1(-decay)
+    births, d = jnp.exp(params) * jnp.asarray(process.t_end, params.dtype)  # λ t, μ t
+    small, large = jnp.where(d < 1, d, 0), jnp.where(d < 1, 1, d)
+    # (1 - exp(-d)) / d by its series below 1: derivatives of the quotient lose their digits there
+    series = jnp.polyval(jnp.array([1 / math.factorial(k) for k in range(20, 0, -1)], d.dtype), -small)
+    return process.initial[0] * jnp.exp(-d) + births * jnp.where(d < 1, series, -jnp.expm1(-large) / large)
 
 
 def schlogl(initial: int = 25, t_end: float = 1.0, **options: Any) -> JumpProcess:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from logderiv._core import check
-from logderiv._core.arrays import integers, numbers, summable
+from logderiv._core.arrays import integers, numbers, row_of, summable
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Bernoulli, Categorical
 from logderiv.environments.tabular import TabularMDP
@@ -53,15 +53,16 @@ class MarkovChainPolicy(Policy):
             observation: The last state, or `S`.
 
         Returns:
-            A distribution over `S` states.
+            A distribution over `S` states; its logits are NaN in a state outside `0 .. S`.
 
         Raises:
             ValueError: The start or the kernel is not over `S` states.
+            TypeError: The state is no whole number.
         """
         states, params = self.num_states, numbers(params)
         hint = f"logits for a chain with {states} states; start, kernel and reward must agree on them"
         check.fields("params.", params, hint=hint, initial=(states,), transition=(states, states))
-        return Categorical(jnp.concatenate([params.transition, params.initial[None]])[observation])
+        return Categorical(row_of(jnp.concatenate([params.transition, params.initial[None]]), observation))
 
 
 @pytree(static=("horizon",))

@@ -216,7 +216,8 @@ class HiddenProcess(Process):
             observed: False where an observation is missing; `None` for none missing.
 
         Returns:
-            The series and its mask. What is missing is replaced by the first observation that is there, by ones if none is.
+            The series and its mask. What is missing is replaced by the first observation that is there; if none is, by ones, or by
+            0 where an observation is one whole number.
 
         Raises:
             ValueError: No observation; `observed` has another length.

@@ -18,7 +18,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from logderiv._core import check
-from logderiv._core.arrays import alike, summable
+from logderiv._core.arrays import alike, row_of, summable
 from logderiv._core.noise import gumbel
 from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import Categorical, log_softmax
@@ -161,13 +161,15 @@ class HiddenMarkovModel(HiddenProcess):
             observation: The state before, or that there is none.
 
         Returns:
-            The distribution of `(x_t, y_t)`.
+            The distribution of `(x_t, y_t)`; its logits are NaN after a state outside `0 .. S - 1`.
 
         Raises:
             ValueError: Start, kernel and emissions differ in their number of states.
+            TypeError: The state is no whole number.
         """
         start, kernel = _logits(params)
-        logits = jnp.where(observation.start, start, kernel[observation.state])
+        state = jnp.where(observation.start, 0, observation.state)  # without meaning at the start
+        logits = jnp.where(observation.start, start, row_of(kernel, state, "observation.state"))
         return Emitting(Categorical(logits), self._emission(params, len(kernel)), observation.observed)
 
     @jit
