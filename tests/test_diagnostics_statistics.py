@@ -62,6 +62,23 @@ def test_cosine():
     assert jnp.isnan(diagnostics.cosine(a, jax.tree.map(jnp.zeros_like, a)))
 
 
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1.0, 1e20, 1e37])
+def test_ratios_of_squares_do_not_depend_on_the_scale_in_float32(scale):
+    """The squares themselves are 0 or infinite at either end."""
+    scale = jnp.float32(scale)
+    assert (scale**2 in (0, np.inf)) == (scale != 1)
+    first, second = jnp.array([1.0, 2.0], jnp.float32), jnp.array([2.0, 1.0], jnp.float32)
+    run = jax.jit(jax.value_and_grad(diagnostics.cosine))
+    for one, two in ((scale * first, second), (first, scale * second), (scale * first, scale * second)):
+        found, slope = run(one, two)
+        np.testing.assert_allclose(found, 0.8, rtol=1e-6)
+        if one[0] > 1e-20:  # whose derivative has a number
+            np.testing.assert_allclose(slope * one[0], [0.24, -0.12], rtol=1e-5)  # (2, 1)/5 - 0.8 (1, 2)/5
+    plain = scale * jnp.array([[1.0], [2.0], [4.0]], jnp.float32)
+    ratio = diagnostics.variance_ratio(2 * plain, plain)
+    np.testing.assert_allclose([ratio.ratio, ratio.sem], [4, 0], rtol=1e-5, atol=1e-5)
+
+
 def test_mixed_dtypes_and_float32():
     samples = {"a": SAMPLES["a"].astype(jnp.float32), "b": SAMPLES["b"].astype(jnp.float16)}
     assert diagnostics.sem(samples)["b"].dtype == jnp.float32
