@@ -60,6 +60,13 @@ def test_far_from_0_in_float32_they_keep_their_digits_and_a_mean_of_squares_does
     assert np.abs(twin / exact.var(axis=0) - 1)[:2].max() > 1
 
 
+@pytest.mark.parametrize(("size", "shown"), [(1e18, 1.0), (1e-18, 1.0), (1e20, 0.0), (1e-23, 1e-23)])
+def test_deviations_whose_squares_have_no_number_in_float32_are_as_declared(size, shown):
+    values = jnp.asarray([[size, -size]], jnp.float32)
+    found = RunningMoments.start(jnp.zeros((), jnp.float32)).including(values, jnp.ones((1, 2), bool))
+    np.testing.assert_allclose(found.standardize(values, 2), [[shown, -shown]], rtol=1e-6)
+
+
 @pytest.mark.parametrize("constant", [0.0, 5.0, 1e4 / 3])
 def test_what_is_always_the_same_is_shifted_and_not_scaled(constant):
     """The mean of float32 numbers is off by a rounding, which must not pass for a deviation."""

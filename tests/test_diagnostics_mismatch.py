@@ -1,5 +1,6 @@
 """What drew the answers beside what is trained: by hand, by expectations over every answer, and what must not matter."""
 
+import math
 from typing import Any
 
 import jax
@@ -78,6 +79,24 @@ def test_expectations_over_every_answer(world, top_k):
         np.testing.assert_allclose([found.k1, found.k3, found.mass], [divergence, divergence, 1.0], rtol=1e-12)
     else:
         assert found.mass < 0.95
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+def test_k3_of_the_rounding_of_an_engine_keeps_its_digits_and_its_derivatives(dtype):
+    """Against its series, down to d = 1e-9; the difference itself, the wrong twin, loses them."""
+    sizes = np.concatenate([10.0 ** np.arange(-9, 0), [0.3, 0.49, 0.51, 2.0]])
+    d = jnp.asarray(np.concatenate([sizes, -sizes]), dtype)
+    exact = np.asarray(sum(np.asarray(d, np.longdouble) ** k / math.factorial(k) for k in range(2, 40)), float)
+
+    def k3(d):
+        return sampler_mismatch(d[None, None], jnp.zeros((1, 1), dtype)).tokens.k3
+
+    found = [jax.jit(jax.vmap(f))(d) for f in (k3, jax.grad(k3), jax.grad(jax.grad(k3)))]
+    eps = float(jnp.finfo(dtype).eps)
+    for got, expected in zip(found, (exact, np.expm1(np.asarray(d, float)), np.exp(np.asarray(d, float))), strict=True):
+        np.testing.assert_allclose(got, expected, rtol=8 * eps)
+    assert np.abs(np.asarray(jnp.expm1(d) - d, float) / exact - 1).max() > 1e3 * eps
+    assert [float(f(jnp.zeros((), dtype))) for f in (k3, jax.grad(k3), jax.grad(jax.grad(k3)))] == [0, 0, 1]
 
 
 def test_packed_rows_are_padded_ones():

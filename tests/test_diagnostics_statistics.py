@@ -13,7 +13,7 @@ from logderiv import diagnostics
 from logderiv._core.pytrees import pytree
 from tests.listed import TWO_STATES_VARIANCES
 from tests.mostly import slow
-from tests.worlds import TWO_STATES_LOGITS, batch, two_states
+from tests.worlds import TWO_STATES_LOGITS, batch, trajectory, two_states
 
 SAMPLES = {"a": jnp.array([[1.0, 2.0], [3.0, 6.0], [5.0, 4.0]]), "b": jnp.array([2.0, 2.0, 5.0])}
 
@@ -60,6 +60,23 @@ def test_cosine():
     np.testing.assert_allclose(diagnostics.cosine(a, jax.tree.map(jnp.negative, a)), -1)
     np.testing.assert_allclose(diagnostics.cosine(a, b), 3 / (5 * np.sqrt(2)))
     assert jnp.isnan(diagnostics.cosine(a, jax.tree.map(jnp.zeros_like, a)))
+
+
+@pytest.mark.parametrize("scale", [1e-37, 1e-20, 1.0, 1e20, 1e37])
+def test_ratios_of_squares_do_not_depend_on_the_scale_in_float32(scale):
+    """The squares themselves are 0 or infinite at either end."""
+    scale = jnp.float32(scale)
+    assert (scale**2 in (0, np.inf)) == (scale != 1)
+    first, second = jnp.array([1.0, 2.0], jnp.float32), jnp.array([2.0, 1.0], jnp.float32)
+    run = jax.jit(jax.value_and_grad(diagnostics.cosine))
+    for one, two in ((scale * first, second), (first, scale * second), (scale * first, scale * second)):
+        found, slope = run(one, two)
+        np.testing.assert_allclose(found, 0.8, rtol=1e-6)
+        if one[0] > 1e-20:  # whose derivative has a number
+            np.testing.assert_allclose(slope * one[0], [0.24, -0.12], rtol=1e-5)  # (2, 1)/5 - 0.8 (1, 2)/5
+    plain = scale * jnp.array([[1.0], [2.0], [4.0]], jnp.float32)
+    ratio = diagnostics.variance_ratio(2 * plain, plain)
+    np.testing.assert_allclose([ratio.ratio, ratio.sem], [4, 0], rtol=1e-5, atol=1e-5)
 
 
 def test_mixed_dtypes_and_float32():
@@ -186,13 +203,53 @@ def test_variance_by_step_adds_up_and_equals_the_covariances_of_the_steps():
     np.testing.assert_allclose(by_step.sum(), trace, rtol=1e-12)
 
 
-def test_objectives_that_are_no_mean_over_trajectories_are_refused():
-    @pytree(static=("gamma_t",))
-    class TokenMean(ld.ScoreFunction):
-        def objective(self, params, policy, trajectories, weights):
-            logs = ld.log_factors(params, policy, trajectories)
-            return jnp.sum(weights * logs) / jnp.sum(trajectories.valid).astype(logs.dtype)
+@pytree(static=("gamma_t",))
+class TokenMean(ld.ScoreFunction):
+    def objective(self, params, policy, trajectories, weights):
+        logs = ld.log_factors(params, policy, trajectories)
+        return jnp.sum(weights * logs) / jnp.sum(trajectories.valid).astype(logs.dtype)
 
+
+LOGITS = jnp.array([0.5, 0.25, -0.5], jnp.bfloat16)
+
+
+def _answers(num, lengths, spread=1.0):
+    """Choices of one softmax, answers of different lengths, in float32."""
+    actions = jax.random.categorical(jax.random.key(0), LOGITS.astype(jnp.float32), shape=(num, lengths[1]))
+    last = jax.random.randint(jax.random.key(1), (num, 1), lengths[0], lengths[1] + 1)
+    rewards = 1 + spread * jax.random.normal(jax.random.key(3), actions.shape, jnp.float32)
+    zeros = jnp.zeros(actions.shape, jnp.float32)
+    return trajectory(observations=zeros, actions=actions, rewards=rewards, valid=jnp.arange(lengths[1])[None] < last)
+
+
+@pytest.mark.parametrize("of", [diagnostics.per_trajectory_gradients, diagnostics.gradient_moments])
+@pytest.mark.parametrize(("num", "lengths"), [(256, (5, 10)), slow((1024, (28, 30))), (4096, (5, 10))])
+def test_a_mean_over_steps_is_refused_in_large_batches_and_a_mean_over_trajectories_is_not(of, num, lengths):
+    """In float32, where the two part by less and less."""
+    params, taus = LOGITS.astype(jnp.float32), _answers(num, lengths)
+    of(params, ld.shared_softmax, taus, ESTIMATORS["leave-one-out"])
+    with pytest.raises(ValueError, match="not a mean over"):
+        of(params, ld.shared_softmax, taus, TokenMean())
+
+
+def test_gradients_in_half_precision_are_taken_apart_in_single():
+    """The noise is a hundredth of the mean: rounded to bfloat16, the entries of the steps would add up to less than 0."""
+
+    @jax.jit
+    def run(params):
+        taus, estimator = _answers(64, (4, 4), 0.01), ESTIMATORS["none"]
+        weights, _ = estimator.advantages(params, (), ld.shared_softmax, taus)
+        samples = diagnostics.per_trajectory_gradients(params, ld.shared_softmax, taus, estimator)
+        moments = diagnostics.gradient_moments(params, ld.shared_softmax, taus, estimator)
+        by_step = diagnostics.variance_by_step(params, ld.shared_softmax, taus, weights)
+        return diagnostics.summary(samples).trace, moments.trace, jnp.sum(by_step)
+
+    half, single = map(run, (LOGITS, LOGITS.astype(jnp.float32)))
+    np.testing.assert_array_equal(half, single)
+    np.testing.assert_allclose(half, single[0], rtol=1e-4)
+
+
+def test_objectives_that_are_no_mean_over_trajectories_are_refused():
     @pytree(static=("gamma_t",))
     class Scalars(ld.ScoreFunction):
         def advantages(self, params, state, policy, trajectories):
@@ -202,6 +259,8 @@ def test_objectives_that_are_no_mean_over_trajectories_are_refused():
     contributions = functools.partial(diagnostics.per_trajectory_gradients, params, policy)
     with pytest.raises(ValueError, match="not a mean over"):
         contributions(taus, TokenMean())
+    with pytest.raises(ValueError, match="not a mean over"):
+        diagnostics.gradient_moments(params, policy, taus, TokenMean())
     with pytest.raises(ValueError, match=r"weights.*the leading axis \(12,\)"):
         contributions(taus, Scalars())
     with pytest.raises(ValueError, match="divisor of the N = 12"):

@@ -134,6 +134,73 @@ def test_forms_that_cannot_be_compared_do_not_agree():
     assert found.case == ld.likelihood.Case.DIFFER
 
 
+def _alone(actions):
+    return trajectory(observations=jnp.zeros_like(actions), actions=actions, rewards=jnp.ones(len(actions)))
+
+
+class Moved:
+    """A standard Normal whose probability is that of a mean further off."""
+
+    def __init__(self, mean, by):
+        self.normals = [ld.Normal(m, jnp.ones_like(mean)) for m in (mean, mean + jnp.asarray(by, mean.dtype))]
+
+    def log_prob(self, action):
+        return self.normals[0].log_prob(action)
+
+    def prob(self, action):
+        return jnp.exp(self.normals[1].log_prob(action))
+
+
+def _normals(mean, actions, by=0.0):
+    return jax.jit(jax.vmap(lambda a: ld.compare(mean, lambda p, _: Moved(p, by), _alone(a))))(actions)
+
+
+def test_where_the_scores_of_the_steps_cancel_their_rounding_is_agreement():
+    """Uniform actions and a mean of the greatest likelihood: the score is 0, or a rounding, and the direct form another."""
+    actions = jax.random.randint(jax.random.key(6), (300, 6), 0, 3)
+    zeros = jnp.zeros(3, jnp.float32)
+    found = jax.jit(jax.vmap(lambda a: ld.compare(zeros, ld.shared_softmax, _alone(a))))(actions)
+    assert (found.case == ld.likelihood.Case.AGREE).all()
+    assert ((found.score == 0).all(axis=-1) & (found.direct != 0).any(axis=-1)).any()
+
+    actions = jax.random.normal(jax.random.key(7), (50, 4), jnp.float32)
+    actions = actions - jnp.mean(actions, axis=1, keepdims=True)
+    right, wrong = (_normals(jnp.float32(0), actions, by) for by in (0.0, 1e-3))
+    assert (right.case == ld.likelihood.Case.AGREE).all()
+    assert (wrong.case == ld.likelihood.Case.DIFFER).all()
+    assert (
+        np.abs(right.direct / right.score - right.prob) > right.allowed * right.prob
+    ).any()  # relative to the score itself
+
+
+def test_terms_that_underflow_before_the_product_does_are_no_difference_of_the_forms():
+    """Down to the smallest normal number, log P = -87.3 in float32; a policy that is wrong by 0.1 % is found down to -70."""
+    noise = jax.random.normal(jax.random.key(8), (200, 50), jnp.float32)
+
+    def down_to(logs, noise=noise):
+        spread = 2 * (-logs - 25 * np.log(2 * np.pi))
+        return noise * jnp.sqrt(jnp.asarray(spread, jnp.float32) / jnp.sum(noise**2, axis=1))[:, None]
+
+    near = _normals(jnp.float32(0), down_to(np.linspace(-87.3, -60, 200)))
+    assert not (near.case == ld.likelihood.Case.DIFFER).any()
+    assert (near.case == ld.likelihood.Case.AGREE)[near.log_prob > -75].all()
+    if FLUSHED:
+        normal = np.isfinite(near.score_form.logabs) & (near.score_form.logabs > np.log(np.finfo(np.float32).tiny))
+        assert ((near.case == ld.likelihood.Case.UNDERFLOW) & normal).any()
+    wrong = _normals(jnp.float32(0), down_to(np.linspace(-70, -60, 200), jnp.abs(noise)), by=1e-3)
+    assert (wrong.case == ld.likelihood.Case.DIFFER).all()
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_parameters_in_half_precision_are_compared_in_single(dtype):
+    """As those float32 that they are: rounded to bfloat16 the forms would part by 4e-3, and in float16 P = 2e-9 has no digits."""
+    params = jnp.array([0.3, -0.7, 0.1]).astype(dtype)
+    tau = _alone(jnp.arange(18) % 3)
+    half, single = (compare(p, ld.shared_softmax, tau) for p in (params, params.astype(jnp.float32)))
+    assert half.case == ld.likelihood.Case.AGREE
+    jax.tree.map(np.testing.assert_array_equal, half, single)
+
+
 def test_a_difference_without_a_standard_error_is_not_printed_as_none():
     same = jnp.array([1.0, 1.0, 0.0])
     found = ld.exact.ExpectationComparison(2, jnp.ones(()), same, same, same, jnp.zeros(3))

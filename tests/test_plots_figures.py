@@ -87,6 +87,7 @@ def test_results_of_training_are_drawn_against_their_own_steps(ax):
 
 
 NAN, ONES = np.nan, np.ones((2, 3))
+LATE, APART = np.array([[1, 2, 3], [NAN, 2, 3]]), np.array([[1.0, 2, 3], [10, 20, 30]])
 GAPS = np.array([[NAN, 1, NAN, NAN, 4, 5, NAN], [10, 20, 30, NAN, NAN, NAN, NAN]])
 
 
@@ -179,7 +180,18 @@ CURVES, ERRORS, FRONTIER = plots.learning_curves, plots.relative_error, plots.fr
         (CURVES, [{"a": ONES}], {"steps": {"a": ONES[:, 1:]}}, r"steps\['a'\]: expected shape \(2, 3\)"),
         (CURVES, [{}], {"level": 95}, r"level: expected a number in \(0, 1\), received 95"),
         (CURVES, [{"a": NAN * ONES}], {}, r"curves\['a'\]: expected a return in every row"),
+        (
+            CURVES,
+            [{"a": ONES, "b": ONES}],
+            {"steps": {"a": ONES}},
+            r"steps: expected .*\['a', 'b'\], received .*\['b'\]",
+        ),
+        (CURVES, [{"a": ONES}], {"steps": {"a": ONES * [1, 3, 2]}}, r"steps\['a'\]: .* which do not decrease"),
+        (CURVES, [{"a": LATE}], {"steps": {"a": APART}}, r"curves\['a'\]: .*ends at 3 and .*first return is at 20"),
+        (CURVES, [{"a": ONES}], {"threshold": [1.0, 2.0]}, r"threshold: expected shape \(\), received .*\(2,\)"),
         (ERRORS, [[1, 2], {"a": [1.0]}], {}, r"errors\['a'\]: expected shape \(2,\)"),
+        (ERRORS, [[[1, 2]], {"a": [[1.0, 1.0]]}], {}, r"lengths: expected shape \(2,\), received .*\(1, 2\)"),
+        (ERRORS, [[1, 2, 3], {"a": [1.0, -0.1, NAN]}], {}, r"errors\['a'\]: expected magnitudes"),
         (FRONTIER, [{"a": [1]}, {"a": [0.0]}], {}, r"errors\['a'\]: expected positive numbers"),
         (FRONTIER, [{"a": [1, 2]}, {"a": [1.0]}], {}, r"work\['a'\]: expected positive numbers, shape \(1,\)"),
         (FRONTIER, [{}, {"a": [1.0]}], {}, r"work\['a'\]: expected positive numbers"),

@@ -20,7 +20,9 @@ class RunningMoments(NamedTuple):
         μ ← μ + w δ,  σ² ← (1 − w) σ² + w s² + w (1 − w) δ²,  n ← n + m
 
     with the number m, the mean x̄ and the variance s² of a batch. Neither a square of a value nor a sum of all values is formed, so
-    that values far from 0 keep their digits in float32. Leaves that are not floating point (integers, masks) have no moments.
+    that values far from 0 keep their digits in float32. Only the variance itself must have a number there: deviations from 1e-19 to
+    1e19. Beyond, it is infinite, and `standardize` gives 0, or it is 0, and values are shifted alone; take such values in other
+    units. Leaves that are not floating point (integers, masks) have no moments.
 
     Attributes:
         num_steps: n, a floating-point scalar; 0 where nothing was measured.

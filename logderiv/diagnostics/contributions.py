@@ -12,10 +12,10 @@ import optax
 from jax import lax
 
 from logderiv._core import check
-from logderiv._core.arrays import accumulator_dtype, as_trajectory, check_leading_axes, check_params, one_axis, summable
+from logderiv._core.arrays import as_trajectory, check_leading_axes, check_params, one_axis, summable, wide
 from logderiv._core.blocks import sum_results
 from logderiv._core.pytrees import jit
-from logderiv.diagnostics.statistics import Summary
+from logderiv.diagnostics.statistics import Summary, lifted
 from logderiv.estimators import Estimator
 from logderiv.estimators.surrogates import Score
 from logderiv.likelihood.probability import log_factors
@@ -55,7 +55,7 @@ def per_trajectory_gradients(
             where that would be more than 65536 numbers (large gradients are faster one at a time), or one group.
 
     Returns:
-        Samples: pytree of `params` with a leading axis `N`, or `num_groups`.
+        Samples: pytree of `params` with a leading axis `N`, or `num_groups`; float32 at least.
 
     Raises:
         ValueError: `num_groups` does not divide `N`; the weights have no leading axis `N`; there are fewer trajectories than
@@ -65,17 +65,13 @@ def per_trajectory_gradients(
 
     Gradients: the weights are detached.
     """
-    trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
+    params, trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
     groups = num if num_groups is None else check.whole(num_groups=num_groups)
     if num % groups:
         raise ValueError(f"num_groups: expected a divisor of the N = {num} trajectories, received {num_groups}.")
     block = 1 if num_groups is not None and block_size is None else block
     samples, differ = _samples(params, policy, trajectories, estimator, state, groups=groups, block=block)
-    if not check.is_traced(differ) and differ:
-        raise ValueError(
-            "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
-            "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
-        )
+    _refuse(differ)
     return samples
 
 
@@ -106,14 +102,17 @@ def gradient_moments(
         A `Summary` of `N` samples.
 
     Raises:
-        ValueError: The weights have no leading axis `N`; there are fewer trajectories than two, or than the estimator needs.
+        ValueError: The weights have no leading axis `N`; there are fewer trajectories than two, or than the estimator needs; or,
+            outside `jax.jit`, the contributions do not average to the estimate.
         TypeError: A parameter is not floating point.
 
     Gradients: the weights are detached.
     """
-    trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
+    params, trajectories, num, block = _checked(params, policy, trajectories, estimator, block_size)
     check.rows("trajectories", trajectories.valid, at_least=2)
-    return _summary(params, policy, trajectories, estimator, state, block=block)._replace(num_samples=num)
+    found, differ = _summary(params, policy, trajectories, estimator, state, block=block)
+    _refuse(differ)
+    return found._replace(num_samples=num)
 
 
 def variance_by_step(
@@ -144,7 +143,7 @@ def variance_by_step(
         ValueError: `weights` has another shape, or there are fewer than two trajectories.
         TypeError: A parameter is not floating point.
     """
-    trajectories, _, block = _checked(params, policy, trajectories, None, block_size)
+    params, trajectories, _, block = _checked(params, policy, trajectories, None, block_size)
     weights = summable(weights, "weights")
     check.shape(
         trajectories.valid.shape,
@@ -157,9 +156,10 @@ def variance_by_step(
 
 def _checked(
     params: Params, policy: Any, trajectories: Trajectory, estimator: Estimator | None, block_size: int | None
-) -> tuple[Trajectory, int, int]:
-    """The trajectories, their number, and that of those side by side; actions that have values are checked as well."""
+) -> tuple[Params, Trajectory, int, int]:
+    """Parameters and trajectories, the number of these, and that of those side by side; actions that have values are checked as well."""
     check_params(params)
+    params = wide(params)
     trajectories = as_trajectory(trajectories, prefix=estimator is not None)
     num = one_axis(trajectories)
     if estimator is not None:
@@ -170,7 +170,31 @@ def _checked(
         block_size = min(16, max(1, 65536 // optax.tree.size(params)))
     block = check.whole(block_size=block_size)
     jax.eval_shape(lambda p: log_factors(p, policy, trajectories), params)
-    return trajectories, num, min(block, num)
+    return params, trajectories, num, min(block, num)
+
+
+def _refuse(differ: jax.Array) -> None:
+    if not check.is_traced(differ) and differ:
+        raise ValueError(
+            "estimator: the contributions average to another gradient than the whole batch's: its objective is not a mean over "
+            "trajectories, as with a division by the number of valid steps. Replicate whole estimates instead."
+        )
+
+
+def _beyond_rounding(errors: Any, samples: Any) -> jax.Array:
+    """Whether an error of their mean exceeds the rounding of a sum: 10³ ε of the largest of its leaf, and 10 ε of the largest of all.
+
+    Added up one after another, n terms part from their sum by about √n ε/2 Σ|x|: 10³ ε for n = 4·10⁶ steps. The second part is for a
+    leaf whose own terms are rounding, such as a shift of all logits.
+    """
+    sizes = jax.tree.map(lambda x: jnp.max(jnp.abs(x), initial=0), samples)
+    largest = jnp.max(jnp.stack(jax.tree.leaves(lifted(sizes=sizes))))
+
+    def leaf(error: jax.Array, size: jax.Array) -> jax.Array:
+        tolerance = jnp.finfo(error.dtype).eps * (1000 * size + 10 * largest.astype(error.dtype))
+        return jnp.any(jnp.abs(error) > tolerance)
+
+    return jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(leaf, errors, sizes))))
 
 
 def _rows_and_gradient(
@@ -199,26 +223,26 @@ def _samples(
     grouped = _in_groups(rows, num_trajectories(taus) // groups)
     samples = lax.map(gradient, grouped, batch_size=None if block == 1 else block)
 
-    def differ(samples: jax.Array, whole: jax.Array) -> jax.Array:
-        tolerance = 10 * jnp.finfo(samples.dtype).eps ** 0.5
-        return jnp.any(jnp.abs(jnp.mean(samples, axis=0) - whole) > tolerance * jnp.max(jnp.abs(samples), initial=0))
-
-    return samples, jnp.any(jnp.stack(jax.tree.leaves(jax.tree.map(differ, samples, gradient(rows)))))
+    errors = jax.tree.map(lambda x, whole: jnp.mean(x, axis=0) - whole, samples, gradient(rows))
+    return samples, _beyond_rounding(errors, samples)
 
 
 @jit
 def _summary(
     params: Params, policy: Any, taus: Trajectory, estimator: Estimator, state: State, *, block: int
-) -> Summary:
+) -> tuple[Summary, jax.Array]:
+    """The moments of all terms, and whether their mean is another gradient than that of the whole."""
     rows, gradient = _rows_and_gradient(params, policy, taus, estimator, state)
     num, mean = num_trajectories(taus), gradient(rows)
 
-    def squares(row: Any) -> Params:
+    def powers(row: Any) -> tuple[Params, Params]:
         deviations = jax.tree.map(jnp.subtract, gradient(jax.tree.map(lambda x: x[None], row)), mean)
-        return jax.tree.map(lambda d: jnp.square(d.astype(accumulator_dtype(d.dtype))), deviations)
+        return deviations, jax.tree.map(jnp.square, deviations)
 
-    total = sum_results(squares, rows, block)
-    return Summary(mean, jax.tree.map(lambda s: s / (num - 1), total), num)
+    sums, squares = sum_results(powers, rows, block)
+    variance = jax.tree.map(lambda s: s / (num - 1), squares)
+    sizes = jax.tree.map(lambda m, v: jnp.abs(m) + jnp.sqrt(v), mean, variance)
+    return Summary(mean, variance, num), _beyond_rounding(jax.tree.map(lambda s: s / num, sums), sizes)
 
 
 @jit

@@ -172,7 +172,7 @@ def cosine(tree: Params, reference: Params) -> jax.Array:
         TypeError: Complex numbers.
     """
     check.like("tree", tree, reference, hint="that of reference, since a cosine is between two pytrees alike")
-    tree, reference = lifted(tree=tree, reference=reference)
+    tree, reference = map(_in_units, lifted(tree=tree, reference=reference))
     return jnp.asarray(optax.tree.vdot(tree, reference)) / (optax.tree.norm(tree) * optax.tree.norm(reference))
 
 
@@ -197,7 +197,8 @@ def variance_ratio(baselined: Params, plain: Params, *, k: float = 3.0) -> Varia
     check.not_negative(finite=True, k=k)
     check.like("baselined", baselined, plain, hint="both from the same trajectories")
     num = check.rows("samples", plain, at_least=2)
-    above, below = map(_squared_deviations, lifted(baselined=baselined, plain=plain))
+    deviations = jax.tree.map(_centered, lifted(baselined=baselined, plain=plain))
+    above, below = map(jax.vmap(partial(optax.tree.norm, squared=True)), _in_units(deviations))
     ratio = jnp.sum(above) / jnp.sum(below)
     error = jnp.std(above - ratio * below, ddof=1) / (jnp.sqrt(jnp.asarray(num, below.dtype)) * jnp.mean(below))
     return VarianceRatio(ratio, error, ratio - k * error > 1)
@@ -210,7 +211,12 @@ def lifted(**trees: Any) -> list[Any]:
     return jax.tree.map(lambda x: x.astype(dtype), found)
 
 
-def _squared_deviations(samples: Params) -> jax.Array:
-    """Squared distance of each sample to the mean, over all leaves. Shape `(N,)`."""
-    deviations = jax.tree.map(lambda x: x - jnp.mean(x, axis=0, keepdims=True), samples)
-    return jax.vmap(partial(optax.tree.norm, squared=True))(deviations)
+def _in_units(tree: Any) -> Any:
+    """The tree over its largest magnitude, which ratios of squares do not depend on, so that no square leaves the range of the dtype."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]))
+    return jax.tree.map(lambda x: x / jax.lax.stop_gradient(largest), tree)
+
+
+def _centered(samples: jax.Array) -> jax.Array:
+    """The deviation of each sample from the mean."""
+    return samples - jnp.mean(samples, axis=0, keepdims=True)

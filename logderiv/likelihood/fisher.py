@@ -16,7 +16,15 @@ from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
 from logderiv._core import check
-from logderiv._core.arrays import as_trajectory, check_params, one_axis, refuse_complex, summable, wide
+from logderiv._core.arrays import (
+    accumulator_dtype,
+    as_trajectory,
+    check_params,
+    one_axis,
+    refuse_complex,
+    summable,
+    wide,
+)
 from logderiv.likelihood.probability import log_factors
 from logderiv.policies import as_policy
 from logderiv.types import Params, Per, Trajectory
@@ -41,7 +49,8 @@ def fisher_vector_product(
             (`logderiv.exact.enumerate_trajectories`, `logderiv.prob`) the product is exact. Detached.
 
     Returns:
-        A linear function from pytrees of `params` to pytrees of `params`; linearized once, cheap to call many times.
+        A linear function from pytrees of `params` to pytrees of `params`; linearized once, cheap to call many times. It raises
+        `ValueError` for another structure or other shapes.
 
     Raises:
         ValueError: `per` is neither, `probabilities` has another shape, or not exactly one batch axis.
@@ -67,6 +76,7 @@ def fisher_vector_product(
     scale = jax.lax.stop_gradient(weights).astype(value.dtype)[:, None]
 
     def product(vector: Any) -> Any:
+        check.like("vector", vector, params, hint="that of params")
         refuse_complex(vector=vector)
         found = pull(scale * push(jax.tree.map(lambda p, v: jnp.asarray(v, p.dtype), params, vector)))[0]
         return jax.tree.map(lambda x, v: x.astype(getattr(v, "dtype", x.dtype)), found, vector)
@@ -116,7 +126,7 @@ def natural_gradient(
 ) -> optax.GradientTransformationExtraArgs:
     """Replace a gradient by (F + λ I)⁻¹ g, as an optax transformation.
 
-    Solved by conjugate gradients, so `F` is never formed. `update` takes the batch by keyword and passes through `optax.chain`:
+    Solved by conjugate gradients, in float32 at least, so `F` is never formed. `update` takes the batch by keyword and passes through `optax.chain`:
 
         optimizer = ld.maximize(optax.chain(ld.natural_gradient(policy), optax.scale_by_learning_rate(0.1)))
         updates, opt_state = optimizer.update(est.grads, opt_state, params, trajectories=taus)
@@ -136,6 +146,7 @@ def natural_gradient(
 
     Raises:
         ValueError: `damping` or `tolerance` is negative or not finite, `iterations` below 1.
+        ValueError: In `update`, the gradient has another structure or other shapes than `params`.
         TypeError: In `update`, `params` or `trajectories` is missing.
 
     References:
@@ -148,7 +159,7 @@ def natural_gradient(
 
     def init(params: Params) -> NaturalGradientState:
         check_params(params)
-        return NaturalGradientState(jnp.zeros((), jnp.result_type(jax.tree.leaves(params)[0])))
+        return NaturalGradientState(jnp.zeros((), accumulator_dtype(jnp.result_type(jax.tree.leaves(params)[0]))))
 
     def update(updates: Any, state: Any, params: Any = None, *, trajectories: Any = None, **extra: Any) -> Any:
         del extra  # is for other members of a chain
@@ -156,7 +167,9 @@ def natural_gradient(
             call = "optimizer.update(grads, state, params, trajectories=trajectories)"
             missing = "params" if params is None else "trajectories, the batch of the gradient"
             raise TypeError(f"natural_gradient: expected {call}, received no {missing}.")
-        product = fisher_vector_product(params, policy, trajectories, per=per)
+        check.like("updates", updates, params, hint="that of params, as the gradient has")
+        product, given = fisher_vector_product(params, policy, trajectories, per=per), updates
+        updates = wide(updates)
 
         def damped(vector: Any) -> Any:
             return jax.tree.map(lambda f, v: f + damping * v, product(vector), vector)
@@ -164,6 +177,7 @@ def natural_gradient(
         solution, _ = cg(damped, updates, tol=tolerance, maxiter=iterations)
         error, length = optax.tree.norm(optax.tree.sub(damped(solution), updates)), optax.tree.norm(updates)
         residual = error / jnp.where(length > 0, length, 1)
+        solution = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), solution, given)
         return solution, NaturalGradientState(residual.astype(state.residual.dtype))
 
     return optax.GradientTransformationExtraArgs(init, update)

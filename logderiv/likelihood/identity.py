@@ -2,18 +2,27 @@
 
 import decimal
 import enum
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from logderiv._core.arrays import check_params
+from logderiv._core.arrays import check_params, wide
 from logderiv._core.check import is_traced
 from logderiv._core.products import float32_products, said_of
 from logderiv._core.pytrees import jit
 from logderiv._core.tables import named_leaves, table
-from logderiv.likelihood.probability import all_factors, log_prob, one_trajectory, prob, running_product, signed_log
+from logderiv.likelihood.probability import (
+    all_factors,
+    log_factors,
+    log_prob,
+    one_trajectory,
+    prob,
+    running_product,
+    signed_log,
+)
 from logderiv.likelihood.steps import check_steps
 from logderiv.types import Params, SignedLog, Trajectory
 
@@ -30,7 +39,7 @@ class Case(enum.IntEnum):
 
 _MEANING = (  # of the cases, in their order
     "both forms agree to within 8 times the resolution of log P and the rounding of the product",
-    "the product underflows; the score form is right",
+    "the product underflows, or its terms do; the score form is right",
     "the product of densities overflows; the score form is right",
     "a factor is exactly zero: log P = -inf, and only the direct form is right",
     "the forms differ by more than rounding: prob and log_prob of the policy do not belong together",
@@ -48,8 +57,9 @@ class Comparison(NamedTuple):
         direct: grad P by differentiating the product; pytree of `params`.
         score: grad log P; pytree of `params`.
         score_form: P * grad log P; a `SignedLog` per leaf.
-        difference: Per leaf, the largest difference of the two forms over the largest magnitude of the score form;
-            NaN where there is nothing to compare.
+        difference: Per leaf, the largest difference of the two forms over the largest magnitude of the score form, or, where that is
+            larger, over P times what the score would be if its terms did not cancel: about √(Σ_t (∂ℓ_t)²), ℓ_t = log π(a_t|s_t), since
+            it is the terms that are rounded. NaN where there is nothing to compare.
         resolution: eps * |log P|: the relative rounding of P itself when it comes from the logarithm. A difference of
             this size says nothing against either form.
         allowed: The largest difference that counts as agreement: 8 (`resolution` + eps * `num_factors`), the latter for the
@@ -106,7 +116,8 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
     The left side differentiates the product of probabilities (`jax.grad(prob)`), the right side is built from the score
     (`jax.grad(log_prob)`) in signed-log form. Four things can happen: they agree; the product underflows, or a product
     of densities overflows, while the score form stays right; or a factor is exactly zero, where the logarithm is
-    `-inf` and only the direct form is right, the honest limit of the identity.
+    `-inf` and only the direct form is right, the honest limit of the identity. Just above the smallest normal number the terms of
+    the product's gradient underflow first; a difference that this explains counts as underflow, too.
 
     Args:
         params: Parameters of the policy, floating point.
@@ -123,7 +134,7 @@ def compare(params: Params, policy: Any, trajectory: Trajectory, *, environment:
     """
     check_params(params)
     trajectory = one_trajectory(trajectory, environment)
-    return _compare(params, *check_steps(params, policy, trajectory), environment)
+    return _compare(wide(params), *check_steps(params, policy, trajectory), environment)
 
 
 @jit
@@ -139,10 +150,13 @@ def _compare(params: Any, policy: Any, trajectory: Trajectory, environment: Any)
     at_overflow = _first(jnp.isinf(running))
 
     score_form = signed_log(score, logp)
-    difference, lost = (jax.tree.map(of, direct, score_form, is_leaf=_is_signed_log) for of in (_difference, _lost))
+    terms = signed_log(_without_cancellation(params, policy, trajectory), logp)
+    scale = jax.tree.map(_scale, score_form, terms, is_leaf=_is_signed_log)
+    difference = jax.tree.map(_difference, direct, score_form, scale)
     resolution = jnp.finfo(logp.dtype).eps * jnp.abs(logp)
     rounding = jnp.finfo(value.dtype).eps * num_factors.astype(logp.dtype)  # of the product itself
     allowed = 8 * (resolution + rounding)
+    lost = jax.tree.map(partial(_lost, num=num_factors, allowed=allowed), direct, score_form, scale, difference)
     agree = [d <= allowed for d in jax.tree.leaves(difference)]  # False where a difference is NaN
     differs = ~jnp.all(jnp.stack(agree))
     underflows = (at_underflow >= 0) | jnp.any(jnp.stack(jax.tree.leaves(lost)))
@@ -162,23 +176,47 @@ def _first(condition: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(condition), jnp.argmax(condition), -1)
 
 
-def _difference(direct: jax.Array, form: SignedLog) -> jax.Array:
-    """Largest |direct - form| over largest |form|, computed relative to the latter so that nothing underflows."""
-    largest = jnp.max(form.logabs, initial=-jnp.inf)
-    usable = jnp.isfinite(largest) & jnp.all(jnp.isfinite(direct))
-    scale = jnp.where(usable, largest, 0)
+def _without_cancellation(params: Any, policy: Any, trajectory: Trajectory) -> Any:
+    """About √(Σ_t (∂ℓ_t)²), entry by entry: the largest of four |Σ_t z_t ∂ℓ_t| with z_t from N(0, 1), whose mean square it is."""
+    factors, pull = jax.vjp(lambda params: log_factors(params, policy, trajectory), params)
+    draws = jax.random.normal(jax.random.key(0), (*factors.shape, 4), factors.dtype)
+    (sums,) = jax.vmap(pull, in_axes=-1)(draws)
+    return jax.tree.map(lambda x: jnp.max(jnp.abs(x), axis=0), sums)
+
+
+def _scale(form: SignedLog, terms: SignedLog) -> jax.Array:
+    """The logarithm of what a difference is relative to: the largest entry of the score form, or of its terms where they cancel."""
+    return jnp.maximum(jnp.max(form.logabs, initial=-jnp.inf), jnp.max(terms.logabs, initial=-jnp.inf))
+
+
+def _difference(direct: jax.Array, form: SignedLog, log_scale: jax.Array) -> jax.Array:
+    """Largest |direct - form| over the scale, computed relative to the latter so that nothing underflows."""
+    usable = jnp.isfinite(log_scale) & jnp.all(jnp.isfinite(direct))
+    scale = jnp.where(usable, log_scale, 0)
     direct = direct.astype(form.logabs.dtype)
     sign, logabs = signed_log(direct, -scale)
     gap = sign * jnp.exp(logabs) - form.sign * jnp.exp(form.logabs - scale)
-    both_zero = jnp.isneginf(largest) & jnp.all(direct == 0)
+    both_zero = jnp.isneginf(log_scale) & jnp.all(direct == 0)
     return jnp.where(usable, jnp.max(jnp.abs(gap), initial=0), jnp.where(both_zero, 0, jnp.nan))
 
 
-def _lost(direct: jax.Array, form: SignedLog) -> jax.Array:
-    """Whether some entry of the product's gradient lies below the smallest normal number, where it loses its digits."""
+def _lost(
+    direct: jax.Array,
+    form: SignedLog,
+    log_scale: jax.Array,
+    difference: jax.Array,
+    *,
+    num: jax.Array,
+    allowed: jax.Array,
+) -> jax.Array:
+    """Whether the product's gradient lies below the smallest normal number, or differs by no more than terms that do.
+
+    Each term of less than this number may be lost, so that the forms may differ by as many of them as there are factors.
+    """
     tiny = jnp.log(jnp.finfo(direct.dtype).tiny).astype(form.logabs.dtype)
     largest = jnp.max(form.logabs, initial=-jnp.inf)
-    return jnp.isfinite(largest) & (largest < tiny)
+    terms = 8 * num.astype(tiny.dtype) * jnp.exp(tiny - log_scale)
+    return jnp.isfinite(largest) & (largest < tiny) | (difference > allowed) & (difference <= allowed + terms)
 
 
 def _power_of_ten(log: float) -> str:

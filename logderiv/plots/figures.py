@@ -47,14 +47,17 @@ def relative_error(lengths: Any, errors: Mapping[str, Any], *, floor: float | No
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: An array of errors does not have the shape of `lengths`.
+        ValueError: `lengths` has not one axis; an array of errors does not have its shape, or holds a negative number.
     """
     floor = float(np.finfo(np.float64).eps) if floor is None else floor
     check.positive(finite=True, floor=floor)
     ax, lengths = axes_or_current(ax), np.asarray(lengths)
+    check.shape((lengths.size,), hint="one axis (L,)", lengths=lengths)
     for index, (name, values) in enumerate(errors.items()):
         values = np.asarray(values, float)
         check.shape(lengths.shape, hint="one for each of lengths", **{f"errors[{name!r}]": values})
+        if (values < 0).any():
+            raise ValueError(f"errors[{name!r}]: expected magnitudes, from 0 on, received {values}; take np.abs.")
         drawn = np.where(np.isfinite(values), np.maximum(values, floor), np.nan)
         _line_to_cross(ax, lengths, drawn, index, name, marker=".")
     ax.set(xscale="log", yscale="log", xlabel="number of steps T", ylabel="relative error")
@@ -250,8 +253,8 @@ def learning_curves(
 
     Raises:
         ImportError: matplotlib is missing.
-        ValueError: An array has other axes, shapes of a curve and its steps differ, a seed has no return at all, or
-            `level` is out of range.
+        ValueError: An array has other axes, shapes of a curve and its steps differ, a curve has no steps or some that decrease, a seed
+            has no return at all, or its first one after another seed's end, or `level` is out of range.
         TypeError: `curves` is something else.
 
     References:
@@ -260,6 +263,7 @@ def learning_curves(
     ax = axes_or_current(ax)
     check.between(0, 1, open_left=True, open_right=True, level=level)
     check.finite(or_none=True, threshold=threshold)
+    check.shape((), hint="one height", threshold=np.asarray(threshold))
     if isinstance(getattr(curves, "metrics", curves), Metrics):
         curves = {"training": curves}
     if not isinstance(curves, Mapping):
@@ -269,6 +273,8 @@ def learning_curves(
     metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
     if steps is None and metrics.keys() == curves.keys():
         steps = {name: np.cumsum(np.atleast_2d(found.num_steps), axis=-1) for name, found in metrics.items()}
+    if steps is not None and (missing := sorted(set(curves) - set(steps))):
+        raise ValueError(f"steps: expected those of every curve, {sorted(curves)}, received none of {missing}.")
     curves = dict(curves) | {name: np.atleast_2d(found.mean_return) for name, found in metrics.items()}
     for index, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
@@ -307,9 +313,17 @@ def _common_grid(name: str, values: np.ndarray, positions: np.ndarray, *, interp
     filled, first = np.take_along_axis(values, last, axis=1), there.argmax(axis=1)
     if not interpolate:
         return positions[0, first.max() :], filled[:, first.max() :]
+    if not (np.diff(positions, axis=1) >= 0).all():
+        raise ValueError(f"steps[{name!r}]: expected cumulative numbers, which do not decrease, received {positions}.")
     begin = np.take_along_axis(positions, first[:, None], axis=1).max()
     ends, going = positions[:, -1], positions[:, -1] > positions[:, -2:].min(axis=1)
-    grid = np.linspace(begin, ends[going].min() if going.any() else ends.max(), 200)
+    end = ends[going].min() if going.any() else ends.max()
+    if end < begin:
+        raise ValueError(
+            f"curves[{name!r}]: expected seeds with steps in common, received one that ends at {end:g} and one whose first "
+            f"return is at {begin:g}; leave that seed out."
+        )
+    grid = np.linspace(begin, end, 200)
     return grid, np.stack([np.interp(grid, x[i:], y[i:]) for x, y, i in zip(positions, filled, first, strict=True)])
 
 
