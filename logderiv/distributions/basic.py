@@ -273,8 +273,8 @@ class Bernoulli:
         return (self.logits > 0).astype(jnp.int32)
 
 
-def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int | None, outside: float) -> jax.Array:
-    """`function(action)` of integers, with `outside`, and no gradient, where they are not in `0 .. size - 1`; not below 0 for `None`.
+def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: float, outside: float) -> jax.Array:
+    """`function(action)` of integers, with `outside`, and no gradient, where they are not in `0 .. size - 1`; `size` may be infinite.
 
     Raises:
         TypeError: `action` is not an integer.
@@ -283,7 +283,7 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int 
     if jnp.issubdtype(action.dtype, jnp.floating):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
-    inside = action >= 0 if size is None else (action >= 0) & (action < size)
+    inside = action >= 0 if size == math.inf else (action >= 0) & (action < size)
     return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
 
 

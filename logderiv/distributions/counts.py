@@ -61,7 +61,7 @@ class Poisson:
             TypeError: `action` is not an integer.
             ValueError: `action` has a shape that does not fit.
         """
-        return in_range(self._log_prob, action, None, -jnp.inf)
+        return in_range(self._log_prob, action, math.inf, -jnp.inf)
 
     def prob(self, action: jax.Array) -> jax.Array:
         """Probability of each count.
@@ -76,7 +76,7 @@ class Poisson:
             TypeError: `action` is not an integer.
             ValueError: `action` has a shape that does not fit.
         """
-        return in_range(lambda a: jnp.exp(self._log_prob(a)), action, None, 0.0)
+        return in_range(lambda a: jnp.exp(self._log_prob(a)), action, math.inf, 0.0)
 
     def _log_prob(self, action: jax.Array) -> jax.Array:
         shape = fit(self.log_rate.shape, action=action)
