@@ -86,7 +86,7 @@ class Categorical:
         return in_range(partial(_take, softmax(self.logits)), action, self.logits.shape[-1], 0.0)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an action.
+        """Draw an action, a function of the differences of the logits: what they share would take digits from the noise.
 
         Args:
             key: One key. Consumed.
@@ -95,7 +95,9 @@ class Categorical:
             int32, shape of the leading axes of `logits`.
         """
         noise = gumbel(key, self.logits.shape, self.logits.dtype)
-        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+        peak = jnp.max(self.logits, axis=-1, keepdims=True)
+        shifted = self.logits - jnp.where(jnp.isfinite(peak), peak, 0)
+        return jnp.argmax(shifted + noise, axis=-1).astype(jnp.int32)
 
     def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
         """The first action a with F(a) > u, where F(a) = p(0) + ... + p(a): of a uniform u a draw.
