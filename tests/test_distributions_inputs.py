@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.distributions import MultivariateNormal, PartlyObserved
+from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from, log_cholesky_of
 from logderiv.processes import RandomWalk
 from logderiv.processes.parameter_search import TreeNormal
 from tests.mostly import slow
@@ -96,6 +96,7 @@ def test_a_complex_observation_of_a_network_is_refused_by_name():
         ld.MLP(2).apply([{"weight": jnp.ones((1, 2)), "bias": jnp.zeros(2)}], jnp.ones(1, complex))
 
 
+INDEFINITE = jnp.array([[1.0, 2.0], [2.0, 1.0]])
 SHAPES = [
     (lambda: ld.Categorical(jnp.zeros(())), "logits: expected shape"),
     (lambda: ld.Categorical(jnp.zeros(0)), "at least one action"),
@@ -127,6 +128,16 @@ SHAPES = [
     (lambda: ld.Normal(jnp.zeros(2), jnp.array([1.0, 0.0])), "scale: expected a positive number"),
     (lambda: ld.distributions.TanhNormal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: MultivariateNormal(jnp.zeros(1), -jnp.eye(1)), "diagonal of scale_tril"),
+    (lambda: MultivariateNormal(jnp.zeros(2), jnp.ones((2, 2))), "scale_tril: expected a lower-triangular matrix"),
+    (
+        lambda: MultivariateNormal(jnp.zeros(2), jnp.linalg.cholesky(INDEFINITE)),
+        "diagonal of scale_tril.*the covariance was not positive definite",
+    ),
+    (lambda: covariance_from(jnp.zeros((3, 2, 2))), r"log_cholesky: expected shape \(n, n\).*use jax.vmap"),
+    (lambda: covariance_from(jnp.zeros((2, 3))), r"log_cholesky: expected shape \(n, n\), received \(2, 3\)"),
+    (lambda: covariance_from(jnp.zeros(3)), r"log_cholesky: expected shape \(n, n\), received \(3,\)"),
+    (lambda: log_cholesky_of(jnp.ones(3)), r"covariance: expected shape \(n, n\), received \(3,\)"),
+    (lambda: log_cholesky_of(INDEFINITE), r"covariance: expected a positive definite matrix, received \[\[1.0, 2.0\]"),
 ]
 
 
@@ -134,6 +145,28 @@ SHAPES = [
 def test_shapes_and_scales_that_do_not_fit_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_what_stands_above_the_diagonal_of_a_traced_factor_is_neither_drawn_from_nor_scored():
+    """The wrong twin draws from the covariance [[5, 1], [1, 1]] of all entries."""
+    factor = jnp.array([[2.0, 1.0], [0.5, 1.0]])
+
+    @jax.jit
+    def both(factor):
+        law = MultivariateNormal(jnp.zeros(2), factor)
+        return law.sample(jax.random.key(1)), law.log_prob(jnp.ones(2))
+
+    (draw, log_prob), (right, scored) = both(factor), both(jnp.tril(factor))
+    np.testing.assert_array_equal(draw, right)
+    assert log_prob == scored
+    assert draw[0] != (factor @ jnp.linalg.solve(jnp.tril(factor), draw))[0]
+
+
+def test_several_covariances_are_mapped_over():
+    several = jax.random.normal(jax.random.key(2), (3, 2, 2))
+    covariances = jax.vmap(covariance_from)(several)
+    np.testing.assert_allclose(jax.vmap(log_cholesky_of)(covariances), jnp.tril(several), atol=1e-12)
+    assert np.isnan(log_cholesky_of(jnp.full((2, 2), jnp.nan))).any()  # NaN is let through
 
 
 def test_leading_axes_broadcast_and_scalars_stay_elementwise():
