@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import array_of, as_mask, expand, summable
+from logderiv._core.arrays import alike, as_mask, expand
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, fit, log_softmax, softmax
 from logderiv.distributions.interop import log_probs, range_of, sample
@@ -108,11 +108,11 @@ class OneHotCategorical:
         return jax.nn.one_hot(index, self.logits.shape[-1], dtype=self.logits.dtype)
 
     def _of_index(self, table: jax.Array, action: Any, outside: float) -> jax.Array:
-        action = summable(array_of(action, "action"), "action")
+        action, table = alike(action=action, table=table)
         shape = fit(table.shape, action=action)
         action, table = jnp.broadcast_to(action, shape), jnp.broadcast_to(table, shape)
         unit = jnp.all((action == 0) | (action == 1), axis=-1) & (jnp.sum(action, axis=-1) == 1)
-        possible = table > -jnp.inf
+        possible = table != -jnp.inf  # true of NaN, which stays one
         # Linear in the action, which may carry a derivative.
         chosen = jnp.sum(action * jnp.where(possible, table, 0), axis=-1)
         return jnp.where(unit & ~jnp.any((action == 1) & ~possible, axis=-1), chosen, outside)
