@@ -2,6 +2,8 @@
 
 # pyright: reportArgumentType=false
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,6 +126,15 @@ SHAPES = [
         ),
         "Forced.action",
     ),
+    (lambda: ld.Bernoulli(jnp.zeros(2)).quantile(jnp.full(3, 0.5)), "probability: expected a shape that broadcasts"),
+    (lambda: ld.Normal(jnp.zeros(2), 1.0).quantile(jnp.full(3, 0.5)), "probability: expected a shape that broadcasts"),
+    (lambda: ld.Normal(jnp.zeros(2), 1.0).quantile(0.5, upper=jnp.ones(3, bool)), "upper: expected a shape that"),
+    (lambda: ld.distributions.TanhNormal(jnp.zeros(2), 1.0).quantile(jnp.full(3, 0.5)), "probability: expected a"),
+    (lambda: ld.normal_head(jnp.zeros(3)), r"outputs: expected shape \(\.\.\., 2 D\).*received \(3,\)"),
+    (
+        lambda: ld.distributions.TanhNormal(0.0, 1.0, 1000.0, 1001.0).log_prob(jnp.bfloat16(1000)),
+        "bounds that differ in the dtype of the action, received 1000.0 and 1001.0, which are one number in bfloat16",
+    ),
     (lambda: ld.Normal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: ld.Normal(jnp.zeros(2), jnp.array([1.0, 0.0])), "scale: expected a positive number"),
     (lambda: ld.distributions.TanhNormal(0.0, -1.0), "scale: expected a positive number"),
@@ -145,6 +156,22 @@ SHAPES = [
 def test_shapes_and_scales_that_do_not_fit_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shapes", [((), (3,)), ((1,), (3,)), ((3,), (2, 3)), ((2, 3), (3,))])
+def test_location_and_scale_that_broadcast_give_one_shape(shapes):
+    """Draws, modes and quantiles have it; entropies are those of parameters of that shape."""
+    loc, scale = (jnp.full(shape, x) for shape, x in zip(shapes, (0.3, 0.7), strict=True))
+    shape = np.broadcast_shapes(*shapes)
+    bounded = partial(ld.distributions.TanhNormal, low=(-1.0, -2.0, -3.0), high=(1.0, 2.0, 3.0))
+    for make in (ld.Normal, bounded):
+        law, whole = make(loc, scale), make(jnp.full(shape, 0.3), jnp.full(shape, 0.7))
+        assert law.sample(jax.random.key(3)).shape == shape
+        np.testing.assert_array_equal(law.mode(), whole.mode())
+        np.testing.assert_array_equal(law.quantile(0.2), whole.quantile(jnp.full(shape, 0.2)))
+        np.testing.assert_array_equal(law.entropy(), whole.entropy())
+        np.testing.assert_array_equal(law.log_prob(law.mode()), whole.log_prob(whole.mode()))
+        assert law.entropy().shape == shape[:-1]
 
 
 def test_what_stands_above_the_diagonal_of_a_traced_factor_is_neither_drawn_from_nor_scored():

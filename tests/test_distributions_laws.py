@@ -317,3 +317,15 @@ def test_quantiles_of_other_libraries(name, broadcasting):
     if name == "Normal":
         np.testing.assert_allclose(ours + theirs, 1.0, atol=1e-9)
     assert np.corrcoef(ours, theirs)[0, 1] < -0.4
+
+
+def test_quantiles_of_other_libraries_are_finite_next_to_one(given_bits, broadcasting):
+    """Of a uniform number within 2⁻⁶⁵ of 1, which is rounded to 1; there the quantile of the wrong twin is infinite."""
+    numpyro = pytest.importorskip("numpyro.distributions")
+    given_bits(np.array(2**64 - 1, np.uint64))
+    law = numpyro.Normal(0.5, 2.0)
+    assert law.icdf(jnp.array(1 - 2.0**-65)) == jnp.inf
+    top, bottom = (antithetic_sample(law, jax.random.key(0), mirrored) for mirrored in (False, True))
+    np.testing.assert_allclose(top, 0.5 + 2 * scipy.stats.norm.isf(2.0**-53), rtol=1e-6)
+    assert np.isfinite(bottom)
+    assert bottom < -top

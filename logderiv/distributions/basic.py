@@ -114,11 +114,9 @@ class Categorical:
 
         Gradients: none; a step function.
         """
-        u = summable(probability, "probability").astype(self.logits.dtype)
-        upper = array_of(upper, "upper")
-        shape = fit(self.logits.shape[:-1], probability=u, upper=upper)
-        u, upper = (jnp.broadcast_to(x, shape)[..., None] for x in (u, upper))
-        probs = jnp.broadcast_to(softmax(self.logits), (*shape, self.logits.shape[-1]))
+        u, upper = levels(probability, upper, self.logits.shape[:-1], self.logits.dtype)
+        probs = jnp.broadcast_to(softmax(self.logits), (*u.shape, self.logits.shape[-1]))
+        u, upper = u[..., None], upper[..., None]
         below, above = jnp.cumsum(probs, axis=-1), lax.cumsum(probs, axis=probs.ndim - 1, reverse=True)
         above = jnp.concatenate([above[..., 1:], jnp.zeros_like(u, above.dtype)], axis=-1)
         reached = jnp.where(upper, above < u, below > u) | (above == 0)
@@ -252,8 +250,8 @@ class Bernoulli:
 
         Gradients: none; a step function.
         """
-        u = summable(probability, "probability").astype(self.logits.dtype)
-        return (logit(u, upper) > -self.logits).astype(jnp.int32)
+        u, upper = levels(probability, upper, self.logits.shape, self.logits.dtype)
+        return (logit(u, upper) > -jnp.broadcast_to(self.logits, u.shape)).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """|ℓ| σ(-|ℓ|) - log σ(|ℓ|); 0 at infinite logits.
@@ -309,6 +307,18 @@ def fit(expected: tuple[int, ...], **arrays: Any) -> tuple[int, ...]:
             message = f"{name}: expected a shape that broadcasts against {expected}, received {array.shape}."
             raise ValueError(message) from None
     return expected
+
+
+def levels(probability: Any, upper: Any, shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Arguments of a quantile function in this dtype, broadcast together with the shape of a draw.
+
+    Raises:
+        TypeError: They are no real numbers.
+        ValueError: One does not broadcast against the shape.
+    """
+    u, upper = summable(probability, "probability").astype(dtype), array_of(upper, "upper")
+    shape = fit(shape, probability=u, upper=upper)
+    return jnp.broadcast_to(u, shape), jnp.broadcast_to(upper, shape)
 
 
 def log_sigmoid(x: jax.Array) -> jax.Array:
