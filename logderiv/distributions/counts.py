@@ -9,7 +9,7 @@ from jax import lax
 
 from logderiv._core.arrays import HALF_LOG_2PI, summable
 from logderiv._core.noise import uniform
-from logderiv._core.pytrees import pytree
+from logderiv._core.pytrees import jit, pytree
 from logderiv.distributions.basic import fit, in_range
 
 _STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188)
@@ -138,6 +138,7 @@ def _stirling_remainder(count: jax.Array) -> jax.Array:
     return jnp.where(small, exact, series / many)
 
 
+@jit
 def _draw_of_large(key: jax.Array, rate: jax.Array, wanted: jax.Array) -> jax.Array:
     """Counts of large rates where they are wanted, by rejection."""
 
