@@ -76,6 +76,23 @@ def test_masked_logits_are_the_softmax_over_what_is_allowed():
     assert nothing.sample(jax.random.key(0)) == 0
 
 
+@pytest.mark.parametrize("table", [jnp.array([jnp.nan, 0.0, 1.0]), ld.masked(LOGITS, jnp.zeros(3, bool))])
+def test_logits_of_nan_are_nan_of_unit_vectors_too(table):
+    """As of a `Categorical`; that which is no unit vector stays impossible."""
+    dist, unit = distributions.OneHotCategorical(table), jnp.array([0.0, 1.0, 0.0])
+    assert np.isnan([dist.log_prob(unit), dist.prob(unit)]).all()
+    assert np.isnan(jax.grad(lambda x: distributions.OneHotCategorical(x).log_prob(unit))(table)).any()
+    assert dist.log_prob(2 * unit) == -jnp.inf
+    assert distributions.OneHotCategorical(MASKED).log_prob(unit) == -jnp.inf
+
+
+def test_a_unit_vector_may_have_another_dtype_than_the_logits():
+    dist = distributions.OneHotCategorical(LOGITS.astype(jnp.float32))
+    for unit in (jnp.array([0.0, 1.0, 0.0], jnp.float64), jnp.array([0, 1, 0]), jnp.array([0, 1, 0], jnp.bfloat16)):
+        np.testing.assert_allclose(dist.log_prob(unit), ld.Categorical(LOGITS).log_prob(jnp.int32(1)), rtol=1e-6)
+        np.testing.assert_allclose(dist.prob(unit), ld.Categorical(LOGITS).prob(jnp.int32(1)), rtol=1e-6)
+
+
 def test_bernoulli_is_exact_in_both_tails():
     logits = np.array([-800.0, -3.0, 0.0, 5.0, 800.0])
     for action, towards in ((jnp.int32(0), logits), (jnp.int32(1), -logits), (jnp.array(True), -logits)):

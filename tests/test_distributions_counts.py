@@ -11,6 +11,7 @@ import scipy.stats
 
 import logderiv as ld
 from logderiv.distributions import Poisson
+from logderiv.distributions.counts import _proposal
 
 RATES = np.array([1e-6, 0.3, 1.0, 7.5, 15.2, 40.0])
 COUNTS = np.arange(60)
@@ -83,3 +84,61 @@ def test_samples_have_the_score_and_the_mean_of_the_law():
         num_samples=20_000,
     )
     assert report.passed, report
+
+
+def exact_log_prob(count, rate):
+    """log p(count) with 50 decimals, by Stirling's series."""
+    getcontext().prec = 50
+    k, rate = Decimal(int(count)), Decimal(float(rate))
+    log_root = (2 * Decimal("3.14159265358979323846264338327950288419716939937510") * k).ln() / 2
+    remainder = 1 / (12 * k) - 1 / (360 * k**3) + 1 / (1260 * k**5)
+    return float(k * (rate / k).ln() - rate + k - log_root - remainder)
+
+
+@pytest.mark.parametrize("rate", [1000.0, 1000.7, 12345.6, 1e7, 1e9, 2.1e9])
+def test_a_count_of_a_large_rate_is_accepted_with_the_probability_that_leaves_its_law(rate):
+    """⌊G(U)⌋ accepted with p(k) G'(U) / c has the law p exactly, where that is at most 1."""
+    b = 0.931 + 2.53 * np.sqrt(rate)
+    a, c = -0.059 + 0.02483 * b, 1.126 + 1.1328 / (b - 3.4)
+    place = jax.vmap(jax.value_and_grad(lambda u: (2 * a / (0.5 - abs(u)) + b) * u + rate + 0.43))
+    u = np.concatenate([np.linspace(-0.499, 0.499, 4000), 0.5 - np.logspace(-9, -3, 50)])
+    offset, log_accepted = jax.jit(_proposal)(jnp.full(u.shape, rate), jnp.asarray(0.5 - abs(u)), jnp.asarray(u > 0))
+    places, slopes = place(jnp.asarray(u))
+    counts = np.floor(rate) + np.asarray(offset)
+    assert (abs(counts - np.floor(places)) <= (rate > 1e6)).all()  # the sum is rounded there, the offset is not
+    assert log_accepted.max() <= 0
+    assert log_accepted.max() > -0.003  # and the bound is no larger than it has to be
+    near = np.flatnonzero(abs(counts - rate) < 12 * np.sqrt(rate))[::40]
+    law = np.array([exact_log_prob(k, rate) for k in counts[near]])
+    np.testing.assert_allclose(log_accepted[near] - jnp.log(slopes[near]) + np.log(c), law, rtol=1e-12)
+    assert np.isneginf(log_accepted[abs(counts / rate - 1) > 1]).all()
+
+
+@pytest.mark.parametrize("rate", [1e4, 3e7, 1e9])
+def test_draws_in_float32_have_the_law_at_large_rates(rate):
+    """Variance and distribution function; from 1e7 on those of `jax.random.poisson` have not."""
+    dist, num = Poisson(jnp.log(jnp.float32(rate))), 20_000
+    exact = np.exp(float(dist.log_rate))
+
+    def deviates(sample, seed):
+        draws = jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(seed), num))
+        z = (np.asarray(draws) + np.random.default_rng(0).uniform(-0.5, 0.5, num) - exact) / np.sqrt(exact)
+        tested: Any = scipy.stats.kstest(z, "norm")
+        return abs(z.var() - 1) / np.sqrt(2 / num), tested.pvalue
+
+    variance, chance = deviates(dist.sample, 3)
+    assert variance < 4
+    assert chance > 1e-3
+    if rate > 1e7:
+        twin = lambda key: jax.random.poisson(key, jnp.exp(dist.log_rate), (), jnp.int32)  # noqa: E731
+        assert deviates(twin, 6)[0] > 10
+
+
+def test_small_and_large_rates_stand_beside_each_other():
+    log_rates, key = jnp.log(jnp.array([3.0, 5e3, 40.0, 0.0])), jax.random.key(4)
+    draws = jax.jit(lambda x: Poisson(x).sample(key))(log_rates)
+    small = jax.random.poisson(jax.random.key(4), jnp.array([3.0, 0.0, 40.0, 0.0]), dtype=jnp.int32)
+    assert draws[jnp.array([0, 2, 3])].tolist() == small[jnp.array([0, 2, 3])].tolist()
+    assert abs(float(draws[1]) - 5e3) < 5 * np.sqrt(5e3)
+    slope = jax.grad(lambda x: Poisson(x).log_prob(Poisson(x).sample(jax.random.key(5))))(log_rates[1])
+    assert abs(slope) < 5 * np.sqrt(5e3)  # a draw has no derivative, and the loop needs none

@@ -2,13 +2,15 @@
 
 # pyright: reportArgumentType=false
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import logderiv as ld
-from logderiv.distributions import MultivariateNormal, PartlyObserved
+from logderiv.distributions import MultivariateNormal, PartlyObserved, covariance_from, log_cholesky_of
 from logderiv.processes import RandomWalk
 from logderiv.processes.parameter_search import TreeNormal
 from tests.mostly import slow
@@ -96,6 +98,7 @@ def test_a_complex_observation_of_a_network_is_refused_by_name():
         ld.MLP(2).apply([{"weight": jnp.ones((1, 2)), "bias": jnp.zeros(2)}], jnp.ones(1, complex))
 
 
+INDEFINITE = jnp.array([[1.0, 2.0], [2.0, 1.0]])
 SHAPES = [
     (lambda: ld.Categorical(jnp.zeros(())), "logits: expected shape"),
     (lambda: ld.Categorical(jnp.zeros(0)), "at least one action"),
@@ -123,10 +126,29 @@ SHAPES = [
         ),
         "Forced.action",
     ),
+    (lambda: ld.Bernoulli(jnp.zeros(2)).quantile(jnp.full(3, 0.5)), "probability: expected a shape that broadcasts"),
+    (lambda: ld.Normal(jnp.zeros(2), 1.0).quantile(jnp.full(3, 0.5)), "probability: expected a shape that broadcasts"),
+    (lambda: ld.Normal(jnp.zeros(2), 1.0).quantile(0.5, upper=jnp.ones(3, bool)), "upper: expected a shape that"),
+    (lambda: ld.distributions.TanhNormal(jnp.zeros(2), 1.0).quantile(jnp.full(3, 0.5)), "probability: expected a"),
+    (lambda: ld.normal_head(jnp.zeros(3)), r"outputs: expected shape \(\.\.\., 2 D\).*received \(3,\)"),
+    (
+        lambda: ld.distributions.TanhNormal(0.0, 1.0, 1000.0, 1001.0).log_prob(jnp.bfloat16(1000)),
+        "bounds that differ in the dtype of the action, received 1000.0 and 1001.0, which are one number in bfloat16",
+    ),
     (lambda: ld.Normal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: ld.Normal(jnp.zeros(2), jnp.array([1.0, 0.0])), "scale: expected a positive number"),
     (lambda: ld.distributions.TanhNormal(0.0, -1.0), "scale: expected a positive number"),
     (lambda: MultivariateNormal(jnp.zeros(1), -jnp.eye(1)), "diagonal of scale_tril"),
+    (lambda: MultivariateNormal(jnp.zeros(2), jnp.ones((2, 2))), "scale_tril: expected a lower-triangular matrix"),
+    (
+        lambda: MultivariateNormal(jnp.zeros(2), jnp.linalg.cholesky(INDEFINITE)),
+        "diagonal of scale_tril.*the covariance was not positive definite",
+    ),
+    (lambda: covariance_from(jnp.zeros((3, 2, 2))), r"log_cholesky: expected shape \(n, n\).*use jax.vmap"),
+    (lambda: covariance_from(jnp.zeros((2, 3))), r"log_cholesky: expected shape \(n, n\), received \(2, 3\)"),
+    (lambda: covariance_from(jnp.zeros(3)), r"log_cholesky: expected shape \(n, n\), received \(3,\)"),
+    (lambda: log_cholesky_of(jnp.ones(3)), r"covariance: expected shape \(n, n\), received \(3,\)"),
+    (lambda: log_cholesky_of(INDEFINITE), r"covariance: expected a positive definite matrix, received \[\[1.0, 2.0\]"),
 ]
 
 
@@ -134,6 +156,44 @@ SHAPES = [
 def test_shapes_and_scales_that_do_not_fit_are_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("shapes", [((), (3,)), ((1,), (3,)), ((3,), (2, 3)), ((2, 3), (3,))])
+def test_location_and_scale_that_broadcast_give_one_shape(shapes):
+    """Draws, modes and quantiles have it; entropies are those of parameters of that shape."""
+    loc, scale = (jnp.full(shape, x) for shape, x in zip(shapes, (0.3, 0.7), strict=True))
+    shape = np.broadcast_shapes(*shapes)
+    bounded = partial(ld.distributions.TanhNormal, low=(-1.0, -2.0, -3.0), high=(1.0, 2.0, 3.0))
+    for make in (ld.Normal, bounded):
+        law, whole = make(loc, scale), make(jnp.full(shape, 0.3), jnp.full(shape, 0.7))
+        assert law.sample(jax.random.key(3)).shape == shape
+        np.testing.assert_array_equal(law.mode(), whole.mode())
+        np.testing.assert_array_equal(law.quantile(0.2), whole.quantile(jnp.full(shape, 0.2)))
+        np.testing.assert_array_equal(law.entropy(), whole.entropy())
+        np.testing.assert_array_equal(law.log_prob(law.mode()), whole.log_prob(whole.mode()))
+        assert law.entropy().shape == shape[:-1]
+
+
+def test_what_stands_above_the_diagonal_of_a_traced_factor_is_neither_drawn_from_nor_scored():
+    """The wrong twin draws from the covariance [[5, 1], [1, 1]] of all entries."""
+    factor = jnp.array([[2.0, 1.0], [0.5, 1.0]])
+
+    @jax.jit
+    def both(factor):
+        law = MultivariateNormal(jnp.zeros(2), factor)
+        return law.sample(jax.random.key(1)), law.log_prob(jnp.ones(2))
+
+    (draw, log_prob), (right, scored) = both(factor), both(jnp.tril(factor))
+    np.testing.assert_array_equal(draw, right)
+    assert log_prob == scored
+    assert draw[0] != (factor @ jnp.linalg.solve(jnp.tril(factor), draw))[0]
+
+
+def test_several_covariances_are_mapped_over():
+    several = jax.random.normal(jax.random.key(2), (3, 2, 2))
+    covariances = jax.vmap(covariance_from)(several)
+    np.testing.assert_allclose(jax.vmap(log_cholesky_of)(covariances), jnp.tril(several), atol=1e-12)
+    assert np.isnan(log_cholesky_of(jnp.full((2, 2), jnp.nan))).any()  # NaN is let through
 
 
 def test_leading_axes_broadcast_and_scalars_stay_elementwise():

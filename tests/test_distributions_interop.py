@@ -48,6 +48,18 @@ def test_categorical_of_any_library_gives_our_likelihood_score_and_rollout():
                 ld.log_prob(WEIGHTS, policy, bad)
 
 
+def test_choices_and_counts_of_numpyro_out_of_range_are_refused_or_impossible():
+    numpyro = pytest.importorskip("numpyro.distributions")
+    laws = {"in 0 .. 1": lambda p: numpyro.Bernoulli(logits=p), ">= 0": lambda p: numpyro.Poisson(jnp.exp(p))}
+    for expected, law in laws.items():
+        tau = TAUS._replace(actions=TAUS.actions.at[0, 0].set(-1))
+        policy = ld.FunctionPolicy(lambda p, x, law=law: law(p))
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            assert np.isneginf(jax.jit(ld.log_prob)(jnp.float32(0.3), policy, tau)).tolist() == [True, False, False]
+            with pytest.raises(ValueError, match=f"actions: expected integers {expected}, received -1 at index"):
+                ld.log_prob(jnp.float32(0.3), policy, tau)
+
+
 def test_independent_normal_of_numpyro_gives_our_diagonal_normal():
     numpyro = pytest.importorskip("numpyro.distributions")
     taus = TAUS._replace(actions=jnp.sin(TAUS.observations[..., :2]))

@@ -10,7 +10,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import logderiv as ld
-from logderiv.distributions import Joint, OneHotCategorical
+from logderiv.distributions import Forced, Joint, OneHotCategorical, Poisson
 from logderiv.distributions.finite import num_outcomes, outcome
 from tests.mostly import slow
 from tests.oracle import QUICK
@@ -93,6 +93,17 @@ def test_dtypes_and_outcomes_out_of_range(dtype):
     assert num_outcomes(Joint(ld.Bernoulli(jnp.zeros(31)))) is None
     mixed = Joint((ld.Normal(jnp.zeros(2, dtype), jnp.ones(2, dtype)), ld.Categorical(jnp.zeros(2, jnp.float64))))
     assert mixed.log_prob(mixed.mode()).dtype == jnp.float64
+
+
+def test_a_part_without_an_entropy_or_a_mode_is_named():
+    coin = ld.Bernoulli(jnp.zeros(2))
+    counts = Joint({"a": coin, "b": (coin, Poisson(jnp.zeros(())))})
+    assert counts.mode()["b"][1] == 1
+    with pytest.raises(TypeError, match=r"parts\['b'\]\[1\]: Poisson has no entropy\(\)"):
+        counts.entropy()
+    forced = Joint((coin, Forced(coin, jnp.zeros(2, int), jnp.array(True))))
+    with pytest.raises(TypeError, match=r"parts\[1\]: Forced has no mode\(\)"):
+        forced.mode()
 
 
 def test_what_does_not_fit_is_refused():

@@ -64,6 +64,23 @@ def test_draws_in_half_precision_are_rejected():
     assert abs((np.asarray(ours) < 500).mean() - 0.5) < 5 * 0.5 / np.sqrt(4000)
 
 
+@pytest.mark.parametrize("offset", [-(2.0**22), 1e8, 2.0**40])
+def test_draws_do_not_depend_on_what_all_logits_share(offset):
+    """Noise that is added to the logits themselves, the wrong twin, loses its digits: the same four outcomes are drawn .95 to .02."""
+    logits = jnp.array([0.0, 0.0, 0.0, -jnp.inf, 0.0], jnp.float32)  # that is exact with any offset
+    shared = logits + jnp.float32(offset)
+
+    def drawn_with(seed, function):
+        return jax.jit(jax.vmap(function))(jax.random.split(jax.random.key(seed), 4000))
+
+    draws = drawn_with(2, ld.Categorical(shared).sample)
+    np.testing.assert_array_equal(draws, drawn_with(2, ld.Categorical(logits).sample))
+    one_hot = drawn_with(2, ld.distributions.OneHotCategorical(shared).sample)
+    np.testing.assert_array_equal(jnp.argmax(one_hot, axis=-1), draws)
+    twin = drawn_with(2, lambda key: jnp.argmax(shared + noise.gumbel(key, (5,), jnp.float32)))
+    assert np.mean(np.asarray(twin) == np.asarray(draws)) < 0.98
+
+
 @pytest.mark.parametrize(
     "dtype", [jnp.bfloat16, *(pytest.param(d, marks=pytest.mark.slow) for d in (jnp.float16, jnp.float32))]
 )
@@ -300,3 +317,15 @@ def test_quantiles_of_other_libraries(name, broadcasting):
     if name == "Normal":
         np.testing.assert_allclose(ours + theirs, 1.0, atol=1e-9)
     assert np.corrcoef(ours, theirs)[0, 1] < -0.4
+
+
+def test_quantiles_of_other_libraries_are_finite_next_to_one(given_bits, broadcasting):
+    """Of a uniform number within 2⁻⁶⁵ of 1, which is rounded to 1; there the quantile of the wrong twin is infinite."""
+    numpyro = pytest.importorskip("numpyro.distributions")
+    given_bits(np.array(2**64 - 1, np.uint64))
+    law = numpyro.Normal(0.5, 2.0)
+    assert law.icdf(jnp.array(1 - 2.0**-65)) == jnp.inf
+    top, bottom = (antithetic_sample(law, jax.random.key(0), mirrored) for mirrored in (False, True))
+    np.testing.assert_allclose(top, 0.5 + 2 * scipy.stats.norm.isf(2.0**-53), rtol=1e-6)
+    assert np.isfinite(bottom)
+    assert bottom < -top

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import logderiv as ld
+from logderiv.distributions import Forced, Joint, Poisson
 from logderiv.likelihood import over_steps
 from tests.agreement import assert_same
 from tests.mostly import slow
@@ -72,3 +73,47 @@ def test_any_other_term_of_a_tabular_policy_is_not_counted():
     states = jnp.zeros(TAUS.valid.shape, int)
     found = over_steps(entropy, jnp.zeros((1, 2)), ld.tabular_softmax, TAUS._replace(observations=states), reduce="all")
     np.testing.assert_allclose(found, int(TAUS.valid.sum()) * np.log(2), rtol=1e-12)
+
+
+# Choices of a step, actions of four steps of which the third is out of range, and what is said of it.
+OUT_OF_RANGE = {
+    "bernoulli": (
+        lambda p: ld.Bernoulli(p[0]),
+        np.array([0, 1, -1, 1]),
+        r"actions: expected integers in 0 .. 1, received -1",
+    ),
+    "counts": (
+        lambda p: Poisson(p[0]),
+        np.array([0, 7, -2, 1]),
+        r"actions: expected integers >= 0, received -2 at index \(2,\)",
+    ),
+    "several": (
+        lambda p: Joint(ld.Categorical(jnp.stack([p, p])[None])),
+        np.array([[[0, 1]], [[1, 1]], [[2, 3]], [[0, 0]]]),
+        r"trajectory.actions: expected integers in 0 .. 2, received 3 at index \(2, 0, 1\)",
+    ),
+    "parts": (
+        lambda p: Joint({"a": (ld.Normal(p[0], jnp.exp(p[1])), ld.Categorical(p)), "b": Joint([ld.Bernoulli(p[:2])])}),
+        {"a": (np.ones(4), np.array([2, 1, 0, 1])), "b": [np.array([[0, 1], [1, 1], [1, 2], [0, 0]])]},
+        r"trajectory.actions\['b'\]\[0\]: expected integers in 0 .. 1, received 2 at index \(2, 1\)",
+    ),
+    "prescribed": (
+        lambda p: Forced(ld.Categorical(p), jnp.array(0), jnp.zeros((), bool)),
+        np.array([0, 2, 3, 0]),
+        r"trajectory.actions: expected integers in 0 .. 2, received 3 at index \(2,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_RANGE)
+def test_an_action_out_of_range_raises_in_every_leaf_and_is_impossible_under_jit(name):
+    choose, actions, message = OUT_OF_RANGE[name]
+    params, policy = jnp.array([0.3, 0.1, -0.2]), ld.FunctionPolicy(lambda p, x: choose(p))
+    tau = batch(jax.random.key(0), (4,))._replace(actions=jax.tree.map(jnp.asarray, actions))
+    log_prob = jax.jit(lambda tau: ld.log_prob(params, policy, tau))
+    with pytest.raises(ValueError, match=message):
+        ld.log_prob(params, policy, tau)
+    assert log_prob(tau) == -jnp.inf
+    cut = tau._replace(valid=jnp.arange(4) < 2)  # what stands in padding does not matter
+    np.testing.assert_allclose(ld.log_prob(params, policy, cut), log_prob(cut), rtol=1e-14)
+    assert log_prob(cut) > -jnp.inf

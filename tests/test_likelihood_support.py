@@ -1,6 +1,7 @@
 """Token log-probabilities within the tokens that a truncated sampler kept: the plain form's numbers, in bounded memory."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,18 @@ def test_a_support_of_the_whole_vocabulary_is_none_and_its_probabilities_add_up(
     close(blocked(support=support)(UNEMBEDDING, HIDDEN, TOKENS), blocked()(UNEMBEDDING, HIDDEN, TOKENS))
     each = [blocked(support=SUPPORT)(UNEMBEDDING, HIDDEN, jnp.maximum(ids, 0)).log_probs for ids in SUPPORT.T]
     np.testing.assert_allclose(np.sum(np.exp(each) * np.asarray(SUPPORT.T >= 0), axis=0), 1, rtol=1e-12)
+
+
+def test_where_nothing_is_kept_there_is_no_entropy():
+    """NaN as of logits that allow nothing, 0 where it is padding, and the other places as they were."""
+    support, valid = SUPPORT.at[1].set(-1).at[3].set(-1), jnp.arange(NUM) != 3
+    options: Any = {"entropy": True, "valid": valid}
+    found: Any = ld.token_log_probs(UNEMBEDDING, HIDDEN, TOKENS, support=support, **options)
+    right: Any = ld.token_log_probs(UNEMBEDDING, HIDDEN, TOKENS, support=SUPPORT, **options)
+    assert found.log_probs[1] == -jnp.inf
+    assert np.isnan(found.entropy).tolist() == [False, True, False, False, False]
+    assert found.entropy[3] == found.log_probs[3] == 0
+    np.testing.assert_array_equal(found.entropy[np.array([0, 2, 4])], right.entropy[np.array([0, 2, 4])])
 
 
 def test_a_token_outside_the_support_is_impossible_and_nothing_else_changes():

@@ -63,6 +63,25 @@ def test_ratios_that_overflow_beside_numbers_of_zero_stay_finite():
     assert slope == value / 2 == 4.0 * np.exp(2000 - 1940 - 60)
 
 
+def test_the_derivative_at_a_hidden_state_that_is_nan_is_nan():
+    """Forwards as backwards; that of an impossible token is 0."""
+    tokens, towards = TOKENS.at[2].set(VOCABULARY), jnp.ones_like(HIDDEN)
+
+    @jax.jit
+    def both(hidden, tokens):
+        function = lambda x: ld.token_log_probs(UNEMBEDDING, x, tokens).log_probs  # noqa: E731
+        return jax.jvp(function, (hidden,), (towards,))[1], jax.vjp(function, hidden)[1](jnp.ones(NUM))[0]
+
+    slopes, gradient = both(HIDDEN.at[1].set(jnp.nan), tokens)
+    right, of_right = both(HIDDEN, tokens)
+    others = jnp.arange(NUM) != 1
+    assert np.isnan(slopes[1])
+    assert np.isnan(gradient[1]).all()
+    assert right[2] == 0
+    np.testing.assert_allclose(slopes[others], right[others], rtol=1e-12)
+    np.testing.assert_allclose(gradient[others], of_right[others], rtol=1e-12)
+
+
 def test_python_numbers_are_captured_and_returned():
     slope = jax.grad(lambda b: ld.token_sum(lambda t: b * t.log_prob, UNEMBEDDING, HIDDEN, TOKENS).value)(2.0)
     np.testing.assert_allclose(slope, jnp.sum(numbers_of(UNEMBEDDING, HIDDEN, TOKENS).log_prob), rtol=1e-12)

@@ -175,7 +175,7 @@ APART = {
 APART |= {
     "CSVWriter.open.total",
     "TensorBoardWriter.open.total",
-    "StepPolicy.num_categories.return",
+    "StepPolicy.ranges.return",
     "Reporter.open.total",
 }
 

@@ -86,7 +86,7 @@ class Categorical:
         return in_range(partial(_take, softmax(self.logits)), action, self.logits.shape[-1], 0.0)
 
     def sample(self, key: jax.Array) -> jax.Array:
-        """Draw an action.
+        """Draw an action, a function of the differences of the logits: what they share would take digits from the noise.
 
         Args:
             key: One key. Consumed.
@@ -95,7 +95,9 @@ class Categorical:
             int32, shape of the leading axes of `logits`.
         """
         noise = gumbel(key, self.logits.shape, self.logits.dtype)
-        return jnp.argmax(self.logits + noise, axis=-1).astype(jnp.int32)
+        peak = jnp.max(self.logits, axis=-1, keepdims=True)
+        shifted = self.logits - jnp.where(jnp.isfinite(peak), peak, 0)
+        return jnp.argmax(shifted + noise, axis=-1).astype(jnp.int32)
 
     def quantile(self, probability: jax.Array, *, upper: Any = False) -> jax.Array:
         """The first action a with F(a) > u, where F(a) = p(0) + ... + p(a): of a uniform u a draw.
@@ -112,11 +114,9 @@ class Categorical:
 
         Gradients: none; a step function.
         """
-        u = summable(probability, "probability").astype(self.logits.dtype)
-        upper = array_of(upper, "upper")
-        shape = fit(self.logits.shape[:-1], probability=u, upper=upper)
-        u, upper = (jnp.broadcast_to(x, shape)[..., None] for x in (u, upper))
-        probs = jnp.broadcast_to(softmax(self.logits), (*shape, self.logits.shape[-1]))
+        u, upper = levels(probability, upper, self.logits.shape[:-1], self.logits.dtype)
+        probs = jnp.broadcast_to(softmax(self.logits), (*u.shape, self.logits.shape[-1]))
+        u, upper = u[..., None], upper[..., None]
         below, above = jnp.cumsum(probs, axis=-1), lax.cumsum(probs, axis=probs.ndim - 1, reverse=True)
         above = jnp.concatenate([above[..., 1:], jnp.zeros_like(u, above.dtype)], axis=-1)
         reached = jnp.where(upper, above < u, below > u) | (above == 0)
@@ -250,8 +250,8 @@ class Bernoulli:
 
         Gradients: none; a step function.
         """
-        u = summable(probability, "probability").astype(self.logits.dtype)
-        return (logit(u, upper) > -self.logits).astype(jnp.int32)
+        u, upper = levels(probability, upper, self.logits.shape, self.logits.dtype)
+        return (logit(u, upper) > -jnp.broadcast_to(self.logits, u.shape)).astype(jnp.int32)
 
     def entropy(self) -> jax.Array:
         """|ℓ| σ(-|ℓ|) - log σ(|ℓ|); 0 at infinite logits.
@@ -273,8 +273,8 @@ class Bernoulli:
         return (self.logits > 0).astype(jnp.int32)
 
 
-def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int | None, outside: float) -> jax.Array:
-    """`function(action)` of integers, with `outside`, and no gradient, where they are not in `0 .. size - 1`; not below 0 for `None`.
+def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: float, outside: float) -> jax.Array:
+    """`function(action)` of integers, with `outside`, and no gradient, where they are not in `0 .. size - 1`; `size` may be infinite.
 
     Raises:
         TypeError: `action` is not an integer.
@@ -283,7 +283,7 @@ def in_range(function: Callable[[jax.Array], jax.Array], action: Any, size: int 
     if jnp.issubdtype(action.dtype, jnp.floating):
         raise TypeError(f"action: expected integers, received dtype {action.dtype}; use action.astype(jnp.int32).")
     action = action if action.dtype.itemsize >= 4 else action.astype(jnp.int32)  # `size` may not fit into fewer bits
-    inside = action >= 0 if size is None else (action >= 0) & (action < size)
+    inside = action >= 0 if size == math.inf else (action >= 0) & (action < size)
     return jnp.where(inside, function(jnp.where(inside, action, 0)), outside)
 
 
@@ -307,6 +307,18 @@ def fit(expected: tuple[int, ...], **arrays: Any) -> tuple[int, ...]:
             message = f"{name}: expected a shape that broadcasts against {expected}, received {array.shape}."
             raise ValueError(message) from None
     return expected
+
+
+def levels(probability: Any, upper: Any, shape: tuple[int, ...], dtype: Any) -> tuple[jax.Array, jax.Array]:
+    """Arguments of a quantile function in this dtype, broadcast together with the shape of a draw.
+
+    Raises:
+        TypeError: They are no real numbers.
+        ValueError: One does not broadcast against the shape.
+    """
+    u, upper = summable(probability, "probability").astype(dtype), array_of(upper, "upper")
+    shape = fit(shape, probability=u, upper=upper)
+    return jnp.broadcast_to(u, shape), jnp.broadcast_to(upper, shape)
 
 
 def log_sigmoid(x: jax.Array) -> jax.Array:

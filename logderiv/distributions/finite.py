@@ -7,10 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from logderiv._core.arrays import array_of, as_mask, expand, summable
+from logderiv._core.arrays import alike, as_mask, expand
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Bernoulli, Categorical, fit, log_softmax, softmax
-from logderiv.distributions.interop import log_probs, num_categories, sample
+from logderiv.distributions.basic import Categorical, fit, log_softmax, softmax
+from logderiv.distributions.interop import log_probs, range_of, sample
 from logderiv.distributions.joint import Joint
 
 
@@ -108,11 +108,11 @@ class OneHotCategorical:
         return jax.nn.one_hot(index, self.logits.shape[-1], dtype=self.logits.dtype)
 
     def _of_index(self, table: jax.Array, action: Any, outside: float) -> jax.Array:
-        action = summable(array_of(action, "action"), "action")
+        action, table = alike(action=action, table=table)
         shape = fit(table.shape, action=action)
         action, table = jnp.broadcast_to(action, shape), jnp.broadcast_to(table, shape)
         unit = jnp.all((action == 0) | (action == 1), axis=-1) & (jnp.sum(action, axis=-1) == 1)
-        possible = table > -jnp.inf
+        possible = table != -jnp.inf  # true of NaN, which stays one
         # Linear in the action, which may carry a derivative.
         chosen = jnp.sum(action * jnp.where(possible, table, 0), axis=-1)
         return jnp.where(unit & ~jnp.any((action == 1) & ~possible, axis=-1), chosen, outside)
@@ -158,9 +158,7 @@ def num_outcomes(distribution: Any) -> int | None:
         return None
     if isinstance(distribution, OneHotCategorical):
         return distribution.logits.shape[-1]
-    if isinstance(distribution, Bernoulli) or "Bernoulli" in type(distribution).__name__:
-        return 2
-    return num_categories(distribution, value)
+    return _finite(range_of(distribution, value))
 
 
 def outcomes_of(name: str, distribution: Any) -> int:
@@ -195,10 +193,13 @@ def _sizes(distribution: Any) -> list[int] | None:
         sizes = [distribution.logits.shape[-1]] * math.prod(distribution.logits.shape[:-1])
     else:
         like = jax.eval_shape(partial(sample, distribution), jax.random.key(0))
-        binary = isinstance(distribution, Bernoulli)
-        num = 2 if binary else num_outcomes(distribution) or num_categories(distribution, like)
+        num = num_outcomes(distribution) or _finite(range_of(distribution, like))
         sizes = None if num is None else [num] * math.prod(like.shape)
     return None if sizes is None or math.prod(sizes) >= 2**31 else sizes
+
+
+def _finite(size: float | None) -> int | None:
+    return None if size is None or size == math.inf else int(size)
 
 
 def _digits(index: jax.Array, sizes: list[int]) -> list[jax.Array]:

@@ -5,6 +5,7 @@ the one that it scores, which biases every score. Its parameters are best cast t
 """
 
 import inspect
+import math
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from jax.core import Tracer
 from logderiv._core import check
 from logderiv._core.arrays import integers, summable
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import Categorical, in_range
+from logderiv.distributions.basic import Bernoulli, Categorical, in_range
+from logderiv.distributions.counts import Poisson
 
 
 def sample(distribution: Any, key: jax.Array) -> Any:
@@ -45,7 +47,7 @@ def log_prob(distribution: Any, action: Any) -> jax.Array:
         action: What one draw of it is; an array, or a pytree where the distribution is of one.
 
     Returns:
-        Shape `()`; `-inf` for an integer out of the range of a categorical distribution.
+        Shape `()`; `-inf` for an integer out of the range of a categorical distribution, a Bernoulli or counts.
 
     Raises:
         TypeError: `distribution` has no `log_prob`, or a categorical action is a float.
@@ -58,8 +60,8 @@ def log_prob(distribution: Any, action: Any) -> jax.Array:
 def log_probs(distribution: Any, action: Any) -> jax.Array:
     """Log-probability of an action.
 
-    An integer action outside the range of a categorical distribution has log-probability `-inf`; TFP would return 0
-    there and numpyro the log-probability of another action.
+    An integer action outside the range of a categorical distribution, a Bernoulli or counts has log-probability `-inf`; TFP would
+    return 0 there and numpyro the log-probability of another action, or a number that is none.
 
     Args:
         distribution: Of this library, distrax, TensorFlow Probability or numpyro.
@@ -99,7 +101,7 @@ def prob(distribution: Any, action: Any) -> jax.Array:
         action: What one draw of it is; an array, or a pytree where the distribution is of one.
 
     Returns:
-        Shape `()`; 0 for an integer out of the range of a categorical distribution.
+        Shape `()`; 0 for an integer out of the range of a categorical distribution, a Bernoulli or counts.
 
     Raises:
         TypeError: `distribution` has neither, or a categorical action is a float.
@@ -209,11 +211,44 @@ def num_categories(distribution: Any, action: Any) -> int | None:
     return None
 
 
-def check_range(categories: int | None, actions: Any, valid: Any, name: str = "actions") -> None:
-    """Raise if a valid action is out of the range of a categorical distribution; silent where they have no values.
+def ranges(distribution: Any, action: Any) -> list[float | None]:
+    """How many values `0, 1, ...` each leaf of a draw may have: A of a categorical, 2 of a Bernoulli, infinitely many of counts.
+
+    Of a `Joint` those of its parts, and of a `Forced` those of what the policy would choose from.
 
     Args:
-        categories: How many there are, as of `num_categories`; nothing is checked where it is `None`.
+        distribution: Of this library, distrax, TensorFlow Probability or numpyro.
+        action: What one draw of it is; an array, or a pytree where the distribution is of one.
+
+    Returns:
+        A number for each leaf of `action`; `None` for one of another distribution.
+
+    Raises:
+        ValueError: `action` has not the structure and the shapes that a `Joint` draws.
+    """
+    if isinstance(distribution, Forced):
+        return ranges(distribution.distribution, action)
+    if hasattr(distribution, "_pairs"):  # a Joint, which builds on this module
+        return [size for part, a in distribution._pairs(action) for size in ranges(part, a)]
+    leaves = jax.tree.leaves(action)
+    return [range_of(distribution, leaves[0])] if len(leaves) == 1 else [None] * len(leaves)
+
+
+def range_of(distribution: Any, action: Any) -> float | None:
+    """That of one array; in floating point only a categorical distribution's is known."""
+    if jnp.issubdtype(jnp.result_type(action), jnp.floating):
+        return num_categories(distribution, action)
+    kind = type(distribution).__name__
+    if isinstance(distribution, Bernoulli) or "Bernoulli" in kind:
+        return 2
+    return math.inf if isinstance(distribution, Poisson) or "Poisson" in kind else num_categories(distribution, action)
+
+
+def check_range(size: float | None, actions: Any, valid: Any, name: str = "actions") -> None:
+    """Raise if a valid action is none of the integers `0 .. size - 1`; silent where they have no values.
+
+    Args:
+        size: How many there are, as of `ranges`; nothing is checked where it is `None`, nor of floating point.
         actions: One array, leading axes of `valid`.
         valid: Which of them are real.
         name: What the message calls them.
@@ -221,22 +256,24 @@ def check_range(categories: int | None, actions: Any, valid: Any, name: str = "a
     Raises:
         ValueError: An action is out of range.
     """
-    if categories is None or isinstance(actions, Tracer) or isinstance(valid, Tracer):
+    if size is None or isinstance(actions, Tracer) or isinstance(valid, Tracer):
+        return
+    if jnp.issubdtype(jnp.result_type(actions), jnp.floating):
         return
     values, valid = np.asarray(actions), np.asarray(valid)
-    outside = valid[(..., *(None,) * (values.ndim - valid.ndim))] & ((values < 0) | (values >= categories))
+    outside = valid[(..., *(None,) * (values.ndim - valid.ndim))] & ((values < 0) | (values >= size))
     if outside.any():
-        raise ValueError(
-            f"{name}: expected integers in 0 .. {categories - 1}, received {values[outside][0]} at index "
-            f"{tuple(int(i) for i in np.argwhere(outside)[0])}."
-        )
+        expected = "integers >= 0" if size == math.inf else f"integers in 0 .. {size - 1}"
+        at = tuple(int(i) for i in np.argwhere(outside)[0])
+        raise ValueError(f"{name}: expected {expected}, received {values[outside][0]} at index {at}.")
 
 
 def _guarded(name: str, distribution: Any, action: Any, outside: float, *, scalar: bool = True) -> jax.Array:
-    """The method of this name of an action, with `outside` where a categorical action is out of range."""
+    """The method of this name of an action, with `outside` where the action is out of range, also by another library."""
     function = getattr(distribution, name)
-    categories = None if isinstance(distribution, Categorical) else num_categories(distribution, action)
-    value = function(action) if categories is None else in_range(function, action, categories, outside)
+    leaves, checks = jax.tree.leaves(action), isinstance(distribution, Categorical | Bernoulli | Poisson)
+    size = None if checks or len(leaves) != 1 else range_of(distribution, leaves[0])
+    value = function(action) if size is None else in_range(function, action, size, outside)
     if scalar and jnp.shape(value) != ():
         raise ValueError(
             f"policy: expected {name} of one action to be a scalar, received shape {jnp.shape(value)}. Either the policy was "

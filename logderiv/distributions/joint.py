@@ -98,17 +98,30 @@ class Joint:
 
         Returns:
             In nats, shape `()`.
+
+        Raises:
+            TypeError: A part has no entropy.
         """
-        return _total([part.entropy() for part in self._flat()[0]])
+        return _total(self._of_each("entropy"))
 
     def mode(self) -> Any:
         """The likeliest action of each part, as its distribution says.
 
         Returns:
             A pytree of the structure of `parts`.
+
+        Raises:
+            TypeError: A part has no mode.
         """
-        parts, structure = self._flat()
-        return structure.unflatten([part.mode() for part in parts])
+        return self._flat()[1].unflatten(self._of_each("mode"))
+
+    def _of_each(self, name: str) -> list[Any]:
+        """What the method of this name gives of each part."""
+        parts = jax.tree_util.tree_leaves_with_path(self.parts, is_leaf=_is_distribution)
+        for path, part in parts:
+            if not hasattr(part, name):
+                raise TypeError(f"parts{jax.tree_util.keystr(path)}: {type(part).__name__} has no {name}().")
+        return [getattr(part, name)() for _, part in parts]
 
     def _flat(self) -> tuple[list[Any], Any]:
         return jax.tree.flatten(self.parts, is_leaf=_is_distribution)

@@ -25,10 +25,11 @@ class MultivariateNormal:
 
     Attributes:
         loc: Mean μ, shape `(n,)`; float32 at least.
-        scale_tril: Lower-triangular `L` with a positive diagonal, shape `(n, n)`, in the dtype of `loc`.
+        scale_tril: Lower-triangular `L` with a positive diagonal, shape `(n, n)`, in the dtype of `loc`. Under a trace what stands above
+            the diagonal is not used.
 
     Raises:
-        ValueError: Shapes disagree, or a number on the diagonal is negative.
+        ValueError: Shapes disagree, a number on the diagonal is negative or NaN, or one above it is not 0.
         TypeError: One of them is no real number.
     """
 
@@ -39,7 +40,13 @@ class MultivariateNormal:
         _loc_and_matrix(self, "scale_tril")
         if not check.is_traced(self.scale_tril):
             diagonal: Any = np.diagonal(self.scale_tril)
-            check.not_negative(**{"diagonal of scale_tril": diagonal})
+            hint = "the covariance was not positive definite" if np.isnan(diagonal).any() else ""
+            check.not_negative(hint=hint, **{"diagonal of scale_tril": diagonal})
+            if np.triu(self.scale_tril, 1).any():
+                raise ValueError(
+                    "scale_tril: expected a lower-triangular matrix, received one with entries above the diagonal; take "
+                    "jnp.linalg.cholesky of a covariance, and the transpose of an upper-triangular factor."
+                )
 
     def log_prob(self, x: jax.Array) -> jax.Array:
         """Log-density of one vector.
@@ -69,7 +76,7 @@ class MultivariateNormal:
             Shape `(n,)`.
         """
         noise = normal(key, self.loc.shape, self.loc.dtype)
-        return self.loc + jnp.matmul(self.scale_tril, noise, precision=precision_of())
+        return self.loc + jnp.matmul(jnp.tril(self.scale_tril), noise, precision=precision_of())
 
     def mode(self) -> jax.Array:
         """The likeliest vector, the mean.
@@ -167,10 +174,14 @@ def covariance_from(log_cholesky: jax.Array) -> jax.Array:
     Returns:
         A positive definite matrix, shape `(n, n)`.
 
+    Raises:
+        ValueError: The matrix is not square, or there are several.
+        TypeError: It is not of real numbers.
+
     References:
         Pinheiro & Bates (1996), Statistics and Computing 6, section 2.2, log-Cholesky.
     """
-    log_cholesky = summable(log_cholesky, "log_cholesky")
+    log_cholesky = _one_square("log_cholesky", log_cholesky)
     scale = jnp.tril(log_cholesky, -1) + jnp.diag(jnp.exp(jnp.diagonal(log_cholesky)))
     return jnp.matmul(scale, scale.T, precision=precision_of())
 
@@ -183,6 +194,20 @@ def log_cholesky_of(covariance: jax.Array) -> jax.Array:
 
     Returns:
         Shape `(n, n)`, 0 above the diagonal.
+
+    Raises:
+        ValueError: The matrix is not square, there are several, or, outside `jax.jit`, it is not positive definite.
+        TypeError: It is not of real numbers.
     """
-    scale = jnp.linalg.cholesky(summable(covariance, "covariance"))
+    covariance = _one_square("covariance", covariance)
+    scale = jnp.linalg.cholesky(covariance)
+    if not check.is_traced(scale) and np.isnan(scale).any() and not np.isnan(covariance).any():
+        raise ValueError(f"covariance: expected a positive definite matrix, received {covariance.tolist()}.")
     return jnp.tril(scale, -1) + jnp.diag(jnp.log(jnp.diagonal(scale)))
+
+
+def _one_square(name: str, matrix: Any) -> jax.Array:
+    matrix = summable(matrix, name)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+        raise ValueError(f"{name}: expected shape (n, n), received {matrix.shape}; use jax.vmap over several.")
+    return matrix

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 
 from logderiv._core import check
-from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike, summable
+from logderiv._core.arrays import HALF_LOG_2PI, alike, set_alike
 from logderiv._core.noise import normal_quantile, uniform
 from logderiv._core.pytrees import pytree
-from logderiv.distributions.basic import fit
+from logderiv.distributions.basic import fit, levels
 
 
 @pytree
@@ -77,14 +77,15 @@ class Normal:
 
         Gradients: flow through `loc`, `scale` and `probability`.
         """
-        u = summable(probability, "probability").astype(self.loc.dtype)
-        return self.loc + self.scale * normal_quantile(u, upper)
+        u, upper = levels(probability, upper, event_shape(self), self.loc.dtype)
+        loc, scale = (jnp.broadcast_to(x, u.shape) for x in (self.loc, self.scale))
+        return loc + scale * normal_quantile(u, upper)
 
     def entropy(self) -> jax.Array:
         """Σ_i log σ_i + log(2πe) / 2.
 
         Returns:
-            In nats, shape of `loc` without its last axis, if it has one.
+            In nats, shape of `loc` and `scale`, broadcast, without the last axis, if there is one.
         """
         return sum_event(self, jnp.log(jnp.broadcast_to(self.scale, event_shape(self))) + (HALF_LOG_2PI + 0.5))
 
@@ -92,9 +93,9 @@ class Normal:
         """The likeliest action, the mean.
 
         Returns:
-            `loc`.
+            `loc`, in the shape of a draw.
         """
-        return self.loc
+        return jnp.broadcast_to(self.loc, event_shape(self))
 
 
 def normal_terms(x: jax.Array, loc: jax.Array, scale: jax.Array) -> jax.Array:

@@ -46,7 +46,8 @@ def antithetic_sample(distribution: Any, key: jax.Array, mirrored: Any) -> Any:
         return outcome(distribution, Categorical(logits).quantile(x, upper=upper))
     try:
         if quantile is not None:
-            return quantile(jnp.where(upper, 1 - x, x))
+            below_one = 1 - float(jnp.finfo(x.dtype).epsneg)  # 1 itself is what 1 - x may be rounded to
+            return quantile(jnp.where(upper, jnp.minimum(1 - x, below_one), x))
     except (NotImplementedError, ImportError) as error:
         raise _without_quantiles(distribution) from error
     raise _without_quantiles(distribution)

@@ -95,7 +95,7 @@ class TanhNormal:
             The broadcast shape without the event axis; `-inf` outside the bounds.
 
         Raises:
-            ValueError: `action` has a shape that does not fit.
+            ValueError: `action` has a shape that does not fit, or a dtype in which the bounds are one number.
             TypeError: `action` is no real number.
         """
         arrays = alike(action=action, loc=self.loc, scale=self.scale)
@@ -139,9 +139,9 @@ class TanhNormal:
         """The squashed mean, which is the median. The density itself may be highest at the bounds.
 
         Returns:
-            Shape of `loc`.
+            Shape of `loc` and `scale`, broadcast.
         """
-        return self._squash(self.loc)
+        return self._squash(jnp.broadcast_to(self.loc, event_shape(self)))
 
     def entropy(self) -> jax.Array:
         """Differential entropy H(u) + E[log dy/du], the point masses left aside.
@@ -150,9 +150,9 @@ class TanhNormal:
         scale: for scales up to 1 a trapezoidal sum, beyond it E[-2 |u|] in closed form and the rest by a Gauss-Legendre rule.
 
         Returns:
-            In nats, shape of `loc` without its last axis, if it has one.
+            In nats, shape of `loc` and `scale`, broadcast, without the last axis, if there is one.
         """
-        loc, scale = with_event(self, [self.loc, self.scale])
+        loc, scale = (jnp.broadcast_to(x, event_shape(self)) for x in (self.loc, self.scale))
         half = self._bounds(loc, loc.dtype)[3]
         narrow = scale < 1
         below, above = jnp.where(narrow, scale, 1), jnp.where(narrow, 1, scale)
@@ -169,6 +169,11 @@ class TanhNormal:
         All for actions that are held in this dtype.
         """
         low, high = (np.asarray(x).astype(held_in).astype(float) for x in (self.low, self.high))
+        if not (low < high).all():
+            raise ValueError(
+                f"TanhNormal: expected bounds that differ in the dtype of the action, received {self.low} and {self.high}, which are "
+                f"one number in {jnp.dtype(held_in)}; keep actions in float32, or take bounds around 0."
+            )
         middle, half = (low + high) / 2, (high - low) / 2
         rounding = float(jnp.finfo(held_in).eps) * np.maximum(np.abs(low), np.abs(high)) / half
         gap = np.minimum(rounding ** (2 / 3), 0.5)
@@ -216,8 +221,17 @@ def normal_head(outputs: jax.Array) -> Normal:
 
     Returns:
         A `Normal` of `D` coordinates.
+
+    Raises:
+        ValueError: The number of outputs is not even.
+        TypeError: They are no real numbers.
     """
-    loc, log_scale = jnp.split(summable(outputs, "outputs"), 2, axis=-1)
+    outputs = summable(outputs, "outputs")
+    if outputs.ndim == 0 or outputs.shape[-1] % 2:
+        raise ValueError(
+            f"outputs: expected shape (..., 2 D), means and logarithms of standard deviations, received {outputs.shape}."
+        )
+    loc, log_scale = jnp.split(outputs, 2, axis=-1)
     return Normal(loc, jnp.exp(log_scale))
 
 

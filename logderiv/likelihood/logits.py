@@ -205,7 +205,7 @@ def slopes(
         d_entropy = along(-probs * (jnp.where(probs > 0, logs, 0) + of_token.entropy[..., None]))
     if of_token.kl is not None:
         d_kl = along(probs * (jnp.where(probs > 0, logs - log_reference, 0) - of_token.kl[..., None]))
-    d_log_prob = jnp.where(of_token.log_prob > -jnp.inf, along(here.astype(probs.dtype) - probs), 0)
+    d_log_prob = jnp.where(of_token.log_prob == -jnp.inf, 0, along(here.astype(probs.dtype) - probs))
     return TokenNumbers(d_log_prob, along(probs), d_entropy, d_kl)
 
 

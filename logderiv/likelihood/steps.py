@@ -154,17 +154,18 @@ def check_steps(params: Params, policy: Any, trajectories: Trajectory, *extras: 
     trajectories = as_trajectory(trajectories, "actions")
     check_leading_axes(trajectories.valid.shape, extras=extras)
     refuse_complex(params=params)
-    policy, valid, actions = as_policy(policy), trajectories.valid, jax.tree.leaves(trajectories.actions)
+    policy, valid = as_policy(policy), trajectories.valid
+    actions, structure = jax.tree_util.tree_flatten_with_path(trajectories.actions)
     if policy.sees_time:
         unbroken(valid, jnp.float32)
-    known = len(actions) == 1 and not any(isinstance(x, Tracer) for x in (*actions, valid))
-    if known and jnp.issubdtype(jnp.result_type(actions[0]), jnp.integer):
+    known = not any(isinstance(x, Tracer) for x in (*(x for _, x in actions), valid))
+    if known and not all(jnp.issubdtype(jnp.result_type(x), jnp.floating) for _, x in actions):
         of_one_step = shapes_of_one((trajectories.observations, trajectories.actions), jnp.ndim(valid))
         model = policy.policy.log_factors if policy.takes_sequences else None
-        if isinstance(model, HiddenStates):
-            interop.check_range(jax.eval_shape(model.unembedding, params).shape[0], actions[0], valid)
-        elif model is None:
-            interop.check_range(policy.num_categories(params, *of_one_step), actions[0], valid)
+        size = jax.eval_shape(model.unembedding, params).shape[0] if isinstance(model, HiddenStates) else None
+        sizes = policy.ranges(params, *of_one_step) if model is None else [size] * structure.num_leaves
+        for size, (path, x) in zip(sizes, actions, strict=True):
+            interop.check_range(size, x, valid, "trajectory.actions" + jax.tree_util.keystr(path))
     return policy, trajectories
 
 

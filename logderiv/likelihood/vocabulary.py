@@ -98,7 +98,7 @@ def token_log_probs(
         soft_cap: c > 0, a scalar; `None` for none.
         allowed: False for tokens that are never drawn: probability 0, and none of the derivatives. Shape `(V,)`, bool.
         support: Tokens that could be drawn, each at most once, other ones for each place: what a truncated sampler kept; -1 for
-            padding. Only their logits are taken, a block of places at a time. Shape `(*batch, T, K)`, integers.
+            padding. Where nothing is kept the entropy is NaN. Only their logits are taken, a block of places at a time. Shape `(*batch, T, K)`, integers.
         valid: False on padding, whose content is then never used: bit for bit nothing depends on it. Shape `(*batch, T)`, bool.
         reference: Unembedding and hidden states, shapes `(V, D')` and `(*batch, T, D')`, of the softmax from which the divergence over the whole
             vocabulary is taken, at the same temperature, soft-cap and allowed tokens; detached. Not with a support.
@@ -276,7 +276,8 @@ def _of_support(
         logits = scaled(arithmetic.product(hidden, unembedding[ids]), scales, possible)
         distribution, here = Categorical(logits), kept & (ids == token)
         of_token = distribution.log_prob(jnp.argmax(jnp.where(jnp.any(here), here, possible)))
-        return jnp.where(jnp.any(here), of_token, -jnp.inf), distribution.entropy()
+        entropy = jnp.where(jnp.any(kept), distribution.entropy(), jnp.nan)
+        return jnp.where(jnp.any(here), of_token, -jnp.inf), entropy
 
     shape = (batch[0], math.prod(batch[1:])) if batch else (1, 1)  # the first axis is the one that may be sharded
     places = given.hidden, given.tokens, support, kept

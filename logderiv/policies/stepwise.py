@@ -16,7 +16,7 @@ from logderiv._core.arrays import accumulator_dtype, array_of, as_key
 from logderiv._core.products import EXACT, precision_of
 from logderiv._core.pytrees import pytree
 from logderiv.distributions.basic import Categorical, masked
-from logderiv.distributions.interop import Forced, check_distribution, num_categories
+from logderiv.distributions.interop import Forced, check_distribution, ranges
 from logderiv.distributions.tanh_normal import Head
 from logderiv.environments._masks import find_mask
 from logderiv.policies.initializers import INITIALIZERS, perceptron_init
@@ -87,8 +87,8 @@ class StepPolicy:
         check_distribution(distribution)
         return distribution, carry
 
-    def num_categories(self, params: Params, observation: Observation, action: Any) -> int | None:
-        """How many actions there are; nothing is computed.
+    def ranges(self, params: Params, observation: Observation, action: Any) -> list[float | None]:
+        """How many values each leaf of an action may have; nothing is computed.
 
         Args:
             params: Parameters of the policy.
@@ -96,9 +96,9 @@ class StepPolicy:
             action: That of one step, or its shapes.
 
         Returns:
-            `A`; `None` unless a step's distribution is a categorical one.
+            A for a categorical leaf, 2 for a Bernoulli, infinity for counts, `None` for any other.
         """
-        return self._of_a_step(num_categories, params, observation, action)
+        return self._of_a_step(ranges, params, observation, action)
 
     def forces(self, params: Params, observation: Observation) -> bool:
         """Whether a step's distribution may be a `logderiv.distributions.Forced`; nothing is computed.
