@@ -191,3 +191,38 @@ WEIGHED = jnp.array([[0.5, 2.0, 1.0]])
 
 
 @pytest.mark.parametrize(
+    "estimate", [ld.log_prob, lambda params, policy, tau: ld.weighted_log_prob(params, policy, tau, WEIGHED)]
+)
+def test_an_impossible_action_leaves_the_derivatives_of_the_other_steps(estimate):
+    """Counted and step by step; the wrong twin replaces the sum by `jnp.where`, which has no derivative."""
+    logits = jnp.array([[0.3, -0.2], [1.0, 0.5]])
+    possible = trajectory(observations=jnp.array([[0, 1, 1]]), actions=jnp.array([[1, 0, 1]]))
+    tau = possible._replace(actions=jnp.array([[1, 2, 1]]))
+
+    def found(policy, tau):
+        return jax.jit(jax.value_and_grad(lambda p, tau: estimate(p, policy, tau).sum()))(logits, tau)
+
+    counted, stepwise, others = found(ld.tabular_softmax, tau), found(STEPWISE, tau), found(STEPWISE, possible)
+    assert counted[0] == stepwise[0] == -jnp.inf
+    np.testing.assert_allclose(counted[1], stepwise[1], rtol=1e-14)
+    assert np.abs(counted[1]).min() > 0
+    np.testing.assert_allclose(counted[1][0], others[1][0], rtol=1e-14)  # that of the first step is untouched
+    twin = jax.grad(lambda p: jnp.where(True, -jnp.inf, ld.log_prob(p, STEPWISE, possible).sum()))(logits)
+    assert not twin.any()
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 3)])
+def test_several_states_at_once_are_each_state_on_its_own(shape):
+    """Also as many states as actions: the wrong twin lays the mask of states along the actions, and loses a column of every state."""
+    logits = jnp.cos(jnp.arange(9.0)).reshape(3, 3)
+    states, actions = jnp.resize(jnp.array([0, 2, 1]), shape), jnp.resize(jnp.array([1, 0, 2]), shape)
+    outside = states.at[(0,) * len(shape)].set(3)
+    for policy in (ld.tabular_softmax, ld.shared_softmax):
+        params = logits if policy is ld.tabular_softmax else logits[0]
+        found = jax.jit(lambda s, p=policy, q=params: p.apply(q, s).log_prob(actions))(states)
+        each = [policy.apply(params, s).log_prob(a) for s, a in zip(states.ravel(), actions.ravel(), strict=True)]
+        np.testing.assert_allclose(found, jnp.stack(each).reshape(shape), rtol=1e-14)
+    rows = ld.tabular_softmax.apply(logits, outside).logits
+    np.testing.assert_array_equal(jnp.isnan(rows), jnp.broadcast_to((outside == 3)[..., None], rows.shape))
+    twin = jnp.where((outside < 3).reshape((*shape[:-1], 1, 3)), logits[states], jnp.nan)
+    assert not np.array_equal(jnp.isnan(twin), jnp.isnan(rows))
