@@ -17,9 +17,8 @@ _SMALL = 16  # from here on five terms of the series are enough for float64
 _REMAINDERS = tuple(
     math.lgamma(a + 1) - a * math.log(a) + a - 0.5 * math.log(2 * math.pi * a) for a in range(1, _SMALL)
 )
-_LARGE = (
-    1000.0  # below this rate JAX's own test of a draw, which subtracts k log λ, λ and log k!, has its digits in float32
-)
+# Below this rate JAX's own test of a draw, which subtracts k log λ, λ and log k!, has its digits in float32.
+_LARGE = 1000.0
 
 
 @pytree
