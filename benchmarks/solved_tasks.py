@@ -190,7 +190,7 @@ def reinforce(
     return {"policy": policy, "environment": environment, "estimator": estimator, "optimizer": optimizer} | how
 
 
-def natural(policy: Any, environment: Any, rate: float = 0.03, updates: int = 48) -> Recipe:
+def natural(policy: Any, environment: Any, rate: float = 0.015, updates: int = 96) -> Recipe:
     """Reward-to-go and leave-one-out, the gradient times the inverse of the Fisher matrix."""
     optimizer = annealed(rate, updates, None, ld.natural_gradient(policy, damping=1e-3))
     return reinforce(policy, environment, LEAVE_ONE_OUT, updates=updates) | {"optimizer": optimizer}
