@@ -143,6 +143,10 @@ def test_k3_near_the_reference_keeps_its_digits_in_float32():
     np.testing.assert_allclose(found, exact, rtol=1e-6)
     plain = jax.grad(lambda x: jnp.sum(jnp.exp(reference - x) - 1 - (reference - x)))(logs)
     assert np.max(np.abs(np.asarray(plain, np.float64) / exact - 1)) > 1e-5
+    nearer = reference + jnp.array([[1e-6, -3e-6, 2e-6]], jnp.float32)
+    x = np.asarray(nearer, np.float64) + 1
+    value = -objectives.objective(nearer, zeros, ones, **options)
+    np.testing.assert_allclose(value, np.sum(x**2 / 2 - x**3 / 6), rtol=1e-6)  # expm1(−x) + x is 2 % off
 
 
 def test_settings_are_leaves_that_may_be_mapped_over():

@@ -10,6 +10,7 @@ from logderiv._core.arrays import alike
 from logderiv._core.tables import table
 from logderiv.estimators.importance import effective_sample_size
 from logderiv.estimators.objectives.aggregation import answers_of, boolean
+from logderiv.estimators.objectives.regularizers import k3
 
 
 class Differences(NamedTuple):
@@ -133,19 +134,8 @@ def _differences(logs: jax.Array, counted: jax.Array) -> Differences:
         mean=mean(jnp.abs(logs)),
         largest=jnp.max(jnp.where(counted, jnp.abs(logs), 0), initial=0.0),
         k1=mean(-logs),
-        k3=mean(_beyond_first_order(logs)),
+        k3=mean(k3(-logs)),
         chi_squared=mean(jnp.square(jnp.expm1(logs))),
         effective=jnp.where(jnp.max(weights) == -jnp.inf, 0, effective),
         mass=mean(jnp.exp(logs)),
     )
-
-
-def _beyond_first_order(d: jax.Array) -> jax.Array:
-    """eᵈ − 1 − d; near 0, where the difference has no digits, by its series d²/2 (1 + d/3 (1 + d/4 (1 + ...)))."""
-    near = jnp.abs(d) < 0.5
-    small = jnp.where(near, d, 0)
-    series = jnp.ones_like(d)
-    for k in range(16, 2, -1):
-        series = 1 + small / k * series
-    d = jnp.where(near, 0.5, d)
-    return jnp.where(near, jnp.square(small) / 2 * series, jnp.expm1(d) - d)
