@@ -191,9 +191,15 @@ WEIGHED = jnp.array([[0.5, 2.0, 1.0]])
 
 
 @pytest.mark.parametrize(
-    "estimate", [ld.log_prob, lambda params, policy, tau: ld.weighted_log_prob(params, policy, tau, WEIGHED)]
+    ("estimate", "expected"),
+    [
+        (ld.log_prob, -jnp.inf),
+        (lambda params, policy, tau: ld.weighted_log_prob(params, policy, tau, WEIGHED), -jnp.inf),
+        (lambda params, policy, tau: ld.weighted_log_prob(params, policy, tau, -WEIGHED), jnp.inf),
+    ],
+    ids=["log P", "weighted", "negative weights"],
 )
-def test_an_impossible_action_leaves_the_derivatives_of_the_other_steps(estimate):
+def test_an_impossible_action_leaves_the_derivatives_of_the_other_steps(estimate, expected):
     """Counted and step by step; the wrong twin replaces the sum by `jnp.where`, which has no derivative."""
     logits = jnp.array([[0.3, -0.2], [1.0, 0.5]])
     possible = trajectory(observations=jnp.array([[0, 1, 1]]), actions=jnp.array([[1, 0, 1]]))
@@ -203,7 +209,7 @@ def test_an_impossible_action_leaves_the_derivatives_of_the_other_steps(estimate
         return jax.jit(jax.value_and_grad(lambda p, tau: estimate(p, policy, tau).sum()))(logits, tau)
 
     counted, stepwise, others = found(ld.tabular_softmax, tau), found(STEPWISE, tau), found(STEPWISE, possible)
-    assert counted[0] == stepwise[0] == -jnp.inf
+    assert counted[0] == stepwise[0] == expected
     np.testing.assert_allclose(counted[1], stepwise[1], rtol=1e-14)
     assert np.abs(counted[1]).min() > 0
     np.testing.assert_allclose(counted[1][0], others[1][0], rtol=1e-14)  # that of the first step is untouched

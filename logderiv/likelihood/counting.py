@@ -59,7 +59,8 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     Args:
         logits: θ, shape `(S, A)`.
         states: Any shape; one out of range, on a step that counts, makes the value NaN.
-        actions: Same shape; one out of range, on a step that counts, makes the value `-inf`, and leaves the derivatives of the other steps.
+        actions: Same shape; one out of range, on a step that counts, makes the value `-inf`, `+inf` where its weight
+            is negative, and leaves the derivatives of the other steps.
         weights: Same shape; detached. 0 or False for steps that do not count, whatever their state and action.
 
     Returns:
@@ -72,7 +73,10 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
     total = jnp.sum(jnp.where(counts == 0, jnp.zeros_like(terms), terms))  # a masked action never taken: 0 * -inf
 
     def outside(x: jax.Array, size: int) -> jax.Array:
-        return jnp.any(counted & ((x < 0) | (x >= size)))
+        return counted & ((x < 0) | (x >= size))
 
-    total += jnp.where(outside(actions, logits.shape[1]), -jnp.inf, 0)  # added: the other steps keep their derivatives
-    return nan_unless(~outside(states, logits.shape[0]), total)
+    infinite = jnp.copysign(jnp.inf, -lax.stop_gradient(weights).astype(logs.dtype))
+    total += jnp.sum(
+        jnp.where(outside(actions, logits.shape[1]), infinite, 0)
+    )  # the other steps keep their derivatives
+    return nan_unless(~jnp.any(outside(states, logits.shape[0])), total)
