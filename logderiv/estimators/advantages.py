@@ -305,13 +305,14 @@ class Standardized(Transformed):
         over, counts = averaged(weights, batch, self.per)
         count, epsilon = jnp.maximum(jnp.sum(counts), 1), jnp.asarray(self.epsilon, weights.dtype)
         # Relative to one of them, so that equal weights are 0 and others keep their digits; in units of a power of two, as a square might overflow.
-        size, origin = jnp.max(jnp.abs(weights)), over.ravel()[jnp.argmax(counts)]
+        size, counted = jnp.max(jnp.abs(weights)), counts > 0
+        origin = jnp.where(jnp.any(counted), jnp.max(over, where=counted, initial=-jnp.inf), 0)
         exponent = jnp.frexp(jnp.maximum(size, epsilon))[1]
         most = jnp.finfo(size.dtype).maxexp - 8  # beyond which the reciprocal of the unit has no number
         unit = jnp.ldexp(jnp.ones_like(size), jnp.clip(exponent, -most, most))
         weights, over = (x / unit - origin / unit for x in (weights, over))
-        mean = jnp.sum(jnp.where(counts > 0, over, 0)) / count
-        squares = jnp.sum(jnp.where(counts > 0, jnp.square(over - mean), 0))
+        mean = jnp.sum(over, where=counted) / count
+        squares = jnp.sum(jnp.square(over - mean), where=counted)
         deviation = beyond_rounding(jnp.sqrt(squares / jnp.maximum(count - self.ddof, 1)), size / unit)
         scale = jnp.where(deviation == 0, jnp.inf, deviation + epsilon / unit)
         return jnp.where(batch.valid, (weights - mean) / scale, 0), targets, state
