@@ -264,18 +264,7 @@ def learning_curves(
     check.between(0, 1, open_left=True, open_right=True, level=level)
     check.finite(or_none=True, threshold=threshold)
     check.shape((), hint="one height", threshold=np.asarray(threshold))
-    if isinstance(getattr(curves, "metrics", curves), Metrics):
-        curves = {"training": curves}
-    if not isinstance(curves, Mapping):
-        received = type(curves).__name__
-        raise TypeError(f"curves: expected names and their returns, or what train returned, received {received}.")
-    metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
-    metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
-    if steps is None and metrics.keys() == curves.keys():
-        steps = {name: np.cumsum(np.atleast_2d(found.num_steps), axis=-1) for name, found in metrics.items()}
-    if steps is not None and (missing := sorted(set(curves) - set(steps))):
-        raise ValueError(f"steps: expected those of every curve, {sorted(curves)}, received none of {missing}.")
-    curves = dict(curves) | {name: np.atleast_2d(found.mean_return) for name, found in metrics.items()}
+    curves, steps = _returns_and_steps(curves, steps)
     for index, (name, values) in enumerate(curves.items()):
         values = np.asarray(values, float)
         if values.ndim not in (2, 3):
@@ -302,6 +291,22 @@ def learning_curves(
     ax.set(xlabel="update" if steps is None else "environment steps", ylabel="mean return")
     ax.legend(frameon=False)
     return ax
+
+
+def _returns_and_steps(curves: Any, steps: Mapping[str, Any] | None) -> tuple[dict[str, Any], Mapping[str, Any] | None]:
+    """Each name's returns, and the steps of all: those given, or, of training alone, its own; `None` for none."""
+    if isinstance(getattr(curves, "metrics", curves), Metrics):
+        curves = {"training": curves}
+    if not isinstance(curves, Mapping):
+        received = type(curves).__name__
+        raise TypeError(f"curves: expected names and their returns, or what train returned, received {received}.")
+    metrics = {name: getattr(curve, "metrics", curve) for name, curve in curves.items()}
+    metrics = {name: found for name, found in metrics.items() if isinstance(found, Metrics)}
+    if steps is None and metrics.keys() == curves.keys():
+        steps = {name: np.cumsum(np.atleast_2d(found.num_steps), axis=-1) for name, found in metrics.items()}
+    if steps is not None and (missing := sorted(set(curves) - set(steps))):
+        raise ValueError(f"steps: expected those of every curve, {sorted(curves)}, received none of {missing}.")
+    return dict(curves) | {name: np.atleast_2d(found.mean_return) for name, found in metrics.items()}, steps
 
 
 def _common_grid(name: str, values: np.ndarray, positions: np.ndarray, *, interpolate: bool) -> tuple[Any, Any]:
