@@ -8,9 +8,8 @@ import jax.numpy as jnp
 from logderiv._core import check
 from logderiv._core.arrays import accumulator_dtype, expand, widest
 
-_ROUNDING = (
-    4  # a deviation of so many units in the last place of the numbers is none: 1e6 +- 1 still has one in float32
-)
+# A deviation of so many units in the last place of the numbers is none; 1e6 +- 1 still has one in float32.
+_ROUNDING = 4
 
 
 class RunningMoments(NamedTuple):

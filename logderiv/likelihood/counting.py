@@ -76,7 +76,6 @@ def from_visits(logits: jax.Array, states: jax.Array, actions: jax.Array, weight
         return counted & ((x < 0) | (x >= size))
 
     infinite = jnp.copysign(jnp.inf, -lax.stop_gradient(weights).astype(logs.dtype))
-    total += jnp.sum(
-        jnp.where(outside(actions, logits.shape[1]), infinite, 0)
-    )  # the other steps keep their derivatives
+    # Added, so that the other steps keep their derivatives.
+    total += jnp.sum(jnp.where(outside(actions, logits.shape[1]), infinite, 0))
     return nan_unless(~jnp.any(outside(states, logits.shape[0])), total)
